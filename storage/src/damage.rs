@@ -1,0 +1,34 @@
+//! Places in the log that were found damaged: counted once each, and said once each in the log.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+/// Remembered places; beyond this many, a place that is found again is counted again.
+const REMEMBERED_MAX: usize = 65_536;
+
+#[derive(Debug, Default)]
+pub(crate) struct DamageLog {
+    seen: Mutex<HashSet<(u64, u32)>>,
+    count: AtomicU64,
+}
+
+impl DamageLog {
+    pub(crate) fn report(&self, sequence: u64, offset: u32) {
+        let mut seen = self.seen.lock();
+        if seen.contains(&(sequence, offset)) {
+            return;
+        }
+        if seen.len() < REMEMBERED_MAX {
+            seen.insert((sequence, offset));
+        }
+        drop(seen);
+        self.count.fetch_add(1, Ordering::Relaxed);
+        tracing::error!("a record is damaged and is not served: segment {sequence:016x}.log, offset {offset}");
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+}

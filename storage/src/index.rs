@@ -1,0 +1,256 @@
+//! Where the newest record of each key lies: a striped hash table of 8-byte entries, and the table of segments.
+//!
+//! ```text
+//! entry   63        40 39             23 22            0
+//!         tag of hash  segment's slot    offset / 8
+//! ```
+//!
+//! The key itself stays in the log and is compared there. A stripe is a partition of the key space; its lock is held for
+//! one look-up or one change.
+//!
+//! Invariants:
+//! 1. An entry names a slot that holds a segment, and an offset of a record that is wholly written there.
+//! 2. A segment leaves its slot only when no entry names it: compaction moves every entry first, each under the lock of
+//!    its stripe. So while a stripe's lock is held, the segments that its entries name stay.
+//! 3. At most one entry a key, except beside an entry whose record's header is damaged, of which nobody can tell the key.
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use hashbrown::HashTable;
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::hash::{KeyHash, PARTITIONS, TAG_BITS};
+use crate::record::{ALIGN, Record};
+use crate::segment::{SEGMENT_MAX, Segment};
+
+const OFFSET_BITS: u32 = 23;
+const SLOT_BITS: u32 = 17;
+/// Segments that can exist at once: 8 TiB of 64 MiB.
+pub(crate) const SLOTS: usize = 1 << SLOT_BITS;
+
+const _: () = assert!(OFFSET_BITS + SLOT_BITS + TAG_BITS == 64);
+const _: () = assert!(SEGMENT_MAX as u64 == (ALIGN as u64) << OFFSET_BITS);
+
+/// One entry: tag, slot and offset, as the module says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry(u64);
+
+impl Entry {
+    pub(crate) fn new(hash: KeyHash, slot: u32, offset: u32) -> Self {
+        debug_assert!((slot as usize) < SLOTS && offset.is_multiple_of(ALIGN as u32) && offset < SEGMENT_MAX);
+        let place = (u64::from(slot) << OFFSET_BITS) | u64::from(offset / ALIGN as u32);
+        Self((u64::from(hash.tag()) << (OFFSET_BITS + SLOT_BITS)) | place)
+    }
+
+    const fn tag(self) -> u32 {
+        (self.0 >> (OFFSET_BITS + SLOT_BITS)) as u32
+    }
+
+    const fn slot(self) -> u32 {
+        ((self.0 >> OFFSET_BITS) & ((1 << SLOT_BITS) - 1)) as u32
+    }
+
+    pub(crate) const fn offset(self) -> u32 {
+        (self.0 & ((1 << OFFSET_BITS) - 1)) as u32 * ALIGN as u32
+    }
+
+    /// A hash for the table from what the entry keeps: the low bits choose the bucket, the top seven the control byte,
+    /// and the tag supplies both from different ends.
+    const fn spread(tag: u32) -> u64 {
+        tag as u64 | ((tag as u64) << 40)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Partition {
+    entries: HashTable<Entry>,
+    tombstones: u32,
+}
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Stripe(Mutex<Partition>);
+
+pub(crate) struct Index {
+    stripes: Box<[Stripe]>,
+    segments: Box<[AtomicPtr<Segment>]>,
+}
+
+/// A stripe under its lock.
+pub(crate) struct Locked<'a> {
+    index: &'a Index,
+    partition: MutexGuard<'a, Partition>,
+}
+
+/// A key's entry and the record it names.
+pub(crate) struct Hit<'a> {
+    pub(crate) entry: Entry,
+    pub(crate) segment: &'a Segment,
+    /// Header and key are intact.
+    pub(crate) record: Record<'a>,
+}
+
+pub(crate) enum Find<'a> {
+    Hit(Hit<'a>),
+    /// No intact record has this key, but a damaged one may: its entry.
+    Damaged(Entry, &'a Segment),
+    Miss,
+}
+
+impl Index {
+    pub(crate) fn new() -> Self {
+        Self {
+            stripes: (0..PARTITIONS).map(|_| Stripe::default()).collect(),
+            segments: (0..SLOTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
+        }
+    }
+
+    /// Makes room for `keys` keys in all, so that loading them does not grow every table several times.
+    pub(crate) fn reserve(&self, keys: u64) {
+        // Partitions differ by the square root of their size; a twelfth more saves most of them the growth.
+        let each = keys / PARTITIONS as u64;
+        let each = (each + each / 12 + 1) as usize;
+        for stripe in &self.stripes {
+            stripe.0.lock().entries.reserve(each, |entry| Entry::spread(entry.tag()));
+        }
+    }
+
+    /// Puts a segment into its slot, which is empty.
+    pub(crate) fn install(&self, segment: Arc<Segment>) {
+        let slot = segment.slot as usize;
+        let old = self.segments[slot].swap(Arc::into_raw(segment).cast_mut(), Ordering::AcqRel);
+        assert!(old.is_null(), "slot {slot} is taken");
+    }
+
+    /// Empties a slot. The caller has moved every entry that named it (invariant 2).
+    #[allow(unsafe_code)]
+    pub(crate) fn retire(&self, slot: u32) -> Arc<Segment> {
+        let old = self.segments[slot as usize].swap(ptr::null_mut(), Ordering::AcqRel);
+        assert!(!old.is_null(), "slot {slot} is empty");
+        // SAFETY: the pointer came from `Arc::into_raw` in `install`, and the swap took it out, so this is done once.
+        unsafe { Arc::from_raw(old) }
+    }
+
+    /// The stripe of a hash, locked.
+    #[inline]
+    pub(crate) fn lock(&self, hash: KeyHash) -> Locked<'_> {
+        Locked { index: self, partition: self.stripes[hash.partition()].0.lock() }
+    }
+
+    /// (entries, entries that are tombstones).
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        self.stripes.iter().fold((0, 0), |(entries, tombstones), stripe| {
+            let partition = stripe.0.lock();
+            (entries + partition.entries.len() as u64, tombstones + u64::from(partition.tombstones))
+        })
+    }
+}
+
+impl Drop for Index {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        for slot in &mut self.segments {
+            let segment = *slot.get_mut();
+            if !segment.is_null() {
+                // SAFETY: from `Arc::into_raw` in `install`; `&mut self` says that nobody looks any more.
+                drop(unsafe { Arc::from_raw(segment) });
+            }
+        }
+    }
+}
+
+impl Locked<'_> {
+    #[allow(unsafe_code)]
+    #[inline]
+    fn segment(&self, entry: Entry) -> &Segment {
+        let segment = self.index.segments[entry.slot() as usize].load(Ordering::Acquire);
+        debug_assert!(!segment.is_null());
+        // SAFETY: `entry` is in this stripe and its lock is held: invariants 1 and 2 keep the segment in its slot for
+        // as long as `self` is borrowed.
+        unsafe { &*segment }
+    }
+
+    /// A reference of one's own to the segment of a hit, for reading on after the lock is gone.
+    #[allow(unsafe_code)]
+    pub(crate) fn pin(segment: &Segment) -> Arc<Segment> {
+        // SAFETY: a `&Segment` from `Locked` points into the `Arc` that `install` was given, which the slot keeps.
+        unsafe {
+            Arc::increment_strong_count(ptr::from_ref(segment));
+            Arc::from_raw(ptr::from_ref(segment))
+        }
+    }
+
+    /// Looks a key up.
+    #[inline]
+    pub(crate) fn find(&self, hash: KeyHash, key: &[u8]) -> Find<'_> {
+        let tag = hash.tag();
+        let mut damaged = None;
+        let hit = self.partition.entries.find(Entry::spread(tag), |entry| {
+            if entry.tag() != tag {
+                return false;
+            }
+            let segment = self.segment(*entry);
+            let record = segment.record(entry.offset()).ok();
+            if record.is_some_and(|record| record.key() == key && segment.header_intact(entry.offset(), &record)) {
+                return true;
+            }
+            if !record.is_some_and(|record| segment.header_intact(entry.offset(), &record)) {
+                damaged = Some(*entry);
+            }
+            false
+        });
+        match (hit, damaged) {
+            (Some(&entry), _) => {
+                let segment = self.segment(entry);
+                match segment.record(entry.offset()) {
+                    Ok(record) => Find::Hit(Hit { entry, segment, record }),
+                    Err(_) => Find::Damaged(entry, segment),
+                }
+            }
+            (None, Some(entry)) => Find::Damaged(entry, self.segment(entry)),
+            (None, None) => Find::Miss,
+        }
+    }
+
+    /// Whether any entry has the tag of this hash: if not, the key is new.
+    pub(crate) fn has_tag(&self, hash: KeyHash) -> bool {
+        let tag = hash.tag();
+        self.partition.entries.find(Entry::spread(tag), |entry| entry.tag() == tag).is_some()
+    }
+
+    /// Whether this very place is what the index names.
+    pub(crate) fn names(&self, hash: KeyHash, slot: u32, offset: u32) -> bool {
+        let wanted = Entry::new(hash, slot, offset);
+        self.partition.entries.find(Entry::spread(wanted.tag()), |entry| *entry == wanted).is_some()
+    }
+
+    /// Adds an entry for a key that has none.
+    pub(crate) fn insert(&mut self, entry: Entry, tombstone: bool) {
+        let hash = Entry::spread(entry.tag());
+        self.partition.entries.insert_unique(hash, entry, |entry| Entry::spread(entry.tag()));
+        self.partition.tombstones += u32::from(tombstone);
+    }
+
+    /// Puts `new` in the place of `old`, which is there.
+    pub(crate) fn replace(&mut self, old: Entry, new: Entry, was_tombstone: bool, is_tombstone: bool) {
+        debug_assert_eq!(old.tag(), new.tag());
+        let place = self.partition.entries.find_mut(Entry::spread(old.tag()), |entry| *entry == old);
+        *place.expect("the entry to replace is there, its stripe is locked") = new;
+        self.partition.tombstones += u32::from(is_tombstone);
+        self.partition.tombstones -= u32::from(was_tombstone);
+    }
+
+    /// Takes an entry out, if it is there.
+    pub(crate) fn remove(&mut self, entry: Entry, tombstone: bool) -> bool {
+        match self.partition.entries.find_entry(Entry::spread(entry.tag()), |e| *e == entry) {
+            Ok(place) => {
+                place.remove();
+                self.partition.tombstones -= u32::from(tombstone);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}

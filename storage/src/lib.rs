@@ -1,0 +1,62 @@
+//! An embeddable key-value engine: an append-only, memory-mapped log with an in-memory index.
+//!
+//! Keys are 1 to 4096 bytes, values up to a maximum that the opener chooses (16 MiB by default). Each record has a
+//! [`Version`]; the newest wins, in whatever order versions arrive. Deletes are tombstones, values can expire. What was
+//! written survives the end of the process at any instant; what survives a power loss is the [`SyncMode`].
+//!
+//! The engine knows no network and no async runtime, and the time comes from its caller. It is shared between threads:
+//! each thread that writes has a [`Writer`] with a log of its own; reads go from any thread to any record.
+//!
+//! ```
+//! use koltso_storage::{Lookup, Options, Store, Value, Version};
+//!
+//! # let dir = tempfile::tempdir()?;
+//! let (store, _) = Store::open(Options::new(dir.path()))?;
+//! let mut writer = store.writer()?;
+//! writer.put(b"planet", b"Mars", Version::new(1, 0), 0)?;
+//! let length = store.get(b"planet", 0, |found| match found {
+//!     Lookup::Found(_, Value::Inline(bytes)) => bytes.len(),
+//!     _ => 0,
+//! });
+//! assert_eq!(length, 4);
+//! drop(writer);
+//! store.close()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! What is left out, and what that costs: no transactions over several keys, no compare-and-set, no compression. The
+//! index is in memory, 10 to 20 bytes a key. Data larger than memory works by paging, and then a read can stall its
+//! thread for a page fault. The bytes on disk are in `docs/log-format.md`.
+
+mod background;
+mod compact;
+mod damage;
+mod disk;
+mod folder;
+mod hash;
+mod index;
+mod log;
+mod order;
+mod record;
+mod recovery;
+mod scan;
+mod segment;
+mod sidecar;
+mod store;
+mod version;
+
+pub use disk::{Disk, RealDisk, Space};
+pub use folder::{FOLDER_FORMAT, Folder, FolderError};
+pub use hash::{KeyHash, PARTITIONS};
+pub use log::{SyncBatch, Writer};
+pub use record::KEY_MAX;
+#[doc(hidden)]
+pub use record::fuzz_record;
+#[doc(hidden)]
+pub use recovery::fuzz_scan;
+pub use scan::{Cursor, ScanError};
+pub use store::{
+    Applied, INLINE_MAX, Lookup, OpenError, Options, Pinned, Recovered, Stats, Store, SyncMode, Unverified,
+    VALUE_MAX_LIMIT, Value, WriteError,
+};
+pub use version::Version;

@@ -1,0 +1,296 @@
+//! Bringing the index back: sealed segments from their sidecars, the others by reading them through.
+//!
+//! What a place that is no intact record means depends on what follows it in the segment:
+//!
+//! | header and key | value | an intact record follows | verdict |
+//! |---|---|---|---|
+//! | intact | intact | | a record |
+//! | intact | not | yes | damaged: the index names it, so that it answers "damaged" and not with an older version |
+//! | intact | not | no | torn: cut off |
+//! | not | | yes | damaged, and nobody can say which key: counted, skipped |
+//! | not, or zeros | | no | the end; what is not zero there is torn and cut off |
+//!
+//! "Cut off" means that it does not count as written. Nobody appends to a recovered segment, so it is never reached again.
+//! Bounds: one pass over each unsealed segment, two threads or as many as there are cores.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::Version;
+use crate::damage::DamageLog;
+use crate::folder::Folder;
+use crate::hash::KeyHash;
+use crate::index::{Entry, Find, Index, SLOTS};
+use crate::record::{ALIGN, Record};
+use crate::segment::{HeaderError, SEGMENT_HEADER, Segment, path_of};
+use crate::sidecar::Sidecar;
+use crate::store::{OpenError, Recovered};
+
+pub(crate) struct Found {
+    pub(crate) segments: Vec<Arc<Segment>>,
+    pub(crate) unsealed: Vec<Arc<Segment>>,
+    pub(crate) next_sequence: u64,
+    pub(crate) summary: Recovered,
+}
+
+/// What reading a segment through found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Scan {
+    /// Offsets of records with an intact header, ascending.
+    pub(crate) offsets: Vec<u32>,
+    /// Of these, the ones whose value is damaged, and places where a header is.
+    pub(crate) damaged: Vec<u32>,
+    /// Where the records end.
+    pub(crate) end: u32,
+    /// Bytes after the end that are not zero, as far as a torn record reaches.
+    pub(crate) torn: u32,
+}
+
+/// Reads `bytes`, the file from its start, through as records that begin below `limit`; `salt` is the segment's.
+pub(crate) fn scan(bytes: &[u8], limit: usize, salt: u32) -> Scan {
+    let mut scan = Scan { end: SEGMENT_HEADER, ..Scan::default() };
+    // Since the last intact record: what is only damage if another intact one follows.
+    let mut doubtful: Vec<(u32, bool)> = Vec::new();
+    let mut at = SEGMENT_HEADER as usize;
+    while at < limit {
+        match Record::checked(&bytes[at..], crate::record::seed(salt, at as u32)) {
+            Ok(record) => {
+                let end = at + record.size();
+                if record.value_intact() {
+                    for (offset, header_intact) in doubtful.drain(..) {
+                        if header_intact {
+                            scan.offsets.push(offset);
+                        }
+                        scan.damaged.push(offset);
+                    }
+                    scan.offsets.push(at as u32);
+                    scan.end = end.min(bytes.len()) as u32;
+                } else {
+                    doubtful.push((at as u32, true));
+                }
+                at = end;
+            }
+            Err(_) => {
+                if doubtful.last().is_none_or(|&(_, header_intact)| header_intact) {
+                    doubtful.push((at as u32, false));
+                }
+                at = next_candidate(&bytes[..limit], at + ALIGN);
+            }
+        }
+    }
+    let rest = &bytes[(scan.end as usize).min(limit)..limit];
+    let torn_end = rest.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
+    scan.torn = torn_end as u32;
+    scan
+}
+
+/// The next place that is not zeros.
+fn next_candidate(bytes: &[u8], from: usize) -> usize {
+    let mut at = from;
+    while at + ALIGN <= bytes.len() && bytes[at..at + ALIGN] == [0; ALIGN] {
+        at += ALIGN;
+    }
+    // A header may begin with zeros in theory; its checksum is in the first four bytes, and both checksums being zero
+    // takes an empty value and a one in 2^32 chance. Going back one unit would not help then: the clock follows.
+    at
+}
+
+fn sequences(folder: &Folder) -> std::io::Result<Vec<u64>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder.path())? {
+        let path = entry?.path();
+        let is_log = path.extension().is_some_and(|e| e == "log");
+        let stem = path.file_stem().and_then(|s| s.to_str()).filter(|s| s.len() == 16);
+        if let (true, Some(sequence)) = (is_log, stem.and_then(|s| u64::from_str_radix(s, 16).ok())) {
+            found.push(sequence);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+struct Opened {
+    segment: Arc<Segment>,
+    scan: Option<Scan>,
+    newest_clock: u64,
+}
+
+fn open_one(folder: &Folder, slot: u32, sequence: u64, damage: &DamageLog) -> Result<Option<Opened>, OpenError> {
+    let segment = match Segment::open(folder.path(), slot, sequence) {
+        Ok(segment) => segment,
+        Err(HeaderError::Damaged) => {
+            let empty = std::fs::metadata(path_of(folder.path(), sequence, "log")).is_ok_and(|m| m.len() == 0);
+            if !empty {
+                damage.report(sequence, 0);
+            }
+            return Ok(None);
+        }
+        Err(newer @ HeaderError::Newer(_)) => {
+            return Err(OpenError::NewerSegment { segment: sequence, reason: newer.to_string() });
+        }
+        Err(HeaderError::Io(error)) => {
+            return Err(OpenError::Io { folder: folder.path().to_path_buf(), error });
+        }
+    };
+    if let Some(sidecar) = Sidecar::open(folder.path(), &segment) {
+        segment.set_written(sidecar.data_end.max(SEGMENT_HEADER));
+        let newest_clock = sidecar.newest_clock;
+        segment.note_clock(sidecar.oldest_clock);
+        if sidecar.damaged > 0 {
+            tracing::warn!("segment {sequence:016x}.log had {} damaged records when it was sealed", sidecar.damaged);
+        }
+        segment.attach(sidecar);
+        return Ok(Some(Opened { segment: Arc::new(segment), scan: None, newest_clock }));
+    }
+    let end = segment.data_end();
+    let mut scan = scan(segment.recovery_bytes(), end as usize, segment.salt());
+    segment.set_written(scan.end);
+    let mut newest_clock = 0;
+    for &offset in &scan.offsets {
+        if let Ok(record) = segment.record(offset) {
+            newest_clock = newest_clock.max(record.version().clock);
+            segment.note_clock(record.version().clock);
+        }
+    }
+    for &offset in &scan.damaged {
+        damage.report(sequence, offset);
+        segment.quarantined.store(true, Ordering::Relaxed);
+    }
+    segment.order.recover(&segment, std::mem::take(&mut scan.offsets), scan.damaged.len() as u32);
+    Ok(Some(Opened { segment: Arc::new(segment), scan: Some(scan), newest_clock }))
+}
+
+/// Runs `work` for each number below `count` on all cores.
+fn in_parallel(count: usize, work: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 16).min(count.max(1));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    work(number);
+                }
+            });
+        }
+    });
+}
+
+pub(crate) fn recover(folder: &Folder, index: &Index, damage: &DamageLog) -> Result<Found, OpenError> {
+    let io_error = |error| OpenError::Io { folder: folder.path().to_path_buf(), error };
+    let sequences = sequences(folder).map_err(io_error)?;
+    if sequences.len() >= SLOTS {
+        return Err(OpenError::Option(format!(
+            "{} segments are more than the {SLOTS} a node can hold",
+            sequences.len()
+        )));
+    }
+    let next_sequence = sequences.last().map_or(1, |last| last + 1);
+    let opened = Mutex::new(Vec::new());
+    let failed = Mutex::new(None);
+    in_parallel(sequences.len(), |number| match open_one(folder, number as u32, sequences[number], damage) {
+        Ok(Some(one)) => opened.lock().push(one),
+        Ok(None) => {}
+        Err(e) => *failed.lock() = Some(e),
+    });
+    if let Some(error) = failed.into_inner() {
+        return Err(error);
+    }
+    let mut opened = opened.into_inner();
+    opened.sort_unstable_by_key(|one| one.segment.sequence);
+    // Nothing in it: as good as never made.
+    opened.retain(|one| {
+        let empty = one.segment.written() == SEGMENT_HEADER && !one.segment.quarantined.load(Ordering::Relaxed);
+        if empty && let Err(e) = one.segment.unlink() {
+            tracing::warn!("an empty segment cannot be removed: {e}");
+        }
+        !empty
+    });
+    let keys: u64 = opened
+        .iter()
+        .map(|one| one.segment.sidecar().map_or(one.segment.order.recovered_len(), |s| u64::from(s.len())))
+        .sum();
+    index.reserve(keys);
+    for one in &opened {
+        index.install(one.segment.clone());
+    }
+    in_parallel(opened.len(), |number| load(index, &opened[number].segment));
+
+    let mut summary = Recovered { segments: opened.len() as u64, damaged: damage.count(), ..Recovered::default() };
+    let mut unsealed = Vec::new();
+    for one in &opened {
+        summary.newest_clock = summary.newest_clock.max(one.newest_clock);
+        if let Some(scan) = &one.scan {
+            summary.scanned += 1;
+            summary.torn_bytes += u64::from(scan.torn);
+            unsealed.push(one.segment.clone());
+        }
+    }
+    summary.keys = index.counts().0;
+    let segments = opened.into_iter().map(|one| one.segment).collect();
+    Ok(Found { segments, unsealed, next_sequence, summary })
+}
+
+/// Puts a segment's records into the index, where they are the newest.
+fn load(index: &Index, segment: &Arc<Segment>) {
+    match segment.sidecar() {
+        Some(sidecar) => {
+            for entry in sidecar.entries() {
+                admit(index, segment, entry.hash, entry.offset, entry.size, entry.tombstone);
+            }
+        }
+        None => segment.order.for_each_recovered(|offset| {
+            if let Ok(record) = segment.record(offset) {
+                let hash = KeyHash::of(record.key());
+                admit(index, segment, hash, offset, record.size() as u32, record.is_tombstone());
+            }
+        }),
+    }
+}
+
+fn admit(index: &Index, segment: &Segment, hash: KeyHash, offset: u32, size: u32, tombstone: bool) {
+    if offset >= segment.written() || !offset.is_multiple_of(ALIGN as u32) {
+        return;
+    }
+    let entry = Entry::new(hash, segment.slot, offset);
+    let mut stripe = index.lock(hash);
+    // Only a key whose tag is there already has to be read: most are new, and their records stay untouched on disk.
+    if stripe.has_tag(hash) {
+        let (key, version) = match segment.record(offset) {
+            Ok(record) if segment.header_intact(offset, &record) => (record.key(), record.version()),
+            _ => (&[][..], Version::default()),
+        };
+        if !key.is_empty()
+            && let Find::Hit(hit) = stripe.find(hash, key)
+        {
+            if hit.record.version() >= version {
+                return;
+            }
+            hit.segment.live_bytes.fetch_sub(hit.record.size() as u64, Ordering::Relaxed);
+            let (old, was_tombstone) = (hit.entry, hit.record.is_tombstone());
+            stripe.replace(old, entry, was_tombstone, tombstone);
+            segment.live_bytes.fetch_add(u64::from(size), Ordering::Relaxed);
+            return;
+        }
+    }
+    stripe.insert(entry, tombstone);
+    segment.live_bytes.fetch_add(u64::from(size), Ordering::Relaxed);
+}
+
+/// Reads arbitrary bytes through as a segment, for fuzzing: offsets found, damaged, end.
+#[doc(hidden)]
+#[must_use]
+pub fn fuzz_scan(bytes: &[u8], salt: u32) -> (usize, usize, u32) {
+    if bytes.len() < SEGMENT_HEADER as usize {
+        return (0, 0, 0);
+    }
+    let scan = scan(bytes, bytes.len(), salt);
+    assert!(scan.end as usize <= bytes.len());
+    assert!(scan.offsets.windows(2).all(|pair| pair[0] < pair[1]));
+    (scan.offsets.len(), scan.damaged.len(), scan.end)
+}

@@ -1,0 +1,242 @@
+//! A sorted range as a cursor: a merge of the key orders of all segments, each key checked against the index.
+//!
+//! A cursor sees the segments of the moment it was opened and holds them. What it returns for a key is what the index
+//! names when it comes to that key. So a record that was live when the cursor was opened and is not overwritten appears
+//! exactly once, also when compaction moves it meanwhile; an overwritten one appears once, with some version of it.
+//! Holding old segments costs disk space, so a cursor that is kept long should be [`Cursor::refresh`]ed.
+//!
+//! Bounds: some 100 bytes a segment, plus the sort of at most a few megabytes of log when it is opened. A record that is
+//! damaged is left out and reported.
+
+use std::sync::Arc;
+
+use crate::hash::KeyHash;
+use crate::index::Find;
+use crate::order::{RUN, Run};
+use crate::segment::Segment;
+use crate::sidecar::lower_bound;
+use crate::store::{Lookup, Shared, Value};
+
+/// Log that a cursor sorts itself when it is opened; more than this behind, and the sealing thread has to catch up first.
+const BEHIND_MAX: u32 = 4 * RUN;
+/// Records are asked for from memory this many entries ahead.
+const PREFETCH: u32 = 6;
+
+/// Why a range cannot be read now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScanError {
+    /// The newest part of the log is still being sorted; it takes well below a second.
+    #[error("the newest records are still being sorted")]
+    NotReady,
+}
+
+#[derive(Debug)]
+enum Keys {
+    Sidecar,
+    Run(Run),
+}
+
+/// One sorted list of records, and where the cursor is in it.
+#[derive(Debug)]
+struct Source {
+    segment: Arc<Segment>,
+    keys: Keys,
+    next: u32,
+    len: u32,
+    /// Of the current record.
+    hash: Option<KeyHash>,
+    offset: u32,
+    prefix: u64,
+}
+
+/// A range that is being read, see the module.
+pub struct Cursor {
+    shared: Arc<Shared>,
+    /// A binary heap, the least key at the root.
+    heap: Vec<Source>,
+    end: Option<Vec<u8>>,
+    /// The key returned last.
+    last: Vec<u8>,
+    started: bool,
+}
+
+impl Source {
+    fn open(segment: &Arc<Segment>, keys: Keys, start: &[u8]) -> Option<Self> {
+        let (len, next) = match &keys {
+            Keys::Sidecar => {
+                let sidecar = segment.sidecar()?;
+                (sidecar.len(), sidecar.lower_bound(segment, start))
+            }
+            Keys::Run(run) => {
+                let len = run.len() as u32;
+                (len, lower_bound(segment, len, |index| run[index as usize], start))
+            }
+        };
+        let mut source = Self { segment: segment.clone(), keys, next, len, hash: None, offset: 0, prefix: 0 };
+        source.advance().then_some(source)
+    }
+
+    fn offset_at(&self, index: u32) -> (u32, Option<KeyHash>) {
+        match &self.keys {
+            Keys::Run(run) => (run[index as usize], None),
+            Keys::Sidecar => {
+                let entry = self.segment.sidecar().expect("a sidecar stays attached").entry(index);
+                (entry.offset, Some(entry.hash))
+            }
+        }
+    }
+
+    /// Goes to the next intact record; `false` at the end.
+    fn advance(&mut self) -> bool {
+        while self.next < self.len {
+            (self.offset, self.hash) = self.offset_at(self.next);
+            self.next += 1;
+            if self.next + PREFETCH < self.len {
+                self.segment.prefetch(self.offset_at(self.next + PREFETCH).0);
+            }
+            if let Ok(record) = self.segment.record(self.offset)
+                && self.segment.header_intact(self.offset, &record)
+            {
+                let mut bytes = [0; 8];
+                let len = record.key().len().min(8);
+                bytes[..len].copy_from_slice(&record.key()[..len]);
+                self.prefix = u64::from_be_bytes(bytes);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn key(&self) -> &[u8] {
+        self.segment.record(self.offset).map_or(&[], |record| record.key())
+    }
+
+    fn is_before(&self, other: &Self) -> bool {
+        match self.prefix.cmp(&other.prefix) {
+            std::cmp::Ordering::Equal => self.key() < other.key(),
+            unequal => unequal.is_lt(),
+        }
+    }
+}
+
+fn sources(shared: &Shared, start: &[u8]) -> Result<Vec<Source>, ScanError> {
+    // The list is taken whole under its lock. A segment made after that holds only what is written, or moved by
+    // compaction, later: moved records are also in the segment they were moved from, which the list has.
+    let segments = shared.segments.lock().clone();
+    let mut sources = Vec::with_capacity(segments.len() + 8);
+    for segment in &segments {
+        if segment.sidecar().is_some() {
+            sources.extend(Source::open(segment, Keys::Sidecar, start));
+            continue;
+        }
+        match segment.order.snapshot(segment, BEHIND_MAX) {
+            Some(runs) => {
+                sources.extend(runs.into_iter().filter_map(|run| Source::open(segment, Keys::Run(run), start)));
+            }
+            // Sealed between the two looks.
+            None if segment.sidecar().is_some() => sources.extend(Source::open(segment, Keys::Sidecar, start)),
+            None => return Err(ScanError::NotReady),
+        }
+    }
+    Ok(sources)
+}
+
+impl Cursor {
+    pub(crate) fn open(shared: Arc<Shared>, start: &[u8], end: Option<&[u8]>) -> Result<Self, ScanError> {
+        let sources = sources(&shared, start)?;
+        let mut cursor =
+            Self { shared, heap: sources, end: end.map(<[u8]>::to_vec), last: start.to_vec(), started: false };
+        cursor.heapify();
+        Ok(cursor)
+    }
+
+    /// Goes on after the last returned key with the segments of this moment, and lets the old ones go.
+    ///
+    /// # Errors
+    /// [`ScanError::NotReady`]; the cursor is as before then.
+    pub fn refresh(&mut self) -> Result<(), ScanError> {
+        let mut start = self.last.clone();
+        if self.started {
+            start.push(0);
+        }
+        self.heap = sources(&self.shared, &start)?;
+        self.heapify();
+        Ok(())
+    }
+
+    /// The next live record: its key and value go to `read`, under the lock of the key's stripe. `None` at the end.
+    pub fn next<R>(&mut self, now_ms: u64, read: impl FnOnce(&[u8], Value<'_>) -> R) -> Option<R> {
+        let mut read = Some(read);
+        loop {
+            let source = self.heap.first()?;
+            let segment = source.segment.clone();
+            let (offset, known_hash) = (source.offset, source.hash);
+            let Ok(record) = segment.record(offset) else {
+                self.step();
+                continue;
+            };
+            let key = record.key();
+            if self.started && key == self.last {
+                self.step();
+                continue;
+            }
+            if self.end.as_deref().is_some_and(|end| key >= end) {
+                return None;
+            }
+            self.started = true;
+            self.last.clear();
+            self.last.extend_from_slice(key);
+            self.step();
+
+            let hash = known_hash.unwrap_or_else(|| KeyHash::of(key));
+            let stripe = self.shared.index.lock(hash);
+            let found = if stripe.names(hash, segment.slot, offset) {
+                self.shared.lookup(&segment, offset, &record, now_ms)
+            } else {
+                match stripe.find(hash, key) {
+                    Find::Hit(hit) => {
+                        let looked = self.shared.lookup(hit.segment, hit.entry.offset(), &hit.record, now_ms);
+                        if let (Lookup::Found(_, value), Some(read)) = (looked, read.take()) {
+                            return Some(read(key, value));
+                        }
+                        Lookup::Absent(None)
+                    }
+                    Find::Damaged(..) | Find::Miss => Lookup::Absent(None),
+                }
+            };
+            if let (Lookup::Found(_, value), Some(read)) = (found, read.take()) {
+                return Some(read(key, value));
+            }
+        }
+    }
+
+    /// Moves the source at the root on and puts it where it belongs.
+    fn step(&mut self) {
+        if !self.heap[0].advance() {
+            self.heap.swap_remove(0);
+        }
+        self.sift_down(0);
+    }
+
+    fn heapify(&mut self) {
+        for at in (0..self.heap.len() / 2).rev() {
+            self.sift_down(at);
+        }
+    }
+
+    fn sift_down(&mut self, mut at: usize) {
+        loop {
+            let mut least = at;
+            for child in [2 * at + 1, 2 * at + 2] {
+                if child < self.heap.len() && self.heap[child].is_before(&self.heap[least]) {
+                    least = child;
+                }
+            }
+            if least == at {
+                return;
+            }
+            self.heap.swap(at, least);
+            at = least;
+        }
+    }
+}
