@@ -1,0 +1,15 @@
+//! HTTP/1.1 as bytes: request heads, query strings, chunked bodies, answers.
+//!
+//! Owner: none, these are functions and small state machines. Bounds: every length that comes from outside is compared
+//! with a limit given by the caller. Absent: I/O, clock, randomness. Tested in each file, by properties where input is hostile.
+
+pub mod chunked;
+pub mod date;
+pub mod head;
+pub mod query;
+pub mod reply;
+mod status;
+
+pub use date::Date;
+pub use head::{BadRequest, Framing, Head, Method, Parsed, Version};
+pub use reply::{Reply, ReplyContext};

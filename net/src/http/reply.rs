@@ -1,0 +1,304 @@
+//! Answers as bytes, written into a buffer without allocation or formatting machinery.
+//!
+//! [`ReplyContext`] is what an answer must know of its request: a small copy that a future can carry away and write an
+//! answer with later. [`Reply`] is the same bound to the connection's output buffer, for answers that are ready at once.
+//!
+//! Invariants:
+//! 1. An answer is one status line, `Date`, `Connection` where it says something, the headers, an empty line, the body.
+//! 2. After `HEAD`, no body byte is written, though `Content-Length` says what `GET` would have sent.
+//! 3. `204` and `304` carry neither `Content-Length` nor body.
+//!
+//! The status line says HTTP/1.1 also to HTTP/1.0 clients (RFC 9110, 6.2); what they would not understand is not sent.
+//! Tested below.
+
+use super::date::{DATE_LENGTH, Date};
+use super::head::{Head, Method, Version};
+use super::status;
+
+const OCTETS: &[u8] = b"Content-Type: application/octet-stream\r\n";
+const TEXT: &[u8] = b"Content-Type: text/plain; charset=utf-8\r\n";
+
+/// What an answer must know of its request.
+#[derive(Debug, Clone, Copy)]
+pub struct ReplyContext {
+    /// The client's version.
+    pub version: Version,
+    /// The request is a `HEAD`: no body follows.
+    pub head: bool,
+    /// The connection stays open after the answer.
+    pub keep_alive: bool,
+    date: [u8; DATE_LENGTH],
+}
+
+impl ReplyContext {
+    /// The context of an answer to `request`, sent at `date`.
+    #[inline]
+    #[must_use]
+    pub fn new(request: &Head<'_>, date: &Date) -> Self {
+        Self {
+            version: request.version,
+            head: request.method == Method::Head,
+            keep_alive: request.keep_alive,
+            date: *date.text(),
+        }
+    }
+
+    /// The context of an answer to something that could not be read as a request.
+    #[must_use]
+    pub fn unread(date: &Date) -> Self {
+        Self { version: Version::Http11, head: false, keep_alive: false, date: *date.text() }
+    }
+
+    /// Begins an answer: status line, `Date`, `Connection`. Headers follow with [`header`](Self::header), then
+    /// [`end`](Self::end) or [`end_with_body`](Self::end_with_body).
+    #[inline]
+    pub fn begin(&self, out: &mut Vec<u8>, code: u16) {
+        match status::beginning(code) {
+            Some(beginning) => out.extend_from_slice(beginning),
+            None => {
+                out.extend_from_slice(b"HTTP/1.1 ");
+                number(out, code.into());
+                out.extend_from_slice(b" Unknown\r\nDate: ");
+            }
+        }
+        out.extend_from_slice(&self.date);
+        out.extend_from_slice(match (self.keep_alive, self.version) {
+            (true, Version::Http11) => b"\r\n".as_slice(),
+            (true, Version::Http10) => b"\r\nConnection: keep-alive\r\n",
+            (false, _) => b"\r\nConnection: close\r\n",
+        });
+    }
+
+    /// One header line. Name and value must be free of CR, LF and NUL: they are the program's, not the client's.
+    #[inline]
+    pub fn header(&self, out: &mut Vec<u8>, name: &str, value: &[u8]) {
+        debug_assert!(!value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// Ends the head of an answer whose framing has been written, or that has none.
+    #[inline]
+    pub fn end(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// Ends the head with `Content-Length` and writes the body, unless the request is a `HEAD`.
+    #[inline]
+    pub fn end_with_body(&self, out: &mut Vec<u8>, body: &[u8]) {
+        self.end_with_length(out, body.len() as u64);
+        if !self.head {
+            out.extend_from_slice(body);
+        }
+    }
+
+    /// Ends the head with `Content-Length`; the body is sent by somebody else.
+    #[inline]
+    pub fn end_with_length(&self, out: &mut Vec<u8>, length: u64) {
+        out.extend_from_slice(b"Content-Length: ");
+        number(out, length);
+        out.extend_from_slice(b"\r\n\r\n");
+    }
+
+    /// An answer without a body.
+    #[inline]
+    pub fn empty(&self, out: &mut Vec<u8>, code: u16) {
+        self.begin(out, code);
+        match code {
+            204 | 304 => self.end(out),
+            _ => self.end_with_length(out, 0),
+        }
+    }
+
+    /// An error: one plain sentence as text.
+    pub fn error(&self, out: &mut Vec<u8>, code: u16, sentence: &str) {
+        self.begin(out, code);
+        self.end_error(out, sentence);
+    }
+
+    /// An error with one more header, such as `Allow` or `Retry-After`.
+    pub fn error_with(&self, out: &mut Vec<u8>, code: u16, name: &str, value: &str, sentence: &str) {
+        self.begin(out, code);
+        self.header(out, name, value.as_bytes());
+        self.end_error(out, sentence);
+    }
+
+    fn end_error(&self, out: &mut Vec<u8>, sentence: &str) {
+        out.extend_from_slice(TEXT);
+        self.end_with_length(out, sentence.len() as u64 + 1);
+        if !self.head {
+            out.extend_from_slice(sentence.as_bytes());
+            out.push(b'\n');
+        }
+    }
+
+    /// `200` with a value. `etag` is the tag with its quotes.
+    #[inline]
+    pub fn value(&self, out: &mut Vec<u8>, etag: &[u8], body: &[u8]) {
+        self.value_head(out, etag, body.len() as u64);
+        if !self.head {
+            out.extend_from_slice(body);
+        }
+    }
+
+    /// The head of a `200` with a value that is sent separately. `etag` is the tag with its quotes.
+    #[inline]
+    pub fn value_head(&self, out: &mut Vec<u8>, etag: &[u8], content_length: u64) {
+        self.begin(out, 200);
+        out.extend_from_slice(OCTETS);
+        self.header(out, "ETag", etag);
+        self.end_with_length(out, content_length);
+    }
+
+    /// The head of a `200` whose length is not known: chunked, or delimited by closing for an HTTP/1.0 client.
+    pub fn stream_head(&self, out: &mut Vec<u8>, content_type: &str) {
+        let delimited_by_close =
+            Self { keep_alive: self.keep_alive && self.version == Version::Http11, ..*self };
+        delimited_by_close.begin(out, 200);
+        self.header(out, "Content-Type", content_type.as_bytes());
+        if self.version == Version::Http11 {
+            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        }
+        self.end(out);
+    }
+
+    /// `304` with the tag, which has its quotes.
+    pub fn not_modified(&self, out: &mut Vec<u8>, etag: &[u8]) {
+        self.begin(out, 304);
+        self.header(out, "ETag", etag);
+        self.end(out);
+    }
+
+    /// A text answer, for people.
+    pub fn text(&self, out: &mut Vec<u8>, code: u16, text: &str) {
+        self.begin(out, code);
+        out.extend_from_slice(TEXT);
+        self.end_with_body(out, text.as_bytes());
+    }
+}
+
+#[inline]
+fn number(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// An answer on its way into the connection's output buffer.
+#[derive(Debug)]
+pub struct Reply<'a> {
+    out: &'a mut Vec<u8>,
+    context: ReplyContext,
+    tag: u16,
+}
+
+impl<'a> Reply<'a> {
+    /// An answer that will be appended to `out`.
+    #[inline]
+    #[must_use]
+    pub fn new(out: &'a mut Vec<u8>, context: ReplyContext) -> Self {
+        Self { out, context, tag: 0 }
+    }
+
+    /// A copy that can be carried away to write the answer later.
+    #[inline]
+    #[must_use]
+    pub fn context(&self) -> ReplyContext {
+        self.context
+    }
+
+    /// Marks the answer for `Service::finished`. 0 until set.
+    #[inline]
+    pub fn tag(&mut self, tag: u16) {
+        self.tag = tag;
+    }
+
+    /// The mark.
+    #[inline]
+    #[must_use]
+    pub fn tagged(&self) -> u16 {
+        self.tag
+    }
+
+    /// The connection closes after this answer. To be called before the answer is written.
+    pub fn close(&mut self) {
+        self.context.keep_alive = false;
+    }
+
+    /// The output buffer, for what the methods here do not cover; see [`ReplyContext::begin`].
+    #[inline]
+    pub fn buffer(&mut self) -> &mut Vec<u8> {
+        self.out
+    }
+
+    /// Begins an answer; see [`ReplyContext::begin`].
+    #[inline]
+    pub fn begin(&mut self, code: u16) {
+        self.context.begin(self.out, code);
+    }
+
+    /// One header line; see [`ReplyContext::header`].
+    #[inline]
+    pub fn header(&mut self, name: &str, value: &[u8]) {
+        self.context.header(self.out, name, value);
+    }
+
+    /// Ends the head with `Content-Length` and writes the body; see [`ReplyContext::end_with_body`].
+    #[inline]
+    pub fn end_with_body(&mut self, body: &[u8]) {
+        self.context.end_with_body(self.out, body);
+    }
+
+    /// Ends the head with `Content-Length` for a body sent as `Outcome::Value`.
+    #[inline]
+    pub fn end_with_length(&mut self, length: u64) {
+        self.context.end_with_length(self.out, length);
+    }
+
+    /// An answer without a body.
+    #[inline]
+    pub fn empty(&mut self, code: u16) {
+        self.context.empty(self.out, code);
+    }
+
+    /// An error: one plain sentence as text.
+    pub fn error(&mut self, code: u16, sentence: &str) {
+        self.context.error(self.out, code, sentence);
+    }
+
+    /// An error with one more header, such as `Allow` or `Retry-After`.
+    pub fn error_with(&mut self, code: u16, name: &str, value: &str, sentence: &str) {
+        self.context.error_with(self.out, code, name, value, sentence);
+    }
+
+    /// `200` with a value that is copied into the buffer. `etag` is the tag with its quotes.
+    #[inline]
+    pub fn value(&mut self, etag: &[u8], body: &[u8]) {
+        self.context.value(self.out, etag, body);
+    }
+
+    /// The head of a `200` whose value follows as `Outcome::Value`. `etag` is the tag with its quotes.
+    #[inline]
+    pub fn value_head(&mut self, etag: &[u8], content_length: u64) {
+        self.context.value_head(self.out, etag, content_length);
+    }
+
+    /// The head of a `200` whose body follows as `Outcome::Stream`.
+    pub fn stream_head(&mut self, content_type: &str) {
+        self.context.stream_head(self.out, content_type);
+    }
+
+    /// `304` with the tag, which has its quotes.
+    pub fn not_modified(&mut self, etag: &[u8]) {
+        self.context.not_modified(self.out, etag);
+    }
+
+    /// A text answer, for people.
+    pub fn text(&mut self, code: u16, text: &str) {
+        self.context.text(self.out, code, text);
+    }
+}
+
+#[cfg(test)]
+#[path = "reply_tests.rs"]
+mod tests;

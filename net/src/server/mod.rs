@@ -1,0 +1,136 @@
+//! The server: accept loops, connections, deadlines, limits, drain, over monoio (io_uring or epoll).
+//!
+//! Owner: [`serve`] runs on one core and everything it makes stays there; [`Shared`] is all that cores have in common.
+//! The runtime must have its timer enabled.
+//!
+//! Invariants:
+//! 1. Answers leave in the order of their requests.
+//! 2. No read, write or accept is dropped in flight: deadlines shut the socket down and the operation ends by itself.
+//! 3. Whatever a connection holds is bounded: read buffer, output, body, requests in flight, time in each phase.
+//!
+//! Deliberately absent: a timer for each request, `select` over I/O, locks on a request's way, TLS.
+//! Tested in `tests/` over real sockets on both drivers.
+
+mod answers;
+mod body;
+mod connection;
+mod core;
+mod deadlines;
+mod output;
+mod requests;
+mod service;
+mod shared;
+mod sink;
+mod sys;
+
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use service::{Admit, Answer, Event, Fill, Outcome, Service, Source};
+pub use shared::Shared;
+pub use sink::Sink;
+
+use self::core::Core;
+
+/// Pause after a failed accept: enough for descriptors to come back, too short to be noticed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often a drain looks whether the last connection is gone.
+const DRAIN_STEP: Duration = Duration::from_millis(5);
+/// What connections get to end after they have been shut down hard.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+/// The limits of a server. What happens past each is said with it, and is an [`Event`].
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of a request head; past it `431`.
+    pub header_max: usize,
+    /// Bytes of a request body; past it `413`.
+    pub body_max: usize,
+    /// Connections of the process; past it new ones are closed at accept.
+    pub connections_max: usize,
+    /// From a request's first byte to its last (`408`), and without progress in sending an answer (closed).
+    pub request_timeout: Duration,
+    /// Between requests; then the connection is closed.
+    pub idle_timeout: Duration,
+    /// Requests of a core whose answer is not wholly sent; past it `503` with `Retry-After: 1`.
+    pub requests_in_flight_max: usize,
+    /// Bytes of request bodies being collected on a core; past it `503` with `Retry-After: 1`.
+    pub body_bytes_max: usize,
+    /// What is in flight when draining begins gets this long; then it is shut down.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            header_max: 16 * 1024,
+            body_max: 16 * 1024 * 1024,
+            connections_max: 10_000,
+            request_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            requests_in_flight_max: 4096,
+            body_bytes_max: 256 * 1024 * 1024,
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves connections from `listener` on the current runtime until [`Shared::drain`] and the end of what was in flight.
+///
+/// # Errors
+/// Only if the listener cannot be used at all; failures to accept are logged and survived.
+pub async fn serve<S: Service>(
+    listener: TcpListener,
+    service: Rc<S>,
+    limits: Limits,
+    shared: Arc<Shared>,
+) -> io::Result<()> {
+    // io_uring waits in a blocking accept and reports EAGAIN from another; epoll is the other way round.
+    listener.set_nonblocking(monoio::utils::is_legacy())?;
+    shared.register(&listener)?;
+    let listener = monoio::net::TcpListener::from_std(listener)?;
+    let core = Rc::new(Core::new(service, limits, shared));
+
+    let mut complained: Option<Instant> = None;
+    while !core.shared.draining() {
+        match listener.accept().await {
+            Ok((stream, _)) if !core.shared.draining() => core.accepted(stream),
+            Ok(_) => {}
+            Err(_) if core.shared.draining() => {}
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => {
+                if complained.is_none_or(|then| then.elapsed() >= Duration::from_secs(1)) {
+                    tracing::warn!(%error, "cannot accept connections");
+                    complained = Some(Instant::now());
+                }
+                monoio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    drain(&core).await;
+    Ok(())
+}
+
+async fn drain<S: Service>(core: &Core<S>) {
+    let begun = Instant::now();
+    let mut hard = false;
+    loop {
+        core.sweep();
+        if core.connections() == 0 {
+            return;
+        }
+        if !hard && begun.elapsed() >= core.limits.drain_timeout {
+            hard = true;
+            core.deadlines.cut_all();
+        }
+        if begun.elapsed() >= core.limits.drain_timeout + DRAIN_GRACE {
+            tracing::warn!(connections = core.connections(), "left unfinished by the drain");
+            return;
+        }
+        monoio::time::sleep(DRAIN_STEP).await;
+    }
+}

@@ -1,0 +1,210 @@
+//! A connection's output: sending a batch of answers, streaming a body, lingering before a close.
+//!
+//! The usual batch leaves in one `send` from the connection's own turn, without waiting for the ring; only what the socket's
+//! buffer does not take goes through the driver, in slices of at most [`WRITE_MAX`] so that progress renews the deadline.
+//!
+//! Bounds: a batch (see `answers.rs`) and the values it pins. Tested in `tests/connection.rs` and `tests/stream.rs`.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use monoio::buf::{IoBuf, IoBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent};
+
+use super::answers::Part;
+use super::connection::{Connection, Gone};
+use super::deadlines::Phase;
+use super::{Event, Fill, Service, Sink, Source, sys};
+use crate::http::{ReplyContext, Version};
+
+/// Most bytes in one write.
+const WRITE_MAX: usize = 1024 * 1024;
+/// Most bytes read and thrown away while lingering.
+const LINGER_BYTES_MAX: usize = 1024 * 1024;
+/// The buffer for it.
+const LINGER_BUFFER: usize = 16 * 1024;
+
+impl<S: Service> Connection<S> {
+    /// Sends the answers of the batch and tells the service. A batch without answers is nothing.
+    #[inline]
+    pub(super) async fn flush(&mut self) -> Result<(), Gone> {
+        if !self.answers.is_empty() {
+            if self.answers.parts.is_empty() {
+                let mut bytes = std::mem::take(&mut self.answers.bytes);
+                self.send(&mut bytes, false).await?;
+                self.answers.bytes = bytes;
+            } else {
+                self.send_parts().await?;
+            }
+            let now = Instant::now();
+            let elapsed = now.saturating_duration_since(self.now);
+            self.now = now;
+            for tag in &self.answers.tags {
+                self.seat.core.service.finished(*tag, elapsed);
+            }
+            self.seat.end_requests(self.answers.tags.len());
+            self.answers.clear();
+        }
+        self.seat.core.give_answers(std::mem::take(&mut self.answers));
+        Ok(())
+    }
+
+    /// Awaits what is not ready and sends everything in order, in as few writes as there are values, and one.
+    async fn send_parts(&mut self) -> Result<(), Gone> {
+        let parts = std::mem::take(&mut self.answers.parts);
+        let core = std::rc::Rc::clone(&self.seat.core);
+        let mut joined = core.take_answers();
+        let mut from = 0;
+        for (at, part) in parts {
+            joined.bytes.extend_from_slice(&self.answers.bytes[from..at]);
+            from = at;
+            let value = match part {
+                Part::Value(value) => Some(value),
+                Part::Later { future, request, head } => {
+                    self.seat.deadline.set(Phase::Working, self.now);
+                    let answer = future.await;
+                    self.answers.tags[request] = answer.tag;
+                    joined.bytes.extend_from_slice(&answer.head_and_body);
+                    answer.value.filter(|value| !head && !value.is_empty())
+                }
+            };
+            if let Some(value) = value {
+                self.send(&mut joined.bytes, true).await?;
+                joined.bytes.clear();
+                self.send_value(value).await?;
+            }
+        }
+        joined.bytes.extend_from_slice(&self.answers.bytes[from..]);
+        self.send(&mut joined.bytes, false).await?;
+        joined.clear();
+        core.give_answers(joined);
+        Ok(())
+    }
+
+    /// Sends all of `bytes`. `more` says that more follows at once.
+    #[inline]
+    pub(super) async fn send(&mut self, bytes: &mut Vec<u8>, more: bool) -> Result<(), Gone> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let sent = self.send_now(bytes, more)?;
+        if sent < bytes.len() {
+            *bytes = self.send_rest(std::mem::take(bytes), sent).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_value(&mut self, value: Bytes) -> Result<(), Gone> {
+        let sent = self.send_now(&value[..value.len().min(WRITE_MAX)], false)?;
+        if sent < value.len() {
+            self.send_rest(value, sent).await?;
+        }
+        Ok(())
+    }
+
+    /// What the socket takes without waiting.
+    #[inline]
+    fn send_now(&mut self, bytes: &[u8], more: bool) -> Result<usize, Gone> {
+        match sys::send(self.fd, bytes, more) {
+            Ok(sent) => {
+                self.seat.core.service.event(Event::BytesOut(sent));
+                Ok(sent)
+            }
+            Err(error) if may_go_on(&error) => Ok(0),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    /// What the socket takes as the client reads.
+    async fn send_rest<B: IoBuf>(&mut self, mut bytes: B, mut sent: usize) -> Result<B, Gone> {
+        let length = bytes.bytes_init();
+        self.seat.deadline.set(Phase::Writing, Instant::now());
+        while sent < length {
+            let slice = bytes.slice(sent..length.min(sent + WRITE_MAX));
+            let (result, slice) = self.stream.write(slice).await;
+            bytes = slice.into_inner();
+            match result {
+                Ok(0) => return Err(Gone),
+                Ok(more) => {
+                    sent += more;
+                    self.seat.core.service.event(Event::BytesOut(more));
+                    self.seat.deadline.set(Phase::Writing, Instant::now());
+                }
+                Err(error) if may_go_on(&error) => {}
+                Err(_) => return Err(Gone),
+            }
+        }
+        self.seat.deadline.set(Phase::Working, self.now);
+        Ok(bytes)
+    }
+
+    /// Streams a body, whose head is in the batch, piece by piece, each with a turn for everybody else.
+    pub(super) async fn stream(
+        &mut self,
+        mut source: Box<dyn Source>,
+        context: ReplyContext,
+        tag: u16,
+    ) -> Result<(), Gone> {
+        let chunked = context.version == Version::Http11;
+        let read_at = self.now;
+        loop {
+            if self.answers.bytes.capacity() == 0 {
+                self.answers = self.seat.core.take_answers();
+            }
+            match source.fill(&mut Sink::new(&mut self.answers, chunked)) {
+                Fill::More => {
+                    self.flush().await?;
+                    self.seat.deadline.set(Phase::Working, self.now);
+                    self.seat.core.yield_turn().await;
+                }
+                Fill::Wait(pause) => {
+                    self.flush().await?;
+                    self.seat.deadline.set(Phase::Working, self.now);
+                    monoio::time::sleep(pause.max(Duration::from_millis(1))).await;
+                }
+                Fill::End => {
+                    if chunked {
+                        self.answers.bytes.extend_from_slice(b"0\r\n\r\n");
+                    }
+                    self.flush().await?;
+                    self.seat.end_requests(1);
+                    self.seat.core.service.finished(tag, read_at.elapsed());
+                    return Ok(());
+                }
+                Fill::Abort => {
+                    self.flush().await?;
+                    if !chunked {
+                        // The end of the connection would look like the end of the body.
+                        sys::reset_on_close(self.fd);
+                    }
+                    return Err(Gone);
+                }
+            }
+        }
+    }
+
+    /// Reads over what a client still sends after its last answer: closing at once would make the kernel send a reset,
+    /// and that can destroy the answer before the client has read it (RFC 9112, 9.6).
+    pub(super) async fn linger(mut self) {
+        sys::shutdown(self.fd, libc::SHUT_WR);
+        self.seat.deadline.set(Phase::Lingering, Instant::now());
+        let mut buffer = Vec::with_capacity(LINGER_BUFFER);
+        let mut discarded = 0;
+        while discarded < LINGER_BYTES_MAX {
+            let (result, back) = self.stream.read(buffer.slice_mut(0..LINGER_BUFFER)).await;
+            buffer = back.into_inner();
+            match result {
+                Ok(0) => return,
+                Ok(more) => discarded += more,
+                Err(error) if may_go_on(&error) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// The operation can be tried again.
+pub(super) fn may_go_on(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted)
+}
+

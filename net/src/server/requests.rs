@@ -1,0 +1,234 @@
+//! From bytes in the read buffer to calls of the service, and the answers that the connection gives by itself.
+//!
+//! Nothing here waits: [`Connection::handle`] goes through the buffer until it needs something that only the connection's
+//! task can give. Tested in `tests/connection.rs` and `tests/limits.rs`.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+
+use super::answers::Answers;
+use super::connection::{Connection, Next};
+use super::core::{Core, Seat};
+use super::{Event, Outcome, Service, sys};
+use crate::http::chunked::Decoder;
+use crate::http::head::{self, BadRequest};
+use crate::http::{Framing, Head, Parsed, Reply, ReplyContext, Version};
+
+/// What became of a request that the service was called for.
+pub(super) enum Called {
+    /// Answered; the connection goes on.
+    Next,
+    /// Answered, or about to be: see [`Next`].
+    Other(Next),
+    /// To be handed off, from its first byte.
+    HandOff,
+}
+
+impl<S: Service> Connection<S> {
+    /// Handles whole requests from the buffer until there is none, the batch is full, or something else is to be done.
+    pub(super) fn handle(&mut self) -> Next {
+        if self.start == self.buffer.len() {
+            return Next::Read;
+        }
+        let core = Rc::clone(&self.seat.core);
+        let limits = &core.limits;
+        let date = core.date();
+        if self.answers.bytes.capacity() == 0 {
+            self.answers = core.take_answers();
+        }
+        loop {
+            let bytes = &self.buffer[self.start..];
+            if bytes.is_empty() {
+                return Next::Read;
+            }
+            if self.answers.full() {
+                return Next::Flush;
+            }
+            // A head ends in a line feed: without a new one there is no need to parse again, and a client that sends byte
+            // by byte costs no more than another.
+            if self.scanned > 0
+                && bytes.len() <= limits.header_max
+                && !bytes[self.scanned..].contains(&b'\n')
+            {
+                return Next::Read;
+            }
+            let head = match head::parse(bytes, limits.header_max) {
+                Parsed::Complete(head) => head,
+                Parsed::Partial => return Next::Read,
+                Parsed::Bad(bad) => {
+                    return refuse(&core, &mut self.answers, ReplyContext::unread(&date), &bad);
+                }
+            };
+            let mut context = ReplyContext::new(&head, &date);
+            context.keep_alive &= !core.shared.draining();
+            let rest = &bytes[head.head_len..];
+            let decoded;
+            let (body, body_len) = match head.body {
+                Framing::None => (&[][..], 0),
+                Framing::Length(length) if length > limits.body_max as u64 => {
+                    let bad = too_large(length, limits.body_max);
+                    return refuse(&core, &mut self.answers, context, &bad);
+                }
+                Framing::Length(length) if length <= rest.len() as u64 => {
+                    let length = length as usize;
+                    (&rest[..length], length)
+                }
+                Framing::Length(_) => return Next::Body,
+                Framing::Chunked => {
+                    let mut data = Vec::new();
+                    match Decoder::new(limits.body_max).feed(rest, &mut data) {
+                        Ok(progress) if progress.done => {
+                            decoded = data;
+                            (&decoded[..], progress.consumed)
+                        }
+                        Ok(_) => return Next::Body,
+                        Err(error) => {
+                            return refuse(&core, &mut self.answers, context, &error.into());
+                        }
+                    }
+                }
+            };
+            let length = head.head_len + body_len;
+            let called = call(&core, &mut self.seat, &mut self.answers, context, &head, body);
+            match called {
+                Called::Next => self.consume(length),
+                Called::HandOff => return Next::HandOff(bytes.to_vec()),
+                Called::Other(next) => {
+                    self.consume(length);
+                    return self.close_or_linger(next);
+                }
+            }
+        }
+    }
+
+    /// A close with input left must linger, or the answer may be lost.
+    pub(super) fn close_or_linger(&self, next: Next) -> Next {
+        match next {
+            Next::Close if self.start < self.buffer.len() || self.seat.core.shared.draining() => {
+                Next::Linger
+            }
+            next => next,
+        }
+    }
+
+    /// The request did not come in time: says so and ends the connection.
+    pub(super) async fn refuse_late(mut self) {
+        let core = Rc::clone(&self.seat.core);
+        let bad = BadRequest {
+            status: 408,
+            sentence: Cow::Owned(format!(
+                "The request was not complete {} ms after its first byte.",
+                core.limits.request_timeout.as_millis()
+            )),
+        };
+        refuse(&core, &mut self.answers, ReplyContext::unread(&core.date()), &bad);
+        if self.flush().await.is_ok() {
+            self.linger().await;
+        }
+    }
+
+    /// Gives the socket away.
+    pub(super) fn hand_off(self, read_so_far: Vec<u8>) {
+        let service = Rc::clone(&self.seat.core.service);
+        drop(self.seat);
+        service.hand_off(sys::into_std(self.stream), read_so_far);
+    }
+}
+
+/// Calls the service for a whole request.
+#[inline]
+pub(super) fn call<S: Service>(
+    core: &Core<S>,
+    seat: &mut Seat<S>,
+    answers: &mut Answers,
+    context: ReplyContext,
+    head: &Head<'_>,
+    body: &[u8],
+) -> Called {
+    if core.requests_full() {
+        overloaded(core, answers, context, Overload::Requests);
+        return if context.keep_alive { Called::Next } else { Called::Other(Next::Close) };
+    }
+    let mut reply = Reply::new(&mut answers.bytes, context);
+    let outcome = core.service.call(head, body, &mut reply);
+    let (tag, context) = (reply.tagged(), reply.context());
+    if let Outcome::HandOff = outcome {
+        return Called::HandOff;
+    }
+    seat.begin_request();
+    if let Outcome::Stream(source) = outcome {
+        // A body that ends with the connection leaves no other choice.
+        let keep_alive = context.keep_alive && (context.head || context.version == Version::Http11);
+        let mut context = context;
+        context.keep_alive = keep_alive;
+        if !context.head {
+            return Called::Other(Next::Stream { source, context, tag });
+        }
+        answers.tags.push(tag);
+        return if keep_alive { Called::Next } else { Called::Other(Next::Close) };
+    }
+    answers.tags.push(tag);
+    match outcome {
+        Outcome::Value(value) if !context.head => answers.push_value(value),
+        Outcome::Later(future) => answers.push_later(future, context.head),
+        _ => {}
+    }
+    if context.keep_alive { Called::Next } else { Called::Other(Next::Close) }
+}
+
+/// Answers a request that cannot be served and ends the connection.
+#[cold]
+pub(super) fn refuse<S: Service>(
+    core: &Core<S>,
+    answers: &mut Answers,
+    mut context: ReplyContext,
+    bad: &BadRequest,
+) -> Next {
+    match bad.status {
+        // Counted when the deadline struck.
+        408 => {}
+        413 => core.service.event(Event::BodyTooLarge),
+        431 => core.service.event(Event::HeaderTooLarge),
+        _ => core.service.event(Event::BadRequest),
+    }
+    context.keep_alive = false;
+    context.error(&mut answers.bytes, bad.status, &bad.sentence);
+    Next::Linger
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Overload {
+    Requests,
+    Bodies,
+}
+
+/// Answers `503`: now is better than late.
+#[cold]
+pub(super) fn overloaded<S: Service>(
+    core: &Core<S>,
+    answers: &mut Answers,
+    context: ReplyContext,
+    what: Overload,
+) {
+    core.service.event(Event::Overloaded);
+    let sentence = match what {
+        Overload::Requests => format!(
+            "{} requests are in flight on this core, which is the limit; try again in a second.",
+            core.limits.requests_in_flight_max
+        ),
+        Overload::Bodies => format!(
+            "The request bodies being received on this core would pass the limit of {} bytes; try again in a second.",
+            core.limits.body_bytes_max
+        ),
+    };
+    context.error_with(&mut answers.bytes, 503, "Retry-After", "1", &sentence);
+}
+
+pub(super) fn too_large(length: u64, body_max: usize) -> BadRequest {
+    BadRequest {
+        status: 413,
+        sentence: Cow::Owned(format!(
+            "The body of {length} bytes is larger than the limit of {body_max} bytes."
+        )),
+    }
+}

@@ -1,0 +1,52 @@
+//! The system calls that neither std nor monoio offers on a borrowed descriptor.
+//!
+//! Invariant 1: a descriptor passed here is open and ours, because its owner is borrowed or still in the core's table of
+//! deadlines, from which a connection takes itself out before it closes its socket.
+
+use std::io;
+use std::os::fd::RawFd;
+
+/// Shuts down one or both directions of a socket. Pending operations on it end.
+pub(crate) fn shutdown(fd: RawFd, how: libc::c_int) {
+    // An error says that the peer was faster: nothing is left to be done.
+    // SAFETY: takes no memory; invariant 1.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::shutdown(fd, how)
+    };
+}
+
+/// Sends what fits into the socket's buffer now. `more` says that more follows at once.
+#[inline]
+pub(crate) fn send(fd: RawFd, bytes: &[u8], more: bool) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
+    // SAFETY: reads `bytes.len()` bytes from a live slice, during the call only; invariant 1.
+    #[allow(unsafe_code)]
+    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Makes the coming close a reset, so that the peer cannot take what it got for the whole.
+pub(crate) fn reset_on_close(fd: RawFd) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: reads one `linger`, whose size is given, during the call only; invariant 1.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            std::ptr::from_ref(&linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        )
+    };
+}
+
+/// The socket as a std stream, taken from monoio. No operation on it may be in flight.
+pub(crate) fn into_std(stream: monoio::net::TcpStream) -> std::net::TcpStream {
+    use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+    // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, which passes to the `OwnedFd`.
+    #[allow(unsafe_code)]
+    let owned = unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) };
+    owned.into()
+}

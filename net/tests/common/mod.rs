@@ -1,0 +1,329 @@
+//! A server with a service for tests, on either driver, and a client that speaks raw bytes.
+#![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use koltso_net::http::chunked::Decoder;
+use koltso_net::http::{Head, Reply, query};
+use koltso_net::server::{
+    Admit, Answer, Event, Fill, Limits, Outcome, Service, Shared, Sink, Source, serve,
+};
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    Uring,
+    Legacy,
+}
+
+pub const DRIVERS: [Driver; 2] = [Driver::Uring, Driver::Legacy];
+
+/// What the service has seen.
+#[derive(Default)]
+pub struct Seen {
+    pub events: Mutex<Vec<Event>>,
+    pub finished: Mutex<Vec<u16>>,
+    pub handed_off: Mutex<Vec<(TcpStream, Vec<u8>)>>,
+    pub admitted: Mutex<usize>,
+}
+
+impl Seen {
+    pub fn count(&self, event: Event) -> usize {
+        self.events.lock().unwrap().iter().filter(|seen| **seen == event).count()
+    }
+
+    pub fn finished(&self) -> Vec<u16> {
+        self.finished.lock().unwrap().clone()
+    }
+}
+
+pub struct TestService(Arc<Seen>);
+
+fn number(head: &Head<'_>, name: &str, default: usize) -> usize {
+    query::pairs(head.query)
+        .find(|(known, _)| *known == name)
+        .map_or(default, |(_, value)| value.parse().unwrap())
+}
+
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at * 31 % 251) as u8).collect()
+}
+
+impl Service for TestService {
+    fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit {
+        *self.0.admitted.lock().unwrap() += 1;
+        match head.path {
+            "/refuse" => {
+                reply.tag(77);
+                reply.error(401, "Not you.");
+                Admit::Answered
+            }
+            "/hand-off-early" => Admit::HandOff,
+            _ => Admit::Body,
+        }
+    }
+
+    fn call(&self, head: &Head<'_>, body: &[u8], reply: &mut Reply<'_>) -> Outcome {
+        let tag = number(head, "tag", 0) as u16;
+        reply.tag(tag);
+        let n = number(head, "n", 0);
+        let text = format!("{} {} {}", head.method_name, head.path, head.query);
+        match head.path {
+            "/echo" | "/refuse" => reply.value(b"\"e\"", body),
+            "/value" => {
+                reply.value_head(b"\"v\"", n as u64);
+                return Outcome::Value(Bytes::from(pattern(n)));
+            }
+            "/later" => {
+                let (context, ms) = (reply.context(), number(head, "ms", 0));
+                return Outcome::Later(Box::pin(async move {
+                    if ms > 0 {
+                        monoio::time::sleep(Duration::from_millis(ms as u64)).await;
+                    }
+                    let mut answer = Answer { tag: tag + 1000, ..Answer::default() };
+                    if n > 0 {
+                        context.value_head(&mut answer.head_and_body, b"\"l\"", n as u64);
+                        answer.value = Some(Bytes::from(pattern(n)));
+                    } else {
+                        context.text(&mut answer.head_and_body, 200, &text);
+                    }
+                    answer
+                }));
+            }
+            "/stream" => {
+                reply.stream_head("text/plain");
+                return Outcome::Stream(Box::new(Pieces {
+                    left: n,
+                    size: number(head, "size", 1000),
+                    wait: number(head, "wait", 0) as u64,
+                    abort: number(head, "abort", 0) == 1,
+                }));
+            }
+            "/hand-off" => return Outcome::HandOff,
+            "/close" => {
+                reply.close();
+                reply.text(200, &text);
+            }
+            _ => reply.text(200, &text),
+        }
+        Outcome::Done
+    }
+
+    fn finished(&self, tag: u16, _: Duration) {
+        self.0.finished.lock().unwrap().push(tag);
+    }
+
+    fn event(&self, event: Event) {
+        self.0.events.lock().unwrap().push(event);
+    }
+
+    fn hand_off(&self, socket: TcpStream, read_so_far: Vec<u8>) {
+        self.0.handed_off.lock().unwrap().push((socket, read_so_far));
+    }
+}
+
+/// `left` chunks of `size` bytes of `x`, every other one as a value.
+struct Pieces {
+    left: usize,
+    size: usize,
+    wait: u64,
+    abort: bool,
+}
+
+impl Source for Pieces {
+    fn fill(&mut self, sink: &mut Sink<'_>) -> Fill {
+        while self.left > 0 {
+            self.left -= 1;
+            if self.left.is_multiple_of(2) {
+                sink.chunk_value(b"x", Bytes::from(vec![b'x'; self.size - 1]));
+            } else {
+                sink.chunk(&[b"x", &vec![b'x'; self.size - 1]]);
+            }
+            if self.wait > 0 {
+                return Fill::Wait(Duration::from_millis(self.wait));
+            }
+            if sink.len() >= 64 * 1024 {
+                return Fill::More;
+            }
+        }
+        if self.abort { Fill::Abort } else { Fill::End }
+    }
+}
+
+pub struct Server {
+    pub address: SocketAddr,
+    pub shared: Arc<Shared>,
+    pub seen: Arc<Seen>,
+    thread: Option<JoinHandle<()>>,
+}
+
+pub fn limits() -> Limits {
+    Limits { drain_timeout: Duration::from_millis(500), ..Limits::default() }
+}
+
+impl Server {
+    pub fn start(driver: Driver, limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (shared, seen) = (Shared::new(), Arc::<Seen>::default());
+        let (its_shared, its_seen) = (Arc::clone(&shared), Arc::clone(&seen));
+        let thread = std::thread::spawn(move || {
+            let server = serve(listener, Rc::new(TestService(its_seen)), limits, its_shared);
+            match driver {
+                Driver::Uring => RuntimeBuilder::<IoUringDriver>::new()
+                    .enable_timer()
+                    .build()
+                    .expect("io_uring is needed for this test")
+                    .block_on(server),
+                Driver::Legacy => {
+                    RuntimeBuilder::<LegacyDriver>::new().enable_timer().build().unwrap().block_on(server)
+                }
+            }
+            .unwrap();
+        });
+        Self { address, shared, seen, thread: Some(thread) }
+    }
+
+    pub fn connect(&self) -> Client {
+        let socket = TcpStream::connect(self.address).unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Client { socket, read: Vec::new() }
+    }
+
+    /// Drains and waits for `serve` to return; says how long it took.
+    pub fn stop(&mut self) -> Duration {
+        let begun = Instant::now();
+        self.shared.drain();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+        begun.elapsed()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.stop();
+        }
+    }
+}
+
+/// Waits until `happened`, 5 s at most.
+pub fn eventually(what: &str, happened: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !happened() {
+        assert!(begun.elapsed() < Duration::from_secs(5), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+pub struct Client {
+    pub socket: TcpStream,
+    read: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Response {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, v)| &**v)
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+impl Client {
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
+        self.socket.write_all(bytes.as_ref()).unwrap();
+        self
+    }
+
+    pub fn get(&mut self, target: &str) -> &mut Self {
+        self.send(format!("GET {target} HTTP/1.1\r\nHost: t\r\n\r\n"))
+    }
+
+    fn more(&mut self) -> bool {
+        let mut buffer = [0; 64 * 1024];
+        let n = self.socket.read(&mut buffer).expect("read");
+        self.read.extend_from_slice(&buffer[..n]);
+        n > 0
+    }
+
+    pub fn response(&mut self) -> Response {
+        self.response_to(false)
+    }
+
+    /// Reads one answer; `head` if the request was a `HEAD`.
+    pub fn response_to(&mut self, head: bool) -> Response {
+        loop {
+            let mut headers = [httparse::EMPTY_HEADER; 32];
+            let mut response = httparse::Response::new(&mut headers);
+            if let httparse::Status::Complete(at) = response.parse(&self.read).expect("an answer") {
+                let headers: Vec<(String, String)> = response
+                    .headers
+                    .iter()
+                    .map(|h| (h.name.to_owned(), String::from_utf8(h.value.to_vec()).unwrap()))
+                    .collect();
+                let status = response.code.unwrap();
+                self.read.drain(..at);
+                let mut response = Response { status, headers, body: Vec::new() };
+                if !head && status != 304 && status >= 200 {
+                    response.body = self.body(&response);
+                }
+                return response;
+            }
+            assert!(self.more(), "closed in the middle of: {}", self.read.escape_ascii());
+        }
+    }
+
+    fn body(&mut self, response: &Response) -> Vec<u8> {
+        if response.header("transfer-encoding") == Some("chunked") {
+            let (mut decoder, mut body) = (Decoder::new(usize::MAX), Vec::new());
+            loop {
+                let progress = decoder.feed(&self.read, &mut body).expect("chunks");
+                self.read.drain(..progress.consumed);
+                if progress.done {
+                    return body;
+                }
+                assert!(self.more(), "closed in the middle of a chunked body");
+            }
+        }
+        let length: usize = match response.header("content-length") {
+            Some(length) => length.parse().unwrap(),
+            None => {
+                while self.more() {}
+                self.read.len()
+            }
+        };
+        while self.read.len() < length {
+            assert!(self.more(), "closed in the middle of a body");
+        }
+        self.read.drain(..length).collect()
+    }
+
+    /// The server has closed in an orderly way and sent nothing more.
+    pub fn assert_closed(&mut self) {
+        assert!(!self.more() && self.read.is_empty(), "more came: {}", self.read.escape_ascii());
+    }
+
+    /// The server still answers on this connection.
+    pub fn assert_open(&mut self) {
+        assert_eq!(self.get("/still-open").response().status, 200);
+    }
+}
+

@@ -1,0 +1,82 @@
+//! Koltso: a distributed key-value storage server. This file is the command line; `docs/ARCHITECTURE.md` is the map.
+
+// In a binary, `pub` means "for the other modules".
+#![allow(unreachable_pub)]
+
+mod api;
+mod client;
+mod clock;
+mod commit;
+mod config;
+mod control;
+mod cores;
+mod metrics;
+mod node;
+mod range;
+mod serve;
+mod status;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A distributed key-value storage server for Linux.
+#[derive(Parser)]
+#[command(name = "koltso", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves the HTTP API from a data folder
+    Serve(config::Flags),
+    /// Prints the value of a key; exit code 1 if there is none
+    Get(client::Get),
+    /// Stores a value under a key
+    Put(client::Put),
+    /// Deletes a key
+    Delete(client::Delete),
+    /// Lists the records of a range of keys, on the node that is asked
+    Scan(client::Scan),
+}
+
+/// A wrong flag is one sentence and exit code 2; help and version are not errors.
+fn explain(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let sentence = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing",
+        _ => first.strip_prefix("error: ").unwrap_or(first),
+    };
+    eprintln!("koltso: {} (see koltso --help)", sentence.trim_end_matches(':'));
+    ExitCode::from(2)
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
+    match Cli::try_parse() {
+        Err(error) => explain(&error),
+        Ok(Cli { command }) => match command {
+            Command::Serve(flags) => serve::run(flags),
+            Command::Get(get) => client::run(|| get.run()),
+            Command::Put(put) => client::run(|| put.run()),
+            Command::Delete(delete) => client::run(|| delete.run()),
+            Command::Scan(scan) => client::run(|| scan.run()),
+        },
+    }
+}

@@ -1,0 +1,123 @@
+//! One node of the process: what its cores and its control plane share.
+//!
+//! The engine comes late: listeners serve before it is open, and say so. Owner: the process, behind an `Arc`.
+
+use std::sync::{Arc, OnceLock};
+
+use koltso_net::server::Shared;
+use koltso_storage::{Store, Writer};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::control::Handover;
+use crate::metrics::CoreMetrics;
+
+/// How the data cores wait for the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// io_uring, with the ring flags of this kernel.
+    IoUring(&'static str),
+    /// epoll, where io_uring is refused.
+    Epoll,
+}
+
+impl Runtime {
+    /// As `/status` names it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::IoUring(_) => "io_uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
+struct Engine {
+    store: Arc<Store>,
+    /// One a core, until the core takes it.
+    writers: Mutex<Vec<Option<Writer>>>,
+}
+
+/// The node.
+pub struct Node {
+    /// What it was told.
+    pub config: Config,
+    /// Its versions.
+    pub clock: Clock,
+    /// Its connections, and the order to drain.
+    pub connections: Arc<Shared>,
+    /// One a core.
+    pub metrics: Vec<Arc<CoreMetrics>>,
+    /// How the cores run.
+    pub runtime: Runtime,
+    engine: OnceLock<Engine>,
+    control: mpsc::Sender<Handover>,
+}
+
+impl Node {
+    /// A node whose engine is not open yet.
+    pub fn new(config: Config, runtime: Runtime, control: mpsc::Sender<Handover>) -> Self {
+        let metrics = (0..config.threads).map(|_| Arc::default()).collect();
+        let connections = Shared::new();
+        Self { config, clock: Clock::default(), connections, metrics, runtime, engine: OnceLock::new(), control }
+    }
+
+    /// Number of nodes in the cluster.
+    pub const fn nodes(&self) -> u64 {
+        1
+    }
+
+    /// The engine is open: from now on requests are served. Once.
+    pub fn open(&self, store: Arc<Store>, writers: Vec<Writer>) {
+        let writers = Mutex::new(writers.into_iter().map(Some).collect());
+        let opened = self.engine.set(Engine { store, writers });
+        assert!(opened.is_ok(), "the engine is opened once");
+    }
+
+    /// The engine, once it is open.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.engine.get().map(|engine| &engine.store)
+    }
+
+    /// The engine and a core's writer; the writer can be taken once.
+    pub fn take_writer(&self, core: usize) -> Option<(Arc<Store>, Writer)> {
+        let engine = self.engine.get()?;
+        let writer = engine.writers.lock().get_mut(core)?.take()?;
+        Some((engine.store.clone(), writer))
+    }
+
+    /// Lets go of the writers that no core took, so that the store can be closed.
+    pub fn drop_writers(&self) {
+        if let Some(engine) = self.engine.get() {
+            engine.writers.lock().clear();
+        }
+    }
+
+    /// One word on what the node does now.
+    pub fn state(&self) -> &'static str {
+        match self.store() {
+            _ if self.connections.draining() => "draining",
+            None => "recovering",
+            Some(store) if store.has_failed() => "failed",
+            Some(_) => "serving",
+        }
+    }
+
+    /// Why `/health` is not 200, in a sentence.
+    pub fn unhealthy(&self) -> Option<&'static str> {
+        match self.state() {
+            "serving" => None,
+            "draining" => Some("The node is draining: it finishes what is in flight and stops."),
+            "failed" => Some("The disk failed: the node serves reads, and writes only after it was started again."),
+            _ => Some("The node is still recovering its data."),
+        }
+    }
+
+    /// Gives a connection to the control plane. If that has a thousand waiting already, the connection is closed.
+    pub fn hand_over(&self, handover: Handover) {
+        if self.control.try_send(handover).is_err() {
+            tracing::warn!("the control plane is overloaded: a connection to it was closed");
+        }
+    }
+}

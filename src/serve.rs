@@ -1,0 +1,111 @@
+//! `koltso serve`: from the flags to a serving node, and back down when it is told to stop.
+//!
+//! The order matters. Everything that can be wrong with what the user said is found before anything is touched: flags,
+//! then the address, then the folder. Listeners serve while the log is recovered, and answer 503. At the end the cores
+//! finish what is in flight, the log is synced and sealed, and the process exits with 0.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use koltso_storage::{Folder, Options, Store};
+use tokio::sync::mpsc;
+
+use crate::config::{Config, Flags};
+use crate::control;
+use crate::cores;
+use crate::node::{Node, Runtime};
+
+/// What went wrong before the node served; exit code 2.
+struct Refused(String);
+
+impl From<String> for Refused {
+    fn from(sentence: String) -> Self {
+        Self(sentence)
+    }
+}
+
+/// Runs a node until it is told to stop.
+pub fn run(flags: Flags) -> ExitCode {
+    match serve(flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Refused(sentence)) => {
+            eprintln!("koltso: {sentence}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn options(config: &Config) -> Options {
+    Options {
+        sync: config.sync,
+        value_max: config.max_value,
+        compaction_rate: config.compaction_rate,
+        ..Options::new(&config.data)
+    }
+}
+
+fn serve(flags: Flags) -> Result<(), Refused> {
+    let mut config = flags.check()?;
+    let in_use = |name: &str, address, e| format!("the address {address} of --{name} cannot be used: {e}");
+    let listeners = cores::bind(config.listen, config.threads).map_err(|e| in_use("listen", config.listen, e))?;
+    let admin = match config.admin_listen {
+        None => None,
+        Some(address) => {
+            let listener = std::net::TcpListener::bind(address).map_err(|e| in_use("admin-listen", address, e))?;
+            listener.set_nonblocking(true).map_err(|e| in_use("admin-listen", address, e))?;
+            Some(listener)
+        }
+    };
+    if let Some(address) = listeners.first().and_then(|listener| listener.local_addr().ok()) {
+        config.listen = address;
+    }
+    let folder = Folder::take(&config.data).map_err(|e| e.to_string())?;
+
+    let runtime = cores::detect_runtime();
+    match runtime {
+        Runtime::Epoll => {
+            tracing::warn!("io_uring is refused here (a container's seccomp profile?): serving over epoll, slower")
+        }
+        Runtime::IoUring("default") => tracing::warn!("this kernel lacks the ring flags of 6.0: io_uring costs more"),
+        Runtime::IoUring(_) => {}
+    }
+    let (sender, handovers) = mpsc::channel(control::WAITING_MAX);
+    let node = Arc::new(Node::new(config, runtime, sender));
+    let cannot = |e: std::io::Error| format!("the server's threads cannot be started: {e}");
+    control::spawn(node.clone(), handovers, admin, runtime != Runtime::Epoll).map_err(cannot)?;
+    let threads = cores::spawn(&node, listeners).map_err(cannot)?;
+
+    let started = Instant::now();
+    let (store, found) = Store::open_in(folder, options(&node.config)).map_err(|e| e.to_string())?;
+    if found.segments > 0 {
+        tracing::info!(
+            "recovered {} keys from {} segments ({} without a sidecar) in {} ms",
+            found.keys,
+            found.segments,
+            found.scanned,
+            started.elapsed().as_millis()
+        );
+    }
+    if found.torn_bytes > 0 {
+        tracing::warn!("cut off {} bytes of records that were half written when the process ended", found.torn_bytes);
+    }
+    node.clock.observe(found.newest_clock);
+    let store = Arc::new(store);
+    let writers = (0..node.config.threads).map(|_| store.writer()).collect::<Result<Vec<_>, _>>();
+    let writers = writers.map_err(|e| format!("the data folder has no room for new segments: {e}"))?;
+    node.open(store.clone(), writers);
+    eprintln!("ready http://{}", node.config.listen);
+
+    for thread in threads {
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(Refused(format!("a core could not serve: {e}"))),
+            Err(_) => std::process::abort(),
+        }
+    }
+    node.drop_writers();
+    store.close().map_err(|e| format!("the log could not be synced at the end: {e}"))?;
+    tracing::info!("stopped");
+    Ok(())
+}
