@@ -14,10 +14,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use koltso_net::http::{Head, Method, Reply, query};
 use koltso_net::server::{Admit, Answer, Event, Outcome, Service};
-use koltso_storage::{KEY_MAX, Lookup, Store, SyncMode, Unverified, Value, Version, WriteError, Writer};
+use koltso_storage::{KEY_MAX, Lookup, Store, SyncMode, Unverified, Value, Version, WriteError};
 
 use crate::clock::now_ms;
-use crate::commit::{self, Commit};
+use crate::commit::{self, Commit, SharedWriter};
 use crate::control::Handover;
 use crate::metrics::{CoreMetrics, Operation, tag};
 use crate::node::Node;
@@ -38,7 +38,8 @@ pub struct Api {
 /// What the core has once the engine is open.
 struct Local {
     store: Arc<Store>,
-    writer: Rc<RefCell<Writer>>,
+    /// `None` once the core has drained.
+    writer: SharedWriter,
     /// In the mode "always".
     commit: Option<Rc<Commit>>,
 }
@@ -169,9 +170,14 @@ impl Api {
         Self { node, metrics, core, local: OnceCell::new() }
     }
 
-    /// The group commit, if there is one, so that it can be stopped.
-    pub fn commit(&self) -> Option<Rc<Commit>> {
-        self.local.get().and_then(|local| local.commit.clone())
+    /// Lets go of the writer, so that the store can be closed. No request comes any more.
+    pub fn close(&self) {
+        if let Some(local) = self.local.get() {
+            local.writer.borrow_mut().take();
+            if let Some(commit) = &local.commit {
+                commit.stop();
+            }
+        }
     }
 
     /// The engine, once it is open. The first call after that takes the core's writer.
@@ -181,7 +187,7 @@ impl Api {
             return Some(local);
         }
         let (store, writer) = self.node.take_writer(self.core)?;
-        let writer = Rc::new(RefCell::new(writer));
+        let writer = Rc::new(RefCell::new(Some(writer)));
         let commit = (self.node.config.sync == SyncMode::Always).then(|| {
             let commit = Rc::new(Commit::default());
             monoio::spawn(commit::run(commit.clone(), writer.clone()));
@@ -313,6 +319,9 @@ impl Api {
         let now = now_ms();
         let version = Version::new(self.node.clock.next(now), 0);
         let mut writer = local.writer.borrow_mut();
+        let Some(writer) = writer.as_mut() else {
+            return self.refuse(operation, &refusal_of(&WriteError::Failed), reply);
+        };
         let (applied, status) = match value {
             Some(value) => {
                 let expires_at_ms = target.ttl_ms.map_or(0, |ttl| now + ttl);

@@ -15,6 +15,9 @@ use std::task::{Poll, Waker};
 use koltso_storage::{SyncBatch, Writer};
 use monoio::fs::File;
 
+/// The core's writer, until it has drained.
+pub type SharedWriter = Rc<RefCell<Option<Writer>>>;
+
 /// The group commit of a core.
 #[derive(Default)]
 pub struct Commit {
@@ -83,19 +86,28 @@ impl Commit {
 }
 
 /// Syncs the core's log whenever somebody waits for it. A task of the core.
-pub async fn run(commit: Rc<Commit>, writer: Rc<RefCell<Writer>>) {
+pub async fn run(commit: Rc<Commit>, writer: SharedWriter) {
     // Descriptors of the segments that are being written, which are one or two.
     let mut files: HashMap<u64, File> = HashMap::new();
     while commit.wanted().await {
-        let batch = writer.borrow().begin_sync();
-        match sync(&batch, &mut files).await {
-            Ok(()) => {
-                writer.borrow().complete_sync(&batch);
-                commit.durable.set(batch.position());
-            }
-            Err(e) => {
-                writer.borrow().fail(&e);
-                commit.failed.set(true);
+        let Some(batch) = writer.borrow().as_ref().map(Writer::begin_sync) else {
+            return;
+        };
+        let synced = sync(&batch, &mut files).await;
+        if let Some(writer) = writer.borrow().as_ref() {
+            match synced {
+                Ok(()) => {
+                    writer.complete_sync(&batch);
+                    if writer.durable() >= batch.position() {
+                        commit.durable.set(batch.position());
+                    } else {
+                        commit.failed.set(true);
+                    }
+                }
+                Err(e) => {
+                    writer.fail(&e);
+                    commit.failed.set(true);
+                }
             }
         }
         commit.wake_all();

@@ -116,9 +116,7 @@ async fn serve(node: Arc<Node>, core: usize, listener: TcpListener) -> io::Resul
     let api = Rc::new(Api::new(node.clone(), core));
     monoio::spawn(measure_lag(node.metrics[core].clone()));
     let result = server::serve(listener, api.clone(), limits, shared).await;
-    if let Some(commit) = api.commit() {
-        commit.stop();
-    }
+    api.close();
     result
 }
 

@@ -36,11 +36,19 @@ pub fn run(flags: Flags) -> ExitCode {
     }
 }
 
+/// Gives freed memory back to the system.
+#[allow(unsafe_code)]
+fn give_memory_back() {
+    // SAFETY: mimalloc is the allocator of this program (`main.rs`), and collecting is allowed on any of its threads.
+    unsafe { libmimalloc_sys::mi_collect(true) }
+}
+
 fn options(config: &Config) -> Options {
     Options {
         sync: config.sync,
         value_max: config.max_value,
         compaction_rate: config.compaction_rate,
+        memory_freed: give_memory_back,
         ..Options::new(&config.data)
     }
 }

@@ -36,9 +36,7 @@ fn main() -> std::io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port))?;
     let server = serve(listener, Rc::new(Constant), Limits::default(), Shared::new());
     match arguments.get(2).map_or("uring", String::as_str) {
-        "legacy" => {
-            RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?.block_on(server)
-        }
+        "legacy" => RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?.block_on(server),
         "plain" => RuntimeBuilder::<IoUringDriver>::new().enable_timer().build()?.block_on(server),
         _ => {
             let mut ring = io_uring::IoUring::builder();

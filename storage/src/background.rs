@@ -5,8 +5,9 @@
 //! - `sync` puts the logs on disk in the mode "every so often";
 //! - `compact` gives space back.
 //!
-//! All are nice, none is pinned (a thread inherits its maker's affinity: open the store from an unpinned thread). They
-//! stop within about 100 ms of being asked, compaction in the middle of a segment.
+//! Sealing and compaction are nice; the other two have little to do, and writers wait when they are late. None is pinned
+//! (a thread inherits its maker's affinity: open the store from an unpinned thread). They stop within about 100 ms of
+//! being asked, compaction in the middle of a segment.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,10 +28,12 @@ const AHEAD_MIN: u32 = SLICE;
 const AHEAD_MAX: u32 = 16 << 20;
 /// How far ahead in time: what was written in this long is kept ready.
 const AHEAD_MS: u64 = 250;
-/// A spare segment is made when less than this is left of the active one.
-const SPARE_BELOW: u64 = 8 << 20;
+/// A spare segment is made when less than this is left of the active one: 100 ms of writing at 160 MB/s.
+const SPARE_BELOW: u64 = 16 << 20;
 /// After a sync, at least this much is made writable again.
 const REPOPULATE_MIN: u64 = 64 << 10;
+/// After this long without sorting, the memory that sorting took is given back.
+const QUIET: Duration = Duration::from_secs(1);
 /// How often the threads look without being called.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -49,22 +52,24 @@ fn be_nice() {
 
 impl Background {
     pub(crate) fn start(shared: &Arc<Shared>) -> std::io::Result<()> {
-        let spawn = |name: &str, body: fn(&Arc<Shared>)| {
+        let spawn = |name: &str, nice: bool, body: fn(&Arc<Shared>)| {
             let shared = shared.clone();
             thread::Builder::new().name(format!("koltso-{name}")).spawn(move || {
-                be_nice();
+                if nice {
+                    be_nice();
+                }
                 body(&shared);
             })
         };
         let threads = &shared.threads;
         let mut joins = threads.joins.lock();
-        let provision = spawn("provision", provision)?;
+        let provision = spawn("provision", false, provision)?;
         *threads.provision.lock() = Some(provision.thread().clone());
-        let seal = spawn("seal", seal)?;
+        let seal = spawn("seal", true, seal)?;
         *threads.seal.lock() = Some(seal.thread().clone());
-        joins.extend([provision, seal, spawn("compact", compact::run)?]);
+        joins.extend([provision, seal, spawn("compact", true, compact::run)?]);
         if let SyncMode::Every(_) = shared.options.sync {
-            joins.push(spawn("sync", sync)?);
+            joins.push(spawn("sync", false, sync)?);
         }
         Ok(())
     }
@@ -114,23 +119,42 @@ impl Shared {
     fn seal(&self, segment: &Arc<Segment>) -> std::io::Result<()> {
         segment.order.extend(segment, true);
         let run = segment.order.finish(segment);
-        self.options.disk.sync(&segment.file)?;
+        // Not to be tried again: after a failed sync the kernel may have dropped the pages, and the next one succeeds.
+        self.options.disk.sync(&segment.file).inspect_err(|e| self.fail(e))?;
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(std::io::Error::other("the disk failed before"));
+        }
+        for log in self.logs.lock().iter() {
+            log.unsynced.lock().retain(|s| !Arc::ptr_eq(s, segment));
+        }
         Sidecar::write(self.folder.path(), segment, &run, segment.order.damaged())?;
         let Some(sidecar) = Sidecar::open(self.folder.path(), segment) else {
             return Err(std::io::Error::other("the sidecar that was just written cannot be read back"));
         };
         segment.attach(sidecar);
         segment.order.clear();
+        drop(run);
+        (self.options.memory_freed)();
         segment.release_rest(&*self.options.disk);
         Ok(())
     }
 
-    /// Seals every open segment, at the end. Only when no writer is left.
+    /// Seals every open segment, at the end. What a writer that was not dropped still holds stays as after a crash.
     pub(crate) fn seal_everything(&self) -> std::io::Result<()> {
+        let mut held = Vec::new();
         for log in self.logs.lock().iter() {
-            drop(log.spare.lock().take());
+            if log.closed.load(Ordering::Acquire) {
+                drop(log.spare.lock().take());
+            } else {
+                tracing::warn!(
+                    "the store closes while a writer is left: its segment is read through at the next start"
+                );
+                held.push(log.active.lock().clone());
+                held.extend(log.spare.lock().as_ref().map(|tail| tail.segment().clone()));
+            }
         }
-        let open: Vec<_> = self.segments.lock().iter().filter(|s| s.sidecar().is_none()).cloned().collect();
+        let mut open = self.segments.lock().clone();
+        open.retain(|s| s.sidecar().is_none() && !held.iter().any(|h| Arc::ptr_eq(h, s)));
         for segment in open {
             if segment.used_bytes() == 0 {
                 let _ = segment.unlink();
@@ -141,17 +165,23 @@ impl Shared {
         crate::disk::sync_folder(self.folder.path())
     }
 
-    /// Syncs one log, and times it.
+    /// Syncs one log, and times it. After a failed sync it only fails: what the kernel dropped then is not on disk.
     pub(crate) fn sync_log(&self, log: &LogState) -> std::io::Result<()> {
+        let failed = || std::io::Error::other("the disk failed before");
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(failed());
+        }
         let batch = log.begin_sync();
         if batch.position() <= log.durable.load(Ordering::Acquire) {
             return Ok(());
         }
         let started = Instant::now();
         for (_, file) in batch.files() {
-            self.options.disk.sync(file)?;
+            self.options.disk.sync(file).inspect_err(|e| self.fail(e))?;
         }
-        log.complete_sync(&batch);
+        if !self.complete_sync(log, &batch) {
+            return Err(failed());
+        }
         let took = started.elapsed().as_micros() as u64;
         self.stats.syncs.fetch_add(1, Ordering::Relaxed);
         self.stats.sync_us_total.fetch_add(took, Ordering::Relaxed);
@@ -210,11 +240,15 @@ fn provide(shared: &Shared, log: &LogState, ahead: u32) -> bool {
 }
 
 fn seal(shared: &Arc<Shared>) {
+    // Since when there has been nothing to sort, after there was.
+    let mut quiet_since: Option<Instant> = None;
     while !shared.is_closing() {
         for log in shared.logs.lock().clone() {
             // Compaction's log is kept sorted to its end, so that it can tell which keys it does not have.
             let segment = log.active.lock().clone();
-            segment.order.extend(&segment, log.privileged);
+            if segment.order.extend(&segment, log.privileged) {
+                quiet_since = Some(Instant::now());
+            }
         }
         let next = shared.sealing.lock().first().cloned();
         if let Some(segment) = next {
@@ -227,6 +261,10 @@ fn seal(shared: &Arc<Shared>) {
                 }
             }
             continue;
+        }
+        if quiet_since.is_some_and(|since| since.elapsed() >= QUIET) {
+            quiet_since = None;
+            (shared.options.memory_freed)();
         }
         thread::park_timeout(TICK);
     }
@@ -241,8 +279,7 @@ fn sync(shared: &Arc<Shared>) {
         let logs = shared.logs.lock().clone();
         for log in &logs {
             let before = log.durable.load(Ordering::Relaxed);
-            if let Err(e) = shared.sync_log(log) {
-                shared.fail(&e);
+            if shared.sync_log(log).is_err() {
                 return;
             }
             if log.durable.load(Ordering::Relaxed) != before {

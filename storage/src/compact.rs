@@ -11,18 +11,20 @@
 //! 2. A damaged live record is not moved: its segment is kept, so that the damage stays visible until a newer version
 //!    is written.
 //!
-//! Bounds: `compaction_rate` bytes a second are read; one segment at a time; the log's own reserve on a full disk.
+//! Bounds: `compaction_rate` bytes a second are read; a few segments at a time; the log's own reserve on a full disk.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::WriteError;
+use crate::disk::sync_folder;
 use crate::hash::KeyHash;
 use crate::index::{Entry, Find};
 use crate::log::Writer;
 use crate::record::Record;
 use crate::segment::{SEGMENT_HEADER, Segment};
-use crate::store::Shared;
+use crate::store::{Shared, SyncMode};
 
 /// How often candidates are looked for when there was none.
 const LOOK: Duration = Duration::from_millis(200);
@@ -30,6 +32,10 @@ const LOOK: Duration = Duration::from_millis(200);
 const REAP: Duration = Duration::from_secs(5);
 /// This many segments that are less than a quarter full are brought together.
 const SMALL_MANY: usize = 8;
+/// What it counts for the rate to look at a record and at what may be its older version in another segment.
+const LOOK_COST: u64 = 64;
+/// Segments that are given back together: one sync for all of them.
+const BATCH: usize = 16;
 /// The rate is kept over pieces of this many bytes.
 const PIECE: u64 = 256 << 10;
 
@@ -56,20 +62,39 @@ pub(crate) fn run(shared: &Arc<Shared>) {
     while !shared.is_closing() {
         let mut candidates = choose(shared);
         if candidates.is_empty() && reaped.elapsed() >= REAP.min(shared.options.tombstone_grace.max(LOOK)) {
-            candidates = reapable(shared);
+            candidates = reapable(shared, &mut pace);
             reaped = Instant::now();
         }
         let mut done = false;
-        for segment in candidates {
-            match compact(shared, &mut writer, &segment, &mut pace) {
-                Ok(freed) => done |= freed,
-                Err(e) => {
-                    tracing::warn!("compaction of segment {:016x}.log has to wait: {e}", segment.sequence);
-                    shared.pause(Duration::from_secs(1));
+        while !candidates.is_empty() {
+            // Taken out, so that what is given back is not held here any longer.
+            let batch: Vec<_> = candidates.drain(..BATCH.min(candidates.len())).collect();
+            let mut empty = Vec::new();
+            let mut failed = None;
+            for segment in &batch {
+                match evacuate(shared, &mut writer, segment, &mut pace) {
+                    Ok(true) => empty.push(segment.clone()),
+                    Ok(false) => {}
+                    Err(e) => {
+                        tracing::warn!("compaction of segment {:016x}.log has to wait: {e}", segment.sequence);
+                        failed = Some(e);
+                        break;
+                    }
                 }
+                if shared.is_closing() {
+                    break;
+                }
+            }
+            done |= !empty.is_empty();
+            if let Err(e) = give_back(shared, &empty) {
+                tracing::warn!("compacted segments cannot be given back: {e}");
+                failed = Some(e);
             }
             if shared.is_closing() {
                 return;
+            }
+            if failed.is_some() {
+                shared.pause(Duration::from_secs(1));
             }
         }
         if !done {
@@ -99,7 +124,7 @@ fn is_free(segment: &Segment) -> bool {
 }
 
 /// Segments in which enough could be dropped if they were compacted now, though the index still names it.
-fn reapable(shared: &Shared) -> Vec<Arc<Segment>> {
+fn reapable(shared: &Shared, pace: &mut Pace) -> Vec<Arc<Segment>> {
     let now_ms = (shared.options.now_ms)();
     let segments = shared.segments.lock().clone();
     let mut chosen = Vec::new();
@@ -115,11 +140,16 @@ fn reapable(shared: &Shared) -> Vec<Arc<Segment>> {
             if shared.is_closing() {
                 return Vec::new();
             }
+            pace.spend(shared, LOOK_COST);
             let Ok(record) = segment.record(entry.offset) else {
                 continue;
             };
-            let named = shared.index.lock(entry.hash).names(entry.hash, segment.slot, entry.offset);
-            if named && can_drop(shared, segment, &record, now_ms) {
+            if !is_old_enough(shared, &record, now_ms) {
+                continue;
+            }
+            pace.spend(shared, LOOK_COST * segments.len() as u64);
+            let named = shared.index.lock(entry.hash).names(entry.hash, segment, entry.offset);
+            if named && !older_elsewhere(shared, segment, &record, |_| true) {
                 droppable += record.size() as u64;
             }
         }
@@ -131,32 +161,34 @@ fn reapable(shared: &Shared) -> Vec<Arc<Segment>> {
     chosen
 }
 
-/// Whether a record that only says "absent" may be forgotten.
-fn can_drop(shared: &Shared, home: &Segment, record: &Record<'_>, now_ms: u64) -> bool {
+/// Whether a record only says "absent", and that for longer than the grace time.
+fn is_old_enough(shared: &Shared, record: &Record<'_>, now_ms: u64) -> bool {
     let grace = shared.options.tombstone_grace.as_millis() as u64;
-    let old_enough = record.absent_since_ms(now_ms).is_some_and(|since| since.saturating_add(grace) <= now_ms);
-    if !old_enough {
-        return false;
-    }
+    record.absent_since_ms(now_ms).is_some_and(|since| since.saturating_add(grace) <= now_ms)
+}
+
+/// Whether one of the `asked` segments beside `home` has, or may have, an older version of the record's key.
+fn older_elsewhere(shared: &Shared, home: &Segment, record: &Record<'_>, asked: impl Fn(&Segment) -> bool) -> bool {
     let segments = shared.segments.lock().clone();
     let (key, version) = (record.key(), record.version());
-    let older = segments.iter().filter(|s| s.sequence != home.sequence && s.oldest_clock() <= version.clock);
-    older.into_iter().all(|other| match other.sidecar() {
+    let mut others =
+        segments.iter().filter(|s| s.sequence != home.sequence && s.oldest_clock() <= version.clock && asked(s));
+    others.any(|other| match other.sidecar() {
         Some(sidecar) => {
             let at = sidecar.lower_bound(other, key);
-            at >= sidecar.len() || other.record(sidecar.entry(at).offset).is_ok_and(|r| r.key() != key)
+            at < sidecar.len() && !other.record(sidecar.entry(at).offset).is_ok_and(|r| r.key() != key)
         }
-        None => other.order.lacks(other, key),
+        None => !other.order.lacks(other, key),
     })
 }
 
-/// Moves what is live and removes the segment; `false` if something in it has to stay.
-fn compact(
+/// Moves what is live elsewhere; `false` if something has to stay.
+fn evacuate(
     shared: &Arc<Shared>,
     writer: &mut Option<Writer>,
     segment: &Arc<Segment>,
     pace: &mut Pace,
-) -> Result<bool, crate::WriteError> {
+) -> Result<bool, WriteError> {
     let now_ms = (shared.options.now_ms)();
     let mut moved = 0;
     let mut stays = 0;
@@ -172,7 +204,7 @@ fn compact(
             }
             pace.spend(shared, u64::from(entry.size));
             let (hash, offset) = (entry.hash, entry.offset);
-            if !shared.index.lock(hash).names(hash, segment.slot, offset) {
+            if !shared.index.lock(hash).names(hash, segment, offset) {
                 continue;
             }
             let record = segment.record(offset).ok().filter(|r| segment.header_intact(offset, r) && r.value_intact());
@@ -181,6 +213,11 @@ fn compact(
                 stays += 1;
                 continue;
             };
+            if record.size() > (shared.options.segment_size - SEGMENT_HEADER) as usize {
+                // From a time of larger segments.
+                stays += 1;
+                continue;
+            }
             if writer.is_none() {
                 *writer = Some(shared.new_writer(true).map_err(|e| shared.write_error(&e))?);
             }
@@ -194,28 +231,60 @@ fn compact(
     }
     shared.stats.compacted_bytes.fetch_add(moved, Ordering::Relaxed);
     if stays > 0 || !is_free(segment) {
+        // To come again would find the same. (Beside what was counted: a record that was damaged before it was sealed.)
+        segment.quarantined.store(true, Ordering::Relaxed);
         return Ok(false);
     }
-    // Invariant 1.
-    let logs = shared.logs.lock().clone();
-    for log in &logs {
-        shared.sync_log(log).map_err(|e| {
+    Ok(true)
+}
+
+/// Removes segments in which nothing is live, after one sync for all of them.
+fn give_back(shared: &Arc<Shared>, empty: &[Arc<Segment>]) -> Result<(), WriteError> {
+    if empty.is_empty() {
+        return Ok(());
+    }
+    // Invariant 1. What recovery found unsealed was written by a process that did not come to sync it.
+    let unsealed = shared.sealing.lock().clone();
+    for segment in unsealed.iter().filter(|s| s.sidecar().is_none()) {
+        shared.options.disk.sync(&segment.file).map_err(|e| {
             shared.fail(&e);
-            crate::WriteError::Failed
+            WriteError::Failed
         })?;
     }
-    shared.retire(segment);
-    shared.stats.compacted_segments.fetch_add(1, Ordering::Relaxed);
-    Ok(true)
+    let logs = shared.logs.lock().clone();
+    for log in &logs {
+        shared.sync_log(log).map_err(|_| WriteError::Failed)?;
+    }
+    for segment in empty {
+        shared.retire(segment);
+    }
+    shared.stats.compacted_segments.fetch_add(empty.len() as u64, Ordering::Relaxed);
+    if shared.options.sync != SyncMode::Os {
+        sync_folder(shared.folder.path()).map_err(|e| {
+            shared.fail(&e);
+            WriteError::Failed
+        })?;
+    }
+    Ok(())
 }
 
 /// Forgets a record that says "absent", if it may be forgotten.
 fn drop_absent(shared: &Shared, segment: &Segment, hash: KeyHash, offset: u32, now_ms: u64) {
     let intact = segment.record(offset).ok().filter(|r| segment.header_intact(offset, r));
-    let Some(record) = intact.filter(|record| can_drop(shared, segment, record, now_ms)) else {
+    let Some(record) = intact.filter(|record| is_old_enough(shared, record, now_ms)) else {
         return;
     };
+    // Most segments do not change, so they are asked without the lock.
+    let newest = shared.segments.lock().iter().map(|s| s.sequence).max().unwrap_or(0);
+    if older_elsewhere(shared, segment, &record, |_| true) {
+        return;
+    }
     let mut stripe = shared.index.lock(hash);
+    // A version that came late in between lost against this record and lies in a log now: it would come back at the next
+    // start. Under the lock of the stripe none can be published, so those that can have got it are asked again.
+    if older_elsewhere(shared, segment, &record, |s| s.sidecar().is_none() || s.sequence > newest) {
+        return;
+    }
     if stripe.remove(Entry::new(hash, segment.slot, offset), record.is_tombstone()) {
         segment.live_bytes.fetch_sub(record.size() as u64, Ordering::Relaxed);
     }
@@ -225,7 +294,7 @@ fn drop_absent(shared: &Shared, segment: &Segment, hash: KeyHash, offset: u32, n
 fn relocate(shared: &Shared, hash: KeyHash, record: &Record<'_>, from: (&Segment, u32), to: (&Segment, u32)) {
     let (old, new) = (Entry::new(hash, from.0.slot, from.1), Entry::new(hash, to.0.slot, to.1));
     let mut stripe = shared.index.lock(hash);
-    if !stripe.names(hash, from.0.slot, from.1) {
+    if !stripe.names(hash, from.0, from.1) {
         return;
     }
     debug_assert!(matches!(stripe.find(hash, record.key()), Find::Hit(_)));
@@ -234,5 +303,3 @@ fn relocate(shared: &Shared, hash: KeyHash, record: &Record<'_>, from: (&Segment
     from.0.live_bytes.fetch_sub(size, Ordering::Relaxed);
     to.0.live_bytes.fetch_add(size, Ordering::Relaxed);
 }
-
-const _: () = assert!(SEGMENT_HEADER > 0, "offset 0 is never a record, so an entry is never 0");

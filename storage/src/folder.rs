@@ -52,6 +52,14 @@ fn format_of(content: &str) -> Option<u32> {
     content.strip_prefix("koltso ")?.trim_end().parse().ok()
 }
 
+/// Whether a folder with this entry is in use by somebody. The lock file, an empty `FORMAT` (killed while it was made) and
+/// what `mkfs` leaves on a fresh file system do not count.
+fn says_something(entry: &fs::DirEntry) -> bool {
+    let name = entry.file_name();
+    let unfinished = name == FORMAT_FILE && entry.metadata().is_ok_and(|m| m.len() == 0);
+    name != LOCK_FILE && name != "lost+found" && !unfinished
+}
+
 impl Folder {
     /// Takes the folder, making it when it does not exist.
     ///
@@ -61,7 +69,7 @@ impl Folder {
         let io_error = |error| FolderError::Io { folder: path.to_path_buf(), error };
         let foreign = || FolderError::Foreign(path.to_path_buf());
         let existing = match fs::read_dir(path) {
-            Ok(entries) => entries.filter_map(Result::ok).any(|e| e.file_name() != LOCK_FILE),
+            Ok(entries) => entries.filter_map(Result::ok).any(|entry| says_something(&entry)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => false,
             Err(e) => return Err(io_error(e)),
         };
@@ -117,6 +125,8 @@ mod tests {
         assert!(matches!(Folder::take(&path), Err(FolderError::InUse(_))));
         drop(held);
         drop(Folder::take(&path).expect("taken again"));
+        fs::write(path.join(FORMAT_FILE), "").expect("written");
+        drop(Folder::take(&path).expect("a start that was killed at once is no obstacle"));
         fs::write(path.join(FORMAT_FILE), "koltso 2\n").expect("written");
         assert!(matches!(Folder::take(&path), Err(FolderError::NewerFormat { format: 2, .. })));
         fs::write(path.join(FORMAT_FILE), "something").expect("written");

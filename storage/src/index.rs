@@ -21,9 +21,11 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::Version;
 use crate::hash::{KeyHash, PARTITIONS, TAG_BITS};
 use crate::record::{ALIGN, Record};
 use crate::segment::{SEGMENT_MAX, Segment};
+use crate::slab::Slabs;
 
 const OFFSET_BITS: u32 = 23;
 const SLOT_BITS: u32 = 17;
@@ -63,13 +65,13 @@ impl Entry {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Partition {
-    entries: HashTable<Entry>,
+    entries: HashTable<Entry, Slabs>,
     tombstones: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(64))]
 struct Stripe(Mutex<Partition>);
 
@@ -92,6 +94,30 @@ pub(crate) struct Hit<'a> {
     pub(crate) record: Record<'a>,
 }
 
+/// A record that the index is to name.
+pub(crate) struct Place<'a> {
+    pub(crate) hash: KeyHash,
+    pub(crate) version: Version,
+    pub(crate) segment: &'a Segment,
+    pub(crate) offset: u32,
+    /// In bytes of log.
+    pub(crate) size: usize,
+    pub(crate) tombstone: bool,
+}
+
+/// What an entry is replaced from.
+struct Standing {
+    entry: Entry,
+    size: usize,
+    tombstone: bool,
+}
+
+impl Hit<'_> {
+    fn standing(&self) -> Standing {
+        Standing { entry: self.entry, size: self.record.size(), tombstone: self.record.is_tombstone() }
+    }
+}
+
 pub(crate) enum Find<'a> {
     Hit(Hit<'a>),
     /// No intact record has this key, but a damaged one may: its entry.
@@ -101,8 +127,10 @@ pub(crate) enum Find<'a> {
 
 impl Index {
     pub(crate) fn new() -> Self {
+        let slabs = Slabs::default();
+        let stripe = || Stripe(Mutex::new(Partition { entries: HashTable::new_in(slabs.clone()), tombstones: 0 }));
         Self {
-            stripes: (0..PARTITIONS).map(|_| Stripe::default()).collect(),
+            stripes: (0..PARTITIONS).map(|_| stripe()).collect(),
             segments: (0..SLOTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
         }
     }
@@ -166,7 +194,7 @@ impl Locked<'_> {
     #[inline]
     fn segment(&self, entry: Entry) -> &Segment {
         let segment = self.index.segments[entry.slot() as usize].load(Ordering::Acquire);
-        debug_assert!(!segment.is_null());
+        assert!(!segment.is_null(), "an index entry names an empty slot");
         // SAFETY: `entry` is in this stripe and its lock is held: invariants 1 and 2 keep the segment in its slot for
         // as long as `self` is borrowed.
         unsafe { &*segment }
@@ -220,14 +248,81 @@ impl Locked<'_> {
         self.partition.entries.find(Entry::spread(tag), |entry| entry.tag() == tag).is_some()
     }
 
-    /// Whether this very place is what the index names.
-    pub(crate) fn names(&self, hash: KeyHash, slot: u32, offset: u32) -> bool {
-        let wanted = Entry::new(hash, slot, offset);
+    /// Whether this very place is what the index names. A cursor may ask for a segment that left its slot, and the slot
+    /// may have another since, with the same key at the same offset: so the segment is compared too.
+    #[inline]
+    pub(crate) fn names(&self, hash: KeyHash, segment: &Segment, offset: u32) -> bool {
+        let wanted = Entry::new(hash, segment.slot, offset);
         self.partition.entries.find(Entry::spread(wanted.tag()), |entry| *entry == wanted).is_some()
+            && ptr::eq(self.segment(wanted), segment)
     }
 
-    /// Adds an entry for a key that has none.
-    pub(crate) fn insert(&mut self, entry: Entry, tombstone: bool) {
+    /// The newest-wins step: from now on the index names the record of `key` at `place`, unless what it names already is
+    /// as new; `false` then.
+    pub(crate) fn offer(&mut self, key: &[u8], place: &Place<'_>) -> bool {
+        let standing = match self.find(place.hash, key) {
+            Find::Hit(hit) => {
+                let version = hit.record.version();
+                // The same version again repairs a damaged value.
+                if version > place.version || (version == place.version && hit.record.value_intact()) {
+                    return false;
+                }
+                Some(hit.standing())
+            }
+            // Its key cannot be read, but a sidecar may know whose it was. If not, both entries stay.
+            Find::Damaged(entry, segment) => {
+                let known = segment.sidecar().and_then(|sidecar| sidecar.entry_at(entry.offset()));
+                match known.filter(|known| known.hash == place.hash) {
+                    Some(known) if known.version > place.version => return false,
+                    Some(known) => Some(Standing { entry, size: known.size as usize, tombstone: known.tombstone }),
+                    None => None,
+                }
+            }
+            Find::Miss => None,
+        };
+        self.put(place, standing);
+        true
+    }
+
+    /// As [`Locked::offer`], for a record whose key is damaged, so that there is only its hash, from a sidecar.
+    pub(crate) fn offer_damaged(&mut self, place: &Place<'_>) {
+        let tag = place.hash.tag();
+        let of_same_key = |entry: &Entry| {
+            let segment = self.segment(*entry);
+            let record = segment.record(entry.offset()).ok();
+            record.is_some_and(|r| segment.header_intact(entry.offset(), &r) && KeyHash::of(r.key()) == place.hash)
+        };
+        let entry =
+            self.partition.entries.find(Entry::spread(tag), |entry| entry.tag() == tag && of_same_key(entry)).copied();
+        let standing = match entry {
+            Some(entry) => match self.segment(entry).record(entry.offset()) {
+                Ok(record) if record.version() >= place.version => return,
+                Ok(record) => Some(Standing { entry, size: record.size(), tombstone: record.is_tombstone() }),
+                Err(_) => None,
+            },
+            None => None,
+        };
+        self.put(place, standing);
+    }
+
+    /// For a key whose tag is not there yet.
+    pub(crate) fn insert_new(&mut self, place: &Place<'_>) {
+        self.put(place, None);
+    }
+
+    fn put(&mut self, place: &Place<'_>, standing: Option<Standing>) {
+        let entry = Entry::new(place.hash, place.segment.slot, place.offset);
+        place.segment.live_bytes.fetch_add(place.size as u64, Ordering::Relaxed);
+        match standing {
+            Some(old) => {
+                self.segment(old.entry).live_bytes.fetch_sub(old.size as u64, Ordering::Relaxed);
+                self.replace(old.entry, entry, old.tombstone, place.tombstone);
+            }
+            None => self.insert(entry, place.tombstone),
+        }
+    }
+
+    fn insert(&mut self, entry: Entry, tombstone: bool) {
         let hash = Entry::spread(entry.tag());
         self.partition.entries.insert_unique(hash, entry, |entry| Entry::spread(entry.tag()));
         self.partition.tombstones += u32::from(tombstone);

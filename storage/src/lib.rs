@@ -42,6 +42,7 @@ mod recovery;
 mod scan;
 mod segment;
 mod sidecar;
+mod slab;
 mod store;
 mod version;
 
@@ -54,7 +55,7 @@ pub use record::KEY_MAX;
 pub use record::fuzz_record;
 #[doc(hidden)]
 pub use recovery::fuzz_scan;
-pub use scan::{Cursor, ScanError};
+pub use scan::{Cursor, ScanError, Step};
 pub use store::{
     Applied, INLINE_MAX, Lookup, OpenError, Options, Pinned, Recovered, Stats, Store, SyncMode, Unverified,
     VALUE_MAX_LIMIT, Value, WriteError,

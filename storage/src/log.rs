@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use crate::hash::KeyHash;
-use crate::index::{Entry, Find};
+use crate::index::Place;
 use crate::record::{self, Draft, KEY_MAX};
 use crate::segment::{Segment, Tail};
 use crate::store::Shared;
@@ -38,6 +38,8 @@ pub(crate) struct LogState {
     pub(crate) nudged: AtomicBool,
     /// This is compaction's log: it may use the reserve that keeps a full disk from staying full.
     pub(crate) privileged: bool,
+    /// The writer is gone, so the active segment has no tail any more.
+    pub(crate) closed: AtomicBool,
 }
 
 impl LogState {
@@ -50,6 +52,7 @@ impl LogState {
             durable: AtomicU64::new(0),
             nudged: AtomicBool::new(false),
             privileged,
+            closed: AtomicBool::new(false),
         }
     }
 }
@@ -88,13 +91,19 @@ impl LogState {
         SyncBatch { segments: self.unsynced.lock().clone(), position }
     }
 
-    pub(crate) fn complete_sync(&self, batch: &SyncBatch) {
+    fn complete_sync(&self, batch: &SyncBatch) {
         let mut unsynced = self.unsynced.lock();
         // Each but the last had been rolled before the batch began, so nothing was added to it since.
         for done in batch.segments.iter().rev().skip(1) {
             unsynced.retain(|segment| !Arc::ptr_eq(segment, done));
         }
         self.durable.fetch_max(batch.position, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.log.closed.store(true, Ordering::Release);
     }
 }
 
@@ -107,6 +116,9 @@ impl Writer {
     ///
     /// # Errors
     /// See [`WriteError`]; nothing was written then.
+    ///
+    /// # Panics
+    /// If the version's clock is 0.
     pub fn put(
         &mut self,
         key: &[u8],
@@ -121,6 +133,9 @@ impl Writer {
     ///
     /// # Errors
     /// See [`WriteError`]; nothing was written then.
+    ///
+    /// # Panics
+    /// If the version's clock is 0.
     pub fn delete(&mut self, key: &[u8], version: Version) -> Result<Applied, WriteError> {
         self.apply(&Draft { key, value: &[], version, expires_at_ms: 0, tombstone: true })
     }
@@ -129,21 +144,22 @@ impl Writer {
         if draft.key.is_empty() || draft.key.len() > KEY_MAX {
             return Err(WriteError::Key { len: draft.key.len(), max: KEY_MAX });
         }
+        if draft.value.len() > self.shared.options.value_max {
+            return Err(WriteError::Value { len: draft.value.len(), max: self.shared.options.value_max });
+        }
         assert!(draft.version.clock != 0, "version clocks begin at 1");
         let offset = self.append(draft)?;
         let hash = KeyHash::of(draft.key);
         Ok(self.shared.publish(hash, draft, self.tail.segment(), offset))
     }
 
-    /// Appends without publishing: for compaction, which moves an entry only if it still names the old place.
+    /// Appends without publishing: for compaction, which moves an entry only if it still names the old place. The record
+    /// fits a segment.
     pub(crate) fn append(&mut self, draft: &Draft<'_>) -> Result<u32, WriteError> {
         if self.shared.failed.load(Ordering::Relaxed) {
             return Err(WriteError::Failed);
         }
         let size = draft.size();
-        if draft.value.len() > self.shared.options.value_max {
-            return Err(WriteError::Value { len: draft.value.len(), max: self.shared.options.value_max });
-        }
         let full = u64::from(self.tail.position()) >= self.shared.roll_at;
         if full || !self.tail.fits(size) {
             self.roll()?;
@@ -216,8 +232,10 @@ impl Writer {
     }
 
     /// All files of the batch are on disk.
+    ///
+    /// Nothing becomes durable by that after a failure, see [`Writer::fail`].
     pub fn complete_sync(&self, batch: &SyncBatch) {
-        self.log.complete_sync(batch);
+        self.shared.complete_sync(&self.log, batch);
     }
 
     /// A file of a batch could not be synced: nothing is written any more until the store is opened again, because the
@@ -231,36 +249,25 @@ impl Writer {
     /// # Errors
     /// [`WriteError::Failed`] if the disk refused.
     pub fn sync(&self) -> Result<(), WriteError> {
-        self.shared.sync_log(&self.log).map_err(|e| {
-            self.shared.fail(&e);
-            WriteError::Failed
-        })
+        self.shared.sync_log(&self.log).map_err(|_| WriteError::Failed)
     }
 }
 
 impl Shared {
+    /// Notes that a batch is on disk, unless a sync failed meanwhile: then `false`, and nothing becomes durable.
+    pub(crate) fn complete_sync(&self, log: &LogState, batch: &SyncBatch) -> bool {
+        let failed = self.failed.load(Ordering::SeqCst);
+        if !failed {
+            log.complete_sync(batch);
+        }
+        !failed
+    }
+
     /// Makes an appended record the one that readers find, if none is newer.
     pub(crate) fn publish(&self, hash: KeyHash, draft: &Draft<'_>, segment: &Segment, offset: u32) -> Applied {
-        let size = draft.size() as u64;
-        let entry = Entry::new(hash, segment.slot, offset);
-        let mut stripe = self.index.lock(hash);
-        let (old, was_tombstone) = match stripe.find(hash, draft.key) {
-            Find::Hit(hit) => {
-                if hit.record.version() >= draft.version {
-                    return Applied::Superseded;
-                }
-                hit.segment.live_bytes.fetch_sub(hit.record.size() as u64, Ordering::Relaxed);
-                (hit.entry, hit.record.is_tombstone())
-            }
-            Find::Damaged(..) | Find::Miss => {
-                segment.live_bytes.fetch_add(size, Ordering::Relaxed);
-                stripe.insert(entry, draft.tombstone);
-                return Applied::Newest;
-            }
-        };
-        segment.live_bytes.fetch_add(size, Ordering::Relaxed);
-        stripe.replace(old, entry, was_tombstone, draft.tombstone);
-        Applied::Newest
+        let place =
+            Place { hash, version: draft.version, segment, offset, size: draft.size(), tombstone: draft.tombstone };
+        if self.index.lock(hash).offer(draft.key, &place) { Applied::Newest } else { Applied::Superseded }
     }
 }
 

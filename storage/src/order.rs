@@ -12,6 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::Version;
+use crate::record::ALIGN;
 use crate::segment::{SEGMENT_HEADER, Segment};
 use crate::sidecar::lower_bound;
 
@@ -82,14 +83,22 @@ fn merge(segment: &Segment, a: &[u32], b: &[u32]) -> Vec<u32> {
     merged
 }
 
-/// Offsets of the records from `start` to `end`, which lie without a gap.
-fn walk(segment: &Segment, start: u32, end: u32) -> impl Iterator<Item = u32> + '_ {
+/// Offsets and ends of the intact records that begin from `start` to `end`. They lie without a gap, unless memory or disk
+/// damaged one since it was written: what follows that one is found again.
+fn walk(segment: &Segment, start: u32, end: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
     let mut next = start.max(SEGMENT_HEADER);
     std::iter::from_fn(move || {
-        let at = next;
-        let record = (at < end).then(|| segment.record(at).ok()).flatten()?;
-        next += record.size() as u32;
-        Some(at)
+        while next < end {
+            let at = next;
+            match segment.record(at) {
+                Ok(record) if segment.header_intact(at, &record) => {
+                    next += record.size() as u32;
+                    return Some((at, next));
+                }
+                _ => next += ALIGN as u32,
+            }
+        }
+        None
     })
 }
 
@@ -116,8 +125,9 @@ impl Order {
         self.state.lock().damaged
     }
 
-    /// Sorts what was written since the last call, if that is a run's worth or `all` is asked for.
-    pub(crate) fn extend(&self, segment: &Segment, all: bool) {
+    /// Sorts what was written since the last call, if that is a run's worth or `all` is asked for; `true` if it did.
+    pub(crate) fn extend(&self, segment: &Segment, all: bool) -> bool {
+        let mut sorted = false;
         let (recovered, mut ordered) = {
             let state = self.state.lock();
             (state.recovered.clone(), state.ordered.max(SEGMENT_HEADER))
@@ -127,30 +137,21 @@ impl Order {
             let mut state = self.state.lock();
             state.runs.push((u32::MAX, run.into()));
             state.recovered = None;
-            return;
+            return true;
         }
         loop {
             let written = segment.written();
             let pending = written.saturating_sub(ordered);
             if pending == 0 || (pending < RUN && !all) {
-                return;
+                return sorted;
             }
-            let mut offsets = Vec::new();
-            let end = (ordered + RUN).min(written);
-            let mut next = ordered;
-            for at in walk(segment, ordered, written) {
-                if at >= end {
-                    break;
-                }
-                offsets.push(at);
-                next = at + segment.record(at).map_or(0, |record| record.size() as u32);
-            }
-            if offsets.is_empty() {
-                return;
-            }
+            let mut next = (ordered + RUN).min(written);
+            let walked = walk(segment, ordered, next).inspect(|&(_, end)| next = next.max(end));
+            let offsets: Vec<u32> = walked.map(|(at, _)| at).collect();
             let run = sort(segment, offsets.into_iter());
             ordered = next;
             self.push(segment, run, ordered);
+            sorted = true;
         }
     }
 
@@ -196,7 +197,7 @@ impl Order {
             return None;
         }
         if written > ordered {
-            runs.push(sort(segment, walk(segment, ordered, written)).into());
+            runs.push(sort(segment, walk(segment, ordered, written).map(|(at, _)| at)).into());
         }
         Some(runs)
     }

@@ -13,16 +13,17 @@
 //! "Cut off" means that it does not count as written. Nobody appends to a recovered segment, so it is never reached again.
 //! Bounds: one pass over each unsealed segment, two threads or as many as there are cores.
 
+use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::Version;
 use crate::damage::DamageLog;
 use crate::folder::Folder;
 use crate::hash::KeyHash;
-use crate::index::{Entry, Find, Index, SLOTS};
+use crate::index::{Index, Place, SLOTS};
 use crate::record::{ALIGN, Record};
 use crate::segment::{HeaderError, SEGMENT_HEADER, Segment, path_of};
 use crate::sidecar::Sidecar;
@@ -111,6 +112,36 @@ fn sequences(folder: &Folder) -> std::io::Result<Vec<u64>> {
     Ok(found)
 }
 
+/// Whether there is nothing but zeros in a file.
+fn is_blank(path: &Path) -> std::io::Result<bool> {
+    let mut file = std::fs::File::open(path)?;
+    let mut bytes = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut bytes)? {
+            0 => return Ok(true),
+            len if bytes[..len].iter().any(|&b| b != 0) => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
+/// Removes what a crash left between two steps: half-written sidecars, and sidecars whose segment is gone.
+fn tidy(folder: &Folder, sequences: &[u64]) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder.path())? {
+        let path = entry?.path();
+        let sequence = path.file_stem().and_then(|s| s.to_str()).and_then(|s| u64::from_str_radix(s, 16).ok());
+        let left_over = match path.extension().and_then(|e| e.to_str()) {
+            Some("idx-new") => sequence.is_some(),
+            Some("idx") => sequence.is_some_and(|sequence| sequences.binary_search(&sequence).is_err()),
+            _ => false,
+        };
+        if left_over && let Err(e) = std::fs::remove_file(&path) {
+            tracing::warn!("the left-over file {} cannot be removed: {e}", path.display());
+        }
+    }
+    Ok(())
+}
+
 struct Opened {
     segment: Arc<Segment>,
     scan: Option<Scan>,
@@ -121,8 +152,11 @@ fn open_one(folder: &Folder, slot: u32, sequence: u64, damage: &DamageLog) -> Re
     let segment = match Segment::open(folder.path(), slot, sequence) {
         Ok(segment) => segment,
         Err(HeaderError::Damaged) => {
-            let empty = std::fs::metadata(path_of(folder.path(), sequence, "log")).is_ok_and(|m| m.len() == 0);
-            if !empty {
+            let path = path_of(folder.path(), sequence, "log");
+            // Made just before a crash or a power loss: not even the header had arrived.
+            if is_blank(&path).unwrap_or(false) {
+                let _ = std::fs::remove_file(&path);
+            } else {
                 damage.report(sequence, 0);
             }
             return Ok(None);
@@ -201,6 +235,7 @@ pub(crate) fn recover(folder: &Folder, index: &Index, damage: &DamageLog) -> Res
     if let Some(error) = failed.into_inner() {
         return Err(error);
     }
+    tidy(folder, &sequences).map_err(io_error)?;
     let mut opened = opened.into_inner();
     opened.sort_unstable_by_key(|one| one.segment.sequence);
     // Nothing in it: as good as never made.
@@ -241,45 +276,55 @@ fn load(index: &Index, segment: &Arc<Segment>) {
     match segment.sidecar() {
         Some(sidecar) => {
             for entry in sidecar.entries() {
-                admit(index, segment, entry.hash, entry.offset, entry.size, entry.tombstone);
+                // Only from an intact sidecar with wrong contents, but nothing may name a place outside the records.
+                let end = u64::from(entry.offset) + u64::from(entry.size);
+                if entry.offset < SEGMENT_HEADER || end > u64::from(segment.written()) {
+                    continue;
+                }
+                admit(
+                    index,
+                    &Place {
+                        hash: entry.hash,
+                        version: entry.version,
+                        segment,
+                        offset: entry.offset,
+                        size: entry.size as usize,
+                        tombstone: entry.tombstone,
+                    },
+                );
             }
         }
         None => segment.order.for_each_recovered(|offset| {
             if let Ok(record) = segment.record(offset) {
-                let hash = KeyHash::of(record.key());
-                admit(index, segment, hash, offset, record.size() as u32, record.is_tombstone());
+                admit(
+                    index,
+                    &Place {
+                        hash: KeyHash::of(record.key()),
+                        version: record.version(),
+                        segment,
+                        offset,
+                        size: record.size(),
+                        tombstone: record.is_tombstone(),
+                    },
+                );
             }
         }),
     }
 }
 
-fn admit(index: &Index, segment: &Segment, hash: KeyHash, offset: u32, size: u32, tombstone: bool) {
-    if offset >= segment.written() || !offset.is_multiple_of(ALIGN as u32) {
+fn admit(index: &Index, place: &Place<'_>) {
+    let mut stripe = index.lock(place.hash);
+    // Only a key whose tag is there already has to be read: most are new, and their records stay untouched on disk.
+    if !stripe.has_tag(place.hash) {
+        stripe.insert_new(place);
         return;
     }
-    let entry = Entry::new(hash, segment.slot, offset);
-    let mut stripe = index.lock(hash);
-    // Only a key whose tag is there already has to be read: most are new, and their records stay untouched on disk.
-    if stripe.has_tag(hash) {
-        let (key, version) = match segment.record(offset) {
-            Ok(record) if segment.header_intact(offset, &record) => (record.key(), record.version()),
-            _ => (&[][..], Version::default()),
-        };
-        if !key.is_empty()
-            && let Find::Hit(hit) = stripe.find(hash, key)
-        {
-            if hit.record.version() >= version {
-                return;
-            }
-            hit.segment.live_bytes.fetch_sub(hit.record.size() as u64, Ordering::Relaxed);
-            let (old, was_tombstone) = (hit.entry, hit.record.is_tombstone());
-            stripe.replace(old, entry, was_tombstone, tombstone);
-            segment.live_bytes.fetch_add(u64::from(size), Ordering::Relaxed);
-            return;
+    match place.segment.record(place.offset) {
+        Ok(record) if place.segment.header_intact(place.offset, &record) => {
+            stripe.offer(record.key(), place);
         }
+        _ => stripe.offer_damaged(place),
     }
-    stripe.insert(entry, tombstone);
-    segment.live_bytes.fetch_add(u64::from(size), Ordering::Relaxed);
 }
 
 /// Reads arbitrary bytes through as a segment, for fuzzing: offsets found, damaged, end.

@@ -30,6 +30,17 @@ pub enum ScanError {
     NotReady,
 }
 
+/// What a step of a cursor came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step<R> {
+    /// A live record was read.
+    Record(R),
+    /// As many records were looked at as allowed; there may be more.
+    Pause,
+    /// There is nothing more.
+    End,
+}
+
 #[derive(Debug)]
 enum Keys {
     Sidecar,
@@ -61,7 +72,7 @@ pub struct Cursor {
 }
 
 impl Source {
-    fn open(segment: &Arc<Segment>, keys: Keys, start: &[u8]) -> Option<Self> {
+    fn open(shared: &Shared, segment: &Arc<Segment>, keys: Keys, start: &[u8]) -> Option<Self> {
         let (len, next) = match &keys {
             Keys::Sidecar => {
                 let sidecar = segment.sidecar()?;
@@ -73,7 +84,7 @@ impl Source {
             }
         };
         let mut source = Self { segment: segment.clone(), keys, next, len, hash: None, offset: 0, prefix: 0 };
-        source.advance().then_some(source)
+        source.advance(shared).then_some(source)
     }
 
     fn offset_at(&self, index: u32) -> (u32, Option<KeyHash>) {
@@ -86,8 +97,8 @@ impl Source {
         }
     }
 
-    /// Goes to the next intact record; `false` at the end.
-    fn advance(&mut self) -> bool {
+    /// Goes to the next intact record; `false` at the end. A damaged one that the index names is reported.
+    fn advance(&mut self, shared: &Shared) -> bool {
         while self.next < self.len {
             (self.offset, self.hash) = self.offset_at(self.next);
             self.next += 1;
@@ -102,6 +113,9 @@ impl Source {
                 bytes[..len].copy_from_slice(&record.key()[..len]);
                 self.prefix = u64::from_be_bytes(bytes);
                 return true;
+            }
+            if self.hash.is_some_and(|hash| shared.index.lock(hash).names(hash, &self.segment, self.offset)) {
+                shared.report_damage(&self.segment, self.offset);
             }
         }
         false
@@ -126,15 +140,15 @@ fn sources(shared: &Shared, start: &[u8]) -> Result<Vec<Source>, ScanError> {
     let mut sources = Vec::with_capacity(segments.len() + 8);
     for segment in &segments {
         if segment.sidecar().is_some() {
-            sources.extend(Source::open(segment, Keys::Sidecar, start));
+            sources.extend(Source::open(shared, segment, Keys::Sidecar, start));
             continue;
         }
         match segment.order.snapshot(segment, BEHIND_MAX) {
             Some(runs) => {
-                sources.extend(runs.into_iter().filter_map(|run| Source::open(segment, Keys::Run(run), start)));
+                sources.extend(runs.into_iter().filter_map(|run| Source::open(shared, segment, Keys::Run(run), start)));
             }
             // Sealed between the two looks.
-            None if segment.sidecar().is_some() => sources.extend(Source::open(segment, Keys::Sidecar, start)),
+            None if segment.sidecar().is_some() => sources.extend(Source::open(shared, segment, Keys::Sidecar, start)),
             None => return Err(ScanError::NotReady),
         }
     }
@@ -165,54 +179,64 @@ impl Cursor {
     }
 
     /// The next live record: its key and value go to `read`, under the lock of the key's stripe. `None` at the end.
-    pub fn next<R>(&mut self, now_ms: u64, read: impl FnOnce(&[u8], Value<'_>) -> R) -> Option<R> {
-        let mut read = Some(read);
+    pub fn next<R>(&mut self, now_ms: u64, mut read: impl FnMut(&[u8], Value<'_>) -> R) -> Option<R> {
         loop {
-            let source = self.heap.first()?;
+            let mut looks = u32::MAX;
+            match self.step(now_ms, &mut looks, &mut read) {
+                Step::Record(result) => return Some(result),
+                Step::Pause => {}
+                Step::End => return None,
+            }
+        }
+    }
+
+    /// As [`Cursor::next`], but pauses once `looks` records were looked at, live or not; each look counts it down.
+    pub fn step<R>(&mut self, now_ms: u64, looks: &mut u32, mut read: impl FnMut(&[u8], Value<'_>) -> R) -> Step<R> {
+        loop {
+            let Some(source) = self.heap.first() else {
+                return Step::End;
+            };
+            if *looks == 0 {
+                return Step::Pause;
+            }
+            *looks -= 1;
             let segment = source.segment.clone();
             let (offset, known_hash) = (source.offset, source.hash);
             let Ok(record) = segment.record(offset) else {
-                self.step();
+                self.advance();
                 continue;
             };
             let key = record.key();
             if self.started && key == self.last {
-                self.step();
+                self.advance();
                 continue;
             }
             if self.end.as_deref().is_some_and(|end| key >= end) {
-                return None;
+                return Step::End;
             }
             self.started = true;
             self.last.clear();
             self.last.extend_from_slice(key);
-            self.step();
+            self.advance();
 
             let hash = known_hash.unwrap_or_else(|| KeyHash::of(key));
             let stripe = self.shared.index.lock(hash);
-            let found = if stripe.names(hash, segment.slot, offset) {
-                self.shared.lookup(&segment, offset, &record, now_ms)
-            } else {
-                match stripe.find(hash, key) {
-                    Find::Hit(hit) => {
-                        let looked = self.shared.lookup(hit.segment, hit.entry.offset(), &hit.record, now_ms);
-                        if let (Lookup::Found(_, value), Some(read)) = (looked, read.take()) {
-                            return Some(read(key, value));
-                        }
-                        Lookup::Absent(None)
-                    }
-                    Find::Damaged(..) | Find::Miss => Lookup::Absent(None),
+            if stripe.names(hash, &segment, offset) {
+                if let Lookup::Found(_, value) = self.shared.lookup(&segment, offset, &record, now_ms) {
+                    return Step::Record(read(key, value));
                 }
-            };
-            if let (Lookup::Found(_, value), Some(read)) = (found, read.take()) {
-                return Some(read(key, value));
+            } else if let Find::Hit(hit) = stripe.find(hash, key)
+                && let Lookup::Found(_, value) =
+                    self.shared.lookup(hit.segment, hit.entry.offset(), &hit.record, now_ms)
+            {
+                return Step::Record(read(key, value));
             }
         }
     }
 
     /// Moves the source at the root on and puts it where it belongs.
-    fn step(&mut self) {
-        if !self.heap[0].advance() {
+    fn advance(&mut self) {
+        if !self.heap[0].advance(&self.shared) {
             self.heap.swap_remove(0);
         }
         self.sift_down(0);

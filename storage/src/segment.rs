@@ -58,7 +58,7 @@ pub(crate) struct Segment {
     pub(crate) live_bytes: AtomicU64,
     /// Clock of the oldest version here; `u64::MAX` while there is none.
     oldest_clock: AtomicU64,
-    /// A live record here is damaged: compaction leaves the segment alone.
+    /// A live record here is damaged or cannot be moved: compaction leaves the segment alone.
     pub(crate) quarantined: AtomicBool,
     /// Sorted runs of what was written, until the sidecar takes over.
     pub(crate) order: Order,
@@ -114,7 +114,7 @@ impl Segment {
         salt: u32,
         capacity: u32,
     ) -> io::Result<Tail> {
-        assert!(capacity.is_multiple_of(PAGE) && capacity <= SEGMENT_MAX);
+        assert!(capacity.is_multiple_of(PAGE) && (PAGE..=SEGMENT_MAX).contains(&capacity));
         let path = path_of(folder, sequence, "log");
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
         let prepare = || -> io::Result<MmapRaw> {
@@ -145,10 +145,12 @@ impl Segment {
         file.read_exact_at(&mut bytes, 0)?;
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let (format, salt, capacity) = (u32_at(8), u32_at(24), u32_at(28));
-        if &bytes[..8] == MAGIC && format > FORMAT {
+        // What is not even intact is damaged, not newer; later formats keep this part.
+        if &bytes[..8] == MAGIC && format > FORMAT && u32_at(12) == crc32c::crc32c(&bytes[16..]) {
             return Err(HeaderError::Newer(format));
         }
-        if bytes != header(sequence, salt, capacity) || capacity > SEGMENT_MAX || !capacity.is_multiple_of(PAGE) {
+        let size_fits = (PAGE..=SEGMENT_MAX).contains(&capacity) && capacity.is_multiple_of(PAGE);
+        if !size_fits || bytes != header(sequence, salt, capacity) {
             return Err(HeaderError::Damaged);
         }
         // A file cut short gets its size back; the rest reads as zeros, which is where the records end.

@@ -7,34 +7,47 @@
 //! 16  u64      sequence of the segment  44  u32  damaged places
 //! 24  u32      salt of the segment      28  u32  zero
 //! 64  u64      newest version's clock     72..128  zeros
-//! 128          entries of 16 bytes, by key and then newest first, one a key:
-//!              u64 key hash, u32 offset / 8 (bit 31: tombstone, bit 30: has an expiry), u32 size of the record / 8
+//! 128          entries of 24 bytes, by key, the newest record of each key:
+//!              u64 key hash, u64 version's clock,
+//!              u64 from the low bits: 23 offset / 8, 23 size of the record / 8, 1 tombstone, 1 has an expiry, 16 node
 //! ```
+//!
+//! The version is here and in the record, so that an older version is not taken for the newest where the record's header
+//! is damaged.
 //!
 //! Written whole to a temporary name and renamed, only after the segment's own bytes were synced: a sidecar that is
 //! there and intact means that its records are on disk. One that is not intact is ignored and made again.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use memmap2::Mmap;
 
+use crate::Version;
 use crate::hash::KeyHash;
 use crate::record::ALIGN;
-use crate::segment::{Segment, path_of};
+use crate::segment::{SEGMENT_MAX, Segment, path_of};
 
 const MAGIC: &[u8; 8] = b"KOLTSOIX";
 const FORMAT: u32 = 1;
 const HEADER: usize = 128;
-const ENTRY: usize = 16;
-const TOMBSTONE: u32 = 1 << 31;
-const EXPIRES: u32 = 1 << 30;
+/// Entries are written in pieces of this many bytes.
+const BUFFER: usize = 64 << 10;
+const ENTRY: usize = 24;
+const PLACE_BITS: u32 = 23;
+const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
+const TOMBSTONE: u64 = 1 << (2 * PLACE_BITS);
+const EXPIRES: u64 = TOMBSTONE << 1;
+const NODE_SHIFT: u32 = 2 * PLACE_BITS + 2;
+
+const _: () = assert!(NODE_SHIFT + 16 == 64 && SEGMENT_MAX as u64 / ALIGN as u64 == 1 << PLACE_BITS);
 
 /// One key of a sealed segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) hash: KeyHash,
+    pub(crate) version: Version,
     pub(crate) offset: u32,
     pub(crate) size: u32,
     pub(crate) tombstone: bool,
@@ -94,8 +107,20 @@ impl Sidecar {
 
     /// Writes the sidecar of a segment whose records are `offsets`, sorted by key and newest first, one a key.
     pub(crate) fn write(folder: &Path, segment: &Segment, offsets: &[u32], damaged: u32) -> io::Result<()> {
-        let mut bytes = vec![0; HEADER];
-        bytes.reserve_exact(offsets.len() * ENTRY);
+        let temporary = path_of(folder, segment.sequence, "idx-new");
+        let result = Self::write_to(&temporary, segment, offsets, damaged)
+            .and_then(|()| std::fs::rename(&temporary, path_of(folder, segment.sequence, "idx")));
+        result.inspect_err(|_| {
+            let _ = std::fs::remove_file(&temporary);
+        })
+    }
+
+    /// Entries first, a buffer at a time, then the header over the place that was left for it.
+    fn write_to(path: &Path, segment: &Segment, offsets: &[u32], damaged: u32) -> io::Result<()> {
+        let mut file = File::create(path)?;
+        file.seek(SeekFrom::Start(HEADER as u64))?;
+        let mut out = BufWriter::with_capacity(BUFFER, file);
+        let (mut count, mut entries_crc) = (0_u32, 0_u32);
         let (mut oldest, mut newest) = (u64::MAX, 0_u64);
         let (mut tombstones, mut expiring) = (0_u32, 0_u32);
         for &offset in offsets {
@@ -104,7 +129,10 @@ impl Sidecar {
             };
             oldest = oldest.min(record.version().clock);
             newest = newest.max(record.version().clock);
-            let mut place = offset / ALIGN as u32;
+            // A record is smaller than its segment, so both numbers are below 2^23.
+            let mut place = u64::from(offset / ALIGN as u32);
+            place |= (((record.size() / ALIGN) as u64) & PLACE_MASK) << PLACE_BITS;
+            place |= u64::from(record.version().node) << NODE_SHIFT;
             if record.is_tombstone() {
                 place |= TOMBSTONE;
                 tombstones += 1;
@@ -113,13 +141,16 @@ impl Sidecar {
                 place |= EXPIRES;
                 expiring += 1;
             }
-            bytes.extend_from_slice(&KeyHash::of(record.key()).0.to_le_bytes());
-            bytes.extend_from_slice(&place.to_le_bytes());
-            bytes.extend_from_slice(&((record.size() / ALIGN) as u32).to_le_bytes());
+            let mut entry = [0; ENTRY];
+            entry[..8].copy_from_slice(&KeyHash::of(record.key()).0.to_le_bytes());
+            entry[8..16].copy_from_slice(&record.version().clock.to_le_bytes());
+            entry[16..].copy_from_slice(&place.to_le_bytes());
+            entries_crc = crc32c::crc32c_append(entries_crc, &entry);
+            count += 1;
+            out.write_all(&entry)?;
         }
-        let count = ((bytes.len() - HEADER) / ENTRY) as u32;
-        let entries_crc = crc32c::crc32c(&bytes[HEADER..]);
-        let head = &mut bytes[..HEADER];
+        let mut file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let mut head = [0; HEADER];
         head[..8].copy_from_slice(MAGIC);
         head[8..12].copy_from_slice(&FORMAT.to_le_bytes());
         head[16..24].copy_from_slice(&segment.sequence.to_le_bytes());
@@ -134,14 +165,8 @@ impl Sidecar {
         head[64..72].copy_from_slice(&newest.to_le_bytes());
         let crc = crc32c::crc32c(&head[16..]);
         head[12..16].copy_from_slice(&crc.to_le_bytes());
-
-        let temporary = path_of(folder, segment.sequence, "idx-new");
-        let result = File::create(&temporary)
-            .and_then(|mut file| file.write_all(&bytes))
-            .and_then(|()| std::fs::rename(&temporary, path_of(folder, segment.sequence, "idx")));
-        result.inspect_err(|_| {
-            let _ = std::fs::remove_file(&temporary);
-        })
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(&head)
     }
 
     pub(crate) const fn len(&self) -> u32 {
@@ -153,11 +178,12 @@ impl Sidecar {
     pub(crate) fn entry(&self, index: u32) -> Entry {
         let at = HEADER + index as usize * ENTRY;
         let bytes = &self.map[at..at + ENTRY];
-        let place = u32_at(bytes, 8);
+        let place = u64_at(bytes, 16);
         Entry {
             hash: KeyHash(u64_at(bytes, 0)),
-            offset: (place & !(TOMBSTONE | EXPIRES)).saturating_mul(ALIGN as u32),
-            size: u32_at(bytes, 12).saturating_mul(ALIGN as u32),
+            version: Version::new(u64_at(bytes, 8), (place >> NODE_SHIFT) as u16),
+            offset: (place & PLACE_MASK) as u32 * ALIGN as u32,
+            size: ((place >> PLACE_BITS) & PLACE_MASK) as u32 * ALIGN as u32,
             tombstone: place & TOMBSTONE != 0,
             expires: place & EXPIRES != 0,
         }
@@ -165,6 +191,11 @@ impl Sidecar {
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         (0..self.count).map(|index| self.entry(index))
+    }
+
+    /// The entry of a place, for what a damaged record there was. Walks all entries.
+    pub(crate) fn entry_at(&self, offset: u32) -> Option<Entry> {
+        self.entries().find(|entry| entry.offset == offset)
     }
 
     /// The first entry whose key is at or after `key`, by binary search over the keys in the segment.
@@ -190,14 +221,4 @@ pub(crate) fn lower_bound(segment: &Segment, count: u32, offset_of: impl Fn(u32)
         }
     }
     low
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_place_of_an_entry_has_room_for_every_offset() {
-        const { assert!(crate::segment::SEGMENT_MAX / (ALIGN as u32) < EXPIRES) };
-    }
 }

@@ -57,6 +57,9 @@ pub struct Options {
     pub tombstone_grace: Duration,
     /// Milliseconds since the Unix epoch: background work has to know what has expired.
     pub now_ms: fn() -> u64,
+    /// Called on a background thread after it has freed several megabytes: the place to have the allocator give them back
+    /// to the system, which most keep for later otherwise.
+    pub memory_freed: fn(),
     /// The disk, for tests to break.
     pub disk: Arc<dyn Disk>,
 }
@@ -73,6 +76,7 @@ impl Options {
             compaction_dead_share: 0.33,
             tombstone_grace: Duration::from_secs(60),
             now_ms: unix_ms,
+            memory_freed: || {},
             disk: Arc::new(RealDisk),
         }
     }
@@ -360,7 +364,7 @@ impl Store {
         let free_slots = (0..SLOTS as u32).rev().filter(|slot| !taken.contains(slot)).collect();
         let next_sequence = found.next_sequence;
         let shared = Arc::new(Shared {
-            roll_at: (space.total / 64).clamp(1 << 20, u64::from(options.segment_size)),
+            roll_at: (space.total / 64).max(1 << 20).min(u64::from(options.segment_size)),
             reserve: (space.total / 16).min(u64::from(options.segment_size)),
             folder,
             index,
@@ -432,7 +436,7 @@ impl Store {
     ///
     /// # Errors
     /// What the disk said; nothing that was acknowledged is lost to a process's end by that.
-    pub fn close(self) -> io::Result<()> {
+    pub fn close(&self) -> io::Result<()> {
         self.shared.stop();
         for log in self.shared.logs.lock().iter() {
             self.shared.sync_log(log)?;
@@ -529,8 +533,12 @@ impl Shared {
                 return Err(e);
             }
         };
-        if self.options.sync != SyncMode::Os {
-            sync_folder(self.folder.path())?;
+        if self.options.sync != SyncMode::Os
+            && let Err(e) = sync_folder(self.folder.path())
+        {
+            let _ = tail.segment().unlink();
+            self.free_slots.lock().push(slot);
+            return Err(e);
         }
         self.index.install(tail.segment().clone());
         self.segments.lock().push(tail.segment().clone());
@@ -544,11 +552,6 @@ impl Shared {
         self.segments.lock().retain(|s| !Arc::ptr_eq(s, segment));
         if let Err(e) = segment.unlink() {
             tracing::warn!("a compacted segment cannot be removed, it will be found again at the next start: {e}");
-        }
-        if self.options.sync != SyncMode::Os
-            && let Err(e) = sync_folder(self.folder.path())
-        {
-            self.fail(&e);
         }
         self.free_slots.lock().push(segment.slot);
     }

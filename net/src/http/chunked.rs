@@ -159,8 +159,7 @@ impl Decoder {
             b' ' | b'\t' => return self.line_grows(State::AfterSize),
             _ => return Err(ChunkedError::Size),
         };
-        self.remaining =
-            self.remaining.checked_mul(16).ok_or(ChunkedError::SizeOverflow)? | u64::from(digit);
+        self.remaining = self.remaining.checked_mul(16).ok_or(ChunkedError::SizeOverflow)? | u64::from(digit);
         self.line_grows(State::Size)
     }
 

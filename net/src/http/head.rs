@@ -155,9 +155,7 @@ fn try_parse(bytes: &[u8], header_max: usize) -> Result<Option<Head<'_>>, BadReq
         Ok(_) => return Err(too_large(header_max)),
         Err(error) => return Err(syntax(error, bytes)),
     };
-    let (Some(method_name), Some(target), Some(minor)) =
-        (request.method, request.path, request.version)
-    else {
+    let (Some(method_name), Some(target), Some(minor)) = (request.method, request.path, request.version) else {
         return Err(BadRequest::new(400, "The request line is incomplete."));
     };
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
@@ -206,14 +204,11 @@ fn split_target(target: &str) -> Result<(&str, &str), BadRequest> {
 #[cold]
 fn after_authority(target: &str) -> Result<&str, BadRequest> {
     let bytes = target.as_bytes();
-    let scheme = ["http://", "https://"].into_iter().find(|scheme| {
-        bytes.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes()))
-    });
+    let scheme = ["http://", "https://"]
+        .into_iter()
+        .find(|scheme| bytes.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme.as_bytes())));
     let Some(scheme) = scheme else {
-        return Err(BadRequest::new(
-            400,
-            "The request target is neither a path nor an absolute http URL.",
-        ));
+        return Err(BadRequest::new(400, "The request target is neither a path nor an absolute http URL."));
     };
     let rest = &target[scheme.len()..];
     let end = rest.bytes().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
@@ -277,9 +272,9 @@ impl<'a> Fields<'a> {
 
     fn length(&mut self, value: &[u8]) -> Result<(), BadRequest> {
         let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-        let length = value.iter().try_fold(0_u64, |length, digit| {
-            length.checked_mul(10)?.checked_add(u64::from(digit.wrapping_sub(b'0')))
-        });
+        let length = value
+            .iter()
+            .try_fold(0_u64, |length, digit| length.checked_mul(10)?.checked_add(u64::from(digit.wrapping_sub(b'0'))));
         let Some(length) = length.filter(|_| digits) else {
             return Err(BadRequest::new(
                 400,
@@ -331,30 +326,22 @@ fn shown(value: &[u8]) -> String {
 }
 
 fn too_large(header_max: usize) -> BadRequest {
-    BadRequest::new(
-        431,
-        format!("The request head is larger than the limit of {header_max} bytes."),
-    )
+    BadRequest::new(431, format!("The request head is larger than the limit of {header_max} bytes."))
 }
 
 #[cold]
 fn syntax(error: httparse::Error, bytes: &[u8]) -> BadRequest {
     match error {
-        httparse::Error::TooManyHeaders => BadRequest::new(
-            431,
-            format!("The request has more headers than the limit of {HEADERS_MAX}."),
-        ),
+        httparse::Error::TooManyHeaders => {
+            BadRequest::new(431, format!("The request has more headers than the limit of {HEADERS_MAX}."))
+        }
         httparse::Error::Version => version_error(bytes),
         httparse::Error::HeaderName => BadRequest::new(
             400,
             "A header name is invalid: it is empty, folded, followed by a space, or holds a forbidden byte.",
         ),
-        httparse::Error::HeaderValue => {
-            BadRequest::new(400, "A header value holds a control character.")
-        }
-        httparse::Error::NewLine => {
-            BadRequest::new(400, "A line of the request head does not end in CR LF.")
-        }
+        httparse::Error::HeaderValue => BadRequest::new(400, "A header value holds a control character."),
+        httparse::Error::NewLine => BadRequest::new(400, "A line of the request head does not end in CR LF."),
         httparse::Error::Token => {
             BadRequest::new(400, "The request line is not a method, a target and a version with single spaces.")
         }
@@ -364,16 +351,12 @@ fn syntax(error: httparse::Error, bytes: &[u8]) -> BadRequest {
 
 /// `505` for a well-formed version that is not 1.0 or 1.1, else `400`.
 fn version_error(bytes: &[u8]) -> BadRequest {
-    let line = bytes
-        .split(|byte| matches!(byte, b'\r' | b'\n'))
-        .find(|line| !line.is_empty())
-        .unwrap_or_default();
+    let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).find(|line| !line.is_empty()).unwrap_or_default();
     let version = line.split(|byte| *byte == b' ').nth(2).unwrap_or_default();
     match version.strip_prefix(b"HTTP/") {
-        Some([b'0'..=b'9', b'.', b'0'..=b'9'] | [b'0'..=b'9']) => BadRequest::new(
-            505,
-            format!("HTTP/1.0 and HTTP/1.1 are spoken here, not {}.", shown(version)),
-        ),
+        Some([b'0'..=b'9', b'.', b'0'..=b'9'] | [b'0'..=b'9']) => {
+            BadRequest::new(505, format!("HTTP/1.0 and HTTP/1.1 are spoken here, not {}.", shown(version)))
+        }
         _ => BadRequest::new(400, "The request line does not end in an HTTP version."),
     }
 }

@@ -140,9 +140,8 @@ fn limits_are_exact() {
     assert!(matches!(parse(&head(MAX + 9)[..MAX], MAX), Parsed::Partial));
     assert_eq!(status(&head(MAX + 9)[..MAX + 1]), 431);
 
-    let lines = |lines: usize| {
-        format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(lines - 1)).into_bytes()
-    };
+    let lines =
+        |lines: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(lines - 1)).into_bytes();
     complete(&lines(64));
     assert_eq!(status(&lines(65)), 431);
 }

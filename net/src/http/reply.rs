@@ -154,8 +154,7 @@ impl ReplyContext {
 
     /// The head of a `200` whose length is not known: chunked, or delimited by closing for an HTTP/1.0 client.
     pub fn stream_head(&self, out: &mut Vec<u8>, content_type: &str) {
-        let delimited_by_close =
-            Self { keep_alive: self.keep_alive && self.version == Version::Http11, ..*self };
+        let delimited_by_close = Self { keep_alive: self.keep_alive && self.version == Version::Http11, ..*self };
         delimited_by_close.begin(out, 200);
         self.header(out, "Content-Type", content_type.as_bytes());
         if self.version == Version::Http11 {

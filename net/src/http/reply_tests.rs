@@ -29,9 +29,7 @@ fn a_value() {
 
 #[test]
 fn connection_header_says_what_the_version_does_not() {
-    let begin = |version, keep_alive| {
-        written(context(false, version, keep_alive), |reply| reply.empty(201))
-    };
+    let begin = |version, keep_alive| written(context(false, version, keep_alive), |reply| reply.empty(201));
     let with = |line| format!("HTTP/1.1 201 Created\r\n{DATE}{line}Content-Length: 0\r\n\r\n");
     assert_eq!(begin(Version::Http11, true), with(""));
     assert_eq!(begin(Version::Http11, false), with("Connection: close\r\n"));
@@ -70,9 +68,7 @@ fn bodies_that_must_not_be() {
 
 #[test]
 fn streams_are_chunked_or_close() {
-    let head = |version| {
-        written(context(false, version, true), |reply| reply.stream_head("a/b"))
-    };
+    let head = |version| written(context(false, version, true), |reply| reply.stream_head("a/b"));
     assert_eq!(
         head(Version::Http11),
         format!("HTTP/1.1 200 OK\r\n{DATE}Content-Type: a/b\r\nTransfer-Encoding: chunked\r\n\r\n")

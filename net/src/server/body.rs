@@ -29,9 +29,16 @@ const SKIP_MAX: u64 = 64 * 1024;
 
 /// The decision before the body.
 enum Plan<S: Service> {
-    Collect { body: Expected, head_len: usize, ask: bool, reservation: Reservation<S> },
+    Collect {
+        body: Expected,
+        head_len: usize,
+        ask: bool,
+        reservation: Reservation<S>,
+    },
     /// Answered: read over the rest of the request.
-    Skip { length: usize },
+    Skip {
+        length: usize,
+    },
     Next(Next),
 }
 
@@ -107,9 +114,7 @@ impl<S: Service> Connection<S> {
             }
         }
         match head.body {
-            Framing::Length(length) if context.keep_alive => {
-                Plan::Skip { length: head.head_len + length as usize }
-            }
+            Framing::Length(length) if context.keep_alive => Plan::Skip { length: head.head_len + length as usize },
             _ => Plan::Next(Next::Linger),
         }
     }
@@ -164,11 +169,7 @@ impl<S: Service> Connection<S> {
     }
 
     /// Collects a chunked body: raw bytes come behind the head in the read buffer and are decoded from there.
-    async fn decode(
-        &mut self,
-        head_len: usize,
-        mut reservation: Reservation<S>,
-    ) -> Result<Option<Next>, Gone> {
+    async fn decode(&mut self, head_len: usize, mut reservation: Reservation<S>) -> Result<Option<Next>, Gone> {
         self.buffer.drain(..self.start);
         self.start = 0;
         let core = Rc::clone(&self.seat.core);

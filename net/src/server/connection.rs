@@ -108,6 +108,7 @@ impl<S: Service> Connection<S> {
                         }
                         self.seat.deadline.set(Phase::Working, self.now);
                         self.seat.core.yield_turn().await;
+                        self.now = Instant::now();
                         self.handle()
                     }
                     Next::Body => match self.body().await {

@@ -83,10 +83,8 @@ impl<S: Service> Core<S> {
 
     async fn sweep_while_connected(self: Rc<Self>) {
         let limits = &self.limits;
-        let interval = SWEEP_INTERVAL
-            .min(limits.request_timeout / 4)
-            .min(limits.idle_timeout / 4)
-            .max(Duration::from_millis(5));
+        let interval =
+            SWEEP_INTERVAL.min(limits.request_timeout / 4).min(limits.idle_timeout / 4).max(Duration::from_millis(5));
         while self.connections.get() > 0 {
             monoio::time::sleep(interval).await;
             self.sweep();
@@ -98,8 +96,7 @@ impl<S: Service> Core<S> {
     pub(crate) fn sweep(&self) {
         self.renew_date();
         let draining = self.shared.draining();
-        self.deadlines
-            .sweep(Instant::now(), &self.limits, draining, |event| self.service.event(event));
+        self.deadlines.sweep(Instant::now(), &self.limits, draining, |event| self.service.event(event));
     }
 
     fn renew_date(&self) {

@@ -72,9 +72,7 @@ fn verdict(phase: Phase, age: Duration, limits: &Limits, draining: bool) -> Verd
     match phase {
         Phase::Idle if age >= limits.idle_timeout => Verdict::CutInput(Some(Event::IdleTimeout)),
         Phase::Idle if draining => Verdict::CutInput(None),
-        Phase::Reading if age >= limits.request_timeout => {
-            Verdict::CutInput(Some(Event::RequestTimeout))
-        }
+        Phase::Reading if age >= limits.request_timeout => Verdict::CutInput(Some(Event::RequestTimeout)),
         Phase::Writing if age >= limits.request_timeout => Verdict::CutAll(Event::WriteTimeout),
         Phase::Lingering if age >= LINGER => Verdict::CutInput(None),
         _ => Verdict::Wait,
@@ -91,12 +89,8 @@ pub(crate) struct Deadlines {
 impl Deadlines {
     /// Enters an idle connection; returns its place.
     pub(crate) fn insert(&self, fd: RawFd, now: Instant) -> (usize, Rc<Deadline>) {
-        let deadline = Rc::new(Deadline {
-            fd,
-            phase: Cell::new(Phase::Idle),
-            since: Cell::new(now),
-            expired: Cell::new(None),
-        });
+        let deadline =
+            Rc::new(Deadline { fd, phase: Cell::new(Phase::Idle), since: Cell::new(now), expired: Cell::new(None) });
         let mut entries = self.entries.borrow_mut();
         let place = self.free.borrow_mut().pop().unwrap_or_else(|| {
             entries.push(None);

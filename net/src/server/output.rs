@@ -1,13 +1,14 @@
 //! A connection's output: sending a batch of answers, streaming a body, lingering before a close.
 //!
-//! The usual batch leaves in one `send` from the connection's own turn, without waiting for the ring; only what the socket's
-//! buffer does not take goes through the driver, in slices of at most [`WRITE_MAX`] so that progress renews the deadline.
+//! The usual batch is one write through the driver: on io_uring it shares a system call with the other connections', which
+//! was measured about 5 % cheaper than a `send` of its own; submitting the next read with it brought nothing more. A head
+//! before a value is sent at once with `MSG_MORE`, so that both share a segment. Writes take at most [`WRITE_MAX`] so that
+//! progress renews the deadline.
 //!
 //! Bounds: a batch (see `answers.rs`) and the values it pins. Tested in `tests/connection.rs` and `tests/stream.rs`.
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
 
@@ -31,7 +32,8 @@ impl<S: Service> Connection<S> {
         if !self.answers.is_empty() {
             if self.answers.parts.is_empty() {
                 let mut bytes = std::mem::take(&mut self.answers.bytes);
-                self.send(&mut bytes, false).await?;
+                // The batch has been read just now, so the clock need not be asked again.
+                bytes = self.send_rest(bytes, 0, self.now).await?;
                 self.answers.bytes = bytes;
             } else {
                 self.send_parts().await?;
@@ -71,7 +73,7 @@ impl<S: Service> Connection<S> {
             if let Some(value) = value {
                 self.send(&mut joined.bytes, true).await?;
                 joined.bytes.clear();
-                self.send_value(value).await?;
+                self.send_rest(value, 0, Instant::now()).await?;
             }
         }
         joined.bytes.extend_from_slice(&self.answers.bytes[from..]);
@@ -87,25 +89,16 @@ impl<S: Service> Connection<S> {
         if bytes.is_empty() {
             return Ok(());
         }
-        let sent = self.send_now(bytes, more)?;
+        let sent = if more { self.send_now(bytes)? } else { 0 };
         if sent < bytes.len() {
-            *bytes = self.send_rest(std::mem::take(bytes), sent).await?;
+            *bytes = self.send_rest(std::mem::take(bytes), sent, Instant::now()).await?;
         }
         Ok(())
     }
 
-    async fn send_value(&mut self, value: Bytes) -> Result<(), Gone> {
-        let sent = self.send_now(&value[..value.len().min(WRITE_MAX)], false)?;
-        if sent < value.len() {
-            self.send_rest(value, sent).await?;
-        }
-        Ok(())
-    }
-
-    /// What the socket takes without waiting.
-    #[inline]
-    fn send_now(&mut self, bytes: &[u8], more: bool) -> Result<usize, Gone> {
-        match sys::send(self.fd, bytes, more) {
+    /// What the socket takes without waiting; more follows.
+    fn send_now(&mut self, bytes: &[u8]) -> Result<usize, Gone> {
+        match sys::send_more(self.fd, bytes) {
             Ok(sent) => {
                 self.seat.core.service.event(Event::BytesOut(sent));
                 Ok(sent)
@@ -116,9 +109,9 @@ impl<S: Service> Connection<S> {
     }
 
     /// What the socket takes as the client reads.
-    async fn send_rest<B: IoBuf>(&mut self, mut bytes: B, mut sent: usize) -> Result<B, Gone> {
+    async fn send_rest<B: IoBuf>(&mut self, mut bytes: B, mut sent: usize, since: Instant) -> Result<B, Gone> {
         let length = bytes.bytes_init();
-        self.seat.deadline.set(Phase::Writing, Instant::now());
+        self.seat.deadline.set(Phase::Writing, since);
         while sent < length {
             let slice = bytes.slice(sent..length.min(sent + WRITE_MAX));
             let (result, slice) = self.stream.write(slice).await;
@@ -128,7 +121,9 @@ impl<S: Service> Connection<S> {
                 Ok(more) => {
                     sent += more;
                     self.seat.core.service.event(Event::BytesOut(more));
-                    self.seat.deadline.set(Phase::Writing, Instant::now());
+                    if sent < length {
+                        self.seat.deadline.set(Phase::Writing, Instant::now());
+                    }
                 }
                 Err(error) if may_go_on(&error) => {}
                 Err(_) => return Err(Gone),
@@ -156,11 +151,13 @@ impl<S: Service> Connection<S> {
                     self.flush().await?;
                     self.seat.deadline.set(Phase::Working, self.now);
                     self.seat.core.yield_turn().await;
+                    self.now = Instant::now();
                 }
                 Fill::Wait(pause) => {
                     self.flush().await?;
                     self.seat.deadline.set(Phase::Working, self.now);
                     monoio::time::sleep(pause.max(Duration::from_millis(1))).await;
+                    self.now = Instant::now();
                 }
                 Fill::End => {
                     if chunked {
@@ -207,4 +204,3 @@ impl<S: Service> Connection<S> {
 pub(super) fn may_go_on(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted)
 }
-

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::answers::Answers;
 use super::connection::{Connection, Next};
@@ -46,10 +47,7 @@ impl<S: Service> Connection<S> {
             }
             // A head ends in a line feed: without a new one there is no need to parse again, and a client that sends byte
             // by byte costs no more than another.
-            if self.scanned > 0
-                && bytes.len() <= limits.header_max
-                && !bytes[self.scanned..].contains(&b'\n')
-            {
+            if self.scanned > 0 && bytes.len() <= limits.header_max && !bytes[self.scanned..].contains(&b'\n') {
                 return Next::Read;
             }
             let head = match head::parse(bytes, limits.header_max) {
@@ -104,15 +102,14 @@ impl<S: Service> Connection<S> {
     /// A close with input left must linger, or the answer may be lost.
     pub(super) fn close_or_linger(&self, next: Next) -> Next {
         match next {
-            Next::Close if self.start < self.buffer.len() || self.seat.core.shared.draining() => {
-                Next::Linger
-            }
+            Next::Close if self.start < self.buffer.len() || self.seat.core.shared.draining() => Next::Linger,
             next => next,
         }
     }
 
     /// The request did not come in time: says so and ends the connection.
     pub(super) async fn refuse_late(mut self) {
+        self.now = Instant::now();
         let core = Rc::clone(&self.seat.core);
         let bad = BadRequest {
             status: 408,
@@ -204,12 +201,7 @@ pub(super) enum Overload {
 
 /// Answers `503`: now is better than late.
 #[cold]
-pub(super) fn overloaded<S: Service>(
-    core: &Core<S>,
-    answers: &mut Answers,
-    context: ReplyContext,
-    what: Overload,
-) {
+pub(super) fn overloaded<S: Service>(core: &Core<S>, answers: &mut Answers, context: ReplyContext, what: Overload) {
     core.service.event(Event::Overloaded);
     let sentence = match what {
         Overload::Requests => format!(
@@ -227,8 +219,6 @@ pub(super) fn overloaded<S: Service>(
 pub(super) fn too_large(length: u64, body_max: usize) -> BadRequest {
     BadRequest {
         status: 413,
-        sentence: Cow::Owned(format!(
-            "The body of {length} bytes is larger than the limit of {body_max} bytes."
-        )),
+        sentence: Cow::Owned(format!("The body of {length} bytes is larger than the limit of {body_max} bytes.")),
     }
 }

@@ -16,10 +16,9 @@ pub(crate) fn shutdown(fd: RawFd, how: libc::c_int) {
     };
 }
 
-/// Sends what fits into the socket's buffer now. `more` says that more follows at once.
-#[inline]
-pub(crate) fn send(fd: RawFd, bytes: &[u8], more: bool) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
+/// Sends what fits into the socket's buffer now, and lets the last segment wait for what follows at once.
+pub(crate) fn send_more(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | libc::MSG_MORE;
     // SAFETY: reads `bytes.len()` bytes from a live slice, during the call only; invariant 1.
     #[allow(unsafe_code)]
     let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };

@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use koltso_net::http::chunked::Decoder;
 use koltso_net::http::{Head, Reply, query};
-use koltso_net::server::{
-    Admit, Answer, Event, Fill, Limits, Outcome, Service, Shared, Sink, Source, serve,
-};
+use koltso_net::server::{Admit, Answer, Event, Fill, Limits, Outcome, Service, Shared, Sink, Source, serve};
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +44,7 @@ impl Seen {
 pub struct TestService(Arc<Seen>);
 
 fn number(head: &Head<'_>, name: &str, default: usize) -> usize {
-    query::pairs(head.query)
-        .find(|(known, _)| *known == name)
-        .map_or(default, |(_, value)| value.parse().unwrap())
+    query::pairs(head.query).find(|(known, _)| *known == name).map_or(default, |(_, value)| value.parse().unwrap())
 }
 
 pub fn pattern(length: usize) -> Vec<u8> {
@@ -326,4 +322,3 @@ impl Client {
         assert_eq!(self.get("/still-open").response().status, 200);
     }
 }
-

@@ -1,0 +1,334 @@
+# shellcheck shell=bash
+# What compare-peers.sh and bench-goals.sh share: starting servers on a core, reading their CPU and memory, tables.
+#
+# Owner: the script that sources this file; it sets SERVER_CORE, LOAD_CORE, KOLTSO, SCRIPTS and calls bench_begin.
+# Bounds: every wait here has a limit in seconds. Ends only processes that it started, by their ids, and removes only
+# the folder that it made.
+
+CLOCK_TICKS=$(getconf CLK_TCK)
+# shellcheck disable=SC2034  # the scripts that source this file use it
+CONNECTIONS=64
+STARTED=()
+WORK=''
+
+fail() { # fail SENTENCE...: exit code 2, as for everything that is wrong before a measurement begins
+  printf '%s\n' "$*" >&2
+  exit 2
+}
+
+# The tools that are missing, in one sentence.
+need_tools() { # need_tools COMMAND=PACKAGE...
+  local pair missing=()
+  for pair in "$@"; do
+    command -v "${pair%%=*}" >/dev/null || missing+=("${pair%%=*} (${pair#*=})")
+  done
+  if ((${#missing[@]})); then
+    pair=$(printf ', %s' "${missing[@]}")
+    fail "Missing: ${pair:2}; on Debian: apt-get install wrk nginx-light redis-server python3 curl jq util-linux; wrk2 is to be built from github.com/giltene/wrk2."
+  fi
+}
+
+need_koltso() {
+  [[ -x $KOLTSO ]] || fail "No Koltso binary at $KOLTSO; build it with 'cargo build --release', or say --koltso PATH."
+}
+
+bench_begin() { # bench_begin PARENT_FOLDER
+  (($(nproc) > 1)) || fail "This needs two cores: one for the server, one for the load."
+  taskset -c "$SERVER_CORE,$LOAD_CORE" true 2>/dev/null || fail "Cores $SERVER_CORE and $LOAD_CORE cannot be used here."
+  WORK=$(mktemp -d "$1/koltso-bench.XXXXXX") || fail "Cannot make a folder in $1."
+  exec {NEVER}<> <(:) # never readable: `read -t` on it is a sleep without a process
+  trap bench_end EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
+}
+
+bench_end() {
+  local pid
+  for pid in "${STARTED[@]}"; do
+    stop_server "$pid" TERM 5
+  done
+  [[ -n $WORK ]] && rm -rf -- "$WORK"
+}
+
+pause() { # pause SECONDS
+  read -r -t "$1" -u "$NEVER" || true
+}
+
+now_us() {
+  local now=$EPOCHREALTIME
+  printf '%s' "${now/[.,]/}"
+}
+
+# A port that is free and whose replica port (10000 above) is free too, both below the range the kernel hands out.
+free_port() {
+  python3 - <<'PYTHON'
+import random, socket
+for _ in range(200):
+    port = random.randrange(11000, 22000)
+    try:
+        with socket.socket() as a, socket.socket() as b:
+            a.bind(("127.0.0.1", port))
+            b.bind(("127.0.0.1", port + 10000))
+        print(port)
+        break
+    except OSError:
+        pass
+PYTHON
+}
+
+alive() { kill -0 "$1" 2>/dev/null; }
+
+# Sends SIGNAL, waits SECONDS at most, then kills. Only for ids in STARTED.
+stop_server() { # stop_server PID SIGNAL SECONDS
+  local pid=$1 kept=() other waited=0
+  alive "$pid" && kill -s "$2" "$pid" 2>/dev/null
+  while alive "$pid" && ((waited++ < $3 * 100)); do pause 0.01; done
+  alive "$pid" && kill -s KILL "$pid" 2>/dev/null
+  wait "$pid" 2>/dev/null
+  for other in "${STARTED[@]}"; do [[ $other == "$pid" ]] || kept+=("$other"); done
+  STARTED=("${kept[@]}")
+}
+
+start_pinned() { # start_pinned LOG COMMAND...: sets PID
+  local log=$1
+  shift
+  : >"$log"
+  taskset -c "$SERVER_CORE" "$@" >"$log" 2>&1 &
+  PID=$!
+  STARTED+=("$PID")
+}
+
+wait_for_text() { # wait_for_text FILE TEXT SECONDS PID NAME
+  local text limit=$(($(now_us) + $3 * 1000000))
+  while :; do
+    IFS= read -r -d '' text <"$1"
+    [[ $text == *"$2"* ]] && return 0
+    if ! alive "$4" || (($(now_us) > limit)); then
+      printf '%s did not start within %d s. It said: %s\n' "$5" "$3" "$(tail -n 3 "$1")" >&2
+      exit 1
+    fi
+    pause 0.001
+  done
+}
+
+wait_for_port() { # wait_for_port PORT SECONDS PID NAME LOG
+  local limit=$(($(now_us) + $2 * 1000000))
+  until (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; do
+    if ! alive "$3" || (($(now_us) > limit)); then
+      printf '%s did not start within %d s. It said: %s\n' "$4" "$2" "$(tail -n 3 "$5")" >&2
+      exit 1
+    fi
+    pause 0.01
+  done
+}
+
+# Starts Koltso on a folder; sets PID, PORT, and START_US, the time until its `ready` line.
+start_koltso() { # start_koltso DATA_FOLDER [FLAG...]
+  local data=$1 log=$WORK/koltso.log begun
+  shift
+  PORT=$(free_port)
+  begun=$(now_us)
+  start_pinned "$log" "$KOLTSO" serve --listen "127.0.0.1:$PORT" --data "$data" --threads 1 "$@"
+  wait_for_text "$log" 'ready http://' 60 "$PID" Koltso
+  # shellcheck disable=SC2034
+  START_US=$(($(now_us) - begun))
+  check_pinned "$PID"
+}
+
+# All threads on the core that the comparison is about, or it would not be one.
+check_pinned() { # check_pinned PID
+  local status cores
+  for status in /proc/"$1"/task/*/status; do
+    cores=$(awk '/^Cpus_allowed_list:/ { print $2 }' "$status" 2>/dev/null)
+    [[ -z $cores || $cores == "$SERVER_CORE" ]] ||
+      printf 'Warning: thread %s of process %s may run on cores %s, not only %s.\n' \
+        "$(awk '/^Name:/ { print $2 }' "$status")" "$1" "$cores" "$SERVER_CORE" >&2
+  done
+}
+
+# nginx that answers everything with VALUE_SIZE bytes, as one worker. Sets PID to the worker's and PORT.
+start_nginx() { # start_nginx VALUE_SIZE: sets also MASTER, which is what stop_server takes
+  local folder=$WORK/nginx body
+  mkdir -p "$folder"
+  PORT=$(free_port)
+  body=$(printf '%*s' "$1" '')
+  cat >"$folder/nginx.conf" <<CONF
+$( ((EUID == 0)) && echo 'user root;')
+worker_processes 1;
+daemon off;
+pid $folder/nginx.pid;
+error_log stderr error;
+events { worker_connections 4096; }
+http {
+  access_log off;
+  keepalive_requests 1000000000;
+  keepalive_timeout 3600;
+  client_body_temp_path $folder; proxy_temp_path $folder; fastcgi_temp_path $folder; uwsgi_temp_path $folder; scgi_temp_path $folder;
+  server {
+    listen 127.0.0.1:$PORT;
+    location / { return 200 "${body// /v}"; }
+  }
+}
+CONF
+  start_pinned "$folder/log" nginx -p "$folder" -c "$folder/nginx.conf"
+  MASTER=$PID
+  wait_for_port "$PORT" 10 "$MASTER" nginx "$folder/log"
+  read -r PID _ <"/proc/$MASTER/task/$MASTER/children"
+}
+
+# Redis with its log synced every second, and no rewrites of it during the run. Sets PID and PORT.
+start_redis() {
+  local folder=$WORK/redis
+  mkdir -p "$folder"
+  PORT=$(free_port)
+  start_pinned "$folder/log" redis-server --port "$PORT" --bind 127.0.0.1 --dir "$folder" --save '' \
+    --appendonly yes --appendfsync everysec --auto-aof-rewrite-percentage 0 --daemonize no
+  wait_for_port "$PORT" 10 "$PID" Redis "$folder/log"
+}
+
+# CPU of a process, all its threads, in clock ticks: sets USER_TICKS and SYS_TICKS.
+read_cpu() { # read_cpu PID
+  local stat fields
+  stat=$(<"/proc/$1/stat")
+  read -r -a fields <<<"${stat##*) }" # the fields after the name, from the third on
+  USER_TICKS=${fields[11]}
+  SYS_TICKS=${fields[12]}
+}
+
+# What disturbs a measurement: CPU used by neither the server PID nor the load tool, and CPU that the hypervisor took.
+# noise_end sets OTHERS and STOLEN, per cent of one core, and notes both in $WORK/noise.
+noise_begin() {
+  read_machine
+  read_cpu "$PID"
+  NOISE_FROM="$BUSY_TICKS $STOLEN_TICKS $((USER_TICKS + SYS_TICKS)) $EPOCHREALTIME"
+}
+
+noise_end() { # noise_end LOAD_TOOL_SECONDS
+  read_machine
+  read_cpu "$PID"
+  # shellcheck disable=SC2034
+  read -r OTHERS STOLEN < <(awk -v hz="$CLOCK_TICKS" -v l="$1" -v from="$NOISE_FROM" \
+    -v to="$BUSY_TICKS $STOLEN_TICKS $((USER_TICKS + SYS_TICKS)) $EPOCHREALTIME" 'BEGIN {
+      split(from, a); split(to, b); t = b[4] - a[4]
+      others = ((b[1] - a[1] - b[3] + a[3]) / hz - l) / t * 100
+      printf "%.0f %.0f\n", (others > 0 ? others : 0), (b[2] - a[2]) / hz / t * 100 }')
+  printf '%s %s\n' "$OTHERS" "$STOLEN" >>"$WORK/noise"
+}
+
+read_machine() { # sets BUSY_TICKS (soft interrupts included) and STOLEN_TICKS, all cores together
+  local ticks # cpu user nice system idle iowait irq softirq steal
+  read -r -a ticks </proc/stat
+  BUSY_TICKS=$((ticks[1] + ticks[2] + ticks[3] + ticks[6] + ticks[7]))
+  STOLEN_TICKS=${ticks[8]}
+}
+
+# One line on the worst noise of all measurements.
+noise_line() {
+  [[ -s $WORK/noise ]] && awk '{ if ($1 > o) o = $1; if ($2 > s) s = $2 }
+    END { printf "In the noisiest measurement other processes used %d %% of a core and the hypervisor took %d %% of one.\n", o, s }' \
+    "$WORK/noise"
+}
+
+anonymous_kb() { awk '/^RssAnon:/ { print $2 }' "/proc/$1/status"; }
+file_kb() { awk '/^RssFile:/ { print $2 }' "/proc/$1/status"; }
+disk_bytes() { du -s --block-size=1 "$1" | cut -f 1; }
+
+# Keys 0 to COUNT - 1 once; a failure is fatal. More flags of load.py may follow.
+load_keys() { # load_keys PORT COUNT [FLAG...]
+  local port=$1 count=$2
+  shift 2
+  timeout 300 taskset -c "$LOAD_CORE" python3 "$SCRIPTS/load.py" "http://127.0.0.1:$port" --count "$count" "$@" \
+    >"$WORK/load.log" 2>&1 || {
+    printf 'Loading %d keys failed: %s\n' "$count" "$(tail -n 2 "$WORK/load.log")" >&2
+    exit 1
+  }
+}
+
+# One wrk run against the server PID at PORT. Sets REQUESTS, SECONDS_RUN, NOT_2XX (socket errors included), USER_US,
+# SYS_US (a request), SERVER_BUSY, LOAD_BUSY (per cent of a core). WRK_ARGUMENTS follow the script.
+run_wrk() { # run_wrk SCRIPT SECONDS [WRK_ARGUMENT...]
+  local script=$1 seconds=$2 log=$WORK/wrk.log user sys line
+  shift 2
+  noise_begin
+  user=$USER_TICKS sys=$SYS_TICKS
+  timeout $((seconds + 60)) taskset -c "$LOAD_CORE" wrk -t1 -c"$CONNECTIONS" -d"${seconds}s" --timeout 10s \
+    -s "$SCRIPTS/$script.lua" "http://127.0.0.1:$PORT" -- "$@" >"$log" 2>&1
+  noise_end "$(load_tool_seconds "$log" total)"
+  line=$(grep '^answers:' "$log") || {
+    printf 'wrk failed: %s\n' "$(tail -n 3 "$log")" >&2
+    exit 1
+  }
+  read -r REQUESTS SECONDS_RUN NOT_2XX < <(awk '{ gsub(",", ""); print $2, $4, $6 + $11 + $13 + $15 + $17 }' <<<"$line")
+  cpu_figures $((USER_TICKS - user)) $((SYS_TICKS - sys)) "$(load_tool_seconds "$log")"
+}
+
+# CPU seconds of wrk or wrk2 once its requests were formatted, or all of them. 0 where it did not say.
+load_tool_seconds() { # load_tool_seconds LOG [total]
+  awk -v total="${2:+1}" '/^load tool:/ { seconds = total ? $3 + $8 : $3 } END { print seconds + 0 }' "$1"
+}
+
+cpu_figures() { # cpu_figures USER_TICKS SYS_TICKS LOAD_SECONDS
+  # shellcheck disable=SC2034
+  read -r USER_US SYS_US SERVER_BUSY LOAD_BUSY < <(awk -v u="$1" -v s="$2" -v hz="$CLOCK_TICKS" -v n="$REQUESTS" \
+    -v t="$SECONDS_RUN" -v l="$3" 'BEGIN {
+      if (n == 0) n = 1
+      printf "%.3f %.3f %.0f %.0f\n", u / hz / n * 1e6, s / hz / n * 1e6, (u + s) / hz / t * 100, l / t * 100 }')
+}
+
+# wrk2 at a constant rate. Sets P50, P99, P999, MAX in milliseconds, REQUESTS, SECONDS_RUN, NOT_2XX. wrk2 throws away
+# what it recorded in its first 10.3 s (it calibrates), so SECONDS has to be well above that.
+run_wrk2() { # run_wrk2 SCRIPT SECONDS RATE [SCRIPT_ARGUMENT...]
+  local script=$1 seconds=$2 rate=$3 log=$WORK/wrk2.log line
+  shift 3
+  noise_begin
+  timeout $((seconds + 60)) taskset -c "$LOAD_CORE" wrk2 -t1 -c"$CONNECTIONS" -d"${seconds}s" -R"$rate" -L --timeout 10s \
+    -s "$SCRIPTS/$script.lua" "http://127.0.0.1:$PORT" -- "$@" >"$log" 2>&1
+  noise_end "$(load_tool_seconds "$log" total)"
+  line=$(grep '^answers:' "$log") || {
+    printf 'wrk2 failed: %s\n' "$(tail -n 3 "$log")" >&2
+    exit 1
+  }
+  # shellcheck disable=SC2034
+  read -r REQUESTS SECONDS_RUN NOT_2XX < <(awk '{ gsub(",", ""); print $2, $4, $6 + $11 + $13 + $15 + $17 }' <<<"$line")
+  # shellcheck disable=SC2034
+  read -r P50 P99 P999 MAX < <(awk '
+    function ms(text) {
+      if (text ~ /us$/) return text / 1000
+      if (text ~ /ms$/) return text + 0
+      if (text ~ /m$/) return text * 60000
+      return text * 1000
+    }
+    /HdrHistogram - Recorded Latency/ { on = 1 }
+    /Detailed Percentile/ { on = 0 }
+    on && $1 ~ /%$/ { at[$1 + 0] = ms($2) }
+    END { printf "%.2f %.2f %.2f %.2f\n", at[50], at[99], at[99.9], at[100] }' "$log")
+}
+
+# Prints tab-separated lines, the first one being the head, as a table: plain (aligned) or markdown.
+print_table() { # print_table plain|markdown
+  awk -F '\t' -v style="$1" '
+    { rows = NR; if (NF > columns) columns = NF
+      for (i = 1; i <= NF; i++) { cell[NR, i] = $i; if (length($i) > width[i]) width[i] = length($i) } }
+    END {
+      for (r = 1; r <= rows; r++) {
+        line = style == "markdown" ? "|" : ""
+        for (i = 1; i <= columns; i++) {
+          if (style == "markdown") line = line " " cell[r, i] " |"
+          else line = line sprintf(i == 1 ? "%-" width[i] "s" : "  %" width[i] "s", cell[r, i])
+        }
+        print line
+        if (r == 1) {
+          line = style == "markdown" ? "|---|" : ""
+          for (i = 2; i <= columns && style == "markdown"; i++) line = line "---:|"
+          if (style == "markdown") print line
+        }
+      }
+    }'
+}
+
+# The machine, for the head of a report.
+machine_line() {
+  printf '%s, %d cores, Linux %s, load average %s at the start; server on core %s, load on core %s\n' \
+    "$(awk -F ': ' '/^model name/ { print $2; exit }' /proc/cpuinfo)" "$(nproc)" "$(uname -r)" \
+    "$(cut -d ' ' -f 1 /proc/loadavg)" "$SERVER_CORE" "$LOAD_CORE"
+}

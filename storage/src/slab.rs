@@ -1,0 +1,203 @@
+//! Memory for the index's tables: slabs of equal blocks, so that a table takes what it needs and not a size class more.
+//!
+//! A table's size is 9 bytes times a power of two, plus 16. A general allocator rounds the common ones up by an eighth,
+//! keeps what doubling leaves behind in its pages, and grew an index of three million keys to 37 bytes a key where the
+//! tables have 13. Here a slab has blocks of exactly one size; the last block freed gives it back to the kernel.
+//!
+//! Layout: a slab is 2 MiB at a multiple of 2 MiB (one huge page where the kernel gives one, which also spares look-ups
+//! their TLB misses), its bookkeeping is outside. Larger tables are mapped by themselves.
+//! Owner: the index; calls come only when a table grows. Bounds: at most one partly empty slab a size, as a rule.
+//! Invariants: a block is in one slab, and either handed out or in that slab's free list; blocks are multiples of 16.
+
+use std::alloc::Layout;
+use std::collections::BTreeMap;
+use std::io;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use allocator_api2::alloc::{AllocError, Allocator};
+use parking_lot::Mutex;
+
+const SLAB: usize = 2 << 20;
+const BLOCK_ALIGN: usize = 16;
+/// Blocks up to this size share a slab, so that at most an eighth of it is cut off at its end.
+const SHARED_MAX: usize = SLAB / 8;
+
+#[derive(Debug)]
+struct Slab {
+    block: usize,
+    used: usize,
+    /// Blocks from here on were never handed out.
+    fresh: usize,
+    free: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// By address.
+    slabs: BTreeMap<usize, Slab>,
+    /// Addresses of slabs with room, by block size.
+    room: BTreeMap<usize, Vec<usize>>,
+}
+
+/// A handle to the slabs; clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Slabs(Arc<Mutex<State>>);
+
+fn block_of(layout: Layout) -> usize {
+    layout.size().next_multiple_of(BLOCK_ALIGN)
+}
+
+fn mapped_of(layout: Layout) -> usize {
+    layout.size().next_multiple_of(4096)
+}
+
+#[allow(unsafe_code)]
+fn map(size: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that exists.
+    let at = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(at.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
+}
+
+#[allow(unsafe_code)]
+fn unmap(at: usize, size: usize) {
+    if size > 0 {
+        // SAFETY: callers pass a mapping of `map` (or the ends of one) that nobody refers to any more.
+        let result = unsafe { libc::munmap(ptr::with_exposed_provenance_mut(at), size) };
+        debug_assert_eq!(result, 0);
+    }
+}
+
+/// A slab at a multiple of its size: map twice as much, and give the ends back.
+fn map_slab() -> io::Result<usize> {
+    let at = map(2 * SLAB)?.as_ptr().expose_provenance();
+    let aligned = at.next_multiple_of(SLAB);
+    unmap(at, aligned - at);
+    unmap(aligned + SLAB, at + SLAB - aligned);
+    Ok(aligned)
+}
+
+impl State {
+    fn take(&mut self, block: usize) -> io::Result<usize> {
+        let room = self.room.entry(block).or_default();
+        let at = match room.last() {
+            Some(&at) => at,
+            None => {
+                let at = map_slab()?;
+                self.slabs.insert(at, Slab { block, used: 0, fresh: 0, free: Vec::new() });
+                room.push(at);
+                at
+            }
+        };
+        let slab = self.slabs.get_mut(&at).expect("a slab with room exists");
+        let number = slab.free.pop().map_or_else(
+            || {
+                slab.fresh += 1;
+                slab.fresh - 1
+            },
+            |number| number as usize,
+        );
+        slab.used += 1;
+        if slab.used == SLAB / block {
+            room.pop();
+        }
+        Ok(at + number * block)
+    }
+
+    fn give(&mut self, address: usize, block: usize) {
+        let at = address & !(SLAB - 1);
+        let slab = self.slabs.get_mut(&at).expect("a block is given back to its slab");
+        assert_eq!((slab.block, (address - at) % block), (block, 0), "a block of this slab");
+        let room = self.room.entry(block).or_default();
+        if slab.used == SLAB / block {
+            room.push(at);
+        }
+        slab.used -= 1;
+        slab.free.push(((address - at) / block) as u32);
+        if slab.used == 0 {
+            room.retain(|&slab| slab != at);
+            self.slabs.remove(&at);
+            unmap(at, SLAB);
+        }
+    }
+}
+
+// SAFETY: blocks are disjoint parts of live mappings, aligned to 16, at least as large as asked for, and stay where they
+// are until they are given back; clones share one state, so any of them can give a block back. The state is behind a lock.
+#[allow(unsafe_code)]
+unsafe impl Allocator for Slabs {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        assert!(layout.align() <= BLOCK_ALIGN, "tables are aligned to 16");
+        let block = block_of(layout);
+        let at = if block <= SHARED_MAX {
+            let address = self.0.lock().take(block).map_err(|_| AllocError)?;
+            NonNull::new(ptr::with_exposed_provenance_mut(address)).ok_or(AllocError)?
+        } else {
+            map(mapped_of(layout)).map_err(|_| AllocError)?
+        };
+        Ok(NonNull::slice_from_raw_parts(at, layout.size()))
+    }
+
+    unsafe fn deallocate(&self, at: NonNull<u8>, layout: Layout) {
+        let block = block_of(layout);
+        let address = at.as_ptr().expose_provenance();
+        if block <= SHARED_MAX {
+            self.0.lock().give(address, block);
+        } else {
+            unmap(address, mapped_of(layout));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_disjoint_and_slabs_go_back() {
+        let slabs = Slabs::default();
+        let layout = Layout::from_size_align(9232, 16).expect("a layout");
+        let blocks: Vec<_> = (0..500).map(|_| slabs.allocate(layout).expect("memory")).collect();
+        assert_eq!(slabs.0.lock().slabs.len(), 3, "227 blocks fit a slab");
+        let mut addresses: Vec<usize> = blocks.iter().map(|b| b.cast::<u8>().as_ptr().addr()).collect();
+        addresses.sort_unstable();
+        assert!(addresses.windows(2).all(|pair| pair[1] - pair[0] >= 9232));
+        for (number, block) in blocks.into_iter().enumerate() {
+            #[allow(unsafe_code)]
+            // SAFETY: allocated above with this layout, written within it, given back once.
+            unsafe {
+                block.cast::<u8>().as_ptr().write_bytes(number as u8, 9232);
+                slabs.deallocate(block.cast(), layout);
+            }
+        }
+        assert_eq!(slabs.0.lock().slabs.len(), 0);
+        assert!(slabs.0.lock().room.values().all(Vec::is_empty));
+    }
+
+    #[test]
+    fn tables_of_every_size_live_in_slabs() {
+        let slabs = Slabs::default();
+        let mut table = hashbrown::HashTable::new_in(slabs.clone());
+        for number in 0..200_000_u64 {
+            table.insert_unique(number.wrapping_mul(0x9e37_79b9_7f4a_7c15), number, |n| {
+                n.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            });
+        }
+        let found = table.find(77_u64.wrapping_mul(0x9e37_79b9_7f4a_7c15), |&n| n == 77);
+        assert_eq!(found, Some(&77));
+        drop(table);
+        assert_eq!(slabs.0.lock().slabs.len(), 0);
+    }
+}

@@ -1,0 +1,232 @@
+//! What the scenario tests share: a seeded generator, options for small stores, and a disk that can be broken.
+
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use koltso_storage::{Disk, Lookup, Options, RealDisk, Space, Store, SyncMode, Value, Version};
+
+/// splitmix64 (Steele, Lea, Flood 2014).
+#[derive(Clone)]
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn chance(&mut self, one_in: u64) -> bool {
+        self.below(one_in) == 0
+    }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&self.next().to_le_bytes());
+        }
+        bytes.truncate(len);
+        bytes
+    }
+}
+
+/// The seed of a random test: `KOLTSO_SEED`, or its own default; printed, so that a failure says how to repeat it.
+pub fn seed(test: &str, default: u64) -> u64 {
+    let seed = std::env::var("KOLTSO_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(default);
+    println!("{test}: KOLTSO_SEED={seed}");
+    seed
+}
+
+/// How many rounds: `short`, or twenty times as many with `KOLTSO_TEST_LONG=1`.
+pub fn rounds(short: u64) -> u64 {
+    if std::env::var_os("KOLTSO_TEST_LONG").is_some() { short * 20 } else { short }
+}
+
+/// The tests' own clock: what is written has versions of about this time, so that tombstones are old at once.
+pub fn real_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+pub fn version(ms: u64) -> Version {
+    Version::new(ms << 16, 0)
+}
+
+/// A small store: segments of 64 KiB that are rolled all the time, compaction as eager as it can be.
+pub fn small(folder: &Path) -> Options {
+    Options {
+        sync: SyncMode::Os,
+        value_max: 16 << 10,
+        segment_size: 64 << 10,
+        compaction_rate: 1 << 30,
+        compaction_dead_share: 0.2,
+        tombstone_grace: Duration::ZERO,
+        ..Options::new(folder)
+    }
+}
+
+/// What a reader sees of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Absent,
+    Damaged,
+    Value(Version, Vec<u8>),
+}
+
+pub fn get(store: &Store, key: &[u8], now_ms: u64) -> Seen {
+    enum Out {
+        Done(Seen),
+        Large(Version, koltso_storage::Unverified),
+    }
+    let out = store.get(key, now_ms, |found| match found {
+        Lookup::Absent(_) => Out::Done(Seen::Absent),
+        Lookup::Damaged => Out::Done(Seen::Damaged),
+        Lookup::Found(version, Value::Inline(bytes)) => Out::Done(Seen::Value(version, bytes.to_vec())),
+        Lookup::Found(version, Value::Large(large)) => Out::Large(version, large),
+    });
+    match out {
+        Out::Done(seen) => seen,
+        Out::Large(version, large) => {
+            large.verify().map_or(Seen::Damaged, |pin| Seen::Value(version, pin.as_ref().to_vec()))
+        }
+    }
+}
+
+pub fn value_of(store: &Store, key: &[u8]) -> Option<Vec<u8>> {
+    match get(store, key, 1) {
+        Seen::Value(_, value) => Some(value),
+        _ => None,
+    }
+}
+
+/// Opens a range, waiting for the sealing thread where that is needed.
+pub fn cursor(store: &Store, start: &[u8], end: Option<&[u8]>) -> koltso_storage::Cursor {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match store.scan(start, end) {
+            Ok(cursor) => return cursor,
+            Err(e) => assert!(Instant::now() < deadline, "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A whole range. Large values are verified, and left out when they are damaged.
+pub fn scan(store: &Store, start: &[u8], end: Option<&[u8]>, now_ms: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut cursor = cursor(store, start, end);
+    let mut found = Vec::new();
+    while let Some(record) = cursor.next(now_ms, |key, value| match value {
+        Value::Inline(bytes) => Some((key.to_vec(), bytes.to_vec())),
+        Value::Large(large) => Some((key.to_vec(), large.verify()?.as_ref().to_vec())),
+    }) {
+        found.extend(record);
+    }
+    found
+}
+
+/// Copies the files of a folder, as a crash at this moment would leave them, while nothing is written. Compaction may go on:
+/// a copy during which a segment went is none that a crash could leave, so it is made again.
+pub fn copy_folder(from: &Path, to: &Path) {
+    loop {
+        std::fs::create_dir_all(to).unwrap();
+        let before = files(from, "log");
+        let mut whole = true;
+        for entry in std::fs::read_dir(from).unwrap() {
+            let name = entry.unwrap().file_name();
+            match std::fs::copy(from.join(&name), to.join(&name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => panic!("{e}"),
+                result => whole &= result.is_ok(),
+            }
+        }
+        if whole && files(from, "log") == before {
+            return;
+        }
+        std::fs::remove_dir_all(to).unwrap();
+    }
+}
+
+/// The folder's files with this extension, by name.
+pub fn files(folder: &Path, extension: &str) -> Vec<std::path::PathBuf> {
+    let all = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let mut found: Vec<_> = all.filter(|p| p.extension().is_some_and(|e| e == extension)).collect();
+    found.sort();
+    found
+}
+
+pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    haystack.windows(needle.len()).position(|window| window == needle)
+}
+
+/// Waits until `done`, for background work; panics after 20 s.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "did not happen within 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A disk that does what the machine's does, until it is told to fail. Its syncs cost nothing: no power is lost in tests.
+///
+/// Fault model: allocation answers "full" once `budget` bytes are used up, and `space` agrees; a sync fails while
+/// `sync_fails`, and as with Linux the next one may succeed although the bytes are lost.
+pub struct FakeDisk {
+    pub total: u64,
+    /// Bytes that may still be allocated. A release gives them back.
+    pub free: AtomicU64,
+    pub sync_fails: AtomicBool,
+    pub syncs: AtomicU64,
+    pub allocations: AtomicU64,
+    /// `space` still claims that there is room, as when somebody else took it between question and allocation.
+    pub lies: AtomicBool,
+}
+
+impl FakeDisk {
+    pub fn new(total: u64) -> Arc<Self> {
+        Arc::new(Self {
+            total,
+            free: AtomicU64::new(total),
+            sync_fails: AtomicBool::new(false),
+            syncs: AtomicU64::new(0),
+            allocations: AtomicU64::new(0),
+            lies: AtomicBool::new(false),
+        })
+    }
+}
+
+impl Disk for FakeDisk {
+    fn allocate(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        self.allocations.fetch_add(1, Ordering::Relaxed);
+        let taken = self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(len));
+        taken.map_err(|_| io::Error::from(io::ErrorKind::StorageFull))?;
+        RealDisk.allocate(file, offset, len)
+    }
+
+    fn release(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        RealDisk.release(file, offset, len)
+    }
+
+    fn sync(&self, _file: &File) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        if self.sync_fails.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        Ok(())
+    }
+
+    fn space(&self, _folder: &Path) -> io::Result<Space> {
+        let free = if self.lies.load(Ordering::Relaxed) { self.total } else { self.free.load(Ordering::SeqCst) };
+        Ok(Space { free, total: self.total })
+    }
+}

@@ -1,0 +1,288 @@
+//! Crashes between any two bytes: a torn tail at every place, and every state in which a sidecar can be left.
+//!
+//! What must hold: each record whose write had returned is there, nothing half-written is, and the store goes on.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Rng, copy_folder, files, find, rounds, scan, seed, small, value_of, version};
+use koltso_storage::{Options, Store};
+
+const RECORDS: u64 = 12;
+
+fn key(number: u64) -> Vec<u8> {
+    format!("key-{number}").into_bytes()
+}
+
+fn value(number: u64) -> Vec<u8> {
+    vec![number as u8 + 1; 3 + number as usize * 5]
+}
+
+/// Writes records and drops the store as a crash would; returns the only segment's bytes.
+fn one_unsealed(folder: &Path) -> Vec<u8> {
+    let (store, _) = Store::open(small(folder)).unwrap();
+    let mut writer = store.writer().unwrap();
+    for number in 0..RECORDS {
+        writer.put(&key(number), &value(number), version(number + 1), 0).unwrap();
+    }
+    drop((writer, store));
+    let logs = files(folder, "log");
+    assert_eq!(logs.len(), 1);
+    fs::read(&logs[0]).unwrap()
+}
+
+fn record_size(number: u64) -> usize {
+    (32 + key(number).len() + value(number).len()).next_multiple_of(8)
+}
+
+/// Opens the folder with this content of its segment, and expects the first `whole` records, and that writing goes on.
+fn expect(folder: &Path, content: &[u8], whole: u64, what: &str) {
+    let _ = fs::remove_dir_all(folder);
+    fs::create_dir(folder).unwrap();
+    fs::write(folder.join("FORMAT"), "koltso 1\n").unwrap();
+    fs::write(folder.join("0000000000000001.log"), content).unwrap();
+    let (store, recovered) = Store::open(small(folder)).unwrap();
+    assert_eq!((recovered.keys, recovered.damaged), (whole, 0), "{what}");
+    for number in 0..RECORDS {
+        assert_eq!(value_of(&store, &key(number)), (number < whole).then(|| value(number)), "{what}");
+    }
+    assert_eq!(scan(&store, b"k", None, 1).len() as u64, whole, "{what}");
+}
+
+#[test]
+fn a_tail_torn_at_any_byte_is_cut_off_at_the_last_whole_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = one_unsealed(&dir.path().join("whole"));
+    let last = bytes.iter().rposition(|&b| b != 0).unwrap() + 1;
+    let last_two = record_size(RECORDS - 1) + record_size(RECORDS - 2);
+    let end = last.next_multiple_of(8);
+    let ends = [end - last_two, end - record_size(RECORDS - 1), end];
+    let copy = dir.path().join("torn");
+    let mut rng = Rng(3);
+    for cut in ends[0]..last {
+        // Records whose every byte lies before the cut are whole; padding does not count.
+        let whole = RECORDS
+            - if cut >= last {
+                0
+            } else if cut >= ends[1] {
+                1
+            } else {
+                2
+            };
+        // The padding of the record before is zeros, so a cut within it leaves that record whole.
+        let mut zeros = bytes.clone();
+        zeros[cut..].fill(0);
+        let value_end = ends[1] - (record_size(RECORDS - 2) - 32 - key(10).len() - value(10).len());
+        let whole = if cut >= value_end && cut < ends[1] { whole + 1 } else { whole };
+        expect(&copy, &zeros, whole, &format!("zeros from {cut}"));
+
+        let mut garbage = bytes.clone();
+        let noise = rng.bytes((end - cut) + 200);
+        garbage[cut..cut + noise.len()].copy_from_slice(&noise);
+        // Noise differs from what was there at least somewhere in the torn record.
+        expect(
+            &copy,
+            &garbage,
+            whole.min(RECORDS - if cut >= ends[1] { 1 } else { 2 } + u64::from(cut >= value_end && cut < ends[1])),
+            &format!("garbage from {cut}"),
+        );
+
+        expect(&copy, &bytes[..cut], whole, &format!("the file ends at {cut}"));
+    }
+}
+
+#[test]
+fn a_record_is_written_so_that_a_kill_between_any_two_bytes_leaves_none_or_all() {
+    // Key and value first, the header after them: the last record with only some of its bytes there.
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = one_unsealed(&dir.path().join("whole"));
+    let end = bytes.iter().rposition(|&b| b != 0).unwrap() + 1;
+    let start = end.next_multiple_of(8) - record_size(RECORDS - 1);
+    let copy = dir.path().join("torn");
+    for missing in 1..32 {
+        let mut torn = bytes.clone();
+        torn[start..start + missing].fill(0);
+        expect(&copy, &torn, RECORDS - 1, &format!("the first {missing} bytes of the header are not there"));
+    }
+}
+
+#[test]
+fn a_torn_tail_is_never_written_over_and_later_records_survive_the_next_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("store");
+    let mut bytes = one_unsealed(&folder);
+    let end = bytes.iter().rposition(|&b| b != 0).unwrap();
+    bytes[end - 3..=end].fill(0x5a);
+    fs::write(&files(&folder, "log")[0], &bytes).unwrap();
+    for round in 0..5_u64 {
+        let (store, recovered) = Store::open(small(&folder)).unwrap();
+        assert_eq!(recovered.keys, RECORDS - 1 + round);
+        assert_eq!(recovered.damaged, 0);
+        let mut writer = store.writer().unwrap();
+        writer.put(format!("later-{round}").as_bytes(), b"v", version(100 + round), 0).unwrap();
+    }
+}
+
+/// A clean stop with several sealed segments.
+fn sealed(folder: &Path) -> u64 {
+    let (store, _) = Store::open(Options { compaction_dead_share: 1.1, ..small(folder) }).unwrap();
+    let mut writer = store.writer().unwrap();
+    let mut rng = Rng(9);
+    for number in 0..600 {
+        writer.put(format!("key{number:05}").as_bytes(), &rng.bytes(300), version(number + 1), 0).unwrap();
+    }
+    drop(writer);
+    store.close().unwrap();
+    600
+}
+
+fn open_and_check(folder: &Path, what: &str, scanned: Option<u64>) {
+    let (store, recovered) = Store::open(Options { compaction_dead_share: 1.1, ..small(folder) }).unwrap();
+    assert_eq!((recovered.keys, recovered.damaged, recovered.torn_bytes), (600, 0, 0), "{what}");
+    if let Some(scanned) = scanned {
+        assert_eq!(recovered.scanned, scanned, "{what}");
+    }
+    let mut rng = Rng(9);
+    for number in 0..600 {
+        let key = format!("key{number:05}");
+        assert_eq!(value_of(&store, key.as_bytes()), Some(rng.bytes(300)), "{what}: {key}");
+    }
+    assert_eq!(scan(&store, b"k", None, 1).len(), 600, "{what}");
+    store.close().unwrap();
+    assert_eq!(files(folder, "idx").len(), recovered.segments as usize, "{what}");
+    assert!(files(folder, "idx-new").is_empty(), "{what}");
+    drop(store);
+    let (_, recovered) = Store::open(small(folder)).unwrap();
+    assert_eq!((recovered.keys, recovered.scanned), (600, 0), "{what}, opened again");
+}
+
+#[test]
+fn a_sidecar_that_is_missing_torn_flipped_or_of_another_segment_is_made_again() {
+    let seed = seed("a_sidecar_that_is_missing_torn_flipped_or_of_another_segment_is_made_again", 5);
+    let mut rng = Rng(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let clean = dir.path().join("clean");
+    sealed(&clean);
+    let sidecars = files(&clean, "idx");
+    assert!(sidecars.len() >= 3);
+    open_and_check(&copied(&clean, dir.path(), "as it is"), "as it is", Some(0));
+
+    for round in 0..rounds(24) {
+        let what = ["missing", "cut short", "a flipped bit", "another segment's", "longer", "empty", "not yet renamed"]
+            [round as usize % 7];
+        let folder = copied(&clean, dir.path(), &format!("{round}"));
+        let sidecars = files(&folder, "idx");
+        let path = &sidecars[rng.below(sidecars.len() as u64) as usize];
+        let mut bytes = fs::read(path).unwrap();
+        match what {
+            "missing" => fs::remove_file(path).unwrap(),
+            "cut short" => {
+                bytes.truncate(rng.below(bytes.len() as u64) as usize);
+                fs::write(path, bytes).unwrap();
+            }
+            "a flipped bit" => {
+                let bit = rng.below(bytes.len() as u64 * 8);
+                bytes[bit as usize / 8] ^= 1 << (bit % 8);
+                fs::write(path, bytes).unwrap();
+            }
+            "another segment's" => {
+                let other = sidecars.iter().find(|other| *other != path).unwrap();
+                fs::copy(other, path).unwrap();
+            }
+            "longer" => {
+                bytes.extend(rng.bytes(48));
+                fs::write(path, bytes).unwrap();
+            }
+            "empty" => fs::write(path, "").unwrap(),
+            _ => {
+                bytes.truncate(bytes.len() / 2);
+                fs::remove_file(path).unwrap();
+                fs::write(path.with_extension("idx-new"), bytes).unwrap();
+            }
+        }
+        println!("round {round}: {what}");
+        // A flipped bit in the unused bytes of the header may be none that matters, but it has a checksum too.
+        open_and_check(&folder, what, Some(1));
+        fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+fn copied(from: &Path, to: &Path, name: &str) -> std::path::PathBuf {
+    let to = to.join(name);
+    copy_folder(from, &to);
+    to
+}
+
+#[test]
+fn what_a_crash_leaves_between_two_steps_is_tidied_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("store");
+    sealed(&folder);
+    // A file that was made and not written, one that has its size and no byte, a sidecar whose segment is gone.
+    fs::write(folder.join("00000000000000f0.log"), "").unwrap();
+    fs::File::create(folder.join("00000000000000f1.log")).unwrap().set_len(64 << 10).unwrap();
+    fs::write(folder.join("00000000000000f2.idx"), "left over").unwrap();
+    fs::write(folder.join("00000000000000f3.idx-new"), "left over").unwrap();
+    fs::write(folder.join("notes.txt"), "not ours").unwrap();
+    open_and_check(&folder, "left-overs", Some(0));
+    for gone in ["00000000000000f0.log", "00000000000000f1.log", "00000000000000f2.idx", "00000000000000f3.idx-new"] {
+        assert!(!folder.join(gone).exists(), "{gone}");
+    }
+    assert!(folder.join("notes.txt").exists());
+}
+
+#[test]
+fn sequences_are_not_used_twice_over_a_left_over_sidecar() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("store");
+    sealed(&folder);
+    let last = files(&folder, "idx").pop().unwrap();
+    let kept = fs::read(&last).unwrap();
+    fs::remove_file(last.with_extension("log")).unwrap();
+    let (store, first) = Store::open(small(&folder)).unwrap();
+    let mut writer = store.writer().unwrap();
+    writer.put(b"new", b"value", version(9_999), 0).unwrap();
+    // As if the sidecar had not been tidied up: it is of the same sequence, but of another life.
+    fs::write(&last, kept).unwrap();
+    drop((writer, store));
+    let (store, again) = Store::open(small(&folder)).unwrap();
+    assert_eq!(again.keys, first.keys + 1);
+    assert_eq!(value_of(&store, b"new"), Some(b"value".to_vec()));
+}
+
+#[test]
+fn a_segment_cut_short_serves_what_is_left_and_reports_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("store");
+    sealed(&folder);
+    let log = files(&folder, "log").remove(0);
+    let bytes = fs::read(&log).unwrap();
+    let cut = find(&bytes, b"key00060").unwrap();
+    fs::write(&log, &bytes[..cut]).unwrap();
+    let (store, _) = Store::open(Options { compaction_dead_share: 1.1, ..small(&folder) }).unwrap();
+    let found = scan(&store, b"k", None, 1);
+    assert!(found.len() < 600 && found.len() >= 60);
+    for number in 0..60 {
+        assert!(value_of(&store, format!("key{number:05}").as_bytes()).is_some());
+    }
+    assert_eq!(common::get(&store, b"key00061", 1), common::Seen::Damaged);
+    assert!(store.stats().damaged_records > 0);
+}
+
+#[test]
+fn a_writer_that_outlives_the_stop_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(small(dir.path())).unwrap();
+    let mut writer = store.writer().unwrap();
+    writer.put(b"before", b"1", version(1), 0).unwrap();
+    store.close().unwrap();
+    writer.put(b"after", b"2", version(2), 0).unwrap();
+    drop((writer, store));
+    let (store, recovered) = Store::open(small(dir.path())).unwrap();
+    assert_eq!(recovered.keys, 2);
+    assert_eq!(value_of(&store, b"after"), Some(b"2".to_vec()));
+}

@@ -1,0 +1,295 @@
+//! Disks that are full and disks that break: what is refused, what goes on, and what comes back.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use common::{FakeDisk, Seen, eventually, get, real_ms, scan, small, value_of, version};
+use koltso_storage::{Applied, Disk, Options, RealDisk, Store, SyncMode, WriteError, Writer};
+
+const MIB: u64 = 1 << 20;
+
+fn options(folder: &Path, disk: &Arc<FakeDisk>) -> Options {
+    Options { disk: disk.clone(), compaction_dead_share: 1.1, ..small(folder) }
+}
+
+fn key(number: u64) -> Vec<u8> {
+    format!("key{number:06}").into_bytes()
+}
+
+/// Writes until the disk is full; the number of records written.
+fn fill(writer: &mut Writer, from: u64) -> u64 {
+    for number in from.. {
+        match writer.put(&key(number), &[7; 1_000], version(real_ms()), 0) {
+            Ok(applied) => assert_eq!(applied, Applied::Newest),
+            Err(WriteError::DiskFull) => return number,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    unreachable!()
+}
+
+#[test]
+fn a_full_disk_refuses_writes_serves_reads_and_takes_writes_again_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FakeDisk::new(8 * MIB);
+    let (store, _) = Store::open(options(dir.path(), &disk)).unwrap();
+    let mut writer = store.writer().unwrap();
+    let written = fill(&mut writer, 0);
+    assert!(written > 3_000, "{written}");
+    assert!(store.stats().disk_full && !store.has_failed());
+    for number in 0..written {
+        assert_eq!(value_of(&store, &key(number)), Some(vec![7; 1_000]));
+    }
+    assert_eq!(value_of(&store, &key(written)), None, "what was refused is not there");
+    assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
+    for _ in 0..100 {
+        assert!(matches!(writer.put(b"x", &[1; 2_000], version(real_ms()), 0), Err(WriteError::DiskFull)));
+    }
+
+    disk.free.fetch_add(4 * MIB, Ordering::SeqCst);
+    assert_eq!(writer.put(b"again", b"there is room", version(real_ms()), 0).unwrap(), Applied::Newest);
+    eventually("the figure follows", || !store.stats().disk_full);
+    let more = fill(&mut writer, written);
+    assert!(more > written + 1_000);
+    drop(writer);
+    disk.free.fetch_add(MIB, Ordering::SeqCst);
+    store.close().unwrap();
+    drop(store);
+    let (store, recovered) = Store::open(options(dir.path(), &disk)).unwrap();
+    assert_eq!(recovered.damaged, 0);
+    assert_eq!(scan(&store, b"k", None, 1).len() as u64, more);
+}
+
+#[test]
+fn a_disk_that_fills_between_question_and_allocation_is_an_error_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FakeDisk::new(64 * MIB);
+    let (store, _) = Store::open(options(dir.path(), &disk)).unwrap();
+    let mut writer = store.writer().unwrap();
+    disk.lies.store(true, Ordering::SeqCst);
+    disk.free.store(300 << 10, Ordering::SeqCst);
+    let written = fill(&mut writer, 0);
+    assert!(written > 10);
+    assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
+    disk.free.store(MIB, Ordering::SeqCst);
+    assert_eq!(writer.put(b"again", b"room", version(real_ms()), 0).unwrap(), Applied::Newest);
+    eventually("refused segments leave no files", || {
+        common::files(dir.path(), "log").len() as u64 == store.stats().segments
+    });
+}
+
+#[test]
+fn a_full_disk_at_the_start_is_readable() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FakeDisk::new(8 * MIB);
+    let (store, _) = Store::open(options(dir.path(), &disk)).unwrap();
+    let mut writer = store.writer().unwrap();
+    let written = fill(&mut writer, 0);
+    drop(writer);
+    drop(store);
+    disk.free.store(0, Ordering::SeqCst);
+    let (store, _) = Store::open(options(dir.path(), &disk)).unwrap();
+    assert!(store.writer().is_err());
+    assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
+    disk.free.store(2 * MIB, Ordering::SeqCst);
+    let mut writer = store.writer().unwrap();
+    writer.put(b"again", b"room", version(real_ms()), 0).unwrap();
+}
+
+#[test]
+fn compaction_empties_a_full_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    // The fake's blocks do not come back by unlinking, so this one counts what the files occupy.
+    let disk = Arc::new(Counting { folder: dir.path().to_path_buf(), total: 16 * MIB });
+    let options = Options { disk, compaction_dead_share: 0.2, ..small(dir.path()) };
+    let (store, _) = Store::open(options).unwrap();
+    let mut writer = store.writer().unwrap();
+    // 1 MiB live, written over and over: far more than the disk holds.
+    let deadline = Instant::now() + Duration::from_secs(25);
+    let (mut done, mut refused) = (0_u64, 0);
+    while done < 40_000 {
+        match writer.put(&key(done % 1_000), &[done as u8; 1_000], version(real_ms() + done), 0) {
+            Ok(_) => done += 1,
+            Err(WriteError::DiskFull) => {
+                refused += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(e) => panic!("{e}"),
+        }
+        assert!(Instant::now() < deadline, "{done} written, {refused} refused, {:?}", store.stats());
+    }
+    println!("{refused} refused, {:?}", store.stats());
+    assert_eq!(scan(&store, b"k", None, 1).len(), 1_000);
+}
+
+struct Counting {
+    folder: std::path::PathBuf,
+    total: u64,
+}
+
+impl Counting {
+    fn free(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let all = std::fs::read_dir(&self.folder).unwrap().filter_map(|e| e.ok()?.metadata().ok());
+        self.total.saturating_sub(all.map(|m| m.blocks() * 512).sum())
+    }
+}
+
+impl koltso_storage::Disk for Counting {
+    fn allocate(&self, file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
+        if self.free() < len {
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        koltso_storage::RealDisk.allocate(file, offset, len)
+    }
+
+    fn release(&self, file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
+        koltso_storage::RealDisk.release(file, offset, len)
+    }
+
+    fn sync(&self, _file: &std::fs::File) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn space(&self, _folder: &Path) -> std::io::Result<koltso_storage::Space> {
+        Ok(koltso_storage::Space { free: self.free(), total: self.total })
+    }
+}
+
+#[test]
+fn after_a_failed_sync_nothing_is_written_or_acknowledged_until_the_store_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = FakeDisk::new(1 << 30);
+    let options = || Options { sync: SyncMode::Always, ..options(dir.path(), &disk) };
+    let (store, _) = Store::open(options()).unwrap();
+    let mut writer = store.writer().unwrap();
+    let mut other = store.writer().unwrap();
+    writer.put(b"synced", b"1", version(1), 0).unwrap();
+    writer.sync().unwrap();
+    assert_eq!(writer.durable(), writer.position());
+    writer.put(b"not synced", b"2", version(2), 0).unwrap();
+    let (durable, batch) = (writer.durable(), writer.begin_sync());
+    disk.sync_fails.store(true, Ordering::SeqCst);
+    assert!(matches!(writer.sync(), Err(WriteError::Failed)));
+    assert!(store.has_failed() && store.stats().failed);
+    // The kernel reports an error once; the next sync succeeds, and that means nothing.
+    disk.sync_fails.store(false, Ordering::SeqCst);
+    assert!(matches!(writer.sync(), Err(WriteError::Failed)));
+    writer.complete_sync(&batch);
+    assert_eq!(writer.durable(), durable, "acknowledged after a failed sync");
+    assert!(matches!(writer.put(b"k", b"v", version(3), 0), Err(WriteError::Failed)));
+    assert!(matches!(other.delete(b"k", version(3)), Err(WriteError::Failed)));
+    assert_eq!(get(&store, b"synced", 1), Seen::Value(version(1), b"1".to_vec()), "reads go on");
+    drop((writer, other));
+    assert!(store.close().is_err());
+    drop(store);
+    assert!(common::files(dir.path(), "idx").is_empty(), "a sidecar says that its records are on disk");
+    let (store, _) = Store::open(options()).unwrap();
+    let mut writer = store.writer().unwrap();
+    writer.put(b"again", b"3", version(4), 0).unwrap();
+    writer.sync().unwrap();
+    assert_eq!(value_of(&store, b"synced"), Some(b"1".to_vec()));
+}
+
+#[test]
+fn a_sync_that_fails_in_the_background_stops_writing_as_well() {
+    for mode in [SyncMode::Every(Duration::from_millis(20)), SyncMode::Os] {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = FakeDisk::new(1 << 30);
+        let (store, _) = Store::open(Options { sync: mode, ..options(dir.path(), &disk) }).unwrap();
+        let mut writer = store.writer().unwrap();
+        disk.sync_fails.store(true, Ordering::SeqCst);
+        // With `Os` it is the sealing thread that notices.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut number = 0;
+        loop {
+            number += 1;
+            match writer.put(&key(number), &[1; 2_000], version(number), 0) {
+                Err(WriteError::Failed) => break,
+                result => drop(result.unwrap()),
+            }
+            assert!(Instant::now() < deadline, "{mode:?}: {:?}", store.stats());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        disk.sync_fails.store(false, Ordering::SeqCst);
+        let durable = writer.durable();
+        std::thread::sleep(Duration::from_millis(150));
+        assert_eq!(writer.durable(), durable, "{mode:?}");
+        assert!(common::files(dir.path(), "idx").is_empty(), "{mode:?}: sealed after the disk had failed");
+        assert!(value_of(&store, &key(1)).is_some());
+    }
+}
+
+/// A file system of 48 MiB, as root: everything real. Says so where it cannot be made.
+#[test]
+fn a_small_file_system_is_filled_emptied_and_filled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=48m", "tmpfs", path]).output();
+    if !mounted.is_ok_and(|output| output.status.success()) {
+        println!("skipped: a tmpfs cannot be mounted here");
+        return;
+    }
+    let _unmount = Unmount(path.to_owned());
+    let folder = dir.path().join("data");
+    // As the server opens it: large segments, large values.
+    let options = || Options { tombstone_grace: Duration::ZERO, compaction_rate: 1 << 30, ..Options::new(&folder) };
+    let (store, _) = Store::open(options()).unwrap();
+    let mut writers = [store.writer().unwrap(), store.writer().unwrap()];
+    let mut ms = real_ms() - 10_000_000;
+    let mut written = 0_u64;
+    'full: loop {
+        for writer in &mut writers {
+            ms += 1;
+            match writer.put(&key(written), &[3; 4_000], version(ms), 0) {
+                Ok(_) => written += 1,
+                Err(WriteError::DiskFull) => break 'full,
+                Err(e) => panic!("{e}"),
+            }
+        }
+    }
+    println!("{written} records of 4 KB, {:?}", store.stats());
+    assert!(written * 4_000 > 24 * MIB, "only {written} records fitted");
+    assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
+    // Overwriting with little is what frees space; some of it may be refused at first.
+    let deadline = Instant::now() + Duration::from_secs(15);
+    let mut number = 0;
+    while number < written {
+        ms += 1;
+        match writers[number as usize % 2].delete(&key(number), version(ms)) {
+            Ok(_) => number += 1,
+            Err(WriteError::DiskFull) => std::thread::sleep(Duration::from_millis(20)),
+            Err(e) => panic!("{e}"),
+        }
+        assert!(Instant::now() < deadline, "stuck at {number} of {written}: {:?}", store.stats());
+    }
+    eventually("space comes back", || store.stats().disk_bytes < 16 * MIB);
+    for again in 0..1_000 {
+        ms += 1;
+        let result = writers[0].put(&key(again), &[4; 10_000], version(ms), 0);
+        result.unwrap_or_else(|e| panic!("{again}: {e}: {:?}, {:?}", store.stats(), RealDisk.space(&folder)));
+    }
+    drop(writers);
+    store.close().unwrap();
+    drop(store);
+    let (store, _) = Store::open(options()).unwrap();
+    assert_eq!(scan(&store, b"k", None, 1).len(), 1_000);
+    // A value that is larger than what a segment of this disk is rolled at.
+    let mut writer = store.writer().unwrap();
+    writer.put(b"large", &vec![5; 4 << 20], version(ms + 1), 0).unwrap();
+    assert_eq!(value_of(&store, b"large").unwrap().len(), 4 << 20);
+}
+
+struct Unmount(String);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["-l", &self.0]).status();
+    }
+}

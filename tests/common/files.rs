@@ -1,0 +1,155 @@
+//! What a test does to a data folder behind the server's back: find bytes, flip them, cut files, compare, copy, mount.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use tempfile::TempDir;
+
+/// Every file of a folder whose name ends in `.extension`, sorted by name, folders below included.
+pub fn with_extension(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(with_extension(&path, extension));
+        } else if path.extension().is_some_and(|other| other == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Where `bytes` occurs in the `*.log` files of a folder: file and offset, each place.
+pub fn find_in_logs(folder: &Path, bytes: &[u8]) -> Vec<(PathBuf, u64)> {
+    let mut places = Vec::new();
+    for path in with_extension(folder, "log") {
+        for at in find_all(&path, bytes) {
+            places.push((path.clone(), at));
+        }
+    }
+    places
+}
+
+/// A search in blocks: a segment may be far larger than what was written to it.
+fn find_all(path: &Path, bytes: &[u8]) -> Vec<u64> {
+    const BLOCK: usize = 4 << 20;
+    let file = fs::File::open(path).unwrap();
+    let mut places = Vec::new();
+    let (mut base, mut window) = (0_u64, Vec::new());
+    loop {
+        let mut block = vec![0; BLOCK];
+        let count = file.read_at(&mut block, base + u64::try_from(window.len()).unwrap()).unwrap();
+        window.extend_from_slice(&block[..count]);
+        let mut at = 0;
+        while let Some(hit) = find(&window[at..], bytes) {
+            places.push(base + u64::try_from(at + hit).unwrap());
+            at += hit + 1;
+        }
+        if count == 0 {
+            return places;
+        }
+        // Keeps one byte less than the pattern, so that a hit across two blocks is seen once and only once.
+        let keep = window.len().min(bytes.len() - 1);
+        let gone = window.len() - keep;
+        window.drain(..gone);
+        base += u64::try_from(gone).unwrap();
+    }
+}
+
+fn find(window: &[u8], bytes: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    while let Some(first) = window[from..].iter().position(|&byte| byte == bytes[0]) {
+        let at = from + first;
+        if window[at..].starts_with(bytes) {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+    None
+}
+
+/// Changes the byte at `offset` by XOR with `mask`.
+pub fn flip(path: &Path, offset: u64, mask: u8) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    byte[0] ^= mask;
+    file.write_all_at(&byte, offset).unwrap();
+}
+
+pub fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+pub fn cut(path: &Path, len: u64) {
+    fs::OpenOptions::new().write(true).open(path).unwrap().set_len(len).unwrap();
+}
+
+/// Copies a folder; holes stay holes, so that a preallocated segment costs what was written to it.
+pub fn copy_folder(from: &Path, to: &Path) {
+    let done = Command::new("cp").args(["-a", "--sparse=always"]).arg(from).arg(to).status().unwrap();
+    assert!(done.success(), "cp of {} failed", from.display());
+}
+
+/// Everything below a path with size and time of change: two equal listings mean that nothing was touched.
+pub fn listing(path: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
+    let Ok(meta) = fs::symlink_metadata(path) else { return Vec::new() };
+    let mut all = vec![(path.to_path_buf(), meta.len(), meta.modified().unwrap())];
+    if meta.is_dir() {
+        for entry in fs::read_dir(path).unwrap() {
+            all.extend(listing(&entry.unwrap().path()));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// A small file system of its own, in memory; unmounted with this guard.
+pub struct SmallDisk {
+    folder: Option<TempDir>,
+}
+
+impl SmallDisk {
+    /// None, with the reason printed, where mounting is not permitted.
+    pub fn mount(mib: u32) -> Option<SmallDisk> {
+        let folder = tempfile::tempdir().unwrap();
+        let output = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "koltso-test"])
+            .arg(folder.path())
+            .output();
+        match output {
+            Ok(output) if output.status.success() => Some(SmallDisk { folder: Some(folder) }),
+            Ok(output) => {
+                println!("SKIPPED, cannot mount a tmpfs: {}", String::from_utf8_lossy(&output.stderr).trim());
+                None
+            }
+            Err(error) => {
+                println!("SKIPPED, cannot run mount: {error}");
+                None
+            }
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.as_ref().unwrap().path()
+    }
+
+    pub fn resize(&self, mib: u32) {
+        let done =
+            Command::new("mount").args(["-o", &format!("remount,size={mib}m")]).arg(self.path()).status().unwrap();
+        assert!(done.success(), "remount with {mib} MiB failed");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let folder = self.folder.take().unwrap();
+        // Lazy: whatever still holds a file there (a server that a failed test leaves behind) does not keep the mount visible.
+        let _ = Command::new("umount").arg("-l").arg(folder.path()).status();
+        drop(folder);
+    }
+}
