@@ -43,6 +43,14 @@ fn give_memory_back() {
     unsafe { libmimalloc_sys::mi_collect(true) }
 }
 
+/// The allocator is built not to use huge pages, which it would only fill in part, and forbids them to the whole process
+/// by that. The index asks for them, and fills them.
+#[allow(unsafe_code)]
+fn allow_huge_pages() {
+    // SAFETY: a plain system call without pointers.
+    let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0) };
+}
+
 fn options(config: &Config) -> Options {
     Options {
         sync: config.sync,
@@ -55,6 +63,7 @@ fn options(config: &Config) -> Options {
 
 fn serve(flags: Flags) -> Result<(), Refused> {
     let mut config = flags.check()?;
+    allow_huge_pages();
     let in_use = |name: &str, address, e| format!("the address {address} of --{name} cannot be used: {e}");
     let listeners = cores::bind(config.listen, config.threads).map_err(|e| in_use("listen", config.listen, e))?;
     let admin = match config.admin_listen {
