@@ -18,7 +18,6 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use hashbrown::HashTable;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::Version;
@@ -26,6 +25,7 @@ use crate::hash::{KeyHash, PARTITIONS, TAG_BITS};
 use crate::record::{ALIGN, Record};
 use crate::segment::{SEGMENT_MAX, Segment};
 use crate::slab::Slabs;
+use crate::table::Table;
 
 const OFFSET_BITS: u32 = 23;
 const SLOT_BITS: u32 = 17;
@@ -46,7 +46,7 @@ impl Entry {
         Self((u64::from(hash.tag()) << (OFFSET_BITS + SLOT_BITS)) | place)
     }
 
-    const fn tag(self) -> u32 {
+    pub(crate) const fn tag(self) -> u32 {
         (self.0 >> (OFFSET_BITS + SLOT_BITS)) as u32
     }
 
@@ -58,16 +58,18 @@ impl Entry {
         (self.0 & ((1 << OFFSET_BITS) - 1)) as u32 * ALIGN as u32
     }
 
-    /// A hash for the table from what the entry keeps: the low bits choose the bucket, the top seven the control byte,
-    /// and the tag supplies both from different ends.
-    const fn spread(tag: u32) -> u64 {
-        tag as u64 | ((tag as u64) << 40)
+    pub(crate) const fn word(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) const fn from_word(word: u64) -> Self {
+        Self(word)
     }
 }
 
 #[derive(Debug)]
 struct Partition {
-    entries: HashTable<Entry, Slabs>,
+    entries: Table,
     tombstones: u32,
 }
 
@@ -128,7 +130,7 @@ pub(crate) enum Find<'a> {
 impl Index {
     pub(crate) fn new() -> Self {
         let slabs = Slabs::default();
-        let stripe = || Stripe(Mutex::new(Partition { entries: HashTable::new_in(slabs.clone()), tombstones: 0 }));
+        let stripe = || Stripe(Mutex::new(Partition { entries: Table::new_in(slabs.clone()), tombstones: 0 }));
         Self {
             stripes: (0..PARTITIONS).map(|_| stripe()).collect(),
             segments: (0..SLOTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
@@ -141,7 +143,7 @@ impl Index {
         let each = keys / PARTITIONS as u64;
         let each = (each + each / 12 + 1) as usize;
         for stripe in &self.stripes {
-            stripe.0.lock().entries.reserve(each, |entry| Entry::spread(entry.tag()));
+            stripe.0.lock().entries.reserve(each);
         }
     }
 
@@ -171,7 +173,7 @@ impl Index {
     pub(crate) fn counts(&self) -> (u64, u64) {
         self.stripes.iter().fold((0, 0), |(entries, tombstones), stripe| {
             let partition = stripe.0.lock();
-            (entries + partition.entries.len() as u64, tombstones + u64::from(partition.tombstones))
+            (entries + u64::from(partition.entries.len()), tombstones + u64::from(partition.tombstones))
         })
     }
 }
@@ -215,22 +217,19 @@ impl Locked<'_> {
     pub(crate) fn find(&self, hash: KeyHash, key: &[u8]) -> Find<'_> {
         let tag = hash.tag();
         let mut damaged = None;
-        let hit = self.partition.entries.find(Entry::spread(tag), |entry| {
-            if entry.tag() != tag {
-                return false;
-            }
-            let segment = self.segment(*entry);
+        let hit = self.partition.entries.find(tag, |entry| {
+            let segment = self.segment(entry);
             let record = segment.record(entry.offset()).ok();
             if record.is_some_and(|record| record.key() == key && segment.header_intact(entry.offset(), &record)) {
                 return true;
             }
             if !record.is_some_and(|record| segment.header_intact(entry.offset(), &record)) {
-                damaged = Some(*entry);
+                damaged = Some(entry);
             }
             false
         });
         match (hit, damaged) {
-            (Some(&entry), _) => {
+            (Some(entry), _) => {
                 let segment = self.segment(entry);
                 match segment.record(entry.offset()) {
                     Ok(record) => Find::Hit(Hit { entry, segment, record }),
@@ -245,7 +244,7 @@ impl Locked<'_> {
     /// Whether any entry has the tag of this hash: if not, the key is new.
     pub(crate) fn has_tag(&self, hash: KeyHash) -> bool {
         let tag = hash.tag();
-        self.partition.entries.find(Entry::spread(tag), |entry| entry.tag() == tag).is_some()
+        self.partition.entries.find(tag, |_| true).is_some()
     }
 
     /// Whether this very place is what the index names. A cursor may ask for a segment that left its slot, and the slot
@@ -253,8 +252,7 @@ impl Locked<'_> {
     #[inline]
     pub(crate) fn names(&self, hash: KeyHash, segment: &Segment, offset: u32) -> bool {
         let wanted = Entry::new(hash, segment.slot, offset);
-        self.partition.entries.find(Entry::spread(wanted.tag()), |entry| *entry == wanted).is_some()
-            && ptr::eq(self.segment(wanted), segment)
+        self.partition.entries.contains(wanted) && ptr::eq(self.segment(wanted), segment)
     }
 
     /// The newest-wins step: from now on the index names the record of `key` at `place`, unless what it names already is
@@ -287,13 +285,12 @@ impl Locked<'_> {
     /// As [`Locked::offer`], for a record whose key is damaged, so that there is only its hash, from a sidecar.
     pub(crate) fn offer_damaged(&mut self, place: &Place<'_>) {
         let tag = place.hash.tag();
-        let of_same_key = |entry: &Entry| {
-            let segment = self.segment(*entry);
+        let of_same_key = |entry: Entry| {
+            let segment = self.segment(entry);
             let record = segment.record(entry.offset()).ok();
             record.is_some_and(|r| segment.header_intact(entry.offset(), &r) && KeyHash::of(r.key()) == place.hash)
         };
-        let entry =
-            self.partition.entries.find(Entry::spread(tag), |entry| entry.tag() == tag && of_same_key(entry)).copied();
+        let entry = self.partition.entries.find(tag, of_same_key);
         let standing = match entry {
             Some(entry) => match self.segment(entry).record(entry.offset()) {
                 Ok(record) if record.version() >= place.version => return,
@@ -323,29 +320,21 @@ impl Locked<'_> {
     }
 
     fn insert(&mut self, entry: Entry, tombstone: bool) {
-        let hash = Entry::spread(entry.tag());
-        self.partition.entries.insert_unique(hash, entry, |entry| Entry::spread(entry.tag()));
+        self.partition.entries.insert(entry);
         self.partition.tombstones += u32::from(tombstone);
     }
 
     /// Puts `new` in the place of `old`, which is there.
     pub(crate) fn replace(&mut self, old: Entry, new: Entry, was_tombstone: bool, is_tombstone: bool) {
-        debug_assert_eq!(old.tag(), new.tag());
-        let place = self.partition.entries.find_mut(Entry::spread(old.tag()), |entry| *entry == old);
-        *place.expect("the entry to replace is there, its stripe is locked") = new;
+        assert!(self.partition.entries.replace(old, new), "the entry to replace is there, its stripe is locked");
         self.partition.tombstones += u32::from(is_tombstone);
         self.partition.tombstones -= u32::from(was_tombstone);
     }
 
     /// Takes an entry out, if it is there.
     pub(crate) fn remove(&mut self, entry: Entry, tombstone: bool) -> bool {
-        match self.partition.entries.find_entry(Entry::spread(entry.tag()), |e| *e == entry) {
-            Ok(place) => {
-                place.remove();
-                self.partition.tombstones -= u32::from(tombstone);
-                true
-            }
-            Err(_) => false,
-        }
+        let removed = self.partition.entries.remove(entry);
+        self.partition.tombstones -= u32::from(removed && tombstone);
+        removed
     }
 }

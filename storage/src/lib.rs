@@ -44,6 +44,7 @@ mod segment;
 mod sidecar;
 mod slab;
 mod store;
+mod table;
 mod version;
 
 pub use disk::{Disk, RealDisk, Space};
