@@ -633,3 +633,102 @@ fn the_storage_figures_follow_overwrites_and_deletes() {
         assert!(client.value(key).as_ref() == Some(&value), "{key}");
     }
 }
+
+/// What the files of a folder really take on the disk.
+fn allocated_bytes(folder: &Path) -> u64 {
+    let blocks =
+        |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| std::os::unix::fs::MetadataExt::blocks(&meta));
+    ["log", "idx"]
+        .iter()
+        .flat_map(|extension| files::with_extension(folder, extension))
+        .map(|path| blocks(&path) * 512)
+        .sum()
+}
+
+#[test]
+fn space_comes_back_after_overwrites() {
+    // The compaction of a test of seconds must not be the bounded one of a server that lives for months.
+    let mut server = Server::fresh("--sync os --threads 2 --compaction-rate 1GiB");
+    let mut random = Random::announced("space_comes_back");
+    let keys: Vec<String> = (0..4000).map(|index| format!("key-{index:04}")).collect();
+    let mut client = server.connect();
+    let mut stored = BTreeMap::new();
+    for _ in 0..4 {
+        for key in &keys {
+            stored.insert(key.clone(), random.bytes(10_000));
+        }
+        client.store_all(stored.iter(), 50);
+    }
+    // Twice the live data, and what is set aside for the segments being written.
+    let bound = 2 * 4000 * 10_000 + (48 << 20);
+    eventually("the disk holds little more than live data", Duration::from_secs(30), || {
+        allocated_bytes(server.data()) <= bound
+    });
+    for restart in [None, Some(Server::kill as fn(&mut Server)), Some(Server::terminate)] {
+        if let Some(end) = restart {
+            end(&mut server);
+            server.start_again();
+        }
+        let mut client = server.connect();
+        for (key, value) in &stored {
+            assert!(client.value(key).as_ref() == Some(value), "{key} after compaction");
+        }
+    }
+}
+
+/// PUT until it is stored, as long as that takes a few seconds at most: compaction may lag behind.
+#[track_caller]
+fn store_with_patience(client: &mut Client, target: &str, value: &[u8], what: &str) {
+    eventually(what, Duration::from_secs(15), || {
+        let answer = client.request("PUT", target, &[], Some(value));
+        match answer.status {
+            201 => true,
+            507 => {
+                std::thread::sleep(Duration::from_millis(20));
+                false
+            }
+            status => panic!("PUT {target}: {status} {}", answer.text()),
+        }
+    });
+}
+
+#[test]
+fn the_space_of_deleted_records_comes_back_on_a_small_disk() {
+    let Some(disk) = SmallDisk::mount(64) else { return };
+    let mut server = Launch::on(&disk.path().join("data")).flags("--threads 2").start();
+    let value = Random::seeded(11).bytes(50_000);
+    // 20 MB in, 20 MB out, five times over: without the space of what was deleted, the third round is refused for ever.
+    for round in 0..volume(5, 50) {
+        let mut client = server.connect();
+        for index in 0..400 {
+            let target = format!("/v0/entity?id=r{round}-{index}");
+            store_with_patience(&mut client, &target, &value, "the space of deleted records");
+        }
+        for index in 0..400 {
+            client.delete(format!("r{round}-{index}")).expect(202, "DELETE");
+        }
+        assert_eq!(client.range("start=r").len(), 0);
+    }
+    server.kill();
+    server.start_again();
+    assert_eq!(server.connect().range("start=r").len(), 0, "deleted records came back");
+    assert_eq!(server.storage_figure("records"), 0);
+}
+
+#[test]
+fn the_space_of_expired_records_comes_back_on_a_small_disk() {
+    let Some(disk) = SmallDisk::mount(64) else { return };
+    let mut server = Launch::on(&disk.path().join("data")).flags("--threads 2").start();
+    let value = Random::seeded(12).bytes(50_000);
+    // As a cache does: new keys all the time, each for a moment.
+    let mut client = server.connect();
+    for index in 0..volume(2500, 25_000) {
+        let target = format!("/v0/entity?id=passing-{index}&ttl=300");
+        store_with_patience(&mut client, &target, &value, &format!("the space of expired records, at record {index}"));
+    }
+    let all_gone = |client: &mut Client| client.range("start=passing").is_empty();
+    eventually("the last of them expires", Duration::from_secs(2), || all_gone(&mut client));
+    server.kill();
+    server.start_again();
+    assert!(all_gone(&mut server.connect()), "expired records came back");
+}

@@ -7,11 +7,11 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::client::{get_bytes, put_bytes, request_bytes};
-use common::server::raise_descriptor_limit;
+use common::server::{free_port, raise_descriptor_limit};
 use common::{Client, Random, Server, entity, eventually, volume};
 
 /// What the server may hold in anonymous memory while clients attack it: 150 MB.
@@ -671,20 +671,17 @@ fn clients_that_leave_midway_leave_nothing_behind() {
 
 // --- too much at once ---
 
-/// Opens a PUT whose body has not come yet.
-fn unfinished_put(server: &Server, key: &str, length: usize) -> Client {
-    let mut client = server.connect();
-    client
-        .send(format!("PUT {} HTTP/1.1\r\nHost: k\r\nContent-Length: {length}\r\n\r\nv", entity(key)).as_bytes())
-        .unwrap();
-    client
-}
-
 #[test]
 fn past_the_requests_in_flight_the_answer_is_503_at_once() {
     const MAX: usize = 4;
     let mut server = Server::fresh(&format!("--threads 1 --max-in-flight {MAX} --request-timeout 30s"));
-    let mut pending: Vec<Client> = (0..MAX).map(|index| unfinished_put(&server, &format!("p{index}"), 5)).collect();
+    let value = Random::seeded(4).bytes(16 << 20);
+    server.connect().store("large", &value);
+    // A request whose answer is not taken is in flight.
+    let mut pending: Vec<Client> = (0..MAX).map(|_| server.connect()).collect();
+    for client in &mut pending {
+        client.send(&get_bytes("large")).unwrap();
+    }
     let mut client = server.connect();
     let mut refused = None;
     eventually("the requests are in flight", Duration::from_secs(5), || {
@@ -702,11 +699,10 @@ fn past_the_requests_in_flight_the_answer_is_503_at_once() {
     assert!(refused.text().ends_with('\n'));
     // Those that were taken are finished, and after them there is room again.
     for client in &mut pending {
-        client.send(b"alue").unwrap();
-        client.read("PUT").expect(201, "a request that was in flight");
+        assert!(client.read("GET").expect(200, "a request that was in flight").body == value);
     }
     let mut client = server.connect();
-    client.get("p0").expect(200, "a request when there is room again");
+    client.get("absent").expect(404, "a request when there is room again");
     server.assert_serves();
 }
 
@@ -739,7 +735,9 @@ fn past_the_bytes_in_flight_the_answer_is_503_at_once() {
 
 #[test]
 fn many_large_bodies_at_once_stay_within_the_bytes_in_flight() {
-    let mut server = Server::fresh("--max-in-flight-bytes 32MiB --request-timeout 30s");
+    let mut server = Server::fresh("--threads 2 --max-in-flight-bytes 32MiB --request-timeout 30s");
+    server.assert_serves();
+    let before = server.anonymous_kib();
     let value = vec![b'v'; 15 << 20];
     let peak = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..24)
@@ -763,7 +761,78 @@ fn many_large_bodies_at_once_stay_within_the_bytes_in_flight() {
         assert!(statuses.iter().all(|status| matches!(status, None | Some(201 | 503))), "{statuses:?}");
         peak
     });
-    // Two cores of 32 MiB each, beside the server itself.
-    assert!(peak < ANONYMOUS_KIB_MAX, "{peak} KiB of anonymous memory");
+    // Two cores of 32 MiB each; a buffer that grows by doubling may have twice the room of what it holds.
+    let bound = before + (2 * 2 * 32 + 24) * 1024;
+    assert!(peak < bound, "{peak} KiB of anonymous memory, more than {bound}");
+    server.assert_serves();
+}
+
+// --- every limit is seen ---
+
+#[test]
+fn every_limit_that_is_hit_counts_in_its_metric() {
+    let admin: SocketAddr = format!("127.0.0.1:{}", free_port()).parse().unwrap();
+    let mut server = Server::fresh(&format!(
+        "--threads 1 --max-connections 3 --max-value 1000000 --request-timeout 1s --idle-timeout 1s --max-in-flight 1 \
+         --max-in-flight-bytes 1500000 --admin-listen {admin}"
+    ));
+    let hits = |limit: &str| -> u64 {
+        let text =
+            Client::connect(admin).unwrap().request("GET", "/metrics", &[], None).expect(200, "GET /metrics").text();
+        let name = format!("koltso_limits_hit_total{{limit=\"{limit}\"}} ");
+        let line = text.lines().find(|line| line.starts_with(&name)).unwrap_or_else(|| panic!("no {name}in {text}"));
+        line[name.len()..].parse().unwrap()
+    };
+    server.connect().store("large", vec![b'v'; 1_000_000]);
+    let provoke = |limit: &str, provocation: &dyn Fn()| {
+        eventually("the connections before are gone", Duration::from_secs(5), || server.established() == 0);
+        let before = hits(limit);
+        provocation();
+        eventually(&format!("{limit} is counted"), Duration::from_secs(5), || hits(limit) > before);
+    };
+    provoke("header_size", &|| {
+        let mut client = server.connect();
+        send_what_goes(&mut client, &request_bytes("GET", "/health", &[("X", &"x".repeat(17_000))], None));
+        client.read("GET").expect(431, "a header block of 17 000 bytes");
+    });
+    provoke("body_size", &|| {
+        let mut client = server.connect();
+        client.send(b"PUT /v0/entity?id=a HTTP/1.1\r\nHost: k\r\nContent-Length: 1000001\r\n\r\n").unwrap();
+        client.read("PUT").expect(413, "a body that is too large");
+    });
+    provoke("request_timeout", &|| {
+        let mut client = server.connect();
+        client.send(b"GET /health HTTP/1.1\r\n").unwrap();
+        client.read("GET").expect(408, "a header that never ends");
+    });
+    provoke("idle_timeout", &|| {
+        let mut client = server.connect();
+        client.get("absent").expect(404, "GET");
+        assert!(client.is_ended(Duration::from_secs(5)));
+    });
+    provoke("bad_request", &|| {
+        let mut client = server.connect();
+        client.send(b"no request at all\r\n\r\n").unwrap();
+        client.read("GET").expect(400, "what is no request");
+    });
+    provoke("connections", &|| {
+        let held: Vec<Client> = (0..3).map(|_| server.connect()).collect();
+        eventually("three connections are open", Duration::from_secs(1), || server.established() >= 3);
+        assert!(server.connect().is_ended(Duration::from_secs(5)), "a fourth of three connections");
+        drop(held);
+    });
+    // Enough pipelined answers of 1 MB that the kernel's buffers do not take them all.
+    let fills = get_bytes("large").repeat(16);
+    provoke("in_flight", &|| {
+        let mut stuck = server.connect();
+        stuck.send(&fills).unwrap();
+        let mut other = server.connect();
+        eventually("another request is refused", Duration::from_secs(1), || other.get("absent").status == 503);
+    });
+    provoke("write_timeout", &|| {
+        let mut stuck = server.connect();
+        stuck.send(&fills).unwrap();
+        eventually("the client that does not read is ended", Duration::from_secs(8), || server.established() == 0);
+    });
     server.assert_serves();
 }

@@ -237,7 +237,7 @@ fn a_value_of_16_mib_is_stored_and_one_byte_more_is_413() {
 
 #[test]
 fn max_value_bounds_bodies_by_length_and_by_chunks() {
-    for (flag, limit) in [("--max-value 1000", 1000), ("--max-value 1KiB", 1024), ("--max-value 0", 0)] {
+    for (flag, limit) in [("--max-value 1000", 1000), ("--max-value 1KiB", 1024), ("--max-value 1", 1)] {
         let server = Server::fresh(flag);
         let chunked = |key: &str, size: usize| {
             let mut bytes =
@@ -673,6 +673,22 @@ fn a_connection_is_kept_until_the_client_says_close() {
         assert!(last.says_close(), "the answer to 'Connection: {close}' says so too");
         assert!(client.is_ended(Duration::from_secs(5)), "the connection stays open after 'Connection: {close}'");
     }
+}
+
+#[test]
+fn nothing_is_executed_after_connection_close() {
+    let server = Server::fresh("");
+    let close = request_bytes("GET", &entity("absent"), &[("Connection", "close")], None);
+    // RFC 9112 section 9.6: no further request of that connection is processed.
+    let mut client = server.connect();
+    client.send(&[&close[..], &put_bytes("after", b"v")].concat()).unwrap();
+    client.read("GET").expect(404, "GET with 'Connection: close'");
+    assert!(client.read_all().is_empty(), "an answer after 'Connection: close'");
+    let mut client = server.connect();
+    client.send(&[&b"GET /health HTTP/1.0\r\n\r\n"[..], &put_bytes("after", b"v")].concat()).unwrap();
+    client.read("GET").expect(200, "GET over HTTP/1.0");
+    assert!(client.read_all().is_empty(), "an answer after the only one of HTTP/1.0");
+    server.ask("GET", &entity("after")).expect(404, "a PUT behind a request that closes");
 }
 
 #[test]

@@ -332,6 +332,15 @@ fn a_large_range_is_complete_and_takes_no_memory() {
             server.kill();
             server.start_again();
         }
+        // After a start, sealing what was not sealed takes memory of its own for a while; it is not what is measured here.
+        let mut rest = (Instant::now(), server.anonymous_kib());
+        eventually("memory is at rest", Duration::from_secs(30), || {
+            let now = server.anonymous_kib();
+            if now.abs_diff(rest.1) > 64 {
+                rest = (Instant::now(), now);
+            }
+            rest.0.elapsed() > Duration::from_millis(700)
+        });
         let before = server.anonymous_kib();
         let mut peak = before;
         let mut client = server.connect();

@@ -18,6 +18,9 @@ use crate::sidecar::lower_bound;
 /// Records are sorted in runs of this many bytes of log.
 pub(crate) const RUN: u32 = 1 << 20;
 
+/// Records that are read one after another are asked for from memory this many ahead.
+const PREFETCH: usize = 8;
+
 /// Offsets of records, sorted.
 pub(crate) type Run = Arc<[u32]>;
 
@@ -186,7 +189,13 @@ impl Order {
         let mut offsets = runs.concat();
         drop(runs);
         offsets.sort_unstable();
-        sort(segment, offsets.into_iter())
+        let with_prefetch = offsets.iter().enumerate().map(|(number, &at)| {
+            if let Some(&soon) = offsets.get(number + PREFETCH) {
+                segment.prefetch(soon);
+            }
+            at
+        });
+        sort(segment, with_prefetch)
     }
 
     /// Lets the memory go, once the sidecar serves in its place.

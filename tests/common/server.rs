@@ -5,7 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,6 +18,7 @@ use super::Client;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 const READY_WITHIN: Duration = Duration::from_secs(30);
+const RELEASED_WITHIN: Duration = Duration::from_secs(5);
 const DRAIN_WITHIN: Duration = Duration::from_secs(20);
 
 /// A port that is free now, with the replica port that belongs to it.
@@ -42,6 +43,7 @@ pub struct Launch {
     host: String,
     port: Option<u16>,
     flags: Vec<String>,
+    io_uring_refused: bool,
 }
 
 /// A server that ended before it was ready.
@@ -51,9 +53,21 @@ pub struct Refusal {
     pub stderr: String,
 }
 
+impl Refusal {
+    fn is_address_in_use(&self) -> bool {
+        self.status.code() == Some(2) && self.stderr.to_lowercase().contains("in use")
+    }
+}
+
 impl Launch {
     pub fn on(data: &Path) -> Launch {
-        Launch { data: data.to_path_buf(), host: "127.0.0.1".to_owned(), port: None, flags: Vec::new() }
+        Launch {
+            data: data.to_path_buf(),
+            host: "127.0.0.1".to_owned(),
+            port: None,
+            flags: Vec::new(),
+            io_uring_refused: false,
+        }
     }
 
     /// Further flags, separated by blanks.
@@ -72,6 +86,12 @@ impl Launch {
         self
     }
 
+    /// As in a container with the usual seccomp profile: the system calls of io_uring are EPERM.
+    pub fn refuse_io_uring(mut self) -> Launch {
+        self.io_uring_refused = true;
+        self
+    }
+
     /// Starts the server and waits for its ready line. Without a fixed port, tries others while they are taken.
     pub fn try_start(&self) -> Result<Server, Refusal> {
         let mut tries = 0;
@@ -79,9 +99,24 @@ impl Launch {
             tries += 1;
             let port = self.port.unwrap_or_else(free_port);
             match self.start_at(port) {
-                Err(refusal)
-                    if self.port.is_none() && tries < 5 && refusal.stderr.to_lowercase().contains("in use") => {}
+                Err(refusal) if self.port.is_none() && tries < 5 && refusal.is_address_in_use() => {}
                 result => return result,
+            }
+        }
+    }
+
+    /// As `start`, but waits while the kernel still holds the address for a process that was killed a moment ago: what
+    /// io_uring held is let go some 40 ms after the process is gone. `command_line.rs` tests a start without this patience.
+    #[track_caller]
+    fn start_after_an_end(&self) -> Server {
+        let deadline = Instant::now() + RELEASED_WITHIN;
+        loop {
+            match self.try_start() {
+                Ok(server) => return server,
+                Err(refusal) if refusal.is_address_in_use() && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(refusal) => panic!("the server did not start again: {}\n{}", refusal.status, refusal.stderr),
             }
         }
     }
@@ -95,15 +130,17 @@ impl Launch {
     }
 
     fn spawn(&self, listen: &str) -> Child {
-        Command::new(BINARY)
-            .args(["serve", "--listen", listen, "--data"])
-            .arg(&self.data)
-            .args(&self.flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("starting the koltso binary")
+        let mut command = Command::new(BINARY);
+        command.args(["serve", "--listen", listen, "--data"]).arg(&self.data).args(&self.flags);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        if self.io_uring_refused {
+            #[allow(unsafe_code)]
+            // SAFETY: what runs between fork and exec makes two system calls, and allocates and locks nothing.
+            unsafe {
+                command.pre_exec(deny_io_uring);
+            }
+        }
+        command.spawn().expect("starting the koltso binary")
     }
 
     fn start_at(&self, port: u16) -> Result<Server, Refusal> {
@@ -282,9 +319,18 @@ impl Server {
     pub fn start_again(&mut self) {
         assert!(self.ended.is_some(), "start_again on a running server");
         let folder = self.folder.take();
-        let mut again = self.launch.start();
+        let mut again = self.launch.start_after_an_end();
         again.folder = folder;
         *self = again;
+    }
+
+    /// Starts again after an end, at once and only once.
+    pub fn try_start_again(&mut self) -> Result<(), Refusal> {
+        assert!(self.ended.is_some(), "try_start_again on a running server");
+        let mut again = self.launch.try_start()?;
+        again.folder = self.folder.take();
+        *self = again;
+        Ok(())
     }
 
     /// Starts again after an end and kills the process `after` a moment, whatever it is doing then.
@@ -389,6 +435,27 @@ pub fn json_string<'a>(text: &'a str, name: &str) -> &'a str {
     let value = json_value(text, name);
     assert!(value.starts_with('"'), "{name} is no string in {text}");
     value[1..].split('"').next().unwrap()
+}
+
+/// A seccomp filter for this process and what it becomes: EPERM for io_uring_setup, _enter and _register.
+fn deny_io_uring() -> std::io::Result<()> {
+    const FIRST: u32 = 425;
+    const LAST: u32 = 427;
+    let load = libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 };
+    let below = libc::sock_filter { code: 0x35, jt: 0, jf: 2, k: FIRST };
+    let above = libc::sock_filter { code: 0x25, jt: 1, jf: 0, k: LAST };
+    let refuse =
+        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned() };
+    let allow = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
+    let mut filter = [load, below, above, refuse, allow];
+    let program = libc::sock_fprog { len: 5, filter: filter.as_mut_ptr() };
+    #[allow(unsafe_code)]
+    // SAFETY: the program and its filter live until the calls are over; the kernel copies them.
+    let failed = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+            || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) != 0
+    };
+    if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Raises the limit of open files as far as it goes, for this process and the servers it starts; what it is then.
