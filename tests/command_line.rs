@@ -355,7 +355,7 @@ fn the_config_file_has_the_names_of_the_flags_and_flags_win() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("koltso.toml");
     let largest = |flags: &str| {
-        let data = folder.path().join(format!("data-{}", Random::announced("config").next()));
+        let data = folder.path().join(format!("data-{}", free_port()));
         let server = Launch::on(&data).flags(&format!("--config {} {flags}", config.display())).start();
         let mut sizes =
             [1000, 1500, 2500].into_iter().filter(|&size| server.connect().put("key", vec![b'v'; size]).status == 201);

@@ -608,6 +608,25 @@ fn clients_that_never_read_a_large_answer_are_ended_and_cost_no_memory() {
 }
 
 #[test]
+fn a_slow_but_steady_reader_gets_its_whole_answer() {
+    let server = Server::fresh("--request-timeout 1s --idle-timeout 1s");
+    let value = Random::seeded(51).bytes(16 << 20);
+    server.connect().store("large", &value);
+    let mut client = server.connect();
+    client.send(&get_bytes("large")).unwrap();
+    client.read_head("GET").unwrap().unwrap().expect(200, "GET of 16 MiB");
+    let mut received = Vec::new();
+    let start = Instant::now();
+    while received.len() < value.len() {
+        let step = (400 << 10).min(value.len() - received.len());
+        client.read_rest(&mut received, step);
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    assert!(received == value);
+    assert!(start.elapsed() > Duration::from_secs(2), "this reader was not slow");
+}
+
+#[test]
 fn a_flood_of_pipelined_requests_without_reading_is_held_back() {
     let mut server = Server::fresh("--request-timeout 3s");
     let value = vec![b'v'; 1 << 20];

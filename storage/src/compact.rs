@@ -11,7 +11,8 @@
 //! 2. A damaged live record is not moved: its segment is kept, so that the damage stays visible until a newer version
 //!    is written.
 //!
-//! Bounds: `compaction_rate` bytes a second are read; a few segments at a time; the log's own reserve on a full disk.
+//! Bounds: `compaction_rate` bytes a second are read; one segment at a time, 16 bytes of memory a record of it; on a full
+//! disk, the reserve that only this log may use.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -198,12 +199,14 @@ fn evacuate(
         for entry in sidecar.entries().filter(|e| e.tombstone || e.expires) {
             drop_absent(shared, segment, entry.hash, entry.offset, now_ms);
         }
-        for entry in sidecar.entries() {
+        // As they lie: in the order of their keys every single one would wait for memory, or for the disk.
+        let mut places: Vec<(u32, u32, KeyHash)> = sidecar.entries().map(|e| (e.offset, e.size, e.hash)).collect();
+        places.sort_unstable_by_key(|&(offset, ..)| offset);
+        for (offset, size, hash) in places {
             if shared.is_closing() {
                 return Ok(false);
             }
-            pace.spend(shared, u64::from(entry.size));
-            let (hash, offset) = (entry.hash, entry.offset);
+            pace.spend(shared, u64::from(size));
             if !shared.index.lock(hash).names(hash, segment, offset) {
                 continue;
             }

@@ -57,7 +57,9 @@ fn sort(segment: &Segment, offsets: impl Iterator<Item = u32>) -> Run {
     let key = |at: u32| record(at).map_or(&[][..], |record: Record<'_>| record.key());
     let version = |at: u32| record(at).map(|record| record.version());
     keyed.sort_unstable_by(|a, b| {
-        a.0.cmp(&b.0).then_with(|| key(a.1).cmp(key(b.1))).then_with(|| version(b.1).cmp(&version(a.1)))
+        let order = a.0.cmp(&b.0).then_with(|| key(a.1).cmp(key(b.1)));
+        // Of a version that arrived twice the index names the first.
+        order.then_with(|| version(b.1).cmp(&version(a.1))).then_with(|| a.1.cmp(&b.1))
     });
     keyed.dedup_by(|b, a| a.0 == b.0 && key(a.1) == key(b.1));
     keyed.iter().map(|&(_, at)| at).collect()
@@ -96,9 +98,9 @@ impl Order {
         self.state.lock().recovered.as_ref().map_or(0, |offsets| offsets.len() as u64)
     }
 
-    pub(crate) fn for_each_recovered(&self, visit: impl FnMut(u32)) {
-        let recovered = self.state.lock().recovered.clone();
-        recovered.iter().flat_map(|offsets| offsets.iter().copied()).for_each(visit);
+    /// The records that recovery found here, ascending.
+    pub(crate) fn recovered(&self) -> Option<Run> {
+        self.state.lock().recovered.clone()
     }
 
     pub(crate) fn damaged(&self) -> u32 {

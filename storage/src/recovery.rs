@@ -11,23 +11,28 @@
 //! | not, or zeros | | no | the end; what is not zero there is torn and cut off |
 //!
 //! "Cut off" means that it does not count as written. Nobody appends to a recovered segment, so it is never reached again.
-//! Bounds: one pass over each unsealed segment, two threads or as many as there are cores.
+//! Bounds: one pass over each unsealed segment; two threads or as many as there are cores, each with 8 MiB to sort in.
 
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::Version;
 use crate::damage::DamageLog;
 use crate::folder::Folder;
-use crate::hash::KeyHash;
-use crate::index::{Index, Place, SLOTS};
+use crate::hash::{KeyHash, PARTITIONS};
+use crate::index::{Index, Locked, Place, SLOTS};
 use crate::record::{ALIGN, Record};
 use crate::segment::{HeaderError, SEGMENT_HEADER, Segment, path_of};
 use crate::sidecar::Sidecar;
 use crate::store::{OpenError, Recovered};
+
+/// Records that a thread takes in hand at once: 8 MiB while it sorts them.
+const PIECE: u32 = 256 << 10;
 
 pub(crate) struct Found {
     pub(crate) segments: Vec<Arc<Segment>>,
@@ -254,7 +259,15 @@ pub(crate) fn recover(folder: &Folder, index: &Index, damage: &DamageLog) -> Res
     for one in &opened {
         index.install(one.segment.clone());
     }
-    in_parallel(opened.len(), |number| load(index, &opened[number].segment));
+    // The places of an unsealed segment stay in their order: of a version that is there twice, the first counts.
+    let pieces: Vec<(&Arc<Segment>, Range<u32>)> = opened
+        .iter()
+        .flat_map(|Opened { segment, .. }| {
+            let (len, step) = segment.sidecar().map_or((1, 1), |sidecar| (sidecar.len(), PIECE));
+            (0..len).step_by(step as usize).map(move |from| (segment, from..len.min(from + step)))
+        })
+        .collect();
+    in_parallel(pieces.len(), |number| load(index, pieces[number].0, pieces[number].1.clone()));
 
     let mut summary = Recovered { segments: opened.len() as u64, damaged: damage.count(), ..Recovered::default() };
     let mut unsealed = Vec::new();
@@ -271,59 +284,93 @@ pub(crate) fn recover(folder: &Folder, index: &Index, damage: &DamageLog) -> Res
     Ok(Found { segments, unsealed, next_sequence, summary })
 }
 
-/// Puts a segment's records into the index, where they are the newest.
-fn load(index: &Index, segment: &Arc<Segment>) {
-    match segment.sidecar() {
-        Some(sidecar) => {
-            for entry in sidecar.entries() {
-                // Only from an intact sidecar with wrong contents, but nothing may name a place outside the records.
-                let end = u64::from(entry.offset) + u64::from(entry.size);
-                if entry.offset < SEGMENT_HEADER || end > u64::from(segment.written()) {
-                    continue;
-                }
-                admit(
-                    index,
-                    &Place {
-                        hash: entry.hash,
-                        version: entry.version,
-                        segment,
-                        offset: entry.offset,
-                        size: entry.size as usize,
-                        tombstone: entry.tombstone,
-                    },
-                );
-            }
-        }
-        None => segment.order.for_each_recovered(|offset| {
-            if let Ok(record) = segment.record(offset) {
-                admit(
-                    index,
-                    &Place {
-                        hash: KeyHash::of(record.key()),
-                        version: record.version(),
-                        segment,
-                        offset,
-                        size: record.size(),
-                        tombstone: record.is_tombstone(),
-                    },
-                );
-            }
-        }),
+/// What the index has to know of a record, with the partition to sort by.
+#[derive(Clone, Copy, Default)]
+struct Light {
+    hash: u64,
+    offset: u32,
+    /// In bytes; the lowest bit says tombstone.
+    size: u32,
+}
+
+/// Puts a segment's records into the index, where they are the newest: of a sidecar those of `range`, else all.
+fn load(index: &Index, segment: &Segment, range: Range<u32>) {
+    let mut piece: Vec<Light> = Vec::with_capacity(PIECE as usize);
+    if let Some(sidecar) = segment.sidecar() {
+        piece.extend(range.map(|number| sidecar.entry(number)).filter_map(|entry| {
+            // Only from an intact sidecar with wrong contents, but nothing may name a place outside the records.
+            let end = u64::from(entry.offset) + u64::from(entry.size);
+            let inside = entry.offset >= SEGMENT_HEADER && end <= u64::from(segment.written());
+            let size = entry.size | u32::from(entry.tombstone);
+            inside.then_some(Light { hash: entry.hash.0, offset: entry.offset, size })
+        }));
+        load_piece(index, segment, &piece);
+        return;
+    }
+    for offsets in segment.order.recovered().iter().flat_map(|offsets| offsets.chunks(PIECE as usize)) {
+        piece.clear();
+        piece.extend(offsets.iter().filter_map(|&offset| {
+            let record = segment.record(offset).ok()?;
+            let size = record.size() as u32 | u32::from(record.is_tombstone());
+            Some(Light { hash: KeyHash::of(record.key()).0, offset, size })
+        }));
+        load_piece(index, segment, &piece);
     }
 }
 
-fn admit(index: &Index, place: &Place<'_>) {
-    let mut stripe = index.lock(place.hash);
+/// Sorts by partition first: each stripe is locked once and its table is in the cache for all that goes there, where
+/// record by record every single one would wait for memory.
+fn load_piece(index: &Index, segment: &Segment, piece: &[Light]) {
+    let mut starts = vec![0_u32; PARTITIONS + 1];
+    for light in piece {
+        starts[KeyHash(light.hash).partition() + 1] += 1;
+    }
+    for partition in 0..PARTITIONS {
+        starts[partition + 1] += starts[partition];
+    }
+    let mut sorted = vec![Light::default(); piece.len()];
+    let mut next = starts.clone();
+    for light in piece {
+        let place = &mut next[KeyHash(light.hash).partition()];
+        sorted[*place as usize] = *light;
+        *place += 1;
+    }
+    for bounds in starts.windows(2) {
+        let lights = &sorted[bounds[0] as usize..bounds[1] as usize];
+        let Some(first) = lights.first() else {
+            continue;
+        };
+        let mut stripe = index.lock(KeyHash(first.hash));
+        for light in lights {
+            admit(&mut stripe, segment, light);
+        }
+    }
+}
+
+fn admit(stripe: &mut Locked<'_>, segment: &Segment, light: &Light) {
+    let mut place = Place {
+        hash: KeyHash(light.hash),
+        version: Version::default(),
+        segment,
+        offset: light.offset,
+        size: (light.size & !1) as usize,
+        tombstone: light.size & 1 != 0,
+    };
     // Only a key whose tag is there already has to be read: most are new, and their records stay untouched on disk.
     if !stripe.has_tag(place.hash) {
-        stripe.insert_new(place);
+        stripe.insert_new(&place);
         return;
     }
-    match place.segment.record(place.offset) {
-        Ok(record) if place.segment.header_intact(place.offset, &record) => {
-            stripe.offer(record.key(), place);
+    match segment.record(place.offset) {
+        Ok(record) if segment.header_intact(place.offset, &record) => {
+            place.version = record.version();
+            stripe.offer(record.key(), &place);
         }
-        _ => stripe.offer_damaged(place),
+        _ => {
+            let known = segment.sidecar().and_then(|sidecar| sidecar.entry_at(place.offset));
+            place.version = known.map_or(Version::default(), |entry| entry.version);
+            stripe.offer_damaged(&place);
+        }
     }
 }
 

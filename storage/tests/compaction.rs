@@ -314,3 +314,23 @@ fn a_range_is_right_while_everything_under_it_is_replaced() {
     }
     assert_eq!(found, 450, "the others were deleted before the range came to them");
 }
+
+/// A version that arrives twice is in the log twice; the copy that lost must not stand for the key when the segment is
+/// compacted, or the segment would stay for ever.
+#[test]
+fn versions_that_arrived_twice_do_not_keep_their_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(options(dir.path())).unwrap();
+    let mut writer = store.writer().unwrap();
+    for round in 0..40 {
+        for number in 0..20 {
+            writer.put(&key(number), &[1; 100], version(number + 1), 0).unwrap();
+        }
+        if round == 39 {
+            roll(&mut writer, 1);
+        }
+    }
+    let first = files(dir.path(), "log").remove(0);
+    eventually("the segment is compacted", || !first.exists());
+    assert_eq!(scan(&store, b"k", Some(b"l"), 1).len(), 20);
+}

@@ -8,8 +8,8 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use common::{Rng, Seen, copy_folder, cursor, get, rounds, scan, seed, small};
 use koltso_storage::{Applied, Options, Store, Value, Version, Writer};
@@ -61,6 +61,9 @@ impl Model {
 /// The engine's clock, moved by the tests: expiry and tombstone grace follow it.
 static NOW_MS: AtomicU64 = AtomicU64::new(1_000_000);
 
+/// The tests that move the clock take turns: an engine that saw another test's time would forget what has not expired.
+static CLOCK_USER: Mutex<()> = Mutex::new(());
+
 fn now_ms() -> u64 {
     NOW_MS.load(Ordering::SeqCst)
 }
@@ -102,6 +105,7 @@ fn compare(store: &Store, model: &Model, now: u64, when: &str) {
 
 /// `grace_ms` is how far back a version may arrive late and still lose; compaction keeps tombstones that long.
 fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
+    let _turn = CLOCK_USER.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rng = Rng(seed);
     let mut clock = now_ms();
     let dir = tempfile::tempdir().unwrap();
