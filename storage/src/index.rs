@@ -327,14 +327,15 @@ impl Locked<'_> {
     /// Puts `new` in the place of `old`, which is there.
     pub(crate) fn replace(&mut self, old: Entry, new: Entry, was_tombstone: bool, is_tombstone: bool) {
         assert!(self.partition.entries.replace(old, new), "the entry to replace is there, its stripe is locked");
-        self.partition.tombstones += u32::from(is_tombstone);
-        self.partition.tombstones -= u32::from(was_tombstone);
+        let tombstones = self.partition.tombstones + u32::from(is_tombstone);
+        // A figure only; a sidecar may have lied about its records.
+        self.partition.tombstones = tombstones.saturating_sub(u32::from(was_tombstone));
     }
 
     /// Takes an entry out, if it is there.
     pub(crate) fn remove(&mut self, entry: Entry, tombstone: bool) -> bool {
         let removed = self.partition.entries.remove(entry);
-        self.partition.tombstones -= u32::from(removed && tombstone);
+        self.partition.tombstones = self.partition.tombstones.saturating_sub(u32::from(removed && tombstone));
         removed
     }
 }

@@ -565,7 +565,7 @@ impl Shared {
     fn stats(&self) -> Stats {
         let (entries, tombstones) = self.index.counts();
         let mut stats = Stats {
-            records: entries - tombstones,
+            records: entries.saturating_sub(tombstones),
             tombstones,
             damaged_records: self.damage.count(),
             compacted_segments: self.stats.compacted_segments.load(Ordering::Relaxed),

@@ -1,4 +1,5 @@
-//! The bodies of the fuzz targets `record` and `recovery`, over mutations of a real segment, for a moment.
+//! The bodies of the fuzz targets `record` and `recovery`, over mutations of a real segment, for a moment; and whole folders
+//! with files that are wrong although their checksums are right.
 //!
 //! `KOLTSO_FUZZ_SECONDS` runs them longer, `KOLTSO_SEED` repeats a run. With cargo-fuzz, `fuzz/` guides them by coverage.
 
@@ -6,9 +7,10 @@
 
 mod common;
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use common::Rng;
+use common::{Rng, Seen, get, small, version};
 use koltso_storage::{Options, Store, Version, fuzz_record, fuzz_scan};
 
 const SEGMENT_HEADER: usize = 64;
@@ -102,4 +104,118 @@ fn a_record_is_read_from_any_bytes_or_refused() {
         }
     }
     assert!(refused > 100);
+}
+
+/// Makes the checksums right again, so that what was mutated is believed: of the segment's header and its records where they
+/// were, of the sidecar's header and entries.
+fn fix_segment(bytes: &mut [u8], offsets: &[usize]) {
+    let crc = crc32c::crc32c(&bytes[16..64]);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    let salt = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
+    for &at in offsets {
+        let key_len = usize::from(u16::from_le_bytes([bytes[at + 18], bytes[at + 19]]));
+        if let Some(key) = bytes.get(at + 4..at + 32 + key_len) {
+            let crc = crc32c::crc32c_append(salt ^ at as u32, key);
+            bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+}
+
+fn fix_sidecar(bytes: &mut [u8]) {
+    if bytes.len() >= 128 {
+        let crc = crc32c::crc32c(&bytes[128..]);
+        bytes[40..44].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[16..128]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+#[test]
+fn files_that_lie_with_right_checksums_make_no_panic() {
+    let mut rng = Rng(common::seed("files_that_lie", 3));
+    let dir = tempfile::tempdir().unwrap();
+    let clean = dir.path().join("clean");
+    let (store, _) = Store::open(small(&clean)).unwrap();
+    let mut writer = store.writer().unwrap();
+    for number in 0..200_u64 {
+        let key = format!("key{}", number % 150).into_bytes();
+        match number % 9 {
+            3 => writer.delete(&key, version(number + 1)).unwrap(),
+            _ => writer.put(&key, &rng.bytes(200), version(number + 1), (number % 5) * 1_000).unwrap(),
+        };
+    }
+    drop(writer);
+    store.close().unwrap();
+    drop(store);
+    let logs = common::files(&clean, "log");
+    let offsets: Vec<Vec<usize>> = logs
+        .iter()
+        .map(|log| {
+            let bytes = fs::read(log.with_extension("idx")).unwrap();
+            let place = |entry: &[u8]| u64::from_le_bytes(entry[16..24].try_into().unwrap());
+            bytes[128..].chunks(24).map(|entry| (place(entry) & ((1 << 23) - 1)) as usize * 8).collect()
+        })
+        .collect();
+    let (begun, mut runs, mut refused) = (Instant::now(), 0_u64, 0_u64);
+    while begun.elapsed() < 2 * time() || runs < 20 {
+        runs += 1;
+        let folder = dir.path().join(format!("{runs}"));
+        common::copy_folder(&clean, &folder);
+        let number = rng.below(logs.len() as u64) as usize;
+        let log = folder.join(logs[number].file_name().unwrap());
+        for _ in 0..=rng.below(5) {
+            let at_record = offsets[number][rng.below(offsets[number].len() as u64) as usize];
+            if rng.chance(2) {
+                // A field of a record, or of the segment's header.
+                let mut bytes = fs::read(&log).unwrap();
+                let at =
+                    if rng.chance(4) { 16 + rng.below(48) as usize } else { at_record + 4 + rng.below(40) as usize };
+                bytes[at] ^= 1 << rng.below(8);
+                fix_segment(&mut bytes, &offsets[number]);
+                fs::write(&log, bytes).unwrap();
+                if rng.chance(2) {
+                    let _ = fs::remove_file(log.with_extension("idx"));
+                }
+            } else if let Ok(mut bytes) = fs::read(log.with_extension("idx")) {
+                // Anything in the sidecar but the sizes of the records: compaction believes these. Whoever can write
+                // them with right checksums could as well delete the folder.
+                let at = 16 + rng.below(bytes.len() as u64 - 16) as usize;
+                let entry = at.checked_sub(128).map(|at| at % 24);
+                if entry.is_none_or(|at| at < 18 || at > 21) && !(32..36).contains(&at) {
+                    bytes[at] ^= 1 << rng.below(8);
+                }
+                fix_sidecar(&mut bytes);
+                fs::write(log.with_extension("idx"), bytes).unwrap();
+            }
+        }
+        let Ok((store, _)) = Store::open(small(&folder)) else {
+            refused += 1;
+            continue;
+        };
+        let _ = common::scan(&store, b"k", None, 1);
+        let mut writer = store.writer().unwrap();
+        for number in 0..150_u64 {
+            let key = format!("key{number}").into_bytes();
+            let _ = get(&store, &key, 1);
+            if number % 3 == 0 {
+                writer.put(&key, b"new", version(1 << 40), 0).unwrap();
+                if let Seen::Value(newest, value) = get(&store, &key, 1)
+                    && newest == version(1 << 40)
+                {
+                    assert_eq!(value, b"new");
+                }
+            }
+        }
+        let _ = store.stats();
+        if runs.is_multiple_of(8) {
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        drop(writer);
+        store.close().unwrap();
+        drop(store);
+        drop(Store::open(small(&folder)).map(|(store, _)| common::scan(&store, b"k", None, 1)));
+        fs::remove_dir_all(folder).unwrap();
+    }
+    println!("{runs} runs, {refused} refused");
+    assert!(refused < runs / 2);
 }
