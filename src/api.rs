@@ -324,7 +324,8 @@ impl Api {
         };
         let (applied, status) = match value {
             Some(value) => {
-                let expires_at_ms = target.ttl_ms.map_or(0, |ttl| now + ttl);
+                // The millisecond of the acceptance has begun already: the next one is the first that has the whole time.
+                let expires_at_ms = target.ttl_ms.map_or(0, |ttl| now + 1 + ttl);
                 (writer.put(&target.key, value, version, expires_at_ms), 201)
             }
             None => (writer.delete(&target.key, version), 202),
@@ -437,6 +438,10 @@ impl Service for Api {
             Route::Control => Outcome::HandOff,
             Route::Nowhere => self.nowhere(head, reply),
         }
+    }
+
+    fn is_urgent(&self, head: &Head<'_>) -> bool {
+        matches!(route(head.path), Route::Control | Route::Health)
     }
 
     #[inline]

@@ -107,12 +107,15 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
     let address = config.admin_listen.filter(|_| app.dedicated).unwrap_or(config.listen);
     if let Some(token) = &config.admin_token {
         let given = request.headers().get(header::AUTHORIZATION).map(axum::http::HeaderValue::as_bytes);
-        let given = given.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
-        if given.is_empty() && !is_loopback(address) {
+        let given = given.map(|value| value.split_at_checked(7).unwrap_or((value, b"")));
+        let token_given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, token)| token);
+        if given.is_none() && !is_loopback(address) {
             return plain(StatusCode::FORBIDDEN, "This path needs the token: send Authorization: Bearer TOKEN.");
         }
-        if !given.is_empty() && !same(given, token.as_bytes()) {
-            return plain(StatusCode::UNAUTHORIZED, "The token is not the one of this server.");
+        if given.is_some() && !token_given.is_some_and(|given| same(given, token.as_bytes())) {
+            let mut response = plain(StatusCode::UNAUTHORIZED, "The token is not the one of this server.");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+            return response;
         }
     } else if !is_loopback(address) && !app.dedicated {
         return plain(

@@ -22,6 +22,8 @@ use crate::node::{Node, Runtime};
 const BACKLOG: i32 = 4096;
 /// Entries of a ring; more operations than this at once are submitted in several steps.
 const RING_ENTRIES: u32 = 1024;
+/// How long an address may be in use before that is an error.
+const BIND_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a core measures how late its timers come.
 const LAG_EVERY: Duration = Duration::from_millis(100);
 
@@ -46,6 +48,19 @@ pub fn detect_runtime() -> Runtime {
 /// Binds one listener a core to the same address. The first is bound alone, so that an address which any other process
 /// uses is an error, although the kernel would let processes of one user share it.
 pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    // The kernel takes io_uring's accepts down a moment after their process has ended: a restart waits for that.
+    let begun = Instant::now();
+    loop {
+        match bind_once(address, count) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < BIND_PATIENCE => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn bind_once(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     let open = |address: SocketAddr, shared: bool| -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;

@@ -6,7 +6,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use koltso_storage::{Folder, Options, Store};
 use tokio::sync::mpsc;
@@ -57,6 +57,8 @@ fn options(config: &Config) -> Options {
         value_max: config.max_value,
         compaction_rate: config.compaction_rate,
         memory_freed: give_memory_back,
+        // Alone, this node makes all versions itself, and none arrives late.
+        tombstone_grace: Duration::ZERO,
         ..Options::new(&config.data)
     }
 }

@@ -21,7 +21,7 @@ use crate::compact;
 use crate::log::LogState;
 use crate::segment::{SLICE, Segment, Tail};
 use crate::sidecar::Sidecar;
-use crate::store::{Shared, SyncMode};
+use crate::store::{Need, Shared, SyncMode};
 
 /// Least and most that is kept ready ahead of a writer.
 const AHEAD_MIN: u32 = SLICE;
@@ -219,9 +219,10 @@ fn provision(shared: &Arc<Shared>) {
 fn provide(shared: &Shared, log: &LogState, ahead: u32) -> bool {
     let segment = log.active.lock().clone();
     let (written, ready) = (segment.written(), segment.ready());
+    let need = if log.privileged { Need::Compaction } else { Need::Value };
     let left = shared.roll_at.saturating_sub(u64::from(written));
     if left < SPARE_BELOW.min(shared.roll_at / 4) && log.spare.lock().is_none() {
-        match shared.create_segment(log.privileged) {
+        match shared.create_segment(need) {
             Ok(tail) => *log.spare.lock() = Some(tail),
             Err(e) => tracing::debug!("no spare segment: {e}"),
         }
@@ -231,7 +232,7 @@ fn provide(shared: &Shared, log: &LogState, ahead: u32) -> bool {
     if !wanted && !shared.disk_full.load(Ordering::Relaxed) {
         return false;
     }
-    match shared.room_for(u64::from(SLICE), log.privileged) {
+    match shared.room_for(u64::from(SLICE), need) {
         Ok(()) if wanted => segment.extend(&*shared.options.disk, true).unwrap_or(false),
         Ok(()) | Err(WriteError::DiskFull) => false,
         Err(_) => false,

@@ -29,8 +29,6 @@ use crate::store::{Shared, SyncMode};
 
 /// How often candidates are looked for when there was none.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often segments are searched for tombstones and expired records that can go.
-const REAP: Duration = Duration::from_secs(5);
 /// This many segments that are less than a quarter full are brought together.
 const SMALL_MANY: usize = 8;
 /// What it counts for the rate to look at a record and at what may be its older version in another segment.
@@ -62,7 +60,9 @@ pub(crate) fn run(shared: &Arc<Shared>) {
     let mut reaped = Instant::now();
     while !shared.is_closing() {
         let mut candidates = choose(shared);
-        if candidates.is_empty() && reaped.elapsed() >= REAP.min(shared.options.tombstone_grace.max(LOOK)) {
+        let hurry = shared.disk_full.load(Ordering::Relaxed);
+        let interval = if hurry { LOOK } else { shared.options.reap_interval };
+        if candidates.is_empty() && reaped.elapsed() >= interval {
             candidates = reapable(shared, &mut pace);
             reaped = Instant::now();
         }

@@ -16,8 +16,8 @@ use parking_lot::Mutex;
 use crate::hash::KeyHash;
 use crate::index::Place;
 use crate::record::{self, Draft, KEY_MAX};
-use crate::segment::{Segment, Tail};
-use crate::store::Shared;
+use crate::segment::{SLICE, Segment, Tail};
+use crate::store::{Need, Shared};
 use crate::{Applied, Version, WriteError};
 
 /// The provisioning thread is called when less than this is ready ahead of the writer.
@@ -148,6 +148,10 @@ impl Writer {
             return Err(WriteError::Value { len: draft.value.len(), max: self.shared.options.value_max });
         }
         assert!(draft.version.clock != 0, "version clocks begin at 1");
+        // What deletes are given on a full disk is not for values, though it is ready.
+        if !draft.tombstone && self.shared.disk_full.load(Ordering::Relaxed) {
+            self.shared.room_for(u64::from(SLICE), Need::Value)?;
+        }
         let offset = self.append(draft)?;
         let hash = KeyHash::of(draft.key);
         Ok(self.shared.publish(hash, draft, self.tail.segment(), offset))
@@ -162,10 +166,10 @@ impl Writer {
         let size = draft.size();
         let full = u64::from(self.tail.position()) >= self.shared.roll_at;
         if full || !self.tail.fits(size) {
-            self.roll()?;
+            self.roll(self.need(draft))?;
         }
         if !self.tail.is_ready(size) {
-            self.make_ready(size)?;
+            self.make_ready(size, self.need(draft))?;
         }
         let offset = self.tail.append(draft);
         let log = &self.log;
@@ -183,14 +187,22 @@ impl Writer {
         self.tail.segment()
     }
 
+    fn need(&self, draft: &Draft<'_>) -> Need {
+        match (self.log.privileged, draft.tombstone) {
+            (true, _) => Need::Compaction,
+            (false, true) => Need::Tombstone,
+            (false, false) => Need::Value,
+        }
+    }
+
     /// Goes on in a new segment; the old one goes to the sealing thread.
-    fn roll(&mut self) -> Result<(), WriteError> {
+    fn roll(&mut self, need: Need) -> Result<(), WriteError> {
         let spare = self.log.spare.lock().take();
         let tail = match spare {
             Some(tail) => tail,
             None => {
                 self.shared.stats.stalls.fetch_add(1, Ordering::Relaxed);
-                self.shared.create_segment(self.log.privileged).map_err(|e| self.shared.write_error(&e))?
+                self.shared.create_segment(need).map_err(|e| self.shared.write_error(&e))?
             }
         };
         let old = std::mem::replace(&mut self.tail, tail);
@@ -202,11 +214,11 @@ impl Writer {
     }
 
     #[cold]
-    fn make_ready(&mut self, size: usize) -> Result<(), WriteError> {
+    fn make_ready(&mut self, size: usize, need: Need) -> Result<(), WriteError> {
         while !self.tail.is_ready(size) {
             self.shared.stats.stalls.fetch_add(1, Ordering::Relaxed);
             let segment = self.tail.segment();
-            self.shared.room_for(u64::from(crate::segment::SLICE), self.log.privileged)?;
+            self.shared.room_for(u64::from(SLICE), need)?;
             let more = segment.extend(&*self.shared.options.disk, false).map_err(|e| self.shared.write_error(&e))?;
             assert!(more, "a record that fits a segment fits its ready part in the end");
         }

@@ -16,7 +16,7 @@ use crate::segment::{SEGMENT_HEADER, Segment};
 use crate::sidecar::lower_bound;
 
 /// Records are sorted in runs of this many bytes of log.
-pub(crate) const RUN: u32 = 1 << 20;
+const RUN: u32 = 1 << 20;
 
 /// Records that are read one after another are asked for from memory this many ahead.
 const PREFETCH: usize = 8;
@@ -150,8 +150,8 @@ impl Order {
     }
 
     /// The runs, with the rest sorted now. `None` while recovered records wait for their first sort, or the sealing
-    /// thread is more than `behind_max` bytes behind: come again.
-    pub(crate) fn snapshot(&self, segment: &Segment, behind_max: u32) -> Option<Vec<Run>> {
+    /// thread is more than `behind_max` records behind: come again.
+    pub(crate) fn snapshot(&self, segment: &Segment, behind_max: usize) -> Option<Vec<Run>> {
         let (mut runs, ordered, written) = {
             let state = self.state.lock();
             if state.recovered.is_some() {
@@ -161,11 +161,15 @@ impl Order {
             (runs, state.ordered.max(SEGMENT_HEADER), segment.written())
         };
         // After `clear`, `ordered` is beyond everything.
-        if written.checked_sub(ordered).is_none_or(|behind| behind > behind_max) {
+        if written < ordered {
             return None;
         }
         if written > ordered {
-            runs.push(sort(segment, walk(segment, ordered, written).map(|(at, _)| at)));
+            let rest: Vec<u32> = walk(segment, ordered, written).map(|(at, _)| at).take(behind_max + 1).collect();
+            if rest.len() > behind_max {
+                return None;
+            }
+            runs.push(sort(segment, rest.into_iter()));
         }
         Some(runs)
     }

@@ -5,20 +5,20 @@
 //! exactly once, also when compaction moves it meanwhile; an overwritten one appears once, with some version of it.
 //! Holding old segments costs disk space, so a cursor that is kept long should be [`Cursor::refresh`]ed.
 //!
-//! Bounds: some 100 bytes a segment, plus the sort of at most a few megabytes of log when it is opened. A record that is
+//! Bounds: some 100 bytes a segment, plus the sort of at most 32 768 records a log when it is opened. A record that is
 //! damaged is left out and reported.
 
 use std::sync::Arc;
 
 use crate::hash::KeyHash;
 use crate::index::Find;
-use crate::order::{RUN, Run};
+use crate::order::Run;
 use crate::segment::Segment;
 use crate::sidecar::lower_bound;
 use crate::store::{Lookup, Shared, Value};
 
-/// Log that a cursor sorts itself when it is opened; more than this behind, and the sealing thread has to catch up first.
-const BEHIND_MAX: u32 = 4 * RUN;
+/// Records a log that a cursor sorts itself when it is opened, in about 5 ms; with more, the sealing thread has to catch up.
+const BEHIND_MAX: usize = 32 << 10;
 /// Records are asked for from memory this many entries ahead.
 const PREFETCH: u32 = 6;
 

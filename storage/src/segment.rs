@@ -3,7 +3,7 @@
 //! ```text
 //! 0   8 bytes  "KOLTSOSG"            16  u64  sequence, also the file's name
 //! 8   u32      format version, 1     24  u32  salt, random
-//! 12  u32      CRC-32C of 16..64     28  u32  capacity: the file's size
+//! 12  u32      CRC-32C of the others 28  u32  capacity: the file's size
 //! 32..64       zeros                 64       records, each at a multiple of 8, then zeros
 //! ```
 //!
@@ -99,9 +99,15 @@ fn header(sequence: u64, salt: u32, capacity: u32) -> [u8; SEGMENT_HEADER as usi
     header[16..24].copy_from_slice(&sequence.to_le_bytes());
     header[24..28].copy_from_slice(&salt.to_le_bytes());
     header[28..32].copy_from_slice(&capacity.to_le_bytes());
-    let crc = crc32c::crc32c(&header[16..]);
+    let crc = header_crc(&header);
     header[12..16].copy_from_slice(&crc.to_le_bytes());
     header
+}
+
+/// Of everything but the checksum itself. All formats have it at this place, so that one flipped bit does not make a newer
+/// format, which would keep the store from opening.
+fn header_crc(header: &[u8; SEGMENT_HEADER as usize]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..])
 }
 
 impl Segment {
@@ -145,8 +151,7 @@ impl Segment {
         file.read_exact_at(&mut bytes, 0)?;
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let (format, salt, capacity) = (u32_at(8), u32_at(24), u32_at(28));
-        // What is not even intact is damaged, not newer; later formats keep this part.
-        if &bytes[..8] == MAGIC && format > FORMAT && u32_at(12) == crc32c::crc32c(&bytes[16..]) {
+        if &bytes[..8] == MAGIC && format > FORMAT && u32_at(12) == header_crc(&bytes) {
             return Err(HeaderError::Newer(format));
         }
         let size_fits = (PAGE..=SEGMENT_MAX).contains(&capacity) && capacity.is_multiple_of(PAGE);

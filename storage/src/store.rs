@@ -55,6 +55,9 @@ pub struct Options {
     pub compaction_dead_share: f64,
     /// How long tombstones and expired records are kept, so that an older version which arrives late still loses.
     pub tombstone_grace: Duration,
+    /// How often segments are searched for tombstones and expired records that can go; five times a second while the disk
+    /// is full.
+    pub reap_interval: Duration,
     /// Milliseconds since the Unix epoch: background work has to know what has expired.
     pub now_ms: fn() -> u64,
     /// Called on a background thread after it has freed several megabytes: the place to have the allocator give them back
@@ -75,6 +78,7 @@ impl Options {
             compaction_rate: 64 << 20,
             compaction_dead_share: 0.33,
             tombstone_grace: Duration::from_secs(60),
+            reap_interval: Duration::from_secs(5),
             now_ms: unix_ms,
             memory_freed: || {},
             disk: Arc::new(RealDisk),
@@ -271,6 +275,14 @@ pub(crate) struct Counters {
     pub(crate) sync_us_max: AtomicU64,
 }
 
+/// Who asks for room. On a full disk the order is: no values any more, then no deletes any more, and compaction last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    Value,
+    Tombstone,
+    Compaction,
+}
+
 /// What all parts of the engine share.
 pub(crate) struct Shared {
     pub(crate) options: Options,
@@ -288,7 +300,7 @@ pub(crate) struct Shared {
     pub(crate) closing: AtomicBool,
     /// A segment is rolled here: its size, or less on a small file system.
     pub(crate) roll_at: u64,
-    /// Free bytes that only compaction may use, so that a full disk can be emptied.
+    /// Free bytes that are kept so that a full disk can be emptied: half for deletes, half for compaction.
     reserve: u64,
     next_sequence: AtomicU64,
     free_slots: Mutex<Vec<u32>>,
@@ -484,23 +496,27 @@ impl Shared {
     }
 
     pub(crate) fn new_writer(self: &Arc<Self>, privileged: bool) -> io::Result<Writer> {
-        let tail = self.create_segment(privileged)?;
+        let tail = self.create_segment(if privileged { Need::Compaction } else { Need::Value })?;
         let log = Arc::new(LogState::new(tail.segment(), privileged));
         self.logs.lock().push(log.clone());
         Ok(Writer::new(self.clone(), log, tail))
     }
 
     /// Whether `bytes` more may be allocated; remembers the answer for `/status` and for the sealing of small disks.
-    pub(crate) fn room_for(&self, bytes: u64, privileged: bool) -> Result<(), WriteError> {
+    pub(crate) fn room_for(&self, bytes: u64, need: Need) -> Result<(), WriteError> {
         let space = self.options.disk.space(self.folder.path()).map_err(|e| self.write_error(&e))?;
-        let reserve = if privileged { 0 } else { self.reserve };
+        let reserve = match need {
+            Need::Value => self.reserve,
+            Need::Tombstone => self.reserve / 2,
+            Need::Compaction => 0,
+        };
         if space.free < bytes + reserve {
-            if !privileged && !self.disk_full.swap(true, Ordering::Relaxed) {
+            if need == Need::Value && !self.disk_full.swap(true, Ordering::Relaxed) {
                 tracing::error!("the disk is full ({} bytes free): writes are refused until there is room", space.free);
             }
             return Err(WriteError::DiskFull);
         }
-        if !privileged && self.disk_full.swap(false, Ordering::Relaxed) {
+        if need == Need::Value && self.disk_full.swap(false, Ordering::Relaxed) {
             tracing::info!("there is room on the disk again ({} bytes free): writes are accepted", space.free);
         }
         Ok(())
@@ -517,8 +533,8 @@ impl Shared {
     }
 
     /// A new, installed segment whose name is durable.
-    pub(crate) fn create_segment(&self, privileged: bool) -> io::Result<Tail> {
-        self.room_for(u64::from(SLICE), privileged).map_err(|_| io::Error::from(io::ErrorKind::StorageFull))?;
+    pub(crate) fn create_segment(&self, need: Need) -> io::Result<Tail> {
+        self.room_for(u64::from(SLICE), need).map_err(|_| io::Error::from(io::ErrorKind::StorageFull))?;
         let Some(slot) = self.free_slots.lock().pop() else {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "all segment slots are taken"));
         };

@@ -239,7 +239,9 @@ fn a_damaged_segment_header_costs_that_segment_only() {
     });
     let logs = files(dir.path(), "log");
     assert!(logs.len() >= 3);
-    for (at, what) in [(0, "magic"), (12, "checksum"), (17, "sequence"), (25, "salt"), (29, "capacity"), (40, "rest")] {
+    for (at, what) in
+        [(0, "magic"), (8, "format"), (12, "checksum"), (17, "sequence"), (25, "salt"), (29, "capacity"), (40, "rest")]
+    {
         let bytes = fs::read(&logs[1]).unwrap();
         let file = fs::OpenOptions::new().write(true).open(&logs[1]).unwrap();
         file.write_all_at(&[bytes[at] ^ 4], at as u64).unwrap();
@@ -255,7 +257,11 @@ fn a_damaged_segment_header_costs_that_segment_only() {
     assert_eq!((recovered.damaged, scan(&store, b"k", None, 1).len()), (0, 600));
     drop(store);
     let file = fs::OpenOptions::new().write(true).open(&logs[1]).unwrap();
-    file.write_all_at(&2_u32.to_le_bytes(), 8).unwrap();
+    let mut header = fs::read(&logs[1]).unwrap()[..64].to_vec();
+    header[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..]);
+    header[12..16].copy_from_slice(&crc.to_le_bytes());
+    file.write_all_at(&header, 0).unwrap();
     assert!(matches!(Store::open(quiet(dir.path())), Err(koltso_storage::OpenError::NewerSegment { .. })));
 }
 

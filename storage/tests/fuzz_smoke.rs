@@ -109,7 +109,7 @@ fn a_record_is_read_from_any_bytes_or_refused() {
 /// Makes the checksums right again, so that what was mutated is believed: of the segment's header and its records where they
 /// were, of the sidecar's header and entries.
 fn fix_segment(bytes: &mut [u8], offsets: &[usize]) {
-    let crc = crc32c::crc32c(&bytes[16..64]);
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..64]);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     let salt = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
     for &at in offsets {
@@ -180,8 +180,8 @@ fn files_that_lie_with_right_checksums_make_no_panic() {
                 // Anything in the sidecar but the sizes of the records: compaction believes these. Whoever can write
                 // them with right checksums could as well delete the folder.
                 let at = 16 + rng.below(bytes.len() as u64 - 16) as usize;
-                let entry = at.checked_sub(128).map(|at| at % 24);
-                if entry.is_none_or(|at| at < 18 || at > 21) && !(32..36).contains(&at) {
+                let entry = at.checked_sub(128).map(|in_entries| in_entries % 24);
+                if entry.is_none_or(|at| !(18..=21).contains(&at)) && !(32..36).contains(&at) {
                     bytes[at] ^= 1 << rng.below(8);
                 }
                 fix_sidecar(&mut bytes);

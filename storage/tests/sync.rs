@@ -70,11 +70,9 @@ fn batches_across_rolls_name_every_file_that_holds_an_unsynced_record() {
     }
     assert!(store.stats().segments > 10);
     assert!(synced.len() as u64 >= store.stats().segments - 1);
-    assert_eq!(
-        disk.syncs.load(Ordering::SeqCst) as usize,
-        common::files(dir.path(), "idx").len(),
-        "only sealing synced"
-    );
+    common::eventually("only sealing synced", || {
+        disk.syncs.load(Ordering::SeqCst) as usize == common::files(dir.path(), "idx").len()
+    });
 }
 
 #[test]

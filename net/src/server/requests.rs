@@ -142,7 +142,7 @@ pub(super) fn call<S: Service>(
     head: &Head<'_>,
     body: &[u8],
 ) -> Called {
-    if core.requests_full() {
+    if core.requests_full() && !core.service.is_urgent(head) {
         overloaded(core, answers, context, Overload::Requests);
         return if context.keep_alive { Called::Next } else { Called::Other(Next::Close) };
     }

@@ -25,6 +25,13 @@ pub trait Service: 'static {
     /// Serves a whole request: writes the answer to `reply`, or says what follows.
     fn call(&self, head: &Head<'_>, body: &[u8], reply: &mut Reply<'_>) -> Outcome;
 
+    /// Whether a request is served also when `requests_in_flight_max` is reached: what people look at when a server is
+    /// overloaded, and what is never in flight for long.
+    fn is_urgent(&self, head: &Head<'_>) -> bool {
+        let _ = head;
+        false
+    }
+
     /// An answer has been handed to the kernel entirely. `tag` is what [`Reply::tag`] set (or [`Answer::tag`]), `elapsed`
     /// the time since its request had been read completely.
     fn finished(&self, tag: u16, elapsed: Duration);

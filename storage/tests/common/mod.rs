@@ -72,6 +72,7 @@ pub fn small(folder: &Path) -> Options {
         compaction_rate: 1 << 30,
         compaction_dead_share: 0.2,
         tombstone_grace: Duration::ZERO,
+        reap_interval: Duration::from_millis(100),
         ..Options::new(folder)
     }
 }
