@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -117,12 +118,11 @@ pub async fn run(commit: Rc<Commit>, writer: SharedWriter) {
 async fn sync(batch: &SyncBatch, files: &mut HashMap<u64, File>) -> std::io::Result<()> {
     files.retain(|id, _| batch.files().any(|(wanted, _)| wanted == *id));
     for (id, file) in batch.files() {
-        if !files.contains_key(&id) {
-            files.insert(id, File::from_std(file.try_clone()?)?);
-        }
-        if let Some(file) = files.get(&id) {
-            file.sync_data().await?;
-        }
+        let file = match files.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(File::from_std(file.try_clone()?)?),
+        };
+        file.sync_data().await?;
     }
     Ok(())
 }

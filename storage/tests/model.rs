@@ -113,6 +113,7 @@ fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
     let options = |folder: &std::path::Path| Options {
         now_ms,
         sync,
+        disk: common::FakeDisk::new(1 << 40),
         tombstone_grace: std::time::Duration::from_millis(grace_ms),
         ..small(folder)
     };
