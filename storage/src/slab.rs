@@ -53,6 +53,36 @@ fn mapped_of(layout: Layout) -> usize {
     layout.size().next_multiple_of(4096)
 }
 
+/// What Miri has in place of the system calls below: an allocation for each mapping, whole and aligned to a slab.
+#[cfg(miri)]
+mod miri {
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+    use std::ptr::{self, NonNull};
+
+    fn layout(size: usize) -> Layout {
+        Layout::from_size_align(size, super::SLAB).expect("a layout")
+    }
+
+    #[allow(unsafe_code)]
+    pub(super) fn map(size: usize) -> std::io::Result<NonNull<u8>> {
+        // SAFETY: no mapping is empty.
+        NonNull::new(unsafe { alloc_zeroed(layout(size)) }).ok_or(std::io::ErrorKind::OutOfMemory.into())
+    }
+
+    #[allow(unsafe_code)]
+    pub(super) fn unmap(at: usize, size: usize) {
+        // SAFETY: a whole mapping, of this size, that nobody refers to any more.
+        unsafe { dealloc(ptr::with_exposed_provenance_mut(at), layout(size)) }
+    }
+
+    pub(super) fn map_slab() -> std::io::Result<usize> {
+        Ok(map(super::SLAB)?.as_ptr().expose_provenance())
+    }
+}
+#[cfg(miri)]
+use miri::{map, map_slab, unmap};
+
+#[cfg(not(miri))]
 #[allow(unsafe_code)]
 fn map(size: usize) -> io::Result<NonNull<u8>> {
     // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that exists.
@@ -72,6 +102,7 @@ fn map(size: usize) -> io::Result<NonNull<u8>> {
     NonNull::new(at.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
 }
 
+#[cfg(not(miri))]
 #[allow(unsafe_code)]
 fn unmap(at: usize, size: usize) {
     if size > 0 {
@@ -82,6 +113,7 @@ fn unmap(at: usize, size: usize) {
 }
 
 /// Asks for a huge page. A kernel that has none to give uses small ones.
+#[cfg(not(miri))]
 #[allow(unsafe_code)]
 fn advise_huge(at: usize) {
     // SAFETY: a hint about a mapping of this size that was just made.
@@ -89,6 +121,7 @@ fn advise_huge(at: usize) {
 }
 
 /// A slab at a multiple of its size: map twice as much, and give the ends back.
+#[cfg(not(miri))]
 fn map_slab() -> io::Result<usize> {
     let at = map(2 * SLAB)?.as_ptr().expose_provenance();
     let aligned = at.next_multiple_of(SLAB);
