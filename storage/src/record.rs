@@ -100,14 +100,14 @@ pub(crate) struct Record<'a> {
 
 // Copied as a whole: from single bytes the compiler makes single loads.
 #[inline]
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut le = [0; 4];
     le.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(le)
 }
 
 #[inline]
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut le = [0; 8];
     le.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(le)

@@ -26,7 +26,7 @@ use memmap2::Mmap;
 
 use crate::Version;
 use crate::hash::KeyHash;
-use crate::record::ALIGN;
+use crate::record::{ALIGN, u32_at, u64_at};
 use crate::segment::{SEGMENT_MAX, Segment, path_of};
 
 const MAGIC: &[u8; 8] = b"KOLTSOIX";
@@ -67,20 +67,6 @@ pub(crate) struct Sidecar {
 }
 
 // Copied as a whole: from single bytes the compiler makes single loads.
-#[inline]
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut le = [0; 4];
-    le.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(le)
-}
-
-#[inline]
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut le = [0; 8];
-    le.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(le)
-}
-
 impl Sidecar {
     /// Opens and verifies the sidecar of `segment`; `None` when there is none that can be trusted.
     #[allow(unsafe_code)]
