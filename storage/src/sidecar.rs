@@ -66,7 +66,6 @@ pub(crate) struct Sidecar {
     pub(crate) expiring: u32,
 }
 
-// Copied as a whole: from single bytes the compiler makes single loads.
 impl Sidecar {
     /// Opens and verifies the sidecar of `segment`; `None` when there is none that can be trusted.
     #[allow(unsafe_code)]
