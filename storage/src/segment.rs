@@ -224,8 +224,14 @@ impl Segment {
         u64::from(self.written() - SEGMENT_HEADER)
     }
 
+    /// Bytes of records that the index points to. Between the steps of a change, and with a sidecar whose contents lie, the
+    /// count can be off: it is never more than there is.
+    pub(crate) fn live(&self) -> u64 {
+        self.live_bytes.load(Ordering::Relaxed).min(self.used_bytes())
+    }
+
     pub(crate) fn dead_bytes(&self) -> u64 {
-        self.used_bytes().saturating_sub(self.live_bytes.load(Ordering::Relaxed))
+        self.used_bytes().saturating_sub(self.live())
     }
 
     /// Clock of the oldest version here, `u64::MAX` in an empty segment.

@@ -596,7 +596,7 @@ impl Shared {
         };
         for segment in self.segments.lock().iter() {
             stats.segments += 1;
-            stats.live_bytes += segment.live_bytes.load(Ordering::Relaxed);
+            stats.live_bytes += segment.live();
             stats.dead_bytes += segment.dead_bytes();
             stats.disk_bytes += segment.disk_bytes();
         }
