@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::{Event, Limits, sys};
 
 /// How long a client may go on sending after its connection's last answer.
-const LINGER: Duration = Duration::from_secs(1);
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent};
 
 use super::answers::Part;
 use super::connection::{Connection, Gone};
-use super::deadlines::Phase;
+use super::deadlines::{LINGER, Phase};
 use super::{Event, Fill, Service, Sink, Source, sys};
 use crate::http::{ReplyContext, Version};
 
@@ -184,19 +184,25 @@ impl<S: Service> Connection<S> {
     /// and that can destroy the answer before the client has read it (RFC 9112, 9.6).
     pub(super) async fn linger(mut self) {
         sys::shutdown(self.fd, libc::SHUT_WR);
-        self.seat.deadline.set(Phase::Lingering, Instant::now());
+        let begun = Instant::now();
+        self.seat.deadline.set(Phase::Lingering, begun);
         let mut buffer = Vec::with_capacity(LINGER_BUFFER);
         let mut discarded = 0;
         while discarded < LINGER_BYTES_MAX {
             let (result, back) = self.stream.read(buffer.slice_mut(0..LINGER_BUFFER)).await;
             buffer = back.into_inner();
             match result {
-                Ok(0) => return,
+                // The end of its input, or the deadline, which looks the same.
+                Ok(0) if begun.elapsed() < LINGER => return,
+                Ok(0) => break,
                 Ok(more) => discarded += more,
                 Err(error) if may_go_on(&error) => {}
                 Err(_) => return,
             }
         }
+        // The client goes on sending. Closed in order, it could meet a window that never opens again and hang in its send
+        // until the kernel forgets the connection, a minute later; what it has received it can still read after a reset.
+        sys::reset_on_close(self.fd);
     }
 }
 
