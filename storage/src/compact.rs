@@ -72,9 +72,12 @@ pub(crate) fn run(shared: &Arc<Shared>) {
             let batch: Vec<_> = candidates.drain(..BATCH.min(candidates.len())).collect();
             let mut empty = Vec::new();
             let mut failed = None;
-            for segment in &batch {
-                match evacuate(shared, &mut writer, segment, &mut pace) {
-                    Ok(true) => empty.push(segment.clone()),
+            for segment in batch {
+                match evacuate(shared, &mut writer, &segment, &mut pace) {
+                    Ok(true) => {
+                        done = true;
+                        empty.push(segment);
+                    }
                     Ok(false) => {}
                     Err(e) => {
                         tracing::warn!("compaction of segment {:016x}.log has to wait: {e}", segment.sequence);
@@ -82,12 +85,11 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                         break;
                     }
                 }
-                if shared.is_closing() {
+                if shared.is_closing() || shared.disk_full.load(Ordering::Relaxed) {
                     break;
                 }
             }
-            done |= !empty.is_empty();
-            if let Err(e) = give_back(shared, &empty) {
+            if let Err(e) = give_back(shared, empty) {
                 tracing::warn!("compacted segments cannot be given back: {e}");
                 failed = Some(e);
             }
@@ -242,7 +244,7 @@ fn evacuate(
 }
 
 /// Removes segments in which nothing is live, after one sync for all of them.
-fn give_back(shared: &Arc<Shared>, empty: &[Arc<Segment>]) -> Result<(), WriteError> {
+fn give_back(shared: &Arc<Shared>, empty: Vec<Arc<Segment>>) -> Result<(), WriteError> {
     if empty.is_empty() {
         return Ok(());
     }
@@ -259,9 +261,10 @@ fn give_back(shared: &Arc<Shared>, empty: &[Arc<Segment>]) -> Result<(), WriteEr
         shared.sync_log(log).map_err(|_| WriteError::Failed)?;
     }
     for segment in empty {
-        shared.retire(segment);
+        // The blocks come back when nobody holds the segment any more, so it is let go at once.
+        shared.retire(&segment);
+        shared.stats.compacted_segments.fetch_add(1, Ordering::Relaxed);
     }
-    shared.stats.compacted_segments.fetch_add(empty.len() as u64, Ordering::Relaxed);
     if shared.options.sync != SyncMode::Os {
         sync_folder(shared.folder.path()).map_err(|e| {
             shared.fail(&e);
