@@ -1,0 +1,959 @@
+//! Quorum coordination of one core: PUT, DELETE and GET with `ack` of `from`, as a machine that takes events and returns
+//! actions.
+//!
+//! ```text
+//!  write/read ─▶ Asking ──enough answers──▶ answered ──nothing pending, or the deadline──▶ gone (hints)
+//!                  │  ▲                        ▲
+//!                  │  └─ a newer version was   │ reads: Fetching (the value of the newest),
+//!                  │     there: once more,     │        Repairing (so that a quorum has it)
+//!                  │     above it (Renewed)    │
+//!                  └── too few can answer ─▶ NotEnough
+//! ```
+//!
+//! **Writes** go to all usable replicas of `from` at once; the `ack`-th confirmation answers. A replica that has a newer
+//! version says so. It was written by somebody whose clock is ahead, perhaps before this write began: the write is done
+//! again with a version above it, once. A version that is newer even than that was written at the same time, and either
+//! may be last. Replicas that did not confirm in the end get a hint, if any did.
+//!
+//! **Reads** ask `ack` replicas, the quickest first (this node where it is one), one for the value and the others for the
+//! version. The newest answer wins. With a quorum `ack`, the answer waits until a quorum of replicas has that version, so
+//! that no later quorum read returns an older one; stale replicas among the answers are written to for that. Others that
+//! were found stale or damaged are repaired behind the answer.
+//!
+//! A replica that cannot be asked, or falls silent, is replaced by another of `from` where there is one; where there is none,
+//! it is asked all the same. Every operation has a deadline.
+//!
+//! Owner: one core. Bounds: [`Settings::in_flight_max`] operations; a request is sent to a replica at most once a stage.
+//! Invariants:
+//! 1. Each token is answered exactly once, at its deadline (plus a tick) at the latest.
+//! 2. `Written` is answered only after `ack` replicas confirmed the same version, or have a newer one.
+//! 3. With `ack` ≥ quorum, `Found` and `Absent` are answered only after a quorum has the version, or a newer one.
+//! 4. No replica beyond the first `from` of the key's ranking is ever asked.
+//!
+//! Tested by `tests/coordinator.rs` (scenarios) and `tests/simulation.rs` (seeds). Left out: writes that were confirmed by
+//! fewer than `ack` replicas are not undone; they may be seen later, as the answer says.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use koltso_storage::{KeyHash, Version};
+use smallvec::SmallVec;
+
+use crate::Now;
+use crate::health::Health;
+use crate::message::{Record, Refused, Reply, Request, Want};
+use crate::placement::{NodeIndex, Topology};
+
+/// The caller's name for the client that waits.
+pub type Token = u64;
+
+/// A request to a replica; its reply carries it back.
+///
+/// From the top: generation of the operation's place (32 bits), place (24), stage (8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(pub u64);
+
+const PLACES_MAX: usize = 1 << 24;
+
+impl RequestId {
+    fn new(generation: u32, place: usize, stage: Stage) -> Self {
+        Self(u64::from(generation) << 32 | (place as u64) << 8 | stage as u64)
+    }
+
+    const fn place(self) -> usize {
+        (self.0 >> 8) as usize & (PLACES_MAX - 1)
+    }
+
+    const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    const fn stage(self) -> u8 {
+        self.0 as u8
+    }
+}
+
+/// What a request was sent for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Stage {
+    /// The operation itself.
+    First = 0,
+    /// A write again, with a newer version.
+    Renewed = 1,
+    /// A value, of which only the version was known.
+    Fetch = 2,
+    /// A write to a stale replica.
+    Repair = 3,
+}
+
+/// What the caller has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a request. If `to` is this node, do it here. Then call [`Coordinator::replied`], or [`Coordinator::failed`].
+    Send {
+        /// The replica.
+        to: NodeIndex,
+        /// Goes with the reply.
+        id: RequestId,
+        /// What is asked.
+        request: Request,
+    },
+    /// Send a ping, and call [`Coordinator::probed`] when its answer comes.
+    Probe {
+        /// The peer.
+        to: NodeIndex,
+    },
+    /// Answer the client.
+    Answer {
+        /// Who waits.
+        token: Token,
+        /// For what.
+        answer: Answer,
+    },
+    /// Keep this record for a replica that missed it.
+    Hint {
+        /// The replica.
+        to: NodeIndex,
+        /// What it missed.
+        record: Record,
+    },
+}
+
+/// An operation's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Replicas that had answered.
+    pub answered: u32,
+    /// Replicas that had been asked.
+    pub asked: u32,
+}
+
+/// What came of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// `ack` replicas have it.
+    Written,
+    /// The newest value. Where only the version was wanted, `value` is `None`.
+    Found {
+        /// Its version.
+        version: Version,
+        /// Its length in bytes.
+        value_len: u32,
+        /// The value.
+        value: Option<Bytes>,
+    },
+    /// There is none.
+    Absent,
+    /// Fewer replicas than `ack` answered.
+    NotEnough(Shortage),
+}
+
+/// Why there were not enough.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// Answers needed.
+    pub needed: u32,
+    /// Replicas that did not answer, or could not do it.
+    pub missing: Vec<NodeIndex>,
+    /// A replica's disk is full.
+    pub disk_full: bool,
+}
+
+/// What the coordinator is told at its start.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// An operation without enough answers is given up after this many µs.
+    pub deadline_micros: u64,
+    /// Operations at once, those included that are answered and wait for the last replicas.
+    pub in_flight_max: usize,
+}
+
+/// There are [`Settings::in_flight_max`] operations already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Writes that were done again above a newer version.
+    pub renewed: u64,
+    /// Operations that had too few answers.
+    pub not_enough: u64,
+    /// Reads whose answer waited for a repair.
+    pub repairs_waited_for: u64,
+}
+
+/// What a replica said it has.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    rank: u8,
+    version: Option<Version>,
+    live: bool,
+    value_len: u32,
+}
+
+struct Op {
+    token: Option<Token>,
+    hash: KeyHash,
+    from: u8,
+    ack: u8,
+    begun: u64,
+    /// Sets of ranks.
+    asked: u64,
+    answered: u64,
+    failed: u64,
+    disk_full: bool,
+    work: Work,
+}
+
+enum Work {
+    Write(Write),
+    Read(Read),
+}
+
+struct Write {
+    record: Record,
+    renewed: bool,
+    /// The newest version that a replica had in place of this one.
+    newer: Option<Version>,
+}
+
+struct Read {
+    key: Bytes,
+    want: Want,
+    hedged: bool,
+    seen: SmallVec<[Seen; 3]>,
+    /// The newest record with its value that has come.
+    data: Option<Record>,
+    /// Sets of ranks.
+    fetching: u64,
+    fetch_failed: u64,
+    damaged: u64,
+    /// The version that the next three are about.
+    repair_version: Version,
+    repair_sent: u64,
+    repaired: u64,
+    repair_failed: u64,
+    waited: bool,
+}
+
+struct Place {
+    generation: u32,
+    op: Option<Op>,
+}
+
+/// Makes a version above a clock: `(clock, wall_ms)`.
+pub type NextVersion = Box<dyn FnMut(u64, u64) -> Version>;
+
+/// The coordinator of one core.
+pub struct Coordinator {
+    topology: Arc<Topology>,
+    settings: Settings,
+    next_version: NextVersion,
+    health: Health,
+    counters: Counters,
+    places: Vec<Place>,
+    free: Vec<u32>,
+}
+
+impl fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Coordinator").field("health", &self.health).field("in_flight", &self.in_flight()).finish()
+    }
+}
+
+const fn bit(rank: usize) -> u64 {
+    1 << rank
+}
+
+/// The ranks in a set.
+fn ranks(mut set: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let rank = set.trailing_zeros() as usize;
+        set &= set.wrapping_sub(1);
+        (rank < 64).then_some(rank)
+    })
+}
+
+const fn all(from: u8) -> u64 {
+    if from >= 64 { u64::MAX } else { (1 << from) - 1 }
+}
+
+impl Op {
+    /// Asked, and neither answered nor given up.
+    const fn pending(&self) -> u64 {
+        self.asked & !self.answered & !self.failed
+    }
+
+    const fn unasked(&self) -> u64 {
+        all(self.from) & !self.asked
+    }
+
+    const fn answers(&self) -> u32 {
+        self.answered.count_ones()
+    }
+
+    /// How many more replicas must be asked for `ack` answers to be possible.
+    const fn short(&self) -> u32 {
+        (self.ack as u32).saturating_sub(self.answers() + self.pending().count_ones())
+    }
+}
+
+impl Read {
+    fn note(&mut self, seen: Seen) {
+        match self.seen.iter_mut().find(|known| known.rank == seen.rank) {
+            Some(known) if known.version <= seen.version => *known = seen,
+            Some(_) => {}
+            None => self.seen.push(seen),
+        }
+    }
+
+    /// The newest of the answers.
+    fn newest(&self) -> Option<Seen> {
+        // Of two answers with one version, the one that says "gone" is right: its time has run out.
+        self.seen.iter().copied().max_by_key(|seen| (seen.version, !seen.live))
+    }
+
+    /// Ranks that answered with an older version, and those whose record is damaged.
+    fn stale(&self, version: Version) -> u64 {
+        let older = self.seen.iter().filter(|seen| seen.version < Some(version));
+        older.fold(self.damaged, |set, seen| set | bit(usize::from(seen.rank)))
+    }
+
+    /// Ranks that have the version, or a newer one.
+    fn holders(&self, version: Version) -> u64 {
+        let holders = self.seen.iter().filter(|seen| seen.version >= Some(version));
+        holders.fold(0, |set, seen| set | bit(usize::from(seen.rank)))
+    }
+
+    /// What a stale replica is to get, if it is here.
+    fn record(&self, newest: &Seen) -> Option<Record> {
+        let version = newest.version?;
+        if !newest.live {
+            let key = self.key.clone();
+            return Some(Record { key, value: Bytes::new(), version, expires_at_ms: 0, tombstone: true });
+        }
+        self.data.clone().filter(|data| data.version == version)
+    }
+}
+
+impl Coordinator {
+    /// A coordinator without operations, whose peers are all down.
+    #[must_use]
+    pub fn new(topology: Arc<Topology>, settings: Settings, next_version: NextVersion) -> Self {
+        assert!(settings.in_flight_max < PLACES_MAX);
+        let health = Health::new(topology.nodes(), topology.me());
+        let counters = Counters::default();
+        Self { topology, settings, next_version, health, counters, places: Vec::new(), free: Vec::new() }
+    }
+
+    /// How the peers are.
+    #[must_use]
+    pub const fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Operations that are not gone.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    /// The hash of the key that a request is about, while its operation is there: a reply must be about the same.
+    #[must_use]
+    #[inline]
+    pub fn key_hash(&self, id: RequestId) -> Option<KeyHash> {
+        self.op(id).map(|op| op.hash)
+    }
+
+    fn op(&self, id: RequestId) -> Option<&Op> {
+        let place = self.places.get(id.place()).filter(|place| place.generation == id.generation())?;
+        place.op.as_ref()
+    }
+
+    /// Writes a record (or a tombstone) to `from` replicas and answers after `ack`; `1 ≤ ack ≤ from ≤ nodes`.
+    ///
+    /// # Errors
+    /// [`Full`]; nothing was sent then.
+    pub fn write(
+        &mut self,
+        now: Now,
+        token: Token,
+        record: Record,
+        (ack, from): (u8, u8),
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Full> {
+        let hash = KeyHash::of(&record.key);
+        let work = Work::Write(Write { record, renewed: false, newer: None });
+        let place = self.begin(now, token, hash, (ack, from), work)?;
+        self.ask_writes(now, place, actions);
+        Ok(())
+    }
+
+    /// Reads a key with `ack` of `from` replicas; `1 ≤ ack ≤ from ≤ nodes`.
+    ///
+    /// # Errors
+    /// [`Full`]; nothing was sent then.
+    pub fn read(
+        &mut self,
+        now: Now,
+        token: Token,
+        key: Bytes,
+        want: Want,
+        (ack, from): (u8, u8),
+        actions: &mut Vec<Action>,
+    ) -> Result<(), Full> {
+        let hash = KeyHash::of(&key);
+        let work = Work::Read(Read {
+            key,
+            want,
+            hedged: false,
+            seen: SmallVec::new(),
+            data: None,
+            fetching: 0,
+            fetch_failed: 0,
+            damaged: 0,
+            repair_version: Version::default(),
+            repair_sent: 0,
+            repaired: 0,
+            repair_failed: 0,
+            waited: false,
+        });
+        let place = self.begin(now, token, hash, (ack, from), work)?;
+        self.health.earn_hedge();
+        self.ask_reads(now, place, u32::from(ack), want, actions);
+        Ok(())
+    }
+
+    fn begin(&mut self, now: Now, token: Token, hash: KeyHash, counts: (u8, u8), work: Work) -> Result<usize, Full> {
+        let (ack, from) = counts;
+        assert!(
+            1 <= ack && ack <= from && usize::from(from) <= self.topology.nodes(),
+            "the caller checks ack and from"
+        );
+        if self.in_flight() >= self.settings.in_flight_max {
+            return Err(Full);
+        }
+        let place = match self.free.pop() {
+            Some(place) => place as usize,
+            None => {
+                self.places.push(Place { generation: 0, op: None });
+                self.places.len() - 1
+            }
+        };
+        let op = Op {
+            token: Some(token),
+            hash,
+            from,
+            ack,
+            begun: now.micros,
+            asked: 0,
+            answered: 0,
+            failed: 0,
+            disk_full: false,
+            work,
+        };
+        self.places[place].op = Some(op);
+        Ok(place)
+    }
+
+    /// A reply of `node`, which may be this node.
+    pub fn replied(&mut self, now: Now, node: NodeIndex, id: RequestId, reply: Reply, actions: &mut Vec<Action>) {
+        let (generation, place) = (id.generation(), id.place());
+        let mut op = self.places.get_mut(place).filter(|place| place.generation == generation);
+        let op = op.as_mut().and_then(|place| place.op.as_mut());
+        if node != self.topology.me() {
+            let first = id.stage() == Stage::First as u8;
+            let latency = op.as_ref().filter(|_| first).map(|op| now.micros.saturating_sub(op.begun));
+            self.health.peer_mut(node).replied(now.micros, latency);
+        }
+        let Some(op) = op else {
+            return;
+        };
+        let ranked = self.topology.ranked(op.hash);
+        let Some(rank) = ranked[..usize::from(op.from)].iter().position(|&n| n == node) else {
+            return;
+        };
+        let here = bit(rank);
+        op.disk_full |= reply == Reply::Refused(Refused::DiskFull);
+        match &mut op.work {
+            Work::Write(write) => {
+                if (id.stage() == Stage::Renewed as u8) != write.renewed {
+                    return;
+                }
+                match reply {
+                    Reply::Applied => op.answered |= here,
+                    Reply::Superseded(version) => {
+                        write.newer = write.newer.max(Some(version));
+                        op.answered |= here;
+                    }
+                    _ => op.failed |= here,
+                }
+                self.write_on(now, place, actions);
+            }
+            Work::Read(read) => {
+                if id.stage() == Stage::Repair as u8 {
+                    match reply {
+                        Reply::Applied | Reply::Superseded(_) => read.repaired |= here & read.repair_sent,
+                        _ => read.repair_failed |= here,
+                    }
+                } else {
+                    read.fetching &= !here;
+                    match reply {
+                        Reply::Found { version, expires_at_ms, value_len, value } => {
+                            let seen = Seen { rank: rank as u8, version: Some(version), live: true, value_len };
+                            if let Some(value) = value
+                                && read.data.as_ref().is_none_or(|data| data.version < version)
+                            {
+                                let key = read.key.clone();
+                                read.data = Some(Record { key, value, version, expires_at_ms, tombstone: false });
+                            }
+                            read.note(seen);
+                            op.answered |= here;
+                        }
+                        Reply::Absent(version) => {
+                            read.note(Seen { rank: rank as u8, version, live: false, value_len: 0 });
+                            op.answered |= here;
+                        }
+                        other => {
+                            if other == Reply::Damaged {
+                                read.damaged |= here;
+                            }
+                            op.failed |= here & !op.answered;
+                            read.fetch_failed |= here;
+                        }
+                    }
+                }
+                self.read_on(now, place, actions);
+            }
+        }
+    }
+
+    /// A request could not be sent.
+    pub fn failed(&mut self, now: Now, node: NodeIndex, id: RequestId, actions: &mut Vec<Action>) {
+        if self.op(id).is_some() {
+            self.give_up_on(now, id.place(), node, true, actions);
+        }
+    }
+
+    /// There is a connection to a peer.
+    pub fn connected(&mut self, now: Now, node: NodeIndex) {
+        self.health.peer_mut(node).connected_now(now.micros);
+    }
+
+    /// A connection to a peer, or an attempt to get one, has ended, and with it all that was asked over it.
+    pub fn lost(&mut self, now: Now, node: NodeIndex, actions: &mut Vec<Action>) {
+        self.health.peer_mut(node).lost();
+        for place in 0..self.places.len() {
+            self.give_up_on(now, place, node, true, actions);
+        }
+    }
+
+    /// Something came from a peer, or was taken by it.
+    pub fn heard(&mut self, now: Now, node: NodeIndex) {
+        self.health.peer_mut(node).heard(now.micros);
+    }
+
+    /// The answer to a probe.
+    pub fn probed(&mut self, now: Now, node: NodeIndex) {
+        self.health.peer_mut(node).probed(now.micros);
+    }
+
+    /// Deadlines, hedges, silence, probes. To be called every few milliseconds.
+    pub fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let asleep = self.health.asleep(now.micros);
+        for node in 0..self.topology.nodes() {
+            let node = NodeIndex(node as u8);
+            if node == self.topology.me() {
+                continue;
+            }
+            let tick = self.health.peer_mut(node).tick(now.micros, asleep);
+            if tick.probe {
+                actions.push(Action::Probe { to: node });
+            }
+            if tick.opened {
+                for place in 0..self.places.len() {
+                    self.give_up_on(now, place, node, false, actions);
+                }
+            }
+        }
+        for place in 0..self.places.len() {
+            let Some(op) = &self.places[place].op else {
+                continue;
+            };
+            if now.micros.saturating_sub(op.begun) >= self.settings.deadline_micros {
+                self.expire(place, actions);
+            } else if op.token.is_some() && matches!(&op.work, Work::Read(read) if !read.hedged) {
+                self.hedge(now, place, actions);
+            }
+        }
+    }
+
+    fn send(&mut self, now: Now, place: usize, rank: usize, stage: Stage, request: Request, out: &mut Vec<Action>) {
+        let slot = &self.places[place];
+        let Some(op) = &slot.op else {
+            return;
+        };
+        let to = self.topology.ranked(op.hash)[rank];
+        if to != self.topology.me() {
+            self.health.peer_mut(to).sent(now.micros);
+        }
+        out.push(Action::Send { to, id: RequestId::new(slot.generation, place, stage), request });
+    }
+
+    fn op_mut(&mut self, place: usize) -> Option<&mut Op> {
+        self.places[place].op.as_mut()
+    }
+
+    fn answer(&mut self, place: usize, outcome: Outcome, actions: &mut Vec<Action>) {
+        let Some(op) = self.op_mut(place) else {
+            return;
+        };
+        let (answered, asked) = (op.answers(), op.asked.count_ones());
+        if let Some(token) = op.token.take() {
+            self.counters.not_enough += u64::from(matches!(outcome, Outcome::NotEnough(_)));
+            actions.push(Action::Answer { token, answer: Answer { outcome, answered, asked } });
+        }
+    }
+
+    fn not_enough(&mut self, place: usize, actions: &mut Vec<Action>) {
+        let Some(op) = &self.places[place].op else {
+            return;
+        };
+        let ranked = self.topology.ranked(op.hash);
+        let concerned = if matches!(op.work, Work::Write(_)) { all(op.from) } else { op.asked };
+        // Where enough answered, the value or a repair was what did not come.
+        let missing = ranks(concerned & !op.answered).map(|rank| ranked[rank]).collect();
+        let shortage = Shortage { needed: op.ack.into(), missing, disk_full: op.disk_full };
+        self.answer(place, Outcome::NotEnough(shortage), actions);
+    }
+
+    /// Forgets an operation; what replicas missed becomes hints.
+    fn end(&mut self, place: usize, actions: &mut Vec<Action>) {
+        let slot = &mut self.places[place];
+        let Some(op) = slot.op.take() else {
+            return;
+        };
+        slot.generation = slot.generation.wrapping_add(1);
+        self.free.push(place as u32);
+        let Work::Write(write) = op.work else {
+            return;
+        };
+        if op.answered == 0 {
+            return;
+        }
+        let ranked = self.topology.ranked(op.hash);
+        for rank in ranks(all(op.from) & !op.answered) {
+            let to = ranked[rank];
+            if to != self.topology.me() {
+                self.health.peer_mut(to).hints += 1;
+                actions.push(Action::Hint { to, record: write.record.clone() });
+            }
+        }
+    }
+
+    fn expire(&mut self, place: usize, actions: &mut Vec<Action>) {
+        if self.op_mut(place).is_some_and(|op| op.token.is_some()) {
+            self.not_enough(place, actions);
+        }
+        self.end(place, actions);
+    }
+
+    /// Nothing more comes from `node` for this operation. Unless that is `certain`, it is still waited for where there is no
+    /// other way to enough answers.
+    fn give_up_on(&mut self, now: Now, place: usize, node: NodeIndex, certain: bool, actions: &mut Vec<Action>) {
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let ranked = self.topology.ranked(op.hash);
+        let Some(rank) = ranked[..usize::from(op.from)].iter().position(|&n| n == node) else {
+            return;
+        };
+        let here = bit(rank);
+        if op.pending() & here != 0 {
+            let others = op.answers() + op.pending().count_ones() - 1 + op.unasked().count_ones();
+            if certain || op.token.is_none() || others >= u32::from(op.ack) {
+                op.failed |= here;
+            }
+        }
+        match &mut op.work {
+            Work::Write(_) => self.write_on(now, place, actions),
+            Work::Read(read) => {
+                if read.fetching & here != 0 {
+                    read.fetching &= !here;
+                    read.fetch_failed |= here;
+                }
+                read.repair_failed |= here & read.repair_sent & !read.repaired;
+                self.read_on(now, place, actions);
+            }
+        }
+    }
+
+    // ---- writes ----
+
+    /// Asks all usable replicas, and as many of the others as `ack` cannot do without.
+    fn ask_writes(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
+        let Some(op) = &self.places[place].op else {
+            return;
+        };
+        let ranked = &self.topology.ranked(op.hash)[..usize::from(op.from)];
+        let usable = ranked.iter().enumerate().filter(|&(_, &node)| self.health.usable(node));
+        let mut to_ask = usable.fold(0, |set, (rank, _)| set | bit(rank));
+        for rank in ranks(all(op.from) & !to_ask) {
+            if to_ask.count_ones() >= u32::from(op.ack) {
+                break;
+            }
+            to_ask |= bit(rank);
+        }
+        self.send_writes(now, place, to_ask, actions);
+    }
+
+    fn send_writes(&mut self, now: Now, place: usize, to_ask: u64, actions: &mut Vec<Action>) {
+        let Some(op) = self.op_mut(place) else {
+            return;
+        };
+        op.asked |= to_ask;
+        let Work::Write(write) = &op.work else {
+            return;
+        };
+        let stage = if write.renewed { Stage::Renewed } else { Stage::First };
+        let record = write.record.clone();
+        for rank in ranks(to_ask) {
+            self.send(now, place, rank, stage, Request::Write(record.clone()), actions);
+        }
+    }
+
+    fn write_on(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let Work::Write(write) = &mut op.work else {
+            return;
+        };
+        if op.token.is_some() && op.answered.count_ones() >= u32::from(op.ack) {
+            match write.newer {
+                Some(newer) if !write.renewed => {
+                    write.record.version = (self.next_version)(newer.clock, now.wall_ms);
+                    debug_assert!(write.record.version > newer);
+                    write.renewed = true;
+                    (op.asked, op.answered, op.failed) = (0, 0, 0);
+                    self.counters.renewed += 1;
+                    return self.ask_writes(now, place, actions);
+                }
+                _ => self.answer(place, Outcome::Written, actions),
+            }
+        } else if op.token.is_some() && op.short() > 0 {
+            let short = op.short() as usize;
+            let more = ranks(op.unasked()).take(short).fold(0, |set, rank| set | bit(rank));
+            if (more.count_ones() as usize) < short {
+                self.not_enough(place, actions);
+            } else {
+                self.send_writes(now, place, more, actions);
+            }
+        }
+        if self.places[place].op.as_ref().is_some_and(|op| op.token.is_none() && op.pending() == 0) {
+            self.end(place, actions);
+        }
+    }
+
+    // ---- reads ----
+
+    /// Asks `count` more replicas, the quickest first; the first of them for what is wanted, the others for the version.
+    /// `false` if there are not so many.
+    fn ask_reads(&mut self, now: Now, place: usize, count: u32, want: Want, actions: &mut Vec<Action>) -> bool {
+        let Some(op) = &self.places[place].op else {
+            return true;
+        };
+        let ranked = self.topology.ranked(op.hash);
+        let unasked = ranks(op.unasked());
+        let mut order: SmallVec<[((bool, u64), usize); 4]> =
+            unasked.map(|rank| (self.health.order(ranked[rank], now.micros), rank)).collect();
+        if order.len() > 1 {
+            order.sort_unstable();
+        }
+        let enough = order.len() >= count as usize;
+        let key = match &op.work {
+            Work::Read(read) => read.key.clone(),
+            Work::Write(write) => write.record.key.clone(),
+        };
+        for (nth, &(_, rank)) in order.iter().take(count as usize).enumerate() {
+            if let Some(op) = self.op_mut(place) {
+                op.asked |= bit(rank);
+            }
+            let want = if nth == 0 { want } else { Want::Version };
+            self.send(now, place, rank, Stage::First, Request::Read { key: key.clone(), want }, actions);
+        }
+        enough
+    }
+
+    fn hedge(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
+        let Some(op) = &self.places[place].op else {
+            return;
+        };
+        let waited = now.micros.saturating_sub(op.begun);
+        let ranked = self.topology.ranked(op.hash);
+        let slow = ranks(op.pending())
+            .any(|rank| ranked[rank] != self.topology.me() && waited > self.health.peer(ranked[rank]).hedge_after());
+        let other = ranks(op.unasked()).any(|rank| self.health.usable(ranked[rank]));
+        if !slow || !other || !self.health.spend_hedge() {
+            return;
+        }
+        let Some(Op { work: Work::Read(read), .. }) = self.places[place].op.as_mut() else {
+            return;
+        };
+        read.hedged = true;
+        let want = if read.data.is_none() { read.want } else { Want::Version };
+        let before = actions.len();
+        self.ask_reads(now, place, 1, want, actions);
+        for action in &actions[before..] {
+            if let Action::Send { to, .. } = action
+                && *to != self.topology.me()
+            {
+                self.health.peer_mut(*to).hedges += 1;
+            }
+        }
+    }
+
+    fn read_on(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let (short, from) = (op.short(), op.from);
+        let Work::Read(read) = &mut op.work else {
+            return;
+        };
+        if op.token.is_some() && short > 0 {
+            let want = if read.data.is_none() { read.want } else { Want::Version };
+            if !self.ask_reads(now, place, short, want, actions) {
+                self.not_enough(place, actions);
+                // A damaged replica is repaired all the same, or the next read would find as little.
+                self.conclude(now, place, 0, actions);
+            }
+        } else if op.token.is_none() || op.answered.count_ones() >= u32::from(op.ack) {
+            let quorum = u32::from(from) / 2 + 1;
+            let required = if u32::from(op.ack) >= quorum { quorum } else { 0 };
+            self.conclude(now, place, required, actions);
+        }
+        let Some(op) = &self.places[place].op else {
+            return;
+        };
+        let Work::Read(read) = &op.work else {
+            return;
+        };
+        let repairs = read.repair_sent & !read.repaired & !read.repair_failed;
+        if op.token.is_none() && op.pending() == 0 && read.fetching == 0 && repairs == 0 {
+            self.end(place, actions);
+        }
+    }
+
+    /// Enough replicas have answered: takes the newest, gets its value, sees that enough have it, answers, repairs the rest.
+    fn conclude(&mut self, now: Now, place: usize, required: u32, actions: &mut Vec<Action>) {
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let (waits, unasked) = (op.token.is_some(), op.unasked());
+        let Work::Read(read) = &mut op.work else {
+            return;
+        };
+        let newest = match read.newest() {
+            Some(newest) if newest.version.is_some() => newest,
+            _ => {
+                self.answer(place, Outcome::Absent, actions);
+                return;
+            }
+        };
+        let version = newest.version.unwrap_or_default();
+        if read.repair_version != version {
+            read.repair_version = version;
+            (read.repair_sent, read.repaired, read.repair_failed) = (0, 0, 0);
+        }
+        let (stale, holders) = (read.stale(version), read.holders(version));
+        let up_to_date = (holders | read.repaired).count_ones();
+        let record = read.record(&newest);
+        let wanted = read.want == Want::Value && newest.live;
+        let read_sent = read.repair_sent;
+        if waits && record.is_none() && (wanted || up_to_date < required) {
+            return self.fetch(now, place, holders, actions);
+        }
+        if waits && up_to_date < required {
+            if !std::mem::replace(&mut read.waited, true) {
+                self.counters.repairs_waited_for += 1;
+            }
+            let possible = up_to_date + (stale & !read.repaired & !read.repair_failed).count_ones();
+            let pending = op.pending().count_ones();
+            if possible + pending < required {
+                // Another replica may have it already.
+                let more = (required - possible - pending).min(unasked.count_ones());
+                if more == 0 {
+                    return self.not_enough(place, actions);
+                }
+                self.ask_reads(now, place, more, Want::Version, actions);
+            }
+            return self.repair(now, place, stale, record, actions);
+        }
+        if waits {
+            let outcome = if newest.live {
+                let value = record.as_ref().filter(|_| wanted).map(|record| record.value.clone());
+                Outcome::Found { version, value_len: newest.value_len, value }
+            } else {
+                Outcome::Absent
+            };
+            self.answer(place, outcome, actions);
+        }
+        match record {
+            // Nobody waits for it any more, but somebody is stale.
+            None if stale & !read_sent != 0 => self.fetch(now, place, holders, actions),
+            record => self.repair(now, place, stale, record, actions),
+        }
+    }
+
+    /// Gets the value of the newest version from a replica that has it.
+    fn fetch(&mut self, now: Now, place: usize, holders: u64, actions: &mut Vec<Action>) {
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let ranked = self.topology.ranked(op.hash);
+        let Work::Read(read) = &mut op.work else {
+            return;
+        };
+        if read.fetching & holders != 0 {
+            return;
+        }
+        let candidates = ranks(holders & !read.fetch_failed);
+        match candidates.min_by_key(|&rank| self.health.order(ranked[rank], now.micros)) {
+            Some(rank) => {
+                read.fetching |= bit(rank);
+                let request = Request::Read { key: read.key.clone(), want: Want::Value };
+                self.send(now, place, rank, Stage::Fetch, request, actions);
+            }
+            None => self.not_enough(place, actions),
+        }
+    }
+
+    /// Writes the newest record to stale replicas, once each.
+    fn repair(&mut self, now: Now, place: usize, stale: u64, record: Option<Record>, actions: &mut Vec<Action>) {
+        let Some(record) = record else {
+            return;
+        };
+        let Some(Op { hash, work: Work::Read(read), .. }) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let (hash, to_repair) = (*hash, stale & !read.repair_sent);
+        read.repair_sent |= to_repair;
+        for rank in ranks(to_repair) {
+            let node = self.topology.ranked(hash)[rank];
+            self.health.peer_mut(node).repairs += 1;
+            self.send(now, place, rank, Stage::Repair, Request::Write(record.clone()), actions);
+        }
+    }
+}
