@@ -9,4 +9,5 @@
 //! Tested in each file, in `tests/` over real sockets on both of monoio's drivers, and by `examples/constant.rs` for speed.
 
 pub mod http;
+pub mod replica;
 pub mod server;
