@@ -89,7 +89,8 @@ fn those_who_do_not_fit_both_know_why() {
         change(&mut talk);
         talk.run()
     };
-    let refused_by_acceptor: [(&dyn Fn(&mut Talk), &str); 8] = [
+    type Change<'a> = &'a dyn Fn(&mut Talk);
+    let refused_by_acceptor: [(Change<'_>, &str); 8] = [
         (&|t| t.acceptor.cluster = "a".into(), "node 2 is of cluster \"a\", and node 1 of cluster \"ring\""),
         (&|t| t.dialer.cluster = "b\n".into(), "node 2 is of cluster \"ring\", and node 1 of cluster \"b?\""),
         (&|t| t.dialer.topology = 8, "the --cluster lists of node 2 and node 1 differ"),
