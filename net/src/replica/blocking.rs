@@ -1,7 +1,7 @@
 //! A client that blocks, for a thread beside the data plane: it replays to a peer the writes which that missed.
 //!
 //! Owner: one thread. Bounds: the caller's timeout for the connect, the handshake, each reply, and each step of a send; a read
-//! buffer of up to two of the largest frames. A caller that sends a lot before it receives anything meets a peer which
+//! buffer of up to the largest frame and 64 KiB. A caller that sends a lot before it receives anything meets a peer which
 //! does not read on while its replies are not taken: leave no more than about a thousand requests unanswered.
 //!
 //! Tested in `tests/replica.rs`.

@@ -472,6 +472,9 @@ pub fn parse_request(bytes: &[u8], limits: Limits) -> Parsed<(u64, Request<'_>)>
 
 #[inline]
 fn request<'a>(fields: &Fields, body: &'a [u8], limits: Limits) -> Result<Request<'a>, Violation> {
+    if !(PUT..=PING).contains(&fields.kind) {
+        return Err(Violation::Kind(fields.kind));
+    }
     fields.zero(fields.key_hash)?;
     match fields.kind {
         PUT => {
@@ -521,6 +524,9 @@ pub fn parse_reply(bytes: &[u8], limits: Limits) -> Parsed<(u64, u64, Reply<'_>)
 #[inline]
 fn reply<'a>(fields: &Fields, body: &'a [u8], limits: Limits) -> Result<Reply<'a>, Violation> {
     let &Fields { kind, flags, node, .. } = fields;
+    if !(APPLIED..=PONG).contains(&kind) {
+        return Err(Violation::Kind(kind));
+    }
     fields.zero(u64::from(fields.key_len))?;
     let no_node = || fields.zero(u64::from(node));
     match kind {

@@ -13,7 +13,7 @@
 //! Owner: one core. Two tasks: [`Link::run`], which dials and then reads, and the flusher of each connection.
 //!
 //! Bounds: [`OUTBOX_MAX`] bytes queued and one frame more, then [`Full`]; one attempt to connect each [`DIAL_GAP`];
-//! [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer of up to two of the largest frames.
+//! [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer of up to the largest frame and 64 KiB.
 //!
 //! Invariants:
 //! 1. No read or write is dropped in flight: to end one, its socket is shut down. A connect is no operation of the driver's at
@@ -321,6 +321,10 @@ impl<H: LinkHandler> Link<H> {
         }
         if let Some(error) = socket.take_error()? {
             return Err(error);
+        }
+        if socket.local_addr()? == address.into() {
+            // Nobody listens, and the kernel happened to give us that port: TCP connects such a socket to itself.
+            return Err(io::ErrorKind::ConnectionRefused.into());
         }
         // io_uring waits in operations on a blocking socket and reports EAGAIN from another; epoll is the other way round.
         socket.set_nonblocking(monoio::utils::is_legacy())?;

@@ -8,8 +8,9 @@
 //! Owner: [`serve`] runs on one core and everything it makes stays there.
 //!
 //! Bounds: `connections_max` of the process, [`STRANGERS_MAX`] of a core without a handshake, a second for that; a read buffer
-//! of up to two of the largest frames, [`REPLIES_MAX`] bytes of replies and one more; [`WRITE_TIMEOUT`] without progress in
-//! sending. Nothing is read before the replies to everything handled are sent.
+//! of up to the largest frame and 64 KiB, [`REPLIES_MAX`] bytes of replies and one more; [`WRITE_TIMEOUT`] without progress in
+//! sending. Nothing is read before the replies to everything handled are sent. A node may take its time over the rest of a
+//! frame: it holds one buffer.
 //!
 //! Invariants:
 //! 1. Every request gets one reply, in order, unless the connection ends.
@@ -77,7 +78,7 @@ pub enum ReplicaEvent {
     Limit,
     /// The handshake of a connection of this node is complete.
     Connected(u16),
-    /// There was no handshake, and why, in one sentence.
+    /// There was no handshake, and why, in one sentence. Strangers can cause this as often as they like: a log has to bound it.
     Refused(String),
     /// A node broke the protocol and its connection is closed; in one sentence.
     Violation {

@@ -1,6 +1,6 @@
 //! What both ends of a connection do with their socket: read into a buffer that grows for large frames, and send an outbox.
 //!
-//! Bounds: a buffer grows as data comes, up to twice the largest frame; what a length only claims costs nothing.
+//! Bounds: a buffer grows as data comes, up to the largest frame and [`READ_SIZE`]; what a length only claims costs nothing.
 //! Invariant: no read or write is dropped in flight; to end one, its socket is shut down.
 
 use std::cell::{Cell, RefCell};
@@ -51,7 +51,7 @@ impl Inbox {
         self.start += count;
     }
 
-    /// Reads more. 0: the end. A frame that is begun has `need` bytes.
+    /// Reads more. 0: the end. A frame that is begun has `need` bytes, more than are here.
     pub(crate) async fn read(&mut self, stream: &mut impl AsyncReadRent, need: usize) -> io::Result<usize> {
         if self.legacy {
             // A ready read never gives up the turn there.
@@ -62,11 +62,10 @@ impl Inbox {
                 monoio::spawn(std::future::ready(())).await;
             }
         }
-        if self.start == self.buffer.len() {
-            self.buffer.clear();
-            if self.buffer.capacity() > READ_SIZE {
-                self.buffer = Vec::with_capacity(READ_SIZE);
-            }
+        if self.buffer.capacity() > READ_SIZE && need <= READ_SIZE {
+            // The large frames are done with.
+            let rest = std::mem::replace(&mut self.buffer, Vec::with_capacity(READ_SIZE));
+            self.buffer.extend_from_slice(&rest[self.start..]);
         } else if self.start > 0 {
             self.buffer.drain(..self.start);
         }
