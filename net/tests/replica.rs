@@ -1,5 +1,5 @@
-//! Links and replica servers over real sockets, on both drivers: what they do for each other, and what strangers, broken peers
-//! and slow ones can do to them.
+//! Links and replica servers over real sockets, on both drivers: what they do for each other, and what strangers,
+//! broken peers and slow ones can do to them.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::cell::{Cell, RefCell};
@@ -893,8 +893,8 @@ fn the_blocking_client_does_the_same() {
     assert!(matches!(error, LostReason::Timeout), "{error:?}");
 }
 
-/// The body of the fuzz target `replica_frames`, over mutations of real frames, for a moment. `KOLTSO_FUZZ_SECONDS` runs it
-/// longer, `KOLTSO_SEED` repeats a run.
+/// The body of the fuzz target `replica_frames`, over mutations of real frames, for a moment. `KOLTSO_FUZZ_SECONDS`
+/// runs it longer, `KOLTSO_SEED` repeats a run.
 #[test]
 fn frames_from_any_bytes_are_read_or_refused() {
     let variable = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());

@@ -1,8 +1,9 @@
 //! A client that blocks, for a thread beside the data plane: it replays to a peer the writes which that missed.
 //!
-//! Owner: one thread. Bounds: the caller's timeout for the connect, the handshake, each reply, and each step of a send; a read
-//! buffer of up to the largest frame and 64 KiB. A caller that sends a lot before it receives anything meets a peer which
-//! does not read on while its replies are not taken: leave no more than about a thousand requests unanswered.
+//! Owner: one thread. Bounds: the caller's timeout for the connect, the handshake, each reply, and each step of a send;
+//! a read buffer of up to the largest frame and 64 KiB. A caller that sends a lot before it receives anything meets a
+//! peer which does not read on while its replies are not taken: leave no more than about a thousand requests
+//! unanswered.
 //!
 //! Tested in `tests/replica.rs`.
 
@@ -98,7 +99,8 @@ impl Connection {
         Ok(self.stream.write_all(frames)?)
     }
 
-    /// Waits for one reply and gives it to `with`: number of its request, hash of the key it is about, and what it says.
+    /// Waits for one reply and gives it to `with`: number of its request, hash of the key it is about, and what it
+    /// says.
     ///
     /// # Errors
     /// The connection is gone, the reply was not whole within the timeout, or is none.

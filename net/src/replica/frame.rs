@@ -14,10 +14,11 @@
 //!
 //! Little-endian. A field that a kind does not have is zero, so that a frame has one encoding only.
 //!
-//! Bounds: a key has 1 to [`KEY_MAX`] bytes, a value at most [`Limits::value_max`]; lengths are compared with these before
-//! anything else is looked at, then comes the checksum. A frame costs no allocation in either direction.
+//! Bounds: a key has 1 to [`KEY_MAX`] bytes, a value at most [`Limits::value_max`]; lengths are compared with these
+//! before anything else is looked at, then comes the checksum. A frame costs no allocation in either direction.
 //!
-//! Deliberately absent: I/O, compression, the meaning of versions. Tested below and by the `replica_frames` fuzz target.
+//! Deliberately absent: I/O, compression, the meaning of versions. Tested below and by the `replica_frames` fuzz
+//! target.
 
 /// Bytes of the header.
 pub const HEADER: usize = 32;
@@ -171,8 +172,8 @@ pub enum Parsed<T> {
     },
     /// The beginning of a frame.
     Partial {
-        /// Bytes there must be before it is worth looking again; more than there are, and never more than the longest frame
-        /// has.
+        /// Bytes there must be before it is worth looking again; more than there are, and never more than the longest
+        /// frame has.
         need: usize,
     },
     /// No frame. What follows cannot be read either.
@@ -580,8 +581,8 @@ fn reply<'a>(fields: &Fields, body: &'a [u8], limits: Limits) -> Result<Reply<'a
     }
 }
 
-/// Reads any bytes in both directions, checks what must hold of the outcome, and writes what was read again, for fuzzing.
-/// Returns how many frames were whole.
+/// Reads any bytes in both directions, checks what must hold of the outcome, and writes what was read again, for
+/// fuzzing. Returns how many frames were whole.
 ///
 /// # Panics
 /// If something that must hold does not.

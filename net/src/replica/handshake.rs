@@ -9,22 +9,22 @@
 //! either: REFUSAL, one sentence for the other's log, and the end
 //! ```
 //!
-//! Each hello holds a fresh nonce, so no proof is good for another connection; the labels differ, so none can be sent back.
-//! Every message begins with the same 16 bytes in all versions, and a refusal is the same in all versions:
+//! Each hello holds a fresh nonce, so no proof is good for another connection; the labels differ, so none can be sent
+//! back. Every message begins with the same 16 bytes in all versions, and a refusal is the same in all versions:
 //!
 //! ```text
-//!  0 8 bytes KOLTSORP      HELLO  16 topology u64   24 topology number u64   32 wall clock u64, ms   40 nonce, 32 bytes
-//!  8 u16 version                  72 own number u16   74 number of the node that is expected u16
-//! 10 u8  kind                     76 length of the cluster's name u16   78 u16 zero   80 the name
-//! 11 u8  flags             PROOF  16 32 bytes
-//! 12 u32 length of the rest       REFUSAL  16 the sentence
+//!  0 8 bytes KOLTSORP          HELLO    16 topology u64    24 topology number u64    32 wall clock u64, ms
+//!  8 u16 version                        40 nonce, 32 bytes    72 own number u16    74 number that is expected u16
+//! 10 u8  kind                           76 length of the cluster's name u16    78 u16 zero    80 the name
+//! 11 u8  flags                 PROOF    16 32 bytes
+//! 12 u32 length of the rest    REFUSAL  16 the sentence
 //! ```
 //!
-//! Bounds: a message has at most [`MESSAGE_MAX`] bytes, each side takes at most two. Nothing is allocated for what a message
-//! only claims.
+//! Bounds: a message has at most [`MESSAGE_MAX`] bytes, each side takes at most two. Nothing is allocated for what a
+//! message only claims.
 //!
-//! Deliberately absent: I/O, clocks and randomness (they come in as arguments), encryption, and a defence against somebody
-//! who sits in the middle and changes frames afterwards: see `docs/replica-protocol.md`. Tested below.
+//! Deliberately absent: I/O, clocks and randomness (they come in as arguments), encryption, and a defence against
+//! somebody who sits in the middle and changes frames afterwards: see `docs/replica-protocol.md`. Tested below.
 
 use std::fmt;
 use std::time::Duration;

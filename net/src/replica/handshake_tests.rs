@@ -90,7 +90,7 @@ fn those_who_do_not_fit_both_know_why() {
         talk.run()
     };
     type Change<'a> = &'a dyn Fn(&mut Talk);
-    let refused_by_acceptor: [(Change<'_>, &str); 8] = [
+    let refused_by_acceptor: [(Change<'_>, &str); 9] = [
         (&|t| t.acceptor.cluster = "a".into(), "node 2 is of cluster \"a\", and node 1 of cluster \"ring\""),
         (&|t| t.dialer.cluster = "b\n".into(), "node 2 is of cluster \"ring\", and node 1 of cluster \"b?\""),
         (&|t| t.dialer.topology = 8, "the --cluster lists of node 2 and node 1 differ"),
@@ -99,6 +99,7 @@ fn those_who_do_not_fit_both_know_why() {
         (&|t| t.dialer.node = 2, "node 2 is connected to itself, or two nodes have the number 2"),
         (&|t| t.members = vec![2, 3], "node 1 is not in the --cluster list of node 2"),
         (&|t| t.dialer.secret = vec![], "node 2 has a secret, and node 1 has none"),
+        (&|t| t.acceptor.secret = vec![], "node 2 has no secret, and node 1 has one"),
     ];
     for (what, sentence) in refused_by_acceptor {
         let (of_dialer, of_acceptor) = change(what);
@@ -163,6 +164,23 @@ fn an_acceptor_believes_no_proof_but_the_right_one() {
         dialer.feed(&hellos, Duration::ZERO, &mut Vec::new()),
         Err(HandshakeError::Mismatch(sentence)) if sentence.contains("itself")
     ));
+}
+
+#[test]
+fn a_dialer_checks_for_itself_who_answers() {
+    let (us, mut out) = (identity(1), Vec::new());
+    let mut answered = |node: u16, expected: u16, cluster: &str| {
+        let other = Identity { cluster: cluster.to_owned(), ..identity(node) };
+        let mut dialer = Dialer::start(&us, 2, Duration::MAX, 0, &[1; NONCE], &mut Vec::new());
+        dialer.feed(&hello(&other, expected, 0, &[2; NONCE]), Duration::ZERO, &mut out)
+    };
+    for ((node, expected, cluster), sentence) in [
+        ((3, 1, "ring"), "node 1 expected node 2 at this address, and not node 3"),
+        ((2, 3, "ring"), "this is node 1, and node 2 expected node 3 at its address"),
+        ((2, 1, "gnir"), "node 1 is of cluster \"ring\", and node 2 of cluster \"gnir\""),
+    ] {
+        assert_eq!(answered(node, expected, cluster), Err(HandshakeError::Mismatch(sentence.to_owned())));
+    }
 }
 
 #[test]

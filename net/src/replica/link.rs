@@ -6,9 +6,9 @@
 //!               └───── failed: lost ────────────────────▲
 //! ```
 //!
-//! Requests are appended to an outbox. The first one of a turn wakes the flusher, which runs after all tasks that are ready
-//! by then: all frames of a turn leave in one system call. While the socket is full the flusher waits in the driver, and
-//! what comes meanwhile leaves in the next call.
+//! Requests are appended to an outbox. The first one of a turn wakes the flusher, which runs after all tasks that are
+//! ready by then: all frames of a turn leave in one system call. While the socket is full the flusher waits in the
+//! driver, and what comes meanwhile leaves in the next call.
 //!
 //! Owner: one core. Two tasks: [`Link::run`], which dials and then reads, and the flusher of each connection.
 //!
@@ -16,8 +16,8 @@
 //! [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer of up to the largest frame and 64 KiB.
 //!
 //! Invariants:
-//! 1. No read or write is dropped in flight: to end one, its socket is shut down. A connect is no operation of the driver's at
-//!    all, but polled.
+//! 1. No read or write is dropped in flight: to end one, its socket is shut down. A connect is no operation of the
+//!    driver's at all, but polled.
 //! 2. [`LinkHandler::lost`] is called once for every attempt, and after that nothing of it is queued or answered.
 //! 3. `fd` is set only while that socket is open.
 //!
@@ -65,9 +65,8 @@ pub trait LinkHandler: 'static {
 
     /// One whole reply. `now` is the same for all replies of one read.
     ///
-    /// # Errors
-    /// A sentence, if the peer broke the protocol (e.g. answered about another key): the link is closed and the sentence is the
-    /// reason in [`lost`](Self::lost).
+    /// # Errors A sentence, if the peer broke the protocol (e.g. answered about another key): the link is closed and
+    /// the sentence is the reason in [`lost`](Self::lost).
     fn reply(&self, peer: usize, now: Instant, number: u64, key_hash: u64, reply: Reply<'_>) -> Result<(), String>;
 
     /// All whole replies of one read have been given.
@@ -326,7 +325,8 @@ impl<H: LinkHandler> Link<H> {
             // Nobody listens, and the kernel happened to give us that port: TCP connects such a socket to itself.
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        // io_uring waits in operations on a blocking socket and reports EAGAIN from another; epoll is the other way round.
+        // io_uring waits in operations on a blocking socket and reports EAGAIN from another; epoll is the other way
+        // round.
         socket.set_nonblocking(monoio::utils::is_legacy())?;
         Ok(socket.into())
     }

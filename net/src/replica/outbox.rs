@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! 1. The stream is `bytes` with each part put in at its place; the places never decrease.
-//! 2. `sent` is how much of the stream is sent; `part` and `part_sent` say where that is, so that no send looks at what is
-//!    already gone.
+//! 2. `sent` is how much of the stream is sent; `part` and `part_sent` say where that is, so that no send looks at what
+//!    is already gone.
 //!
 //! Deliberately absent: a bound. Its users have one. Tested below.
 

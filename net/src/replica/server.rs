@@ -7,10 +7,10 @@
 //!
 //! Owner: [`serve`] runs on one core and everything it makes stays there.
 //!
-//! Bounds: `connections_max` of the process, [`STRANGERS_MAX`] of a core without a handshake, a second for that; a read buffer
-//! of up to the largest frame and 64 KiB, [`REPLIES_MAX`] bytes of replies and one more; [`WRITE_TIMEOUT`] without progress in
-//! sending. Nothing is read before the replies to everything handled are sent. A node may take its time over the rest of a
-//! frame: it holds one buffer.
+//! Bounds: `connections_max` of the process, [`STRANGERS_MAX`] of a core without a handshake, a second for that; a read
+//! buffer of up to the largest frame and 64 KiB, [`REPLIES_MAX`] bytes of replies and one more; [`WRITE_TIMEOUT`]
+//! without progress in sending. Nothing is read before the replies to everything handled are sent. A node may take its
+//! time over the rest of a frame: it holds one buffer.
 //!
 //! Invariants:
 //! 1. Every request gets one reply, in order, unless the connection ends.
@@ -59,8 +59,8 @@ pub trait ReplicaService: 'static {
     /// Serves one request of node `from`, with exactly one reply through `replies`.
     fn request(&self, from: u16, number: u64, request: Request<'_>, replies: &mut Replies<'_>);
 
-    /// What must happen before the replies of this batch may leave (group commit); `None`: nothing. If it ends with `false`
-    /// they must not leave, and the connection is closed.
+    /// What must happen before the replies of this batch may leave (group commit); `None`: nothing. If it ends with
+    /// `false` they must not leave, and the connection is closed.
     fn settle(&self) -> Option<Pin<Box<dyn Future<Output = bool>>>>;
 
     /// Something that metrics count or a log tells.
@@ -74,11 +74,13 @@ pub enum ReplicaEvent {
     Accepted,
     /// An accepted connection is gone.
     Closed,
-    /// A connection was closed at accept: there were `connections_max` already, or [`STRANGERS_MAX`] without a handshake.
+    /// A connection was closed at accept: there were `connections_max` already, or [`STRANGERS_MAX`] without a
+    /// handshake.
     Limit,
     /// The handshake of a connection of this node is complete.
     Connected(u16),
-    /// There was no handshake, and why, in one sentence. Strangers can cause this as often as they like: a log has to bound it.
+    /// There was no handshake, and why, in one sentence. Strangers can cause this as often as they like: a log has to
+    /// bound it.
     Refused(String),
     /// A node broke the protocol and its connection is closed; in one sentence.
     Violation {
@@ -151,9 +153,9 @@ pub struct AcceptConfig {
     pub connections_max: usize,
 }
 
-/// Answers the connections of `listener` on the current runtime until [`Shared::drain`] and the end of what was in flight.
-/// `shared` is one for the replica listeners of all cores, and not that of the HTTP server. The runtime must have its timer
-/// enabled.
+/// Answers the connections of `listener` on the current runtime until [`Shared::drain`] and the end of what was in
+/// flight. `shared` is one for the replica listeners of all cores, and not that of the HTTP server. The runtime must
+/// have its timer enabled.
 ///
 /// # Errors
 /// Only if the listener cannot be used at all; failures to accept are logged and survived.

@@ -2,8 +2,8 @@
 //!
 //! The functions are not inlined, so that a profile tells what is spent on replication from what is spent on clients.
 //!
-//! Invariant 1: a descriptor passed here is open and ours: its owner is borrowed by the caller, or marks it as gone before it
-//! closes it.
+//! Invariant 1: a descriptor passed here is open and ours: its owner is borrowed by the caller, or marks it as gone
+//! before it closes it.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -33,8 +33,8 @@ pub(crate) fn replica_sendmsg(fd: RawFd, parts: &[io::IoSlice<'_>]) -> io::Resul
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = parts.as_ptr().cast_mut().cast();
     message.msg_iovlen = parts.len() as _;
-    // SAFETY: `IoSlice` has the layout of `iovec`, by its documentation; the kernel only reads the slices, which are live
-    // during the call; invariant 1.
+    // SAFETY: `IoSlice` has the layout of `iovec`, by its documentation; the kernel only reads the slices, which are
+    // live during the call; invariant 1.
     #[allow(unsafe_code)]
     let sent = unsafe { libc::sendmsg(fd, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())

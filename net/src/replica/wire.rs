@@ -1,7 +1,8 @@
-//! What both ends of a connection do with their socket: read into a buffer that grows for large frames, and send an outbox.
+//! What both ends of a connection do with their socket: read into a buffer that grows for large frames, and send an
+//! outbox.
 //!
-//! Bounds: a buffer grows as data comes, up to the largest frame and [`READ_SIZE`]; what a length only claims costs nothing.
-//! Invariant: no read or write is dropped in flight; to end one, its socket is shut down.
+//! Bounds: a buffer grows as data comes, up to the largest frame and [`READ_SIZE`]; what a length only claims costs
+//! nothing. Invariant: no read or write is dropped in flight; to end one, its socket is shut down.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -24,7 +25,8 @@ pub(crate) const USER_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
 /// On epoll, reads after which everybody else gets a turn.
 const READS_A_TURN: u32 = 16;
-/// A yield in this many gives the turn to the timers, too: while the queue of tasks is never empty, monoio looks at none.
+/// A yield in this many gives the turn to the timers, too: while the queue of tasks is never empty, monoio looks at
+/// none.
 const YIELDS_A_SLEEP: u32 = 32;
 
 /// Bytes that were read and are not handled yet.
@@ -88,8 +90,8 @@ impl Inbox {
     }
 }
 
-/// Sends all of `outbox` and empties it: directly, and as long as the socket is full through the driver. `progress` is told
-/// each time the kernel took something of what had to wait.
+/// Sends all of `outbox` and empties it: directly, and as long as the socket is full through the driver. `progress` is
+/// told each time the kernel took something of what had to wait.
 #[inline]
 pub(crate) async fn send_all(
     stream: &mut impl AsyncWriteRent,
@@ -130,7 +132,8 @@ pub(crate) fn may_go_on(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// Wakes one task of the same core, which runs after all that are ready by then. Rings before anybody waits are kept, as one.
+/// Wakes one task of the same core, which runs after all that are ready by then. Rings before anybody waits are kept,
+/// as one.
 #[derive(Default)]
 pub(crate) struct Bell {
     rung: Cell<bool>,
