@@ -1,12 +1,17 @@
-//! HTTP/1.1 over monoio for Koltso: bytes in, requests and answers out.
+//! HTTP/1.1 and the replica protocol over monoio for Koltso: bytes in, requests and answers out.
 //!
-//! Two layers. [`http`] is pure: parsers and writers over byte slices, without I/O, clock or randomness. [`server`] is the
-//! thin asynchronous code around it: one accept loop and many connections on each core, with their deadlines and limits.
-//! The program that uses the crate implements [`server::Service`] and calls [`server::serve`] on every core.
+//! Two layers. [`http`] and, in [`replica`], frames and handshake are pure: parsers and writers over byte slices,
+//! without I/O, clock or randomness. [`server`] and the rest of [`replica`] are the thin asynchronous code around them,
+//! with their deadlines and limits. The program that uses the crate implements [`server::Service`] for clients,
+//! [`replica::ReplicaService`] for other nodes that ask, [`replica::LinkHandler`] for what they answer, and runs all of
+//! it on every core.
 //!
-//! Deliberately absent: routes, storage, TLS, HTTP/2, a thread of its own. Nothing here knows what a key is.
+//! Deliberately absent: routes, storage, quorums, TLS, HTTP/2, a thread of its own. Nothing here knows where a key
+//! belongs.
 //!
-//! Tested in each file, in `tests/` over real sockets on both of monoio's drivers, and by `examples/constant.rs` for speed.
+//! Tested in each file, in `tests/` over real sockets on both of monoio's drivers, and by `examples/constant.rs` for
+//! speed.
 
 pub mod http;
+pub mod replica;
 pub mod server;

@@ -21,7 +21,7 @@ mod requests;
 mod service;
 mod shared;
 mod sink;
-mod sys;
+pub(crate) mod sys;
 
 use std::io;
 use std::net::TcpListener;
@@ -88,18 +88,32 @@ pub async fn serve<S: Service>(
     limits: Limits,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
+    let core = Rc::new(Core::new(service, limits, Arc::clone(&shared)));
+    accept_until_drained(listener, &shared, |stream| core.accepted(stream)).await?;
+    drain(&core).await;
+    Ok(())
+}
+
+/// Accepts connections from `listener` until `shared` drains.
+///
+/// # Errors
+/// Only if the listener cannot be used at all; failures to accept are logged and survived.
+pub(crate) async fn accept_until_drained(
+    listener: TcpListener,
+    shared: &Shared,
+    accepted: impl Fn(monoio::net::TcpStream),
+) -> io::Result<()> {
     // io_uring waits in a blocking accept and reports EAGAIN from another; epoll is the other way round.
     listener.set_nonblocking(monoio::utils::is_legacy())?;
     shared.register(&listener)?;
     let listener = monoio::net::TcpListener::from_std(listener)?;
-    let core = Rc::new(Core::new(service, limits, shared));
 
     let mut complained: Option<Instant> = None;
-    while !core.shared.draining() {
+    while !shared.draining() {
         match listener.accept().await {
-            Ok((stream, _)) if !core.shared.draining() => core.accepted(stream),
+            Ok((stream, _)) if !shared.draining() => accepted(stream),
             Ok(_) => {}
-            Err(_) if core.shared.draining() => {}
+            Err(_) if shared.draining() => {}
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 if complained.is_none_or(|then| then.elapsed() >= Duration::from_secs(1)) {
@@ -110,8 +124,6 @@ pub async fn serve<S: Service>(
             }
         }
     }
-    drop(listener);
-    drain(&core).await;
     Ok(())
 }
 

@@ -1,0 +1,151 @@
+//! A client that blocks, for a thread beside the data plane: it replays to a peer the writes which that missed.
+//!
+//! Owner: one thread. Bounds: the caller's timeout for the connect, the handshake, each reply, and each step of a send;
+//! a read buffer of up to the largest frame and 64 KiB. A caller that sends a lot before it receives anything meets a
+//! peer which does not read on while its replies are not taken: leave no more than about a thousand requests
+//! unanswered.
+//!
+//! Tested in `tests/replica.rs`.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use super::frame::{Limits, Parsed, Reply, parse_reply};
+use super::handshake::{Dialer, Identity, NONCE, Progress, Skew};
+use super::lost::LostReason;
+use super::sys;
+use super::wire::{READ_SIZE, USER_TIMEOUT};
+
+/// A connection to a peer, its handshake complete. After an error it is of no use any more.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    limits: Limits,
+    timeout: Duration,
+    skew: Option<Skew>,
+}
+
+impl Connection {
+    /// Connects and shakes hands. Times and sizes are as in [`LinkConfig`](super::LinkConfig).
+    ///
+    /// # Errors
+    /// As [`LinkHandler::lost`](super::LinkHandler::lost) gets them.
+    pub fn dial(
+        address: SocketAddr,
+        identity: &Identity,
+        peer_number: u16,
+        value_max: usize,
+        wall_ms: fn() -> u64,
+        skew_max: Duration,
+        timeout: Duration,
+    ) -> Result<Self, LostReason> {
+        let stream = TcpStream::connect_timeout(&address, timeout)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(timeout))?;
+        sys::set_user_timeout(stream.as_raw_fd(), USER_TIMEOUT);
+        let (buffer, limits) = (vec![0; READ_SIZE], Limits { value_max });
+        let mut connection = Self { stream, buffer, start: 0, end: 0, limits, timeout, skew: None };
+        connection.shake_hands(identity, peer_number, wall_ms, skew_max)?;
+        Ok(connection)
+    }
+
+    fn shake_hands(
+        &mut self,
+        identity: &Identity,
+        peer_number: u16,
+        wall_ms: fn() -> u64,
+        skew_max: Duration,
+    ) -> Result<(), LostReason> {
+        let mut nonce = [0; NONCE];
+        getrandom::fill(&mut nonce).map_err(std::io::Error::other)?;
+        let (begun, mut out) = (Instant::now(), Vec::new());
+        let mut dialer = Dialer::start(identity, peer_number, skew_max, wall_ms(), &nonce, &mut out);
+        loop {
+            self.send(&out)?;
+            out.clear();
+            self.read(begun + self.timeout, 0)?;
+            match dialer.feed(&self.buffer[self.start..self.end], begun.elapsed(), &mut out) {
+                Ok(Progress::More { consumed }) => self.start += consumed,
+                Ok(Progress::Done { consumed, peer }) => {
+                    self.start += consumed;
+                    self.skew = peer.skew;
+                    return self.send(&out);
+                }
+                Err(error) => {
+                    // The sentence for the other side; if it cannot be sent, there is still ours.
+                    let _ = self.send(&out);
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    /// How far the peer's wall clock was off at the handshake.
+    #[must_use]
+    pub fn skew(&self) -> Option<Skew> {
+        self.skew
+    }
+
+    /// Sends requests that [`encode_request`](super::frame::encode_request) has written.
+    ///
+    /// # Errors
+    /// The connection is gone, or nothing was taken within the timeout.
+    pub fn send(&mut self, frames: &[u8]) -> Result<(), LostReason> {
+        Ok(self.stream.write_all(frames)?)
+    }
+
+    /// Waits for one reply and gives it to `with`: number of its request, hash of the key it is about, and what it
+    /// says.
+    ///
+    /// # Errors
+    /// The connection is gone, the reply was not whole within the timeout, or is none.
+    pub fn receive<R>(&mut self, with: impl FnOnce(u64, u64, Reply<'_>) -> R) -> Result<R, LostReason> {
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            match parse_reply(&self.buffer[self.start..self.end], self.limits) {
+                Parsed::Complete { frame: (number, key_hash, reply), len } => {
+                    let result = with(number, key_hash, reply);
+                    self.start += len;
+                    return Ok(result);
+                }
+                Parsed::Partial { need } => self.read(deadline, need)?,
+                Parsed::Bad(violation) => return Err(violation.into()),
+            }
+        }
+    }
+
+    /// Reads something behind what is there, until `deadline`. A frame that is begun has `need` bytes.
+    fn read(&mut self, deadline: Instant, need: usize) -> Result<(), LostReason> {
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        if self.end == 0 && self.buffer.len() > READ_SIZE {
+            self.buffer = vec![0; READ_SIZE];
+        }
+        if self.end == self.buffer.len() {
+            let more = need.saturating_sub(self.end).clamp(READ_SIZE, self.end.max(READ_SIZE));
+            self.buffer.resize(self.end + more, 0);
+        }
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(LostReason::Timeout);
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(&mut self.buffer[self.end..]) {
+                Ok(0) => return Err(LostReason::Closed),
+                Ok(count) => {
+                    self.end += count;
+                    return Ok(());
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

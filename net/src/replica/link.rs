@@ -1,0 +1,467 @@
+//! The asking side: one connection from one core to one peer, with many requests in flight.
+//!
+//! ```text
+//!        ┌───────── backoff, or a request ─────────┐
+//! Down ──┴▶ Dialing ─ handshake complete ─▶ Up ─ lost ─▶ Down
+//!               └───── failed: lost ────────────────────▲
+//! ```
+//!
+//! Requests are appended to an outbox. The first one of a turn wakes the flusher, which runs after all tasks that are
+//! ready by then: all frames of a turn leave in one system call. While the socket is full the flusher waits in the
+//! driver, and what comes meanwhile leaves in the next call.
+//!
+//! Owner: one core. Two tasks: [`Link::run`], which dials and then reads, and the flusher of each connection.
+//!
+//! Bounds: [`OUTBOX_MAX`] bytes queued and one frame more, then [`Full`]; one attempt to connect each [`DIAL_GAP`];
+//! [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer of up to the largest frame and 64 KiB.
+//!
+//! Invariants:
+//! 1. No read or write is dropped in flight: to end one, its socket is shut down. A connect is no operation of the
+//!    driver's at all, but polled.
+//! 2. [`LinkHandler::lost`] is called once for every attempt, and after that nothing of it is queued or answered.
+//! 3. `fd` is set only while that socket is open.
+//!
+//! Deliberately absent: which request a reply belongs to, deadlines of requests, health. Tested in `tests/replica.rs`.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use monoio::io::{AsyncReadRent, AsyncWriteRent, Splitable};
+use monoio::net::TcpStream;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::frame::{self, Limits, Parsed, Reply, Request, Stamp};
+use super::handshake::{Dialer, Identity, NONCE, Progress, Skew};
+use super::lost::LostReason;
+use super::outbox::{COPY_MAX, Outbox};
+use super::sys;
+use super::wire::{Bell, HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
+
+/// Bytes of requests that wait for a peer: what a fast network takes in a quarter of a second.
+pub const OUTBOX_MAX: usize = 32 * 1024 * 1024;
+/// Least time between the beginnings of two attempts.
+pub const DIAL_GAP: Duration = Duration::from_millis(20);
+/// How long an attempt waits for the peer's kernel.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The first pause before another attempt; it doubles with each.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// The longest pause.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A connection that was up for this long was a good one: the pauses begin small again.
+const GOOD_AFTER: Duration = Duration::from_secs(1);
+/// The longest pause between two looks at a connect.
+const LOOK_MAX: Duration = Duration::from_millis(10);
+
+/// What a link tells its owner. All calls come from the link's core; a handler may call the link from any of them.
+pub trait LinkHandler: 'static {
+    /// The handshake with `peer` is complete. What was queued meanwhile leaves after this call.
+    fn connected(&self, peer: usize, now: Instant);
+
+    /// One whole reply. `now` is the same for all replies of one read.
+    ///
+    /// # Errors A sentence, if the peer broke the protocol (e.g. answered about another key): the link is closed and
+    /// the sentence is the reason in [`lost`](Self::lost).
+    fn reply(&self, peer: usize, now: Instant, number: u64, key_hash: u64, reply: Reply<'_>) -> Result<(), String>;
+
+    /// All whole replies of one read have been given.
+    fn batch_end(&self, peer: usize, now: Instant);
+
+    /// Bytes of a blocked write were taken by the peer's kernel: it is slow, not dead.
+    fn progress(&self, peer: usize, now: Instant);
+
+    /// The connection, or an attempt to get one, ended. Whatever was queued or unanswered is lost.
+    fn lost(&self, peer: usize, why: &LostReason);
+}
+
+/// What a link needs to know.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// What the handler calls the peer.
+    pub peer: usize,
+    /// Where it listens for replica connections.
+    pub address: SocketAddr,
+    /// Its number in the cluster, which its handshake must prove.
+    pub peer_number: u16,
+    /// Who we are.
+    pub identity: Rc<Identity>,
+    /// Bytes of the largest value; the same on all nodes, or more than any sends.
+    pub value_max: usize,
+    /// The wall clock, milliseconds since the Unix epoch.
+    pub wall_ms: fn() -> u64,
+    /// How far the peer's wall clock may be off.
+    pub skew_max: Duration,
+}
+
+/// Whether there is a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkState {
+    /// No, until the next attempt.
+    Down,
+    /// There will be, or not.
+    Dialing,
+    /// Yes.
+    Up,
+}
+
+/// [`OUTBOX_MAX`] bytes wait for the peer, or the link has been closed: the request was not queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many bytes wait for the peer")]
+pub struct Full;
+
+/// A connection to a peer that comes back when it is lost.
+pub struct Link<H> {
+    config: LinkConfig,
+    handler: Rc<H>,
+    state: Cell<LinkState>,
+    outbox: RefCell<Outbox>,
+    /// Bytes that the flusher has taken out of the outbox and still holds.
+    sending: Cell<usize>,
+    flush: Bell,
+    redial: Bell,
+    skew: Cell<Option<Skew>>,
+    fd: Cell<Option<RawFd>>,
+    closed: Cell<bool>,
+}
+
+impl<H: LinkHandler> Link<H> {
+    /// A link that is down until [`run`](Self::run) is spawned.
+    #[must_use]
+    pub fn new(config: LinkConfig, handler: Rc<H>) -> Rc<Self> {
+        Rc::new(Self {
+            config,
+            handler,
+            state: Cell::new(LinkState::Down),
+            outbox: RefCell::default(),
+            sending: Cell::new(0),
+            flush: Bell::default(),
+            redial: Bell::default(),
+            skew: Cell::new(None),
+            fd: Cell::new(None),
+            closed: Cell::new(false),
+        })
+    }
+
+    /// Queues a request, copying it. While the link is down this makes the next attempt happen at once.
+    ///
+    /// # Errors
+    /// [`Full`].
+    ///
+    /// # Panics
+    /// If the key is empty or too long, or the value does not fit into a frame.
+    #[inline]
+    pub fn request(&self, number: u64, request: &Request<'_>) -> Result<(), Full> {
+        let mut outbox = self.room()?;
+        frame::encode_request(&mut outbox.bytes, number, request);
+        drop(outbox);
+        self.queued();
+        Ok(())
+    }
+
+    /// Queues a [`Request::Put`] whose value is not copied if it is large.
+    ///
+    /// # Errors
+    /// [`Full`].
+    ///
+    /// # Panics
+    /// As [`request`](Self::request).
+    pub fn request_put(
+        &self,
+        number: u64,
+        key: &[u8],
+        value: Bytes,
+        version: Stamp,
+        expires_at_ms: u64,
+    ) -> Result<(), Full> {
+        if value.len() <= COPY_MAX {
+            return self.request(number, &Request::Put { key, value: &value, version, expires_at_ms });
+        }
+        let mut outbox = self.room()?;
+        frame::encode_put_head(&mut outbox.bytes, number, key, &value, version, expires_at_ms);
+        outbox.push_value(value);
+        drop(outbox);
+        self.queued();
+        Ok(())
+    }
+
+    #[inline]
+    fn room(&self) -> Result<std::cell::RefMut<'_, Outbox>, Full> {
+        let outbox = self.outbox.borrow_mut();
+        if outbox.len() + self.sending.get() >= OUTBOX_MAX || self.closed.get() {
+            return Err(Full);
+        }
+        Ok(outbox)
+    }
+
+    #[inline]
+    fn queued(&self) {
+        self.flush.ring();
+        if self.state.get() == LinkState::Down {
+            self.redial.ring();
+        }
+    }
+
+    /// Whether there is a connection.
+    #[inline]
+    #[must_use]
+    pub fn state(&self) -> LinkState {
+        self.state.get()
+    }
+
+    /// If the link waits before its next attempt, it does not any longer.
+    pub fn dial_now(&self) {
+        if self.state.get() == LinkState::Down {
+            self.redial.ring();
+        }
+    }
+
+    /// Bytes of requests that the kernel has not taken yet, those of a write that is under way counted whole.
+    #[inline]
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.outbox.borrow().len() + self.sending.get()
+    }
+
+    /// How far the peer's wall clock was off at the last handshake.
+    #[must_use]
+    pub fn skew(&self) -> Option<Skew> {
+        self.skew.get()
+    }
+
+    /// Ends the connection for good; [`run`](Self::run) returns soon after. What is queued is dropped.
+    pub fn close(&self) {
+        self.closed.set(true);
+        if let Some(fd) = self.fd.get() {
+            sys::shutdown(fd, libc::SHUT_RDWR);
+        }
+        self.redial.ring();
+    }
+
+    /// Keeps the connection up until [`close`](Self::close). To be spawned once, on a runtime with its timer enabled.
+    pub async fn run(self: Rc<Self>) {
+        let mut backoff = BACKOFF_MIN;
+        while !self.closed.get() {
+            let begun = Instant::now();
+            self.state.set(LinkState::Dialing);
+            let why = match self.connect().await {
+                Ok((inbox, stream)) => {
+                    let up = Instant::now();
+                    let why = self.converse(inbox, stream).await;
+                    if up.elapsed() >= GOOD_AFTER {
+                        backoff = BACKOFF_MIN;
+                    }
+                    why
+                }
+                Err(why) => why,
+            };
+            self.state.set(LinkState::Down);
+            self.outbox.borrow_mut().clear();
+            self.redial.hush();
+            self.handler.lost(self.config.peer, if self.closed.get() { &LostReason::Stopped } else { &why });
+            if self.closed.get() {
+                return;
+            }
+            self.redial.wait_until(Instant::now() + jittered(backoff)).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            let gap = DIAL_GAP.saturating_sub(begun.elapsed());
+            if !gap.is_zero() {
+                monoio::time::sleep(gap).await;
+            }
+        }
+    }
+
+    /// A connection whose handshake is complete, with what was read behind it.
+    async fn connect(&self) -> Result<(Inbox, TcpStream), LostReason> {
+        let socket = self.dial().await?;
+        if self.closed.get() {
+            return Err(LostReason::Stopped);
+        }
+        let fd = socket.as_raw_fd();
+        let mut stream = TcpStream::from_std(socket)?;
+        self.fd.set(Some(fd));
+        let mut inbox = Inbox::new();
+        let fuse = Fuse::light(fd, HANDSHAKE_TIMEOUT);
+        let shaken = self.shake_hands(&mut stream, fd, &mut inbox).await;
+        if fuse.put_out() {
+            self.fd.set(None);
+            return Err(LostReason::Timeout);
+        }
+        if let Err(why) = shaken {
+            self.fd.set(None);
+            return Err(why);
+        }
+        Ok((inbox, stream))
+    }
+
+    /// Connects without an operation of the driver's, which could not be given up.
+    async fn dial(&self) -> io::Result<std::net::TcpStream> {
+        let address = self.config.address;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_tcp_nodelay(true)?;
+        sys::set_user_timeout(socket.as_raw_fd(), USER_TIMEOUT);
+        let begun = Instant::now();
+        match socket.connect(&address.into()) {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            result => result?,
+        }
+        let mut pause = Duration::from_millis(1);
+        while !sys::connect_ended(socket.as_raw_fd())? {
+            if begun.elapsed() >= CONNECT_TIMEOUT || self.closed.get() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            monoio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_MAX);
+        }
+        if let Some(error) = socket.take_error()? {
+            return Err(error);
+        }
+        if socket.local_addr()? == address.into() {
+            // Nobody listens, and the kernel happened to give us that port: TCP connects such a socket to itself.
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        // io_uring waits in operations on a blocking socket and reports EAGAIN from another; epoll is the other way
+        // round.
+        socket.set_nonblocking(monoio::utils::is_legacy())?;
+        Ok(socket.into())
+    }
+
+    async fn shake_hands(&self, stream: &mut TcpStream, fd: RawFd, inbox: &mut Inbox) -> Result<(), LostReason> {
+        let LinkConfig { identity, peer_number, skew_max, wall_ms, .. } = &self.config;
+        let mut nonce = [0; NONCE];
+        getrandom::fill(&mut nonce).map_err(io::Error::other)?;
+        let mut out = Outbox::default();
+        let begun = Instant::now();
+        let mut dialer = Dialer::start(identity, *peer_number, *skew_max, wall_ms(), &nonce, &mut out.bytes);
+        loop {
+            send_all(stream, fd, &mut out, |_| {}).await?;
+            if inbox.read(stream, 0).await? == 0 {
+                return Err(LostReason::Closed);
+            }
+            match dialer.feed(inbox.bytes(), begun.elapsed(), &mut out.bytes) {
+                Ok(Progress::More { consumed }) => inbox.consume(consumed),
+                Ok(Progress::Done { consumed, peer }) => {
+                    inbox.consume(consumed);
+                    self.skew.set(peer.skew);
+                    return Ok(send_all(stream, fd, &mut out, |_| {}).await?);
+                }
+                Err(error) => {
+                    // The sentence for the other side; if it cannot be sent, there is still ours.
+                    let _ = send_all(stream, fd, &mut out, |_| {}).await;
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    /// The life of a connection, until it is lost.
+    async fn converse(self: &Rc<Self>, inbox: Inbox, stream: TcpStream) -> LostReason {
+        let fd = stream.as_raw_fd();
+        let (mut reader, writer) = stream.into_split();
+        self.state.set(LinkState::Up);
+        self.handler.connected(self.config.peer, Instant::now());
+        let ending = Rc::new(Cell::new(self.closed.get()));
+        let flusher = monoio::spawn(Rc::clone(self).keep_flushing(writer, fd, Rc::clone(&ending)));
+        let why = self.read_replies(&mut reader, inbox).await;
+        ending.set(true);
+        sys::shutdown(fd, libc::SHUT_RDWR);
+        self.flush.ring();
+        let unsent = flusher.await;
+        self.fd.set(None);
+        match (why, unsent) {
+            // A write learns more than that.
+            (LostReason::Closed, Some(error)) => error.into(),
+            (why, _) => why,
+        }
+    }
+
+    async fn read_replies(&self, reader: &mut impl AsyncReadRent, mut inbox: Inbox) -> LostReason {
+        let (peer, limits) = (self.config.peer, Limits { value_max: self.config.value_max });
+        loop {
+            let now = Instant::now();
+            let mut any = false;
+            let outcome = loop {
+                match frame::parse_reply(inbox.bytes(), limits) {
+                    Parsed::Complete { frame: (number, key_hash, reply), len } => {
+                        any = true;
+                        if let Err(sentence) = self.handler.reply(peer, now, number, key_hash, reply) {
+                            break Err(LostReason::Violation(sentence));
+                        }
+                        inbox.consume(len);
+                    }
+                    Parsed::Partial { need } => break Ok(need),
+                    Parsed::Bad(violation) => break Err(violation.into()),
+                }
+            };
+            if any {
+                self.handler.batch_end(peer, now);
+            }
+            match outcome {
+                Ok(need) => match inbox.read(reader, need).await {
+                    Ok(0) => return LostReason::Closed,
+                    Ok(_) => {}
+                    Err(error) => return error.into(),
+                },
+                Err(why) => return why,
+            }
+        }
+    }
+
+    /// Sends what is queued, whenever something is, until the connection ends.
+    async fn keep_flushing(
+        self: Rc<Self>,
+        mut writer: impl AsyncWriteRent,
+        fd: RawFd,
+        ending: Rc<Cell<bool>>,
+    ) -> Option<io::Error> {
+        let (peer, handler) = (self.config.peer, &self.handler);
+        let mut sending = Outbox::default();
+        loop {
+            self.flush.wait().await;
+            if ending.get() {
+                return None;
+            }
+            std::mem::swap(&mut *self.outbox.borrow_mut(), &mut sending);
+            self.sending.set(sending.len());
+            let sent = send_all(&mut writer, fd, &mut sending, |_| handler.progress(peer, Instant::now())).await;
+            self.sending.set(0);
+            if let Err(error) = sent {
+                sys::shutdown(fd, libc::SHUT_RDWR);
+                return Some(error);
+            }
+        }
+    }
+}
+
+/// Half to all of it, so that the nodes of a cluster do not dial in step.
+fn jittered(pause: Duration) -> Duration {
+    let random = getrandom::u32().unwrap_or(0);
+    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+/// Shuts a socket down after a time, unless it is put out before.
+struct Fuse(Rc<Cell<Option<RawFd>>>);
+
+impl Fuse {
+    fn light(fd: RawFd, time: Duration) -> Self {
+        let burning = Rc::new(Cell::new(Some(fd)));
+        let its = Rc::clone(&burning);
+        monoio::spawn(async move {
+            monoio::time::sleep(time).await;
+            if let Some(fd) = its.take() {
+                sys::shutdown(fd, libc::SHUT_RDWR);
+            }
+        });
+        Self(burning)
+    }
+
+    /// `true`: it was too late.
+    fn put_out(self) -> bool {
+        self.0.take().is_none()
+    }
+}

@@ -1,0 +1,225 @@
+//! Frames that wait to be sent: one buffer, and large values beside it that are not copied.
+//!
+//! Invariants:
+//! 1. The stream is `bytes` with each part put in at its place; the places never decrease.
+//! 2. `sent` is how much of the stream is sent; `part` and `part_sent` say where that is, so that no send looks at what
+//!    is already gone.
+//!
+//! Deliberately absent: a bound. Its users have one. Tested below.
+
+use std::io::{self, IoSlice};
+use std::os::fd::RawFd;
+
+use bytes::Bytes;
+
+use super::sys;
+
+/// Values larger than this are not copied: about where a copy costs as much as another part of a send.
+pub(crate) const COPY_MAX: usize = 16 * 1024;
+/// Buffers larger than this are not kept.
+const KEEP_MAX: usize = 256 * 1024;
+
+#[derive(Default)]
+pub(crate) struct Outbox {
+    pub(crate) bytes: Vec<u8>,
+    parts: Vec<(usize, Bytes)>,
+    part_bytes: usize,
+    /// Bytes of the buffer that are sent.
+    sent: usize,
+    /// Parts that are sent.
+    part: usize,
+    /// Bytes of the next part that are sent.
+    part_sent: usize,
+}
+
+/// What comes next in the stream.
+pub(crate) enum Segment {
+    /// These bytes of the buffer.
+    Bytes(usize, usize),
+    /// The rest of a value.
+    Value(Bytes),
+}
+
+impl Outbox {
+    /// Bytes of the whole stream, sent or not: what is held in memory.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len() + self.part_bytes
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.parts.is_empty()
+    }
+
+    /// Puts a value behind what is there.
+    pub(crate) fn push_value(&mut self, value: Bytes) {
+        if value.len() <= COPY_MAX {
+            self.bytes.extend_from_slice(&value);
+        } else {
+            self.part_bytes += value.len();
+            self.parts.push((self.bytes.len(), value));
+        }
+    }
+
+    /// Empties it; a buffer of moderate size stays.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEEP_MAX);
+        self.parts.clear();
+        (self.part_bytes, self.sent, self.part, self.part_sent) = (0, 0, 0, 0);
+    }
+
+    /// What is to be sent next; `None`: all is sent.
+    pub(crate) fn next(&self) -> Option<Segment> {
+        match self.parts.get(self.part) {
+            Some((at, value)) if *at == self.sent => Some(Segment::Value(value.slice(self.part_sent..))),
+            Some((at, _)) => Some(Segment::Bytes(self.sent, *at)),
+            None if self.sent < self.bytes.len() => Some(Segment::Bytes(self.sent, self.bytes.len())),
+            None => None,
+        }
+    }
+
+    /// The next `count` bytes of the stream are sent.
+    #[inline]
+    pub(crate) fn advance(&mut self, mut count: usize) {
+        while count > 0 {
+            let until = self.parts.get(self.part).map_or(self.bytes.len(), |(at, _)| *at);
+            let step = count.min(until - self.sent);
+            self.sent += step;
+            count -= step;
+            if self.sent == until
+                && let Some((_, value)) = self.parts.get(self.part)
+            {
+                let step = count.min(value.len() - self.part_sent);
+                self.part_sent += step;
+                count -= step;
+                if self.part_sent == value.len() {
+                    self.part += 1;
+                    self.part_sent = 0;
+                }
+            } else {
+                assert_eq!(count, 0, "no more is sent than there is");
+            }
+        }
+    }
+
+    /// Sends what the socket takes now. `true`: all of it.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    #[inline]
+    pub(crate) fn send_now(&mut self, fd: RawFd) -> io::Result<bool> {
+        loop {
+            let sent = if self.part == self.parts.len() {
+                if self.sent == self.bytes.len() {
+                    return Ok(true);
+                }
+                sys::replica_send(fd, &self.bytes[self.sent..])
+            } else {
+                self.send_parts(fd)
+            };
+            match sent {
+                Ok(count) => self.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn send_parts(&self, fd: RawFd) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); sys::PARTS_MAX];
+        let (mut count, mut from) = (0, self.sent);
+        let mut push = |bytes| {
+            if count == slices.len() {
+                return;
+            }
+            slices[count] = IoSlice::new(bytes);
+            count += 1;
+        };
+        for (index, (at, value)) in self.parts.iter().enumerate().skip(self.part).take(sys::PARTS_MAX / 2) {
+            push(&self.bytes[from..*at]);
+            push(if index == self.part { &value[self.part_sent..] } else { value });
+            from = *at;
+        }
+        if self.parts.len() - self.part < sys::PARTS_MAX / 2 {
+            push(&self.bytes[from..]);
+        }
+        sys::replica_sendmsg(fd, &slices[..count])
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn filled(values: usize) -> (Outbox, Vec<u8>) {
+        let (mut outbox, mut expected) = (Outbox::default(), Vec::new());
+        for number in 0..values {
+            let head = vec![number as u8; number % 3];
+            let size = [10, COPY_MAX + 1, 0, 3 * COPY_MAX][number % 4];
+            let value = Bytes::from(vec![number as u8 ^ 0x80; size]);
+            outbox.bytes.extend_from_slice(&head);
+            expected.extend_from_slice(&head);
+            expected.extend_from_slice(&value);
+            outbox.push_value(value);
+        }
+        outbox.bytes.push(7);
+        expected.push(7);
+        (outbox, expected)
+    }
+
+    #[test]
+    fn segments_are_the_stream_whatever_the_steps() {
+        for step in [1, 7, 1000, COPY_MAX, 10 * COPY_MAX] {
+            let (mut outbox, expected) = filled(9);
+            assert_eq!(outbox.len(), expected.len());
+            let mut seen = Vec::new();
+            while let Some(segment) = outbox.next() {
+                let bytes = match segment {
+                    Segment::Bytes(from, to) => outbox.bytes[from..to].to_vec(),
+                    Segment::Value(value) => value.to_vec(),
+                };
+                assert!(!bytes.is_empty());
+                let count = step.min(bytes.len());
+                seen.extend_from_slice(&bytes[..count]);
+                outbox.advance(count);
+            }
+            assert!(seen == expected, "in steps of {step}");
+            outbox.clear();
+            assert!(outbox.is_empty() && outbox.next().is_none());
+            assert_eq!(outbox.len(), 0);
+        }
+    }
+
+    #[test]
+    fn a_socket_gets_the_stream_as_it_takes_it() {
+        for values in [0, 1, 9, 200] {
+            let (mut outbox, expected) = filled(values);
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            let (mut seen, mut buffer) = (Vec::new(), vec![0; 100_000]);
+            loop {
+                let all = outbox.send_now(ours.as_raw_fd()).unwrap();
+                while let Ok(count) = theirs.read(&mut buffer) {
+                    seen.extend_from_slice(&buffer[..count]);
+                }
+                if all {
+                    break;
+                }
+            }
+            assert!(seen == expected, "{values} values");
+            drop(theirs);
+            outbox.clear();
+            outbox.bytes.push(1);
+            assert!(outbox.send_now(ours.as_raw_fd()).is_err());
+        }
+    }
+}
