@@ -7,6 +7,7 @@
 //! everywhere. Names are resolved once, here. Bounds: 64 nodes, a secret of 16 to 4096 bytes.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::io::Read;
 use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -48,6 +49,12 @@ impl FromStr for Urls {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(Self::split(text))
+    }
+}
+
+impl fmt::Display for Urls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(","))
     }
 }
 
@@ -465,6 +472,108 @@ pub fn allowed_processors() -> usize {
 }
 
 impl Flags {
+    /// These flags as arguments of `serve`: parsed again, they are the same. (Derived from what was understood, not from
+    /// what was typed. The pattern has no `..`, so that a flag cannot be forgotten here.)
+    pub fn to_args(&self) -> Vec<OsString> {
+        let Self {
+            listen,
+            data,
+            threads,
+            sync,
+            max_value,
+            max_connections,
+            request_timeout,
+            idle_timeout,
+            max_in_flight,
+            max_in_flight_bytes,
+            admin_listen,
+            admin_token_file,
+            compaction_rate,
+            no_pin,
+            cluster,
+            node,
+            replica_listen,
+            cluster_secret_file,
+            cluster_name,
+            replica_timeout,
+            tombstone_grace,
+            // Only in the file, which is passed on.
+            replica_addresses: _,
+            config,
+        } = self;
+        let text = |name: &str, value: Option<&dyn fmt::Display>| value.map(|v| format!("--{name}={v}").into());
+        let path = |name: &str, value: Option<&PathBuf>| {
+            value.map(|value| {
+                let mut argument = OsString::from(format!("--{name}="));
+                argument.push(value);
+                argument
+            })
+        };
+        fn shown<T: fmt::Display>(value: &Option<T>) -> Option<&dyn fmt::Display> {
+            value.as_ref().map(|value| value as &dyn fmt::Display)
+        }
+        let arguments = [
+            text("listen", shown(listen)),
+            path("data", data.as_ref()),
+            text("threads", shown(threads)),
+            text("sync", shown(sync)),
+            text("max-value", shown(max_value)),
+            text("max-connections", shown(max_connections)),
+            text("request-timeout", shown(request_timeout)),
+            text("idle-timeout", shown(idle_timeout)),
+            text("max-in-flight", shown(max_in_flight)),
+            text("max-in-flight-bytes", shown(max_in_flight_bytes)),
+            text("admin-listen", shown(admin_listen)),
+            path("admin-token-file", admin_token_file.as_ref()),
+            text("compaction-rate", shown(compaction_rate)),
+            no_pin.then(|| "--no-pin".into()),
+            text("cluster", shown(cluster)),
+            text("node", shown(node)),
+            text("replica-listen", shown(replica_listen)),
+            path("cluster-secret-file", cluster_secret_file.as_ref()),
+            text("cluster-name", shown(cluster_name)),
+            text("replica-timeout", shown(replica_timeout)),
+            text("tombstone-grace", shown(tombstone_grace)),
+            path("config", config.as_ref()),
+        ];
+        arguments.into_iter().flatten().collect()
+    }
+
+    /// The flags of each node of a cluster on this machine, one a port: node 1 first, with its data in a folder `node-1` of
+    /// the data folder. The nodes share the processors, so they are not pinned.
+    ///
+    /// # Errors
+    /// One sentence for a setting that all nodes would get and only one can use.
+    pub fn on_this_machine(&self, ports: &[u16]) -> Result<Vec<Self>, String> {
+        let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        for (name, given) in [
+            ("--listen", self.listen.is_some() || file.listen.is_some()),
+            ("--cluster", self.cluster.is_some() || file.cluster.is_some()),
+            ("--node", self.node.is_some() || file.node.is_some()),
+            ("--replica-listen", self.replica_listen.is_some() || file.replica_listen.is_some()),
+            ("[replica-addresses]", !file.replica_addresses.is_empty()),
+            ("--admin-listen", self.admin_listen.is_some() || file.admin_listen.is_some()),
+        ] {
+            if given {
+                return Err(format!(
+                    "{name} is not for koltso local, which chooses the addresses: give --port and --nodes"
+                ));
+            }
+        }
+        let base = self.data.clone().or(file.data).unwrap_or_else(|| PathBuf::from(DATA_DEFAULT));
+        let listen = |port: u16| format!("127.0.0.1:{port}");
+        let urls = Urls(ports.iter().map(|&port| format!("http://{}", listen(port))).collect());
+        let node = |(index, &port): (usize, &u16)| Self {
+            listen: Some(listen(port)),
+            data: Some(base.join(format!("node-{}", index + 1))),
+            cluster: (ports.len() > 1).then(|| urls.clone()),
+            node: (ports.len() > 1).then(|| urls.0[index].clone()),
+            no_pin: true,
+            ..self.clone()
+        };
+        Ok(ports.iter().enumerate().map(node).collect())
+    }
+
     /// Reads the configuration file, fills in the defaults and checks everything.
     ///
     /// # Errors
@@ -539,8 +648,6 @@ pub fn sync_text(mode: SyncMode) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
-
     use super::*;
 
     #[test]
@@ -717,5 +824,47 @@ mod tests {
         assert!(with("cluster = 3\n").expect_err("a number").contains("a list of URLs"));
         let alone = with("[replica-addresses]\n\"http://a:1\" = \"127.0.0.1:7\"\n").expect_err("alone");
         assert!(alone.contains("needs --cluster"), "{alone}");
+    }
+
+    #[test]
+    fn flags_as_arguments_are_the_same_flags() {
+        let every = "--listen=a:1 --data=/d --threads=2 --sync=250ms --max-value=1500 --max-connections=3 \
+                     --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 --max-in-flight-bytes=64KiB \
+                     --admin-listen=b:2 --admin-token-file=/t --compaction-rate=1MB --no-pin --cluster=c:1,d:2 --node=c:1 \
+                     --replica-listen=e:3 --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms \
+                     --tombstone-grace=1h --config=/c";
+        let flags = parse(every.split_whitespace());
+        assert_eq!(flags.to_args().len(), every.split_whitespace().count());
+        assert_eq!(parse(flags.to_args()), flags);
+        assert!(Flags::default().to_args().is_empty());
+        // What looks like a flag, has blanks, or is no UTF-8.
+        use std::os::unix::ffi::OsStringExt;
+        let odd = Flags {
+            data: Some(OsString::from_vec(b"--a b\xFF=".to_vec()).into()),
+            cluster_name: Some("-my = ring".to_owned()),
+            ..Flags::default()
+        };
+        assert_eq!(parse(odd.to_args()), odd);
+    }
+
+    #[test]
+    fn nodes_on_this_machine_differ_in_address_and_folder() {
+        let nodes = parse(["--data=/d", "--sync=os"]).on_this_machine(&[5, 6]).expect("valid");
+        let args: Vec<OsString> = nodes[1].to_args();
+        let cluster = "--cluster=http://127.0.0.1:5,http://127.0.0.1:6";
+        let expected =
+            ["--listen=127.0.0.1:6", "--data=/d/node-2", "--sync=os", "--no-pin", cluster, "--node=http://127.0.0.1:6"];
+        assert_eq!(args, expected);
+        let alone = parse::<&str>([]).on_this_machine(&[5]).expect("valid");
+        assert_eq!(alone[0].to_args(), ["--listen=127.0.0.1:5", "--data=koltso-data/node-1", "--no-pin"]);
+        let file = file_with(b"data = \"/f\"\n");
+        let config = format!("--config={}", file.path().display());
+        let nodes = parse([&config]).on_this_machine(&[5]).expect("valid");
+        assert!(nodes[0].to_args().contains(&"--data=/f/node-1".into()), "the folder of the file");
+        for content in ["listen = \"a:1\"\n", "admin_listen = \"a:1\"\n", "[replica-addresses]\n\"a:1\" = \"b:1\"\n"] {
+            std::fs::write(file.path(), content).expect("written");
+            let sentence = parse([&config]).on_this_machine(&[5]).expect_err(content);
+            assert!(sentence.contains("is not for koltso local"), "{sentence}");
+        }
     }
 }
