@@ -458,8 +458,13 @@ fn in_range<T: PartialOrd + std::fmt::Display>(name: &str, value: T, least: T, m
 fn read_file(path: &Path) -> Result<Flags, String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("--config {}: {e}", path.display()))?;
     let wrong = |e: toml::de::Error| {
-        let message = e.message().split('\n').next().unwrap_or_default().to_owned();
-        format!("--config {}: {message}", path.display())
+        let message = e.message().split('\n').next().unwrap_or_default();
+        // Serde would go on with all of two dozen names.
+        let (message, help) = match message.split_once(", expected one of") {
+            Some((unknown, _)) if unknown.starts_with("unknown field") => (unknown, "; koltso serve --help lists them"),
+            _ => (message, ""),
+        };
+        format!("--config {}: {message}{help}", path.display())
     };
     let table: toml::Table = toml::from_str(&text).map_err(wrong)?;
     let dashed: toml::Table = table.into_iter().map(|(name, value)| (name.replace('_', "-"), value)).collect();
