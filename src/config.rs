@@ -2,23 +2,79 @@
 //!
 //! Every flag of `serve` has the same name in the file (`max-value = "1MiB"`; underscores do too), and a flag wins over
 //! the file. What is out of range is an error with the value and the range in it.
+//!
+//! The cluster: all nodes are given the same URLs in any order; sorted, they are the same list with the same indices
+//! everywhere. Names are resolved once, here. Bounds: 64 nodes, a secret of 16 to 4096 bytes.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Read;
+use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
 use koltso_storage::{SyncMode, VALUE_MAX_LIMIT};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::units::{Size, Span};
 
 /// The most data cores.
 const THREADS_MAX: usize = 256;
+/// The most nodes of a cluster: each has connections to each other one.
+pub const NODES_MAX: usize = 64;
+/// From a node's HTTP port to its replica port, unless the file says otherwise.
+pub const REPLICA_PORT_OFFSET: u16 = 10_000;
+/// Bytes of the secret that the nodes share: 128 bits cannot be guessed.
+const SECRET_MIN: usize = 16;
+const SECRET_MAX: usize = 4096;
+const CLUSTER_NAME_MAX: usize = 64;
+const LISTEN_DEFAULT: &str = "127.0.0.1:1337";
+const DATA_DEFAULT: &str = "koltso-data";
+
+/// The value of `--cluster`: URLs with commas between them; in the file also a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Urls(pub Vec<String>);
+
+impl Urls {
+    fn split(text: &str) -> Self {
+        Self(text.split(',').map(|url| url.trim().to_owned()).collect())
+    }
+}
+
+impl FromStr for Urls {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self::split(text))
+    }
+}
+
+impl fmt::Display for Urls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(","))
+    }
+}
+
+impl<'de> Deserialize<'de> for Urls {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "cluster is a list of URLs, or a string with commas between them")]
+        enum TextOrList {
+            Text(String),
+            List(Vec<String>),
+        }
+        Ok(match TextOrList::deserialize(deserializer)? {
+            TextOrList::Text(text) => Self::split(&text),
+            TextOrList::List(list) => Self(list),
+        })
+    }
+}
 
 /// The flags of `serve`, as given.
-#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Flags {
     /// Where to serve HTTP [default: 127.0.0.1:1337]
@@ -61,6 +117,36 @@ pub struct Flags {
     /// Compaction reads at most this many bytes a second [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     compaction_rate: Option<Size>,
+    /// Leave the cores to the scheduler instead of pinning each to a processor
+    #[arg(long)]
+    #[serde(default)]
+    no_pin: bool,
+    /// The HTTP addresses of all nodes of the cluster, in any order; the same on all of them
+    #[arg(long, value_name = "URL,URL,…")]
+    cluster: Option<Urls>,
+    /// Which of them this node is [default: the one that matches --listen]
+    #[arg(long, value_name = "URL")]
+    node: Option<String>,
+    /// Where to listen to the other nodes [default: the node's host with its port plus 10000]
+    #[arg(long, value_name = "HOST:PORT")]
+    replica_listen: Option<String>,
+    /// A file with the secret that the nodes share, at least 16 bytes; needed beyond loopback
+    #[arg(long, value_name = "FILE")]
+    cluster_secret_file: Option<PathBuf>,
+    /// The cluster's name: nodes of another one are turned away [default: koltso]
+    #[arg(long, value_name = "NAME")]
+    cluster_name: Option<String>,
+    /// How long to wait for replicas before answering 504, 10ms to 60s [default: 1s]
+    #[arg(long, value_name = "DURATION")]
+    replica_timeout: Option<Span>,
+    /// In a cluster: how long deleted keys are remembered, so that a node which was away for less does not bring them
+    /// back [default: 240h]
+    #[arg(long, value_name = "DURATION")]
+    tombstone_grace: Option<Span>,
+    /// Only in the file: the replica addresses of nodes that have another than HTTP port + 10000, by URL.
+    #[arg(skip)]
+    #[serde(default)]
+    replica_addresses: BTreeMap<String, String>,
     /// A TOML file with any of these settings
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
@@ -96,6 +182,251 @@ pub struct Config {
     pub admin_token: Option<String>,
     /// Bytes a second.
     pub compaction_rate: u64,
+    /// The cores are not pinned to processors.
+    pub no_pin: bool,
+    /// The cluster, if this node is not alone.
+    pub cluster: Option<Cluster>,
+}
+
+/// The cluster, as every node sees it, and which of its nodes this is.
+#[derive(Clone)]
+pub struct Cluster {
+    /// Nodes of a cluster with another name are not ours.
+    pub name: String,
+    /// All nodes, sorted by URL: at least 2, at most [`NODES_MAX`].
+    pub nodes: Vec<Member>,
+    /// Index of this node in `nodes`.
+    pub me: usize,
+    /// Where to listen to the others.
+    pub replica_listen: SocketAddr,
+    /// What the nodes prove to each other to know; empty: nothing.
+    pub secret: Vec<u8>,
+    /// How long a coordinator waits for replicas.
+    pub replica_timeout: Duration,
+    /// How long tombstones are kept.
+    pub tombstone_grace: Duration,
+}
+
+impl fmt::Debug for Cluster {
+    /// Without the secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("name", &self.name)
+            .field("nodes", &self.nodes)
+            .field("me", &self.me)
+            .field("replica_listen", &self.replica_listen)
+            .field("replica_timeout", &self.replica_timeout)
+            .field("tombstone_grace", &self.tombstone_grace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// `http://host:port`, the host in lower case, without a slash at the end.
+    pub url: String,
+    /// Where it listens to the other nodes.
+    pub replica: SocketAddr,
+}
+
+/// The host of a URL or address, in the one way we write it, and the port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct HostPort {
+    host: String,
+    port: u16,
+}
+
+impl HostPort {
+    /// `None` for anything but HOST:PORT with a port that can be connected to.
+    fn parse(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let digits = !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
+        let port = port.parse().ok().filter(|&port: &u16| digits && port > 0)?;
+        let host = if let Some(inner) = host.strip_prefix('[') {
+            format!("[{}]", inner.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?)
+        } else {
+            let valid = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+            if host.is_empty() || !host.bytes().all(valid) {
+                return None;
+            }
+            host.to_ascii_lowercase()
+        };
+        Some(Self { host, port })
+    }
+
+    /// As `parse`, of a URL whose scheme is `http` or left out.
+    fn of_url(name: &str, url: &str) -> Result<Self, String> {
+        let rest = match url.split_once("://") {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => Some(rest),
+            Some(_) => None,
+            None => Some(url),
+        };
+        let parsed = rest.and_then(|rest| Self::parse(rest.strip_suffix('/').unwrap_or(rest)));
+        parsed.ok_or_else(|| format!("{name} {url:?} is not a URL such as http://127.0.0.1:1337"))
+    }
+
+    fn url(&self) -> String {
+        format!("http://{self}")
+    }
+
+    fn resolve(&self) -> std::io::Result<SocketAddr> {
+        let mut found = self.to_string().to_socket_addrs()?;
+        found.next().ok_or_else(|| std::io::Error::other("the name has no address"))
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// The nodes of `--cluster` by URL, so sorted and without doubles.
+fn members(urls: &Urls) -> Result<BTreeMap<String, HostPort>, String> {
+    let mut members = BTreeMap::new();
+    for text in &urls.0 {
+        let node = HostPort::of_url("--cluster", text)?;
+        if members.insert(node.url(), node).is_some() {
+            return Err(format!("--cluster names {text} twice"));
+        }
+    }
+    if members.is_empty() || members.len() > NODES_MAX {
+        return Err(format!("--cluster has {} nodes, and a cluster has 1 to {NODES_MAX}", members.len()));
+    }
+    Ok(members)
+}
+
+/// What was asked for of the cluster, by flag or file.
+struct ClusterFlags {
+    urls: Option<Urls>,
+    node: Option<String>,
+    replica_listen: Option<String>,
+    replica_addresses: BTreeMap<String, String>,
+    secret_file: Option<PathBuf>,
+    name: Option<String>,
+    replica_timeout: Option<Span>,
+    tombstone_grace: Option<Span>,
+}
+
+impl ClusterFlags {
+    /// The cluster, and where to listen for HTTP. `listen` is what was asked for.
+    fn check(self, listen: Option<&str>) -> Result<(Option<Cluster>, SocketAddr), String> {
+        let name = self.name.unwrap_or_else(|| "koltso".to_owned());
+        let printable = name.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
+        if name.is_empty() || name.len() > CLUSTER_NAME_MAX || !printable {
+            return Err(format!(
+                "--cluster-name {name:?} is not a name of 1 to {CLUSTER_NAME_MAX} printable ASCII characters"
+            ));
+        }
+        let range = |name: &str, span: Option<Span>, default: Duration, least: Duration, most: Duration| {
+            in_range(name, span.unwrap_or(Span(default)), Span(least), Span(most)).map(|span| span.0)
+        };
+        let second = Duration::from_secs(1);
+        let replica_timeout =
+            range("replica-timeout", self.replica_timeout, second, Duration::from_millis(10), second * 60)?;
+        // A hundred years: sums of it and the time stay in the 48 bits that versions have for milliseconds.
+        let hour = second * 3600;
+        let tombstone_grace = range("tombstone-grace", self.tombstone_grace, hour * 240, second, hour * 876_000)?;
+        let Some(urls) = self.urls else {
+            let alone = |given: bool, name: &str| {
+                if given { Err(format!("{name} needs --cluster, the list of all nodes")) } else { Ok(()) }
+            };
+            alone(self.node.is_some(), "--node")?;
+            alone(self.replica_listen.is_some(), "--replica-listen")?;
+            alone(self.secret_file.is_some(), "--cluster-secret-file")?;
+            alone(!self.replica_addresses.is_empty(), "[replica-addresses]")?;
+            return Ok((None, address("listen", listen.unwrap_or(LISTEN_DEFAULT))?));
+        };
+        let members = members(&urls)?;
+        let mut replica_addresses = BTreeMap::new();
+        for (url, text) in &self.replica_addresses {
+            let url = HostPort::of_url("[replica-addresses]", url)?.url();
+            if !members.contains_key(&url) {
+                return Err(format!("[replica-addresses] {url} is not one of the nodes of --cluster"));
+            }
+            let wrong = || format!("[replica-addresses] {url}: {text:?} is not HOST:PORT such as 127.0.0.1:11337");
+            if replica_addresses.insert(url.clone(), HostPort::parse(text).ok_or_else(wrong)?).is_some() {
+                return Err(format!("[replica-addresses] names {url} twice"));
+            }
+        }
+        let (me, listen) = self_among(&members, self.node.as_deref(), listen)?;
+        let mut nodes: Vec<Member> = Vec::with_capacity(members.len());
+        for (url, node) in members {
+            let replica = match replica_addresses.remove(&url) {
+                Some(replica) => replica,
+                None => HostPort {
+                    port: node.port.checked_add(REPLICA_PORT_OFFSET).ok_or_else(|| {
+                        format!("{url} has no replica port: {} + {REPLICA_PORT_OFFSET} is above 65535, give its address in [replica-addresses]", node.port)
+                    })?,
+                    host: node.host,
+                },
+            };
+            let resolved = replica
+                .resolve()
+                .map_err(|e| format!("the replica address {replica} of {url} cannot be resolved: {e}"))?;
+            if let Some(other) = nodes.iter().find(|other| other.replica == resolved) {
+                return Err(format!("{} and {url} have one replica address, {resolved}", other.url));
+            }
+            nodes.push(Member { url, replica: resolved });
+        }
+        let replica_listen = match &self.replica_listen {
+            Some(text) => address("replica-listen", text)?,
+            None => nodes[me].replica,
+        };
+        let secret = self.secret_file.as_deref().map(read_secret).transpose()?.unwrap_or_default();
+        // A node alone has no replica listener.
+        if nodes.len() == 1 {
+            return Ok((None, listen));
+        }
+        if secret.is_empty() && !replica_listen.ip().to_canonical().is_loopback() {
+            return Err(format!(
+                "the replica listener {replica_listen} is reachable beyond loopback: give --cluster-secret-file"
+            ));
+        }
+        Ok((Some(Cluster { name, nodes, me, replica_listen, secret, replica_timeout, tombstone_grace }), listen))
+    }
+}
+
+/// Which node this is, and where it listens.
+fn self_among(
+    members: &BTreeMap<String, HostPort>,
+    node: Option<&str>,
+    listen: Option<&str>,
+) -> Result<(usize, SocketAddr), String> {
+    if let Some(node) = node {
+        let wanted = HostPort::of_url("--node", node)?;
+        let me = members.values().position(|member| *member == wanted);
+        let me = me.ok_or_else(|| format!("--node {} is not one of the nodes of --cluster", wanted.url()))?;
+        return Ok((me, address("listen", listen.unwrap_or(&wanted.to_string()))?));
+    }
+    let listen = listen.unwrap_or(LISTEN_DEFAULT);
+    let bound = address("listen", listen)?;
+    let written = HostPort::parse(listen);
+    // As it is written, or else by where it leads: `localhost:1337` matches `http://127.0.0.1:1337`.
+    let me = members.values().position(|member| Some(member) == written.as_ref()).or_else(|| {
+        members.values().position(|member| member.port == bound.port() && member.resolve().is_ok_and(|to| to == bound))
+    });
+    let me =
+        me.ok_or_else(|| format!("--listen {listen} is not one of the nodes of --cluster: say which with --node"))?;
+    Ok((me, bound))
+}
+
+fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
+    let wrong = |e: std::io::Error| format!("--cluster-secret-file {}: {e}", path.display());
+    let mut secret = Vec::new();
+    let file = std::fs::File::open(path).map_err(wrong)?;
+    file.take(SECRET_MAX as u64 + 2).read_to_end(&mut secret).map_err(wrong)?;
+    if secret.last() == Some(&b'\n') {
+        secret.pop();
+    }
+    if secret.len() < SECRET_MIN || secret.len() > SECRET_MAX {
+        let path = path.display();
+        return Err(format!(
+            "--cluster-secret-file {path} does not hold a secret of {SECRET_MIN} to {SECRET_MAX} bytes"
+        ));
+    }
+    Ok(secret)
 }
 
 fn address(name: &str, text: &str) -> Result<SocketAddr, String> {
@@ -127,8 +458,13 @@ fn in_range<T: PartialOrd + std::fmt::Display>(name: &str, value: T, least: T, m
 fn read_file(path: &Path) -> Result<Flags, String> {
     let text = std::fs::read_to_string(path).map_err(|e| format!("--config {}: {e}", path.display()))?;
     let wrong = |e: toml::de::Error| {
-        let message = e.message().split('\n').next().unwrap_or_default().to_owned();
-        format!("--config {}: {message}", path.display())
+        let message = e.message().split('\n').next().unwrap_or_default();
+        // Serde would go on with all of two dozen names.
+        let (message, help) = match message.split_once(", expected one of") {
+            Some((unknown, _)) if unknown.starts_with("unknown field") => (unknown, "; koltso serve --help lists them"),
+            _ => (message, ""),
+        };
+        format!("--config {}: {message}{help}", path.display())
     };
     let table: toml::Table = toml::from_str(&text).map_err(wrong)?;
     let dashed: toml::Table = table.into_iter().map(|(name, value)| (name.replace('_', "-"), value)).collect();
@@ -141,13 +477,125 @@ pub fn allowed_processors() -> usize {
 }
 
 impl Flags {
+    /// These flags as arguments of `serve`: parsed again, they are the same. (Derived from what was understood, not from
+    /// what was typed. The pattern has no `..`, so that a flag cannot be forgotten here.)
+    pub fn to_args(&self) -> Vec<OsString> {
+        let Self {
+            listen,
+            data,
+            threads,
+            sync,
+            max_value,
+            max_connections,
+            request_timeout,
+            idle_timeout,
+            max_in_flight,
+            max_in_flight_bytes,
+            admin_listen,
+            admin_token_file,
+            compaction_rate,
+            no_pin,
+            cluster,
+            node,
+            replica_listen,
+            cluster_secret_file,
+            cluster_name,
+            replica_timeout,
+            tombstone_grace,
+            // Only in the file, which is passed on.
+            replica_addresses: _,
+            config,
+        } = self;
+        let text = |name: &str, value: Option<&dyn fmt::Display>| value.map(|v| format!("--{name}={v}").into());
+        let path = |name: &str, value: Option<&PathBuf>| {
+            value.map(|value| {
+                let mut argument = OsString::from(format!("--{name}="));
+                argument.push(value);
+                argument
+            })
+        };
+        fn shown<T: fmt::Display>(value: &Option<T>) -> Option<&dyn fmt::Display> {
+            value.as_ref().map(|value| value as &dyn fmt::Display)
+        }
+        let arguments = [
+            text("listen", shown(listen)),
+            path("data", data.as_ref()),
+            text("threads", shown(threads)),
+            text("sync", shown(sync)),
+            text("max-value", shown(max_value)),
+            text("max-connections", shown(max_connections)),
+            text("request-timeout", shown(request_timeout)),
+            text("idle-timeout", shown(idle_timeout)),
+            text("max-in-flight", shown(max_in_flight)),
+            text("max-in-flight-bytes", shown(max_in_flight_bytes)),
+            text("admin-listen", shown(admin_listen)),
+            path("admin-token-file", admin_token_file.as_ref()),
+            text("compaction-rate", shown(compaction_rate)),
+            no_pin.then(|| "--no-pin".into()),
+            text("cluster", shown(cluster)),
+            text("node", shown(node)),
+            text("replica-listen", shown(replica_listen)),
+            path("cluster-secret-file", cluster_secret_file.as_ref()),
+            text("cluster-name", shown(cluster_name)),
+            text("replica-timeout", shown(replica_timeout)),
+            text("tombstone-grace", shown(tombstone_grace)),
+            path("config", config.as_ref()),
+        ];
+        arguments.into_iter().flatten().collect()
+    }
+
+    /// The flags of each node of a cluster on this machine, one a port: node 1 first, with its data in a folder `node-1` of
+    /// the data folder. The nodes share the processors, so they are not pinned.
+    ///
+    /// # Errors
+    /// One sentence for a setting that all nodes would get and only one can use.
+    pub fn on_this_machine(&self, ports: &[u16]) -> Result<Vec<Self>, String> {
+        let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        for (name, given) in [
+            ("--listen", self.listen.is_some() || file.listen.is_some()),
+            ("--cluster", self.cluster.is_some() || file.cluster.is_some()),
+            ("--node", self.node.is_some() || file.node.is_some()),
+            ("--replica-listen", self.replica_listen.is_some() || file.replica_listen.is_some()),
+            ("[replica-addresses]", !file.replica_addresses.is_empty()),
+            ("--admin-listen", self.admin_listen.is_some() || file.admin_listen.is_some()),
+        ] {
+            if given {
+                return Err(format!(
+                    "{name} is not for koltso local, which chooses the addresses: give --port and --nodes"
+                ));
+            }
+        }
+        let base = self.data.clone().or(file.data).unwrap_or_else(|| PathBuf::from(DATA_DEFAULT));
+        let listen = |port: u16| format!("127.0.0.1:{port}");
+        let urls = Urls(ports.iter().map(|&port| format!("http://{}", listen(port))).collect());
+        let node = |(index, &port): (usize, &u16)| Self {
+            listen: Some(listen(port)),
+            data: Some(base.join(format!("node-{}", index + 1))),
+            cluster: (ports.len() > 1).then(|| urls.clone()),
+            node: (ports.len() > 1).then(|| urls.0[index].clone()),
+            no_pin: true,
+            ..self.clone()
+        };
+        Ok(ports.iter().enumerate().map(node).collect())
+    }
+
     /// Reads the configuration file, fills in the defaults and checks everything.
     ///
     /// # Errors
     /// One sentence that says which setting is wrong and what it may be.
     pub fn check(self) -> Result<Config, String> {
         let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        let listen = self.listen.or(file.listen).unwrap_or_else(|| "127.0.0.1:1337".to_owned());
+        let cluster = ClusterFlags {
+            urls: self.cluster.or(file.cluster),
+            node: self.node.or(file.node),
+            replica_listen: self.replica_listen.or(file.replica_listen),
+            replica_addresses: file.replica_addresses,
+            secret_file: self.cluster_secret_file.or(file.cluster_secret_file),
+            name: self.cluster_name.or(file.cluster_name),
+            replica_timeout: self.replica_timeout.or(file.replica_timeout),
+            tombstone_grace: self.tombstone_grace.or(file.tombstone_grace),
+        };
+        let (cluster, listen) = cluster.check(self.listen.or(file.listen).as_deref())?;
         let admin_listen = self.admin_listen.or(file.admin_listen);
         let size = |name: &str, flag: Option<Size>, file: Option<Size>, default: u64, most: u64| {
             in_range(name, flag.or(file).unwrap_or(Size(default)).0, 1, most)
@@ -166,8 +614,8 @@ impl Flags {
         let token_file = self.admin_token_file.or(file.admin_token_file);
         let admin_token = token_file.as_deref().map(read_token).transpose()?;
         Ok(Config {
-            listen: address("listen", &listen)?,
-            data: self.data.or(file.data).unwrap_or_else(|| PathBuf::from("koltso-data")),
+            listen,
+            data: self.data.or(file.data).unwrap_or_else(|| PathBuf::from(DATA_DEFAULT)),
             threads: count("threads", self.threads, file.threads, allowed_processors(), THREADS_MAX)?,
             sync: sync_mode(&self.sync.or(file.sync).unwrap_or_else(|| "1s".to_owned()))?,
             max_value,
@@ -179,6 +627,8 @@ impl Flags {
             admin_listen: admin_listen.map(|text| address("admin-listen", &text)).transpose()?,
             admin_token,
             compaction_rate,
+            no_pin: self.no_pin || file.no_pin,
+            cluster,
         })
     }
 }
@@ -228,5 +678,198 @@ mod tests {
         std::fs::write(file.path(), "colour = 1\n").expect("written");
         let message = wrong(Flags { config: Some(file.path().to_path_buf()), ..Flags::default() });
         assert!(message.contains("colour"), "{message}");
+    }
+
+    #[derive(clap::Parser)]
+    struct Serve {
+        #[command(flatten)]
+        flags: Flags,
+    }
+
+    fn parse<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Flags {
+        let name = OsString::from("serve");
+        let args = std::iter::once(name).chain(args.into_iter().map(Into::into));
+        <Serve as clap::Parser>::try_parse_from(args).unwrap_or_else(|e| panic!("{e}")).flags
+    }
+
+    /// Flags with blanks between them.
+    fn checked(flags: &str) -> Result<Config, String> {
+        parse(flags.split_whitespace()).check()
+    }
+
+    #[track_caller]
+    fn refused(flags: &str, why: &str) {
+        let sentence = checked(flags).map(|config| config.cluster).expect_err(flags);
+        assert!(sentence.contains(why) && !sentence.contains('\n'), "{flags}: {sentence}");
+    }
+
+    fn cluster(flags: &str) -> Cluster {
+        checked(flags).expect(flags).cluster.expect("a cluster")
+    }
+
+    fn file_with(content: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), content).expect("written");
+        file
+    }
+
+    #[test]
+    fn a_cluster_is_the_same_list_whatever_the_order_and_the_spelling() {
+        let config =
+            checked("--cluster HTTP://LOCALHOST:1339/,http://127.0.0.1:1337,127.0.0.1:01338 --listen 127.0.0.1:1338")
+                .expect("valid");
+        let cluster = config.cluster.expect("a cluster");
+        let urls: Vec<&str> = cluster.nodes.iter().map(|node| node.url.as_str()).collect();
+        assert_eq!(urls, ["http://127.0.0.1:1337", "http://127.0.0.1:1338", "http://localhost:1339"]);
+        assert_eq!((cluster.me, cluster.replica_listen), (1, cluster.nodes[1].replica));
+        let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.replica.port()).collect();
+        assert_eq!(ports, [11337, 11338, 11339]);
+        assert_eq!((cluster.name.as_str(), cluster.secret.len()), ("koltso", 0));
+        assert_eq!(cluster.replica_timeout, Duration::from_secs(1));
+        assert_eq!(cluster.tombstone_grace, Duration::from_secs(240 * 3600));
+    }
+
+    #[test]
+    fn a_node_knows_itself_by_its_name_or_by_where_it_listens() {
+        let nodes = "--cluster http://127.0.0.1:1337,http://127.0.0.1:1338";
+        assert_eq!(cluster(nodes).me, 0, "the default of --listen");
+        assert_eq!(cluster(&format!("{nodes} --listen localhost:1338")).me, 1, "by where the name leads");
+        let named = checked(&format!("{nodes} --node 127.0.0.1:1338/")).expect("valid");
+        assert_eq!(named.cluster.map(|cluster| cluster.me), Some(1));
+        assert_eq!(named.listen.to_string(), "127.0.0.1:1338", "it listens where its name says");
+        let behind = checked(&format!("{nodes} --node http://127.0.0.1:1338 --listen 0.0.0.0:80")).expect("valid");
+        assert_eq!((behind.cluster.map(|cluster| cluster.me), behind.listen.port()), (Some(1), 80));
+        refused(&format!("{nodes} --listen 127.0.0.1:1339"), "--node");
+        refused(&format!("{nodes} --node http://127.0.0.1:1339"), "--node http://127.0.0.1:1339 is not one of");
+    }
+
+    #[test]
+    fn a_cluster_of_one_is_checked_and_is_none() {
+        assert!(checked("--cluster http://127.0.0.1:1337").expect("valid").cluster.is_none());
+        refused("--cluster http://127.0.0.1:1338", "is not one of the nodes");
+        assert!(checked("").expect("valid").cluster.is_none());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_cluster_is_one_sentence() {
+        let two = "--cluster http://127.0.0.1:1337,http://127.0.0.1:1338";
+        refused("--cluster http://127.0.0.1:1337,127.0.0.1:1337/", "twice");
+        for no_url in ["https://a:1", "http://a", "a", "http://a:0", "http://a:65536", "http://a:+1", "http://a:1/x"] {
+            refused(&format!("--cluster http://127.0.0.1:1337,{no_url}"), &format!("{no_url:?} is not a URL"));
+        }
+        for no_url in ["http://u@a:1", "http://:1", "http://[::1:1", "http://[a]:1", "http://::1:1", "", "a?b:1"] {
+            refused(&format!("--cluster=http://127.0.0.1:1337,{no_url}"), "is not a URL");
+        }
+        let many: Vec<String> = (1..=65).map(|port| format!("127.0.0.1:{}", 2000 + port)).collect();
+        refused(&format!("--cluster {} --listen 127.0.0.1:2001", many.join(",")), "65 nodes");
+        let most = cluster(&format!("--cluster {} --listen 127.0.0.1:2001", many[..64].join(",")));
+        assert_eq!(most.nodes.len(), NODES_MAX);
+        refused("--cluster http://127.0.0.1:1337,http://127.0.0.1:55536", "[replica-addresses]");
+        refused("--cluster http://127.0.0.1:1337,http://localhost:1337 --node 127.0.0.1:1337", "one replica address");
+        refused("--cluster http://127.0.0.1:1337,http://no..host:1", "cannot be resolved");
+        for alone in ["--node http://a:1", "--replica-listen 127.0.0.1:1", "--cluster-secret-file /dev/null"] {
+            let flag = alone.split(' ').next().expect("a flag");
+            refused(alone, &format!("{flag} needs --cluster"));
+        }
+        refused(&format!("{two} --replica-listen 0.0.0.0:11337"), "give --cluster-secret-file");
+        refused(&format!("{two} --replica-listen [::]:11337"), "give --cluster-secret-file");
+        refused(&format!("{two} --replica-listen nowhere"), "--replica-listen nowhere");
+        refused(&format!("{two} --replica-timeout 9ms"), "10ms to 1m");
+        refused(&format!("{two} --replica-timeout 61s"), "10ms to 1m");
+        refused(&format!("{two} --tombstone-grace 999ms"), "1s to");
+        refused("--replica-timeout 61s", "10ms to 1m");
+        refused("--cluster-name=", "1 to 64");
+        refused(&format!("--cluster-name={}", "x".repeat(65)), "1 to 64");
+        refused("--cluster-name=кольцо", "1 to 64");
+        assert_eq!(cluster(&format!("{two} --cluster-name {}", "x".repeat(64))).name.len(), 64);
+    }
+
+    #[test]
+    fn the_secret_has_a_least_length_and_loses_one_line_end() {
+        let with = |content: &[u8]| {
+            let file = file_with(content);
+            let path = file.path().display();
+            let flags = format!(
+                "--cluster 127.0.0.1:1337,127.0.0.1:1338 --replica-listen 0.0.0.0:1 --cluster-secret-file {path}"
+            );
+            checked(&flags).map(|config| config.cluster.expect("a cluster"))
+        };
+        assert_eq!(with(b"0123456789abcde\n\n").expect("16 bytes").secret, b"0123456789abcde\n");
+        assert_eq!(with(&[0xFF; 4096]).expect("any bytes").secret.len(), 4096);
+        for wrong in [&b"0123456789abcde\n"[..], b"", &[7; 4097]] {
+            assert!(with(wrong).expect_err("refused").contains("16 to 4096 bytes"));
+        }
+        let debug = format!("{:?}", with(b"a secret that nobody prints").expect("valid"));
+        assert!(!debug.contains("secret") && !debug.contains("97, 32"), "{debug}");
+        refused("--cluster 127.0.0.1:1337 --cluster-secret-file /nonexistent", "--cluster-secret-file /nonexistent:");
+    }
+
+    #[test]
+    fn the_file_has_the_cluster_and_the_replica_addresses() {
+        let urls = "cluster = [\"http://127.0.0.1:1337\", \"http://127.0.0.1:60000\"]\n";
+        let with = |text: &str| {
+            let file = file_with(text.as_bytes());
+            checked(&format!("--config {}", file.path().display())).map(|config| config.cluster.expect("a cluster"))
+        };
+        let addresses = |text: &str| with(&format!("{urls}[replica-addresses]\n{text}"));
+        let cluster = addresses("\"http://127.0.0.1:60000/\" = \"127.0.0.1:7\"\n").expect("valid");
+        assert_eq!(cluster.nodes[1].replica.to_string(), "127.0.0.1:7");
+        assert!(with(urls).expect_err("no port").contains("60000 + 10000 is above 65535"));
+        let unknown = addresses("\"http://127.0.0.1:2\" = \"127.0.0.1:7\"\n").expect_err("unknown");
+        assert!(unknown.contains("http://127.0.0.1:2 is not one of"), "{unknown}");
+        assert!(addresses("\"http://127.0.0.1:60000\" = \"7\"\n").expect_err("no address").contains("HOST:PORT"));
+        let twice = "\"127.0.0.1:60000\" = \"127.0.0.1:7\"\n\"http://127.0.0.1:60000\" = \"127.0.0.1:8\"\n";
+        assert!(addresses(twice).expect_err("twice").contains("twice"));
+        let same = addresses("\"http://127.0.0.1:60000\" = \"127.0.0.1:11337\"\n").expect_err("the same");
+        assert!(same.contains("one replica address"), "{same}");
+        let all = with(
+            "cluster = \"127.0.0.1:1, 127.0.0.1:2\"\nnode = \"127.0.0.1:2\"\nreplica_timeout = \"2s\"\nno-pin = true\n",
+        );
+        assert_eq!(all.map(|cluster| (cluster.me, cluster.replica_timeout.as_secs())), Ok((1, 2)));
+        assert!(with("cluster = 3\n").expect_err("a number").contains("a list of URLs"));
+        let alone = with("[replica-addresses]\n\"http://a:1\" = \"127.0.0.1:7\"\n").expect_err("alone");
+        assert!(alone.contains("needs --cluster"), "{alone}");
+    }
+
+    #[test]
+    fn flags_as_arguments_are_the_same_flags() {
+        let every = "--listen=a:1 --data=/d --threads=2 --sync=250ms --max-value=1500 --max-connections=3 \
+                     --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 --max-in-flight-bytes=64KiB \
+                     --admin-listen=b:2 --admin-token-file=/t --compaction-rate=1MB --no-pin --cluster=c:1,d:2 --node=c:1 \
+                     --replica-listen=e:3 --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms \
+                     --tombstone-grace=1h --config=/c";
+        let flags = parse(every.split_whitespace());
+        assert_eq!(flags.to_args().len(), every.split_whitespace().count());
+        assert_eq!(parse(flags.to_args()), flags);
+        assert!(Flags::default().to_args().is_empty());
+        // What looks like a flag, has blanks, or is no UTF-8.
+        use std::os::unix::ffi::OsStringExt;
+        let odd = Flags {
+            data: Some(OsString::from_vec(b"--a b\xFF=".to_vec()).into()),
+            cluster_name: Some("-my = ring".to_owned()),
+            ..Flags::default()
+        };
+        assert_eq!(parse(odd.to_args()), odd);
+    }
+
+    #[test]
+    fn nodes_on_this_machine_differ_in_address_and_folder() {
+        let nodes = parse(["--data=/d", "--sync=os"]).on_this_machine(&[5, 6]).expect("valid");
+        let args: Vec<OsString> = nodes[1].to_args();
+        let cluster = "--cluster=http://127.0.0.1:5,http://127.0.0.1:6";
+        let expected =
+            ["--listen=127.0.0.1:6", "--data=/d/node-2", "--sync=os", "--no-pin", cluster, "--node=http://127.0.0.1:6"];
+        assert_eq!(args, expected);
+        let alone = parse::<&str>([]).on_this_machine(&[5]).expect("valid");
+        assert_eq!(alone[0].to_args(), ["--listen=127.0.0.1:5", "--data=koltso-data/node-1", "--no-pin"]);
+        let file = file_with(b"data = \"/f\"\n");
+        let config = format!("--config={}", file.path().display());
+        let nodes = parse([&config]).on_this_machine(&[5]).expect("valid");
+        assert!(nodes[0].to_args().contains(&"--data=/f/node-1".into()), "the folder of the file");
+        for content in ["listen = \"a:1\"\n", "admin_listen = \"a:1\"\n", "[replica-addresses]\n\"a:1\" = \"b:1\"\n"] {
+            std::fs::write(file.path(), content).expect("written");
+            let sentence = parse([&config]).on_this_machine(&[5]).expect_err(content);
+            assert!(sentence.contains("is not for koltso local"), "{sentence}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Data cores: one thread with one monoio runtime each, pinned to a processor, with a listener of its own.
+//! Data cores: one thread with one monoio runtime each, pinned to a processor (without `--no-pin`), with a listener of its own.
 //!
 //! The ring is made with the flags that measured best and, where the kernel does not know them, with fewer. Where
 //! io_uring is refused altogether (as in a default container), the cores run on epoll.
@@ -163,7 +163,8 @@ pub fn spawn(node: &Arc<Node>, listeners: Vec<TcpListener>) -> io::Result<Vec<Jo
     for (core, listener) in listeners.into_iter().enumerate() {
         let node = node.clone();
         // More cores than processors would only fight over them: leave those to the scheduler.
-        let processor = if node.config.threads <= processors.len() { processors.get(core).copied() } else { None };
+        let pinned = !node.config.no_pin && node.config.threads <= processors.len();
+        let processor = processors.get(core).copied().filter(|_| pinned);
         let body = move || {
             if let Some(processor) = processor {
                 pin(processor);

@@ -10,6 +10,7 @@ mod commit;
 mod config;
 mod control;
 mod cores;
+mod local;
 mod metrics;
 mod node;
 mod range;
@@ -37,6 +38,8 @@ struct Cli {
 enum Command {
     /// Serves the HTTP API from a data folder
     Serve(config::Flags),
+    /// Serves a whole cluster on this machine, each node a process of its own with its data in DIR/node-1, DIR/node-2, …
+    Local(local::Local),
     /// Prints the value of a key; exit code 1 if there is none
     Get(client::Get),
     /// Stores a value under a key
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Err(error) => explain(&error),
         Ok(Cli { command }) => match command {
             Command::Serve(flags) => serve::run(flags),
+            Command::Local(local) => local::run(local),
             Command::Get(get) => client::run(|| get.run()),
             Command::Put(put) => client::run(|| put.run()),
             Command::Delete(delete) => client::run(|| delete.run()),

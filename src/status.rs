@@ -9,6 +9,7 @@ use crate::units::{Size, Span};
 /// The document, indented for people.
 pub fn document(node: &Node) -> String {
     let config = &node.config;
+    let cluster = config.cluster.as_ref();
     let storage = node.store().map(|store| {
         let stats = store.stats();
         json!({
@@ -32,8 +33,10 @@ pub fn document(node: &Node) -> String {
         Runtime::IoUring(flags) => Some(flags),
         Runtime::Epoll => None,
     };
+    // In a cluster, the name that the others have for it.
+    let url = cluster.map_or_else(|| format!("http://{}", config.listen), |c| c.nodes[c.me].url.clone());
     let document = json!({
-        "node": format!("http://{}", config.listen),
+        "node": url,
         "version": env!("CARGO_PKG_VERSION"),
         "state": node.state(),
         "runtime": node.runtime.name(),
@@ -54,6 +57,15 @@ pub fn document(node: &Node) -> String {
             "admin_listen": config.admin_listen.map(|address| address.to_string()),
             "admin_token": config.admin_token.is_some(),
             "compaction_rate": Size(config.compaction_rate).to_string(),
+            "no_pin": config.no_pin,
+            // Null on a node that is alone.
+            "cluster": cluster.map(|c| c.nodes.iter().map(|node| &node.url).collect::<Vec<_>>()),
+            "cluster_name": cluster.map(|c| &c.name),
+            "cluster_secret": cluster.map(|c| !c.secret.is_empty()),
+            "replica_addresses": cluster.map(|c| c.nodes.iter().map(|node| node.replica).collect::<Vec<_>>()),
+            "replica_listen": cluster.map(|c| c.replica_listen),
+            "replica_timeout": cluster.map(|c| Span(c.replica_timeout).to_string()),
+            "tombstone_grace": cluster.map(|c| Span(c.tombstone_grace).to_string()),
         },
     });
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, de};
 pub struct Size(pub u64);
 
 /// A span of time, at least a millisecond.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub struct Span(pub Duration);
 
 fn split(text: &str) -> Option<(u64, &str)> {
