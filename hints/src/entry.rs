@@ -1,0 +1,346 @@
+//! The bytes of a hint log: a segment's header, an entry, and the file `confirmed`. See `docs/hint-format.md`.
+//!
+//! ```text
+//! segment                                 entry                               confirmed
+//! 0   8 bytes  `KOLTSOHN`                 0   u32  length of what follows 8   0   8 bytes  `KOLTSOHC`
+//! 8   u32      format                     4   u32  checksum                   8   u32      format
+//! 12  u32      checksum of the header     8   u64  written, Unix ms           12  u32      checksum of the rest
+//! 16  u64      sequence, as in the name   16  u64  version, clock             16  u64      sequence of a segment
+//! 24  u32      salt, random               24  u16  version, node              24  u64      offset in it
+//! 28  u32      zero                       26  u16  key length
+//! 32  entries, without gaps               28  u32  flags: bit 0 tombstone
+//!                                         32  u64  expiry, Unix ms, 0 never
+//!                                         40  key, value
+//! ```
+//!
+//! An entry's checksum starts from the salt and the entry's offset, so bytes that only look like an entry (a value that a
+//! client crafted, an older life of the block) are none. No I/O but through `Read`. Invariant: a length is compared with the
+//! maximum and with what is left of the file before anything is reserved for it, then the checksum, then arithmetic.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use koltso_cluster::message::Record;
+use koltso_storage::{KEY_MAX, VALUE_MAX_LIMIT, Version};
+
+/// The format of hint segments that this build writes, and the newest that it reads.
+pub const FORMAT: u32 = 1;
+/// The longest entry, in bytes.
+pub const ENTRY_MAX: u64 = (ENTRY_HEADER + KEY_MAX + VALUE_MAX_LIMIT) as u64;
+
+/// Bytes of a segment's header.
+pub(crate) const HEADER: u64 = 32;
+const ENTRY_HEADER: usize = 40;
+/// What `length` does not count.
+const PREFIX: usize = 8;
+const MAGIC: [u8; 8] = *b"KOLTSOHN";
+const MAGIC_CONFIRMED: [u8; 8] = *b"KOLTSOHC";
+const TOMBSTONE: u32 = 1;
+
+const _: () = assert!(KEY_MAX <= u16::MAX as usize && ENTRY_MAX <= u32::MAX as u64);
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+/// 32 bytes with a magic, a format, and a checksum that is here in every format, so that damage is not taken for a newer one.
+fn frame(magic: [u8; 8], format: u32, first: u64, second: u64) -> [u8; HEADER as usize] {
+    let mut bytes = [0; HEADER as usize];
+    bytes[..8].copy_from_slice(&magic);
+    bytes[8..12].copy_from_slice(&format.to_le_bytes());
+    bytes[16..24].copy_from_slice(&first.to_le_bytes());
+    bytes[24..32].copy_from_slice(&second.to_le_bytes());
+    let crc = frame_crc(&bytes);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn frame_crc(bytes: &[u8; HEADER as usize]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..])
+}
+
+pub(crate) fn segment_header(sequence: u64, salt: u32) -> [u8; HEADER as usize] {
+    frame(MAGIC, FORMAT, sequence, u64::from(salt))
+}
+
+/// What the first bytes of a segment file say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Header {
+    /// A segment of this format, with this salt.
+    Ours { salt: u32 },
+    /// A segment of a format that a newer build wrote.
+    Newer(u32),
+    /// Not a segment of this sequence number.
+    Damaged,
+}
+
+pub(crate) fn read_segment_header(bytes: &[u8; HEADER as usize], sequence: u64) -> Header {
+    let format = u32_at(bytes, 8);
+    if bytes[..8] != MAGIC || u32_at(bytes, 12) != frame_crc(bytes) {
+        return Header::Damaged;
+    }
+    match (format > FORMAT, u64_at(bytes, 16) == sequence && u32_at(bytes, 28) == 0) {
+        (true, _) => Header::Newer(format),
+        (false, true) if format == FORMAT => Header::Ours { salt: u32_at(bytes, 24) },
+        (false, _) => Header::Damaged,
+    }
+}
+
+/// A place in the log: everything before it is confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub sequence: u64,
+    pub offset: u64,
+}
+
+pub(crate) fn confirmed(at: Position) -> [u8; HEADER as usize] {
+    frame(MAGIC_CONFIRMED, FORMAT, at.sequence, at.offset)
+}
+
+/// `None` where it is torn, damaged or of another format: then more is replayed than need be.
+pub(crate) fn read_confirmed(bytes: &[u8]) -> Option<Position> {
+    let bytes: &[u8; HEADER as usize] = bytes.try_into().ok()?;
+    let intact = bytes[..8] == MAGIC_CONFIRMED && u32_at(bytes, 12) == frame_crc(bytes) && u32_at(bytes, 8) == FORMAT;
+    intact.then(|| Position { sequence: u64_at(bytes, 16), offset: u64_at(bytes, 24) })
+}
+
+/// Bytes of a record's entry; `None` when the log cannot hold it, which no record of the API can be.
+pub(crate) fn size(record: &Record) -> Option<u64> {
+    let fits = (1..=KEY_MAX).contains(&record.key.len())
+        && record.value.len() <= VALUE_MAX_LIMIT
+        && record.version.clock != 0
+        && (record.value.is_empty() || !record.tombstone);
+    fits.then(|| (ENTRY_HEADER + record.key.len() + record.value.len()) as u64)
+}
+
+fn checksum(salt: u32, offset: u64, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(salt ^ offset as u32, &bytes[..4]), &bytes[PREFIX..])
+}
+
+/// Appends the entry that will lie at `offset` of its segment. The record has a [`size`].
+pub(crate) fn encode(out: &mut Vec<u8>, record: &Record, written_ms: u64, salt: u32, offset: u64) {
+    let begin = out.len();
+    let length = ENTRY_HEADER - PREFIX + record.key.len() + record.value.len();
+    out.extend_from_slice(&(length as u32).to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&written_ms.to_le_bytes());
+    out.extend_from_slice(&record.version.clock.to_le_bytes());
+    out.extend_from_slice(&record.version.node.to_le_bytes());
+    out.extend_from_slice(&(record.key.len() as u16).to_le_bytes());
+    out.extend_from_slice(&(if record.tombstone { TOMBSTONE } else { 0 }).to_le_bytes());
+    out.extend_from_slice(&record.expires_at_ms.to_le_bytes());
+    out.extend_from_slice(&record.key);
+    out.extend_from_slice(&record.value);
+    let crc = checksum(salt, offset, &out[begin..]);
+    out[begin + 4..begin + 8].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// An intact entry.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub record: Record,
+    pub written_ms: u64,
+    /// Where the next one begins.
+    pub end: u64,
+}
+
+/// Reads entries one after the other, from an entry's beginning up to the end of the file or the first bytes that are none.
+pub(crate) struct Scanner<R> {
+    input: R,
+    offset: u64,
+    file_end: u64,
+    salt: u32,
+}
+
+impl<R: Read> Scanner<R> {
+    /// `input` stands at `offset` of a file that is `file_end` long.
+    pub(crate) fn new(input: R, offset: u64, file_end: u64, salt: u32) -> Self {
+        Self { input, offset, file_end, salt }
+    }
+
+    /// Where the next entry would begin.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The next entry; `None` at the end and at damage, which [`Self::offset`] tells apart.
+    ///
+    /// # Errors
+    /// Whatever the reader says, and when it ends before `file_end`.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Entry>> {
+        let left = self.file_end.saturating_sub(self.offset);
+        if left < ENTRY_HEADER as u64 {
+            return Ok(None);
+        }
+        let mut head = [0; ENTRY_HEADER];
+        self.input.read_exact(&mut head)?;
+        let length = u64::from(u32_at(&head, 0));
+        let least = (ENTRY_HEADER - PREFIX) as u64;
+        if length <= least || length > ENTRY_MAX - PREFIX as u64 || length > left - PREFIX as u64 {
+            return Ok(None);
+        }
+        let mut body = vec![0; (length - least) as usize];
+        self.input.read_exact(&mut body)?;
+        let crc = crc32c::crc32c_append(checksum(self.salt, self.offset, &head), &body);
+        if crc != u32_at(&head, 4) {
+            return Ok(None);
+        }
+        let (key_len, flags) = (usize::from(u16_at(&head, 26)), u32_at(&head, 28));
+        if key_len > body.len() || flags & !TOMBSTONE != 0 {
+            return Ok(None);
+        }
+        let mut key = Bytes::from(body);
+        let value = key.split_off(key_len);
+        let record = Record {
+            key,
+            value,
+            version: Version::new(u64_at(&head, 16), u16_at(&head, 24)),
+            expires_at_ms: u64_at(&head, 32),
+            tombstone: flags & TOMBSTONE != 0,
+        };
+        if size(&record) != Some(PREFIX as u64 + length) {
+            return Ok(None);
+        }
+        self.offset += PREFIX as u64 + length;
+        Ok(Some(Entry { record, written_ms: u64_at(&head, 8), end: self.offset }))
+    }
+}
+
+/// The body of the fuzz target: a whole segment file of sequence number 1. Returns how many entries are intact and where the
+/// last one ends; `None` where the header is not ours. What was found is written again and has to be the same bytes.
+#[doc(hidden)]
+#[must_use]
+pub fn fuzz_segment(bytes: &[u8]) -> Option<(usize, u64)> {
+    let _ = read_confirmed(bytes);
+    let Header::Ours { salt } = read_segment_header(bytes.first_chunk()?, 1) else {
+        return None;
+    };
+    let mut scanner = Scanner::new(&bytes[HEADER as usize..], HEADER, bytes.len() as u64, salt);
+    let (mut count, mut again) = (0, Vec::new());
+    while let Some(entry) = scanner.next().expect("a slice does not end early") {
+        let offset = HEADER + again.len() as u64;
+        encode(&mut again, &entry.record, entry.written_ms, salt, offset);
+        assert_eq!(entry.end, HEADER + again.len() as u64, "no gaps");
+        count += 1;
+    }
+    let end = scanner.offset();
+    assert_eq!(bytes[HEADER as usize..end as usize], again[..], "an entry has one form");
+    Some((count, end))
+}
+
+/// Makes the checksums right that a fuzzer cannot guess: of the header, and of the entry at `offset` if one can lie there.
+/// Returns where that entry ends.
+#[doc(hidden)]
+pub fn fuzz_entry(bytes: &mut [u8], offset: usize) -> Option<usize> {
+    let header: &mut [u8; HEADER as usize] = bytes.first_chunk_mut()?;
+    *header = segment_header(1, u32_at(header, 24));
+    let salt = u32_at(header, 24);
+    let offset = offset.max(HEADER as usize);
+    let entry = bytes.get_mut(offset..)?;
+    let length = u32_at(entry.get(..ENTRY_HEADER)?, 0) as usize;
+    let entry = entry.get_mut(..length.checked_add(PREFIX)?)?;
+    if entry.len() <= ENTRY_HEADER {
+        return None;
+    }
+    let crc = checksum(salt, offset as u64, entry);
+    entry[4..8].copy_from_slice(&crc.to_le_bytes());
+    Some(offset + entry.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(key: &[u8], value: &[u8]) -> Record {
+        Record {
+            key: Bytes::copy_from_slice(key),
+            value: Bytes::copy_from_slice(value),
+            version: Version::new(0x0102_0304_0506_0708, 9),
+            expires_at_ms: 77,
+            tombstone: value.is_empty(),
+        }
+    }
+
+    /// The table of `docs/hint-format.md`, byte by byte.
+    #[test]
+    fn the_bytes_are_those_of_the_document() {
+        let mut bytes = Vec::new();
+        encode(&mut bytes, &record(b"key", b""), 5, 0xabcd, HEADER);
+        let crc = u32_at(&bytes, 4);
+        let expected: Vec<u8> = [
+            &35_u32.to_le_bytes()[..],
+            &crc.to_le_bytes(),
+            &5_u64.to_le_bytes(),
+            &0x0102_0304_0506_0708_u64.to_le_bytes(),
+            &9_u16.to_le_bytes(),
+            &3_u16.to_le_bytes(),
+            &1_u32.to_le_bytes(),
+            &77_u64.to_le_bytes(),
+            b"key",
+        ]
+        .concat();
+        assert_eq!(bytes, expected);
+        let summed: Vec<u8> = [&bytes[..4], &bytes[8..]].concat();
+        assert_eq!(crc, crc32c::crc32c_append(0xabcd ^ 32, &summed));
+
+        let header = segment_header(3, 0xabcd);
+        assert_eq!((&header[..8], u32_at(&header, 8), u64_at(&header, 16)), (&b"KOLTSOHN"[..], 1, 3));
+        assert_eq!(read_segment_header(&header, 3), Header::Ours { salt: 0xabcd });
+        assert_eq!(read_segment_header(&header, 4), Header::Damaged, "renamed");
+        assert_eq!(read_segment_header(&frame(MAGIC, 2, 3, 0), 3), Header::Newer(2));
+        let mut damaged = header;
+        damaged[8] = 2;
+        assert_eq!(read_segment_header(&damaged, 3), Header::Damaged, "damage is not taken for a newer format");
+    }
+
+    #[test]
+    fn a_position_is_read_back_or_not_believed() {
+        let at = Position { sequence: 7, offset: 4096 };
+        let bytes = confirmed(at);
+        assert_eq!(read_confirmed(&bytes), Some(at));
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes;
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(read_confirmed(&damaged), None);
+        }
+        assert_eq!(read_confirmed(&bytes[..31]), None);
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let mut bytes = segment_header(1, 42).to_vec();
+        for number in 0..3 {
+            let offset = bytes.len() as u64;
+            encode(&mut bytes, &record(&[b'k', number], &vec![7; usize::from(number) * 10]), 1, 42, offset);
+        }
+        assert_eq!(fuzz_segment(&bytes), Some((3, bytes.len() as u64)));
+        for cut in 0..bytes.len() {
+            let found = fuzz_segment(&bytes[..cut]);
+            assert!(found.is_none_or(|(count, end)| count < 3 && end <= cut as u64));
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(fuzz_segment(&damaged).is_none_or(|(count, _)| count < 3), "bit {bit}");
+        }
+        let moved = [&bytes[..32], &bytes[32 + 42..]].concat();
+        assert_eq!(fuzz_segment(&moved), Some((0, 32)), "an entry that is moved is none");
+    }
+
+    #[test]
+    fn what_the_log_cannot_hold_has_no_size() {
+        assert_eq!(size(&record(b"k", b"v")), Some(42));
+        assert_eq!(size(&record(b"", b"v")), None);
+        assert_eq!(size(&record(&[1; KEY_MAX + 1], b"v")), None);
+        assert_eq!(size(&Record { version: Version::default(), ..record(b"k", b"v") }), None);
+        assert_eq!(size(&Record { tombstone: true, ..record(b"k", b"v") }), None);
+    }
+}

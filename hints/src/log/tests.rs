@@ -1,0 +1,464 @@
+//! The log beside a model: a queue of the hints that it has to give back.
+#![allow(clippy::unwrap_used)]
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::fs;
+use std::path::Path;
+
+use bytes::Bytes;
+use koltso_storage::Version;
+use tempfile::TempDir;
+
+use super::*;
+
+/// splitmix64 (Steele, Lea, Flood 2014).
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+const BOUNDS: Bounds = Bounds { bytes_max: 16 << 10, age_max_ms: 10_000, segment_size: 2 << 10 };
+const WIDE: Bounds = Bounds { bytes_max: 1 << 30, age_max_ms: 10_000, segment_size: 2 << 10 };
+
+/// Everything about it follows from its number.
+fn hint(number: u64) -> Record {
+    let mut rng = Rng(number);
+    let len = if rng.below(40) == 0 { 3_000 } else { rng.below(300) };
+    let tombstone = rng.below(5) == 0;
+    Record {
+        key: Bytes::copy_from_slice(&number.to_be_bytes()),
+        value: if tombstone { Bytes::new() } else { vec![number as u8; len as usize].into() },
+        version: Version::new(number + 1, rng.below(3) as u16),
+        expires_at_ms: rng.below(2) * number,
+        tombstone,
+    }
+}
+
+fn hints(numbers: std::ops::Range<u64>) -> Vec<Record> {
+    numbers.map(hint).collect()
+}
+
+fn number_of(record: &Record) -> u64 {
+    let number = u64::from_be_bytes(record.key[..].try_into().unwrap());
+    assert_eq!(*record, hint(number), "what was written comes back");
+    number
+}
+
+fn open(folder: &Path, bounds: Bounds) -> Log {
+    let mut log = Log::open(folder, "a peer", bounds).unwrap();
+    // No test pulls the plug.
+    log.sync = |_| Ok(());
+    log.load();
+    log
+}
+
+/// Takes everything out of a log.
+fn drain(log: &mut Log) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    while log.pending() > 0 {
+        let window = log.window(7, 1 << 20).unwrap();
+        numbers.extend(window.records.iter().map(number_of));
+        log.confirm(&window, window.records.len());
+    }
+    numbers
+}
+
+fn copy(folder: &Path) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(folder).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    dir
+}
+
+fn segments(folder: &Path) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+    let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "hints")).collect();
+    files.sort();
+    files
+}
+
+/// Of each intact entry: its file, its end, its number.
+fn on_disk(folder: &Path) -> Vec<(PathBuf, u64, u64)> {
+    let mut entries = Vec::new();
+    for path in segments(folder) {
+        let bytes = fs::read(&path).unwrap();
+        let sequence = sequence_of(path.file_name().unwrap().to_str().unwrap()).unwrap();
+        let Header::Ours { salt } = entry::read_segment_header(bytes.first_chunk().unwrap(), sequence) else {
+            panic!()
+        };
+        let mut scanner = Scanner::new(&bytes[HEADER as usize..], HEADER, bytes.len() as u64, salt);
+        while let Some(found) = scanner.next().unwrap() {
+            entries.push((path.clone(), found.end, number_of(&found.record)));
+        }
+    }
+    entries
+}
+
+thread_local! {
+    /// How many bytes of a write reach the disk before it is full.
+    static ROOM: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+fn faulty_write(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    match ROOM.get() {
+        Some(room) if room < bytes.len() => {
+            file.write_all_at(&bytes[..room], offset)?;
+            Err(io::ErrorKind::StorageFull.into())
+        }
+        _ => file.write_all_at(bytes, offset),
+    }
+}
+
+struct Model {
+    rng: Rng,
+    dir: TempDir,
+    log: Log,
+    now_ms: u64,
+    /// The number of the next hint.
+    next: u64,
+    /// What the log has to give back, in this order.
+    pending: VecDeque<u64>,
+    /// `log.dropped()` as far as `pending` knows it.
+    dropped: u64,
+    /// Hints below this are confirmed.
+    confirmed: u64,
+}
+
+impl Model {
+    fn new(seed: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(dir.path(), BOUNDS);
+        log.write = faulty_write;
+        let (pending, rng) = (VecDeque::new(), Rng(seed));
+        Self { rng, dir, log, now_ms: 1_000_000, next: 0, pending, dropped: 0, confirmed: 0 }
+    }
+
+    /// A bound may have taken the oldest.
+    fn see_drops(&mut self, others: u64) {
+        let dropped = self.log.dropped() - self.dropped - others;
+        self.pending.drain(..dropped as usize);
+        self.dropped = self.log.dropped();
+        assert!(self.dropped == 0 || self.log.needs_repair());
+    }
+
+    fn append(&mut self) {
+        let count = 1 + self.rng.below(20);
+        self.log.append(&hints(self.next..self.next + count), self.now_ms);
+        self.pending.extend(self.next..self.next + count);
+        self.next += count;
+        self.see_drops(0);
+    }
+
+    fn append_to_a_full_disk(&mut self) {
+        // Less than an entry, and sometimes more than a segment's header.
+        ROOM.set(Some(self.rng.below(40) as usize));
+        self.log.append(&hints(self.next..self.next + 1), self.now_ms);
+        ROOM.set(None);
+        self.next += 1;
+        self.see_drops(1);
+    }
+
+    fn replay(&mut self) {
+        let count = 1 + self.rng.below(30);
+        let bytes = self.rng.below(4_000);
+        let window = self.log.window(count as u32, bytes).unwrap();
+        let numbers: Vec<u64> = window.records.iter().map(number_of).collect();
+        assert!(numbers.len() <= count as usize && numbers.is_empty() == self.pending.is_empty());
+        assert!(numbers.iter().eq(self.pending.iter().take(numbers.len())), "the oldest, in order");
+        let taken = self.rng.below(numbers.len() as u64 + 1) as usize;
+        self.log.confirm(&window, taken);
+        if let Some(last) = self.pending.drain(..taken).next_back() {
+            self.confirmed = last + 1;
+        }
+    }
+
+    fn tick(&mut self) {
+        self.now_ms += if self.rng.below(20) == 0 { 11_000 } else { self.rng.below(1_000) };
+        self.log.tick(self.now_ms);
+        self.see_drops(0);
+        assert!(
+            self.log.pending() > 0 || segments(self.dir.path()).is_empty(),
+            "nothing is left of what was confirmed"
+        );
+    }
+
+    /// Opens what is on disk now. `survive` says which entries have to be there unless they were confirmed.
+    fn reopen(&mut self, survive: &[u64]) {
+        let copy = copy(self.dir.path());
+        let found = drain(&mut open(copy.path(), BOUNDS));
+        let lost = survive.iter().filter(|number| **number >= self.confirmed && !found.contains(number));
+        assert_eq!(lost.copied().collect::<Vec<u64>>(), [], "not given back");
+        assert!(found.is_sorted() && found.iter().all(|number| survive.contains(number)));
+        self.log = open(self.dir.path(), BOUNDS);
+        self.log.write = faulty_write;
+        self.pending = found.into();
+        self.dropped = 0;
+        // What was confirmed may be pending again, and is confirmed again.
+        self.confirmed = self.pending.front().map_or(self.confirmed, |first| self.confirmed.min(*first));
+    }
+
+    fn close_and_reopen(&mut self) {
+        self.log.close();
+        let survive: Vec<u64> = self.pending.iter().copied().collect();
+        self.reopen(&survive);
+        assert!(survive.iter().eq(&self.pending), "after an orderly end nothing is replayed twice");
+    }
+
+    fn kill(&mut self) {
+        let survive: Vec<u64> = on_disk(self.dir.path()).into_iter().map(|(_, _, number)| number).collect();
+        assert!(self.pending.iter().all(|number| survive.contains(number)), "what was appended is in the page cache");
+        self.reopen(&survive);
+    }
+
+    fn kill_with_damage(&mut self) {
+        let before = on_disk(self.dir.path());
+        let files = segments(self.dir.path());
+        if files.is_empty() {
+            return;
+        }
+        let file = &files[self.rng.below(files.len() as u64) as usize];
+        let mut bytes = fs::read(file).unwrap();
+        let whole = bytes.len() as u64;
+        let at = self.rng.below(whole);
+        let (damaged_at, is_seen) = match self.rng.below(4) {
+            0 => {
+                bytes.truncate(at as usize);
+                let is_boundary = at == 0 || at == HEADER || before.iter().any(|(f, end, _)| f == file && *end == at);
+                (at, !is_boundary)
+            }
+            1 => {
+                bytes[at as usize] ^= 1 << self.rng.below(8);
+                (at, true)
+            }
+            2 => {
+                bytes.extend((0..1 + self.rng.below(100)).map(|_| 7));
+                (whole, true)
+            }
+            _ => {
+                // Zeros that were there already are no damage.
+                let differs = bytes[at as usize..].iter().position(|&byte| byte != 0);
+                bytes[at as usize..].fill(0);
+                bytes.extend([0; 50]);
+                (differs.map_or(whole, |differs| at + differs as u64), true)
+            }
+        };
+        fs::write(file, bytes).unwrap();
+        if self.rng.below(3) == 0 {
+            let _ = fs::write(self.dir.path().join(CONFIRMED), [3; 32]);
+        }
+        let header_is_hit = damaged_at < HEADER;
+        let intact = |(f, end, _): &&(PathBuf, u64, u64)| f != file || (!header_is_hit && *end <= damaged_at);
+        let must: Vec<u64> = before.iter().filter(intact).map(|entry| entry.2).collect();
+        let position_is_behind = fs::read(self.dir.path().join(CONFIRMED))
+            .ok()
+            .and_then(|bytes| entry::read_confirmed(&bytes))
+            .is_some_and(|at| self.log.path(at.sequence) > *file);
+        self.reopen(&must);
+        assert!(!is_seen || position_is_behind || self.log.needs_repair(), "damage is said");
+    }
+}
+
+#[test]
+fn what_was_appended_comes_back_in_order_until_it_is_confirmed() {
+    let seed = std::env::var("KOLTSO_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    println!("hint log: KOLTSO_SEED={seed}");
+    let rounds = if std::env::var_os("KOLTSO_TEST_LONG").is_some() { 400 } else { 20 };
+    for round in 0..rounds {
+        let mut model = Model::new(seed * 1_000 + round);
+        for _ in 0..300 {
+            match model.rng.below(16) {
+                0..=5 => model.append(),
+                6..=10 => model.replay(),
+                11..=12 => model.tick(),
+                13 => model.append_to_a_full_disk(),
+                14 => model.close_and_reopen(),
+                _ if model.rng.below(2) == 0 => model.kill(),
+                _ => model.kill_with_damage(),
+            }
+            let log = &model.log;
+            assert_eq!(log.pending(), model.pending.len() as u64);
+            let sizes = segments(model.dir.path()).iter().map(|file| fs::metadata(file).unwrap().len()).sum::<u64>();
+            assert_eq!(log.bytes(), sizes);
+            assert!(sizes <= BOUNDS.bytes_max);
+            assert_eq!(log.oldest_ms() > 0, log.pending() > 0);
+        }
+        let pending: Vec<u64> = model.pending.iter().copied().collect();
+        assert_eq!(drain(&mut model.log), pending);
+    }
+}
+
+#[test]
+fn past_the_bound_by_bytes_the_oldest_segments_go_and_the_peer_needs_repair() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), BOUNDS);
+    log.append(&hints(0..20), 1);
+    assert!(!log.needs_repair());
+    log.append(&hints(20..500), 1);
+    assert!(log.needs_repair() && log.bytes() <= BOUNDS.bytes_max && log.dropped() > 0);
+    assert!(log.bytes() > BOUNDS.bytes_max / 2, "no more than need be");
+    assert!(dir.path().join(NEEDS_REPAIR).exists());
+    let dropped = log.dropped();
+    assert_eq!(drain(&mut log), (dropped..500).collect::<Vec<u64>>());
+
+    // The mark outlives the process, until an operator removes it.
+    log.close();
+    let mut log = open(dir.path(), BOUNDS);
+    assert!(log.needs_repair());
+    log.tick(1);
+    assert!(log.needs_repair());
+    fs::remove_file(dir.path().join(NEEDS_REPAIR)).unwrap();
+    log.tick(1);
+    assert!(!log.needs_repair() && !log.wants_tick());
+}
+
+#[test]
+fn past_the_bound_by_age_the_oldest_segments_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    for second in 0..10 {
+        log.append(&hints(second..second + 1), second * 1_000);
+    }
+    assert!(segments(dir.path()).len() >= 4, "a segment is full when it is old");
+    log.tick(10_000);
+    assert_eq!((log.pending(), log.needs_repair()), (10, false));
+    log.tick(15_500);
+    let oldest = 10 - log.pending();
+    assert!((4..=6).contains(&oldest), "{oldest} are gone");
+    assert!(log.needs_repair() && log.dropped() == oldest);
+    assert_eq!(drain(&mut log), (oldest..10).collect::<Vec<u64>>());
+    // A clock that goes back makes nothing old.
+    log.append(&hints(10..12), 20_000);
+    log.tick(3);
+    assert_eq!(log.pending(), 2);
+}
+
+#[test]
+fn a_record_larger_than_everything_is_dropped_and_one_larger_than_a_segment_has_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), BOUNDS);
+    let large = |len| Record { value: vec![0; len].into(), tombstone: false, ..hint(0) };
+    log.append(&[large(17 << 10), large(10 << 10), large(1)], 1);
+    assert_eq!((log.pending(), log.dropped(), log.needs_repair()), (2, 1, true));
+    let window = log.window(8, 100).unwrap();
+    assert_eq!(window.records, [large(10 << 10)], "at least one, whatever its size");
+    log.append(&[Record { key: Bytes::new(), ..large(1) }], 1);
+    assert_eq!((log.pending(), log.dropped()), (2, 2), "no record of the API");
+}
+
+#[test]
+fn a_newer_format_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    log.append(&hints(0..3), 1);
+    drop(log);
+    let file = &segments(dir.path())[0];
+    let mut bytes = fs::read(file).unwrap();
+    bytes[8] = 2;
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..32]);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    fs::write(file, &bytes).unwrap();
+    let error = Log::open(dir.path(), "a peer", WIDE).err().unwrap().to_string();
+    assert!(error.contains("have format 2, and this build reads formats up to 1"), "{error}");
+    assert_eq!(fs::read(file).unwrap(), bytes);
+}
+
+#[test]
+fn a_torn_tail_is_cut_off_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    log.append(&hints(0..5), 1);
+    drop(log);
+    let file = &segments(dir.path())[0];
+    let len = fs::metadata(file).unwrap().len();
+    OpenOptions::new().write(true).open(file).unwrap().set_len(len - 1).unwrap();
+    let mut log = open(dir.path(), WIDE);
+    assert_eq!((log.pending(), log.needs_repair()), (4, true));
+    fs::remove_file(dir.path().join(NEEDS_REPAIR)).unwrap();
+    drop(log);
+    log = open(dir.path(), WIDE);
+    assert_eq!((log.pending(), log.needs_repair()), (4, false));
+    log.append(&hints(5..6), 1);
+    assert_eq!(segments(dir.path()).len(), 2, "nobody appends to a segment after a restart");
+    assert_eq!(drain(&mut log), [0, 1, 2, 3, 5]);
+}
+
+#[test]
+fn damage_that_appears_while_it_runs_takes_the_rest_of_its_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    log.append(&hints(0..60), 1);
+    let entries = on_disk(dir.path());
+    let file = &segments(dir.path())[1];
+    let of_file: Vec<&(PathBuf, u64, u64)> = entries.iter().filter(|entry| entry.0 == *file).collect();
+    let (good, bad) = (of_file[0], of_file[1]);
+    OpenOptions::new().write(true).open(file).unwrap().write_all_at(b"rot", bad.1 - 3).unwrap();
+    let lost = of_file.len() as u64 - 1;
+    let expected: Vec<u64> = (0..=good.2).chain(bad.2 + lost..60).collect();
+    assert_eq!(drain(&mut log), expected);
+    assert_eq!((log.dropped(), log.needs_repair()), (lost, true));
+    // A file that somebody removed, and the active segment.
+    log.append(&hints(60..61), 1);
+    log.window(1, 1).unwrap();
+    log.reader = None;
+    fs::remove_file(segments(dir.path()).last().unwrap()).unwrap();
+    assert!(log.window(1, 1).unwrap().records.is_empty());
+    log.append(&hints(61..62), 1);
+    assert_eq!(drain(&mut log), [61]);
+}
+
+#[test]
+fn a_number_is_not_used_again_while_a_position_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..4 {
+        let mut log = open(dir.path(), WIDE);
+        log.append(&hints(round * 10..round * 10 + 10), 1);
+        let numbers = drain(&mut log);
+        assert_eq!(numbers, (round * 10..round * 10 + 10).collect::<Vec<u64>>());
+        if round % 2 == 0 {
+            log.close();
+        } else {
+            log.persist_position();
+        }
+    }
+}
+
+#[test]
+fn on_a_full_disk_hints_are_dropped_and_writing_goes_on_when_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    log.write = faulty_write;
+    log.append(&hints(0..2), 1);
+    for (room, number) in [(0, 2), (30, 3), (39, 4)] {
+        ROOM.set(Some(room));
+        log.append(&hints(number..number + 1), 1);
+        ROOM.set(None);
+    }
+    assert_eq!((log.pending(), log.dropped(), log.needs_repair()), (2, 3, true));
+    log.append(&hints(5..7), 1);
+    drop(log);
+    assert_eq!(drain(&mut open(dir.path(), WIDE)), [0, 1, 5, 6]);
+}
+
+#[test]
+fn a_failed_sync_marks_the_peer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    log.append(&hints(0..2), 1);
+    log.sync = |_| Err(io::ErrorKind::Other.into());
+    log.tick(1);
+    assert!(log.needs_repair() && log.pending() == 2);
+}

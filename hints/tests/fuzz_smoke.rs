@@ -1,0 +1,115 @@
+//! The body of the fuzz target `hints`, over mutations of real segments, for a moment.
+//!
+//! `KOLTSO_FUZZ_SECONDS` runs it longer, `KOLTSO_SEED` repeats a run. With cargo-fuzz, `fuzz/` guides it by coverage.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use koltso_cluster::message::Record;
+use koltso_hints::{Dial, Keeper, Options, Peer, Target, fuzz_entry, fuzz_segment};
+use koltso_storage::Version;
+
+const HEADER: usize = 32;
+const HINTS: usize = 60;
+
+/// splitmix64 (Steele, Lea, Flood 2014).
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+struct Nobody;
+
+impl Dial for Nobody {
+    fn dial(&self, _: usize) -> Result<Box<dyn Target>, String> {
+        Err("nobody is there".to_owned())
+    }
+}
+
+/// A segment as a keeper wrote it, and where each entry begins.
+fn segment() -> (Vec<u8>, Vec<usize>) {
+    let dir = tempfile::tempdir().unwrap();
+    let peer = Peer { node: 0, url: "http://a:1".to_owned() };
+    let keeper = Keeper::start(dir.path(), vec![peer], Arc::new(Nobody), Options::new(|| 1 << 40)).unwrap();
+    let (mut begins, mut end) = (Vec::new(), HEADER);
+    for number in 0..HINTS {
+        let tombstone = number % 5 == 0;
+        let value = if tombstone { Bytes::new() } else { vec![number as u8; number * 13 % 400].into() };
+        let key = Bytes::from(format!("key-{number}"));
+        begins.push(end);
+        end += 40 + key.len() + value.len();
+        let version = Version::new(number as u64 + 1, number as u16 % 3);
+        keeper.keep(0, Record { key, value, version, expires_at_ms: number as u64 % 2 * 1_000, tombstone });
+    }
+    keeper.stop();
+    let bytes = std::fs::read(dir.path().join("a_1/0000000000000001.hints")).unwrap();
+    assert_eq!(bytes.len(), end);
+    (bytes, begins)
+}
+
+fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
+    for _ in 0..=rng.below(4) {
+        if bytes.len() < 16 {
+            return;
+        }
+        let at = rng.below(bytes.len() - 8);
+        let len = rng.below(200).min(bytes.len() - at);
+        match rng.below(6) {
+            0 => bytes[at] ^= 1 << rng.below(8),
+            1 => bytes[at..at + len].fill(rng.next() as u8),
+            2 => bytes[at..at + 8].copy_from_slice(&rng.next().to_le_bytes()),
+            3 => bytes.truncate(at),
+            4 => drop(bytes.splice(at..at, vec![rng.next() as u8; len])),
+            _ => {
+                let copy = bytes[at..at + len].to_vec();
+                let to = rng.below(bytes.len());
+                drop(bytes.splice(to..to, copy));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_segment_of_any_bytes_gives_its_intact_entries_and_no_panic() {
+    let seed = std::env::var("KOLTSO_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    println!("hint segment: KOLTSO_SEED={seed}");
+    let seconds = std::env::var("KOLTSO_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let mut rng = Rng(seed);
+    let (bytes, begins) = segment();
+    assert_eq!(fuzz_segment(&bytes), Some((HINTS, bytes.len() as u64)), "unharmed, it is read whole");
+    let (begun, mut runs, mut believed, mut least) = (Instant::now(), 0_u64, 0_u64, HINTS);
+    while begun.elapsed() < Duration::from_secs(seconds) {
+        runs += 1;
+        let mut mutated = bytes.clone();
+        if rng.below(2) == 0 {
+            mutate(&mut mutated, &mut rng);
+            // An entry that is moved is none at its new place, so nothing can be found twice.
+            let found = fuzz_segment(&mutated).map_or(0, |(count, _)| count);
+            assert!(found <= HINTS, "{found} entries found of {HINTS}");
+            least = least.min(found);
+        } else {
+            // A field of an entry, with the checksum made right again: what is believed is written again as the same bytes.
+            let begin = begins[rng.below(HINTS)];
+            mutated[begin + 4 + rng.below(40)] ^= 1 << rng.below(8);
+            fuzz_entry(&mut mutated, begin);
+            let (count, end) = fuzz_segment(&mutated).unwrap();
+            assert!(count == HINTS || end == begin as u64, "all, or those before it");
+            believed += u64::from(count == HINTS);
+        }
+    }
+    assert!(runs > 100 && least < HINTS && believed > 10, "{runs} runs, {least} at least, {believed} believed");
+}

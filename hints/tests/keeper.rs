@@ -1,0 +1,424 @@
+//! Keepers beside peers that are slow, refuse, fail half way, or are not there.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use koltso_cluster::message::Record;
+use koltso_hints::{
+    Confirmed, Dial, Keeper, Options, Peer, QUEUE_BYTES_MAX, QUEUE_MAX, Target, WINDOW_BYTES, folder_name,
+};
+use koltso_storage::Version;
+use parking_lot::{Condvar, Mutex};
+
+const URLS: [&str; 3] = ["http://127.0.0.1:1337", "http://127.0.0.1:1338", "http://127.0.0.1:1339"];
+
+/// What a peer does with the next window.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    Takes,
+    /// Takes so many and refuses the rest.
+    Refuses(usize),
+    /// Applies so many, then the connection breaks.
+    Breaks(usize),
+    Slow(Duration),
+    AnswersTooFew,
+}
+
+#[derive(Default)]
+struct State {
+    up: bool,
+    /// Moods of the next windows, then it takes everything.
+    moods: VecDeque<Mood>,
+    /// Where windows wait while it is set.
+    hangs: bool,
+    taken: Vec<Record>,
+    windows: Vec<usize>,
+    dials: Vec<Instant>,
+    connections: usize,
+}
+
+/// All peers, which are one.
+#[derive(Default)]
+struct Net {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct Connection(Arc<Net>);
+
+struct Dialer(Arc<Net>);
+
+impl Dial for Dialer {
+    fn dial(&self, _: usize) -> Result<Box<dyn Target>, String> {
+        let mut state = self.0.state.lock();
+        state.dials.push(Instant::now());
+        if !state.up {
+            return Err("nobody is there".to_owned());
+        }
+        state.connections += 1;
+        Ok(Box::new(Connection(self.0.clone())))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.state.lock().connections -= 1;
+    }
+}
+
+impl Target for Connection {
+    fn write(&mut self, records: &[Record]) -> Result<Vec<Confirmed>, String> {
+        let mut state = self.0.state.lock();
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while state.hangs {
+            if self.0.changed.wait_until(&mut state, deadline).timed_out() {
+                return Err("no answer".to_owned());
+            }
+        }
+        if !state.up {
+            return Err("the connection is gone".to_owned());
+        }
+        state.windows.push(records.len());
+        let mood = state.moods.pop_front().unwrap_or(Mood::Takes);
+        let count = match mood {
+            Mood::Refuses(count) | Mood::Breaks(count) => count.min(records.len()),
+            _ => records.len(),
+        };
+        state.taken.extend_from_slice(&records[..count]);
+        let mut answers = vec![Confirmed::Taken; count];
+        match mood {
+            Mood::Takes => {}
+            Mood::Refuses(_) => answers.resize(records.len(), Confirmed::Refused),
+            Mood::Breaks(_) => return Err("broken".to_owned()),
+            Mood::AnswersTooFew => drop(answers.pop()),
+            Mood::Slow(time) => {
+                drop(state);
+                std::thread::sleep(time);
+            }
+        }
+        Ok(answers)
+    }
+}
+
+fn now_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64
+}
+
+fn options() -> Options {
+    Options { retry: Duration::from_millis(10), ..Options::new(now_ms) }
+}
+
+fn start(folder: &Path, net: &Arc<Net>, options: Options) -> Arc<Keeper> {
+    let peers = [1, 2].map(|node| Peer { node, url: URLS[node].to_owned() }).to_vec();
+    Keeper::start(folder, peers, Arc::new(Dialer(net.clone())), options).unwrap()
+}
+
+fn net(up: bool) -> Arc<Net> {
+    let net = Net::default();
+    net.state.lock().up = up;
+    Arc::new(net)
+}
+
+fn record(number: u64, len: usize) -> Record {
+    Record {
+        key: Bytes::copy_from_slice(&number.to_be_bytes()),
+        value: vec![number as u8; len].into(),
+        version: Version::new(number + 1, 0),
+        expires_at_ms: 0,
+        tombstone: false,
+    }
+}
+
+fn number(record: &Record) -> u64 {
+    u64::from_be_bytes(record.key[..].try_into().unwrap())
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "not in 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn files(folder: &Path, node: usize) -> usize {
+    let files = fs::read_dir(folder.join(folder_name(URLS[node]))).unwrap();
+    files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "hints")).count()
+}
+
+#[test]
+fn what_a_peer_missed_reaches_it_in_order_when_it_is_back() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    for number in 0..1_000 {
+        keeper.keep(1, record(number, 100));
+    }
+    until("an error is shown", || keeper.figures(1).last_error.is_some());
+    let figures = keeper.figures(1);
+    assert_eq!((figures.pending, figures.needs_repair, figures.dropped), (1_000, false, 0));
+    assert_eq!(figures.last_error.as_deref(), Some("nobody is there"));
+    assert!(now_ms() - figures.oldest_ms < 60_000);
+    assert_eq!(keeper.figures(2), koltso_hints::Figures::default(), "the other peer has missed nothing");
+    net.state.lock().up = true;
+    until("all is replayed", || keeper.figures(1).pending == 0);
+    assert!(net.state.lock().taken.iter().map(number).eq(0..1_000));
+    until("its files are gone", || keeper.figures(1).bytes == 0 && files(dir.path(), 1) == 0);
+    let figures = keeper.figures(1);
+    assert_eq!((figures.replayed, figures.oldest_ms, figures.last_error), (1_000, 0, None));
+    keeper.stop();
+    keeper.stop();
+}
+
+#[test]
+fn refusals_breaks_and_wrong_answers_lose_nothing_and_let_nothing_overtake() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(true));
+    let moods = [
+        Mood::Refuses(0),
+        Mood::Refuses(3),
+        Mood::Breaks(0),
+        Mood::Breaks(5),
+        Mood::AnswersTooFew,
+        Mood::Slow(Duration::from_millis(30)),
+        Mood::Refuses(1),
+        Mood::Takes,
+        Mood::Breaks(100),
+    ];
+    net.state.lock().moods = moods.into();
+    let keeper = start(dir.path(), &net, options());
+    for number in 0..500 {
+        keeper.keep(1, record(number, 100));
+    }
+    until("all is replayed", || keeper.figures(1).pending == 0);
+    let state = net.state.lock();
+    // What was applied and not confirmed comes again; nothing is left out, and nothing new comes before its turn.
+    let mut newest = 0;
+    for number in state.taken.iter().map(number) {
+        assert!(number <= newest, "{number} came after {newest}");
+        newest = newest.max(number + 1);
+    }
+    assert_eq!(newest, 500);
+    assert!(state.taken.len() > 500, "some came twice");
+    assert!(state.moods.is_empty());
+    assert!(state.dials.len() >= 4, "a connection that failed is not used again: {} dials", state.dials.len());
+    drop(state);
+    assert_eq!((keeper.figures(1).dropped, keeper.figures(1).needs_repair), (0, false));
+    keeper.stop();
+}
+
+#[test]
+fn a_peer_that_is_away_is_dialled_less_and_less() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, Options { retry: Duration::from_millis(50), ..options() });
+    // New hints do not make it dial sooner.
+    for number in 0..150 {
+        keeper.keep(1, record(number, 100));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let dials = net.state.lock().dials.clone();
+    assert!((3..=7).contains(&dials.len()), "{} dials in about 1.5 s", dials.len());
+    let pauses: Vec<Duration> = dials.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.iter().zip([50, 100, 200, 400]).all(|(pause, least)| pause.as_millis() >= least), "{pauses:?}");
+    keeper.stop();
+}
+
+#[test]
+fn nothing_is_done_for_peers_that_miss_nothing() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(true));
+    let keeper = start(dir.path(), &net, options());
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(net.state.lock().dials.len(), 0);
+    assert_eq!((files(dir.path(), 1), files(dir.path(), 2)), (0, 0));
+    keeper.stop();
+}
+
+#[test]
+fn a_hundred_thousand_hints_drain_quickly() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    for thousand in 0..100 {
+        for number in 0..1_000 {
+            keeper.keep(1, record(thousand * 1_000 + number, 128));
+        }
+        // So that the queue does not overflow on a machine with other things to do.
+        while keeper.figures(1).pending > keeper.figures(1).bytes / 128 + 30_000 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let begun = Instant::now();
+    net.state.lock().up = true;
+    until("all is replayed", || keeper.figures(1).pending == 0);
+    let took = begun.elapsed();
+    println!("100000 hints in {} ms, {} windows", took.as_millis(), net.state.lock().windows.len());
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert_eq!(keeper.figures(1).dropped, 0);
+    let state = net.state.lock();
+    assert!(state.taken.iter().map(number).eq(0..100_000));
+    assert_eq!(state.windows.iter().max(), Some(&512));
+    drop(state);
+    keeper.stop();
+}
+
+#[test]
+fn windows_are_bounded_by_bytes() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    let lens = [400 << 10, 400 << 10, 400 << 10, 3 << 20, 1, 1, 1];
+    for (number, len) in (0..).zip(lens) {
+        keeper.keep(1, record(number, len));
+    }
+    until("all is appended", || keeper.figures(1).bytes > 4 << 20);
+    net.state.lock().up = true;
+    until("all is replayed", || keeper.figures(1).pending == 0);
+    const { assert!(2 * (400 << 10) < WINDOW_BYTES && WINDOW_BYTES < 3 * (400 << 10)) };
+    assert_eq!(net.state.lock().windows, [2, 1, 1, 3]);
+    keeper.stop();
+}
+
+#[test]
+fn a_full_queue_drops_and_never_blocks() {
+    for (count, len) in [(QUEUE_MAX + 1_000, 10), ((QUEUE_BYTES_MAX >> 20) + 10, (1 << 20) - 8)] {
+        let (dir, net) = (tempfile::tempdir().unwrap(), net(true));
+        net.state.lock().hangs = true;
+        let keeper = start(dir.path(), &net, options());
+        keeper.keep(1, record(0, 10));
+        until("the thread hangs in its target", || keeper.figures(1).bytes > 0);
+        std::thread::sleep(Duration::from_millis(20));
+        let (value, begun) = (Bytes::from(vec![1; len]), Instant::now());
+        for number in 1..=count as u64 {
+            keeper.keep(1, Record { value: value.clone(), ..record(number, 0) });
+        }
+        let took = begun.elapsed();
+        let figures = keeper.figures(1);
+        // The thread came back in between on a slow machine, and then there was room.
+        if took < Duration::from_millis(300) {
+            assert!(figures.needs_repair && figures.dropped > 0, "{figures:?}");
+        }
+        assert!(took < Duration::from_secs(2), "{took:?} for {count}");
+        {
+            net.state.lock().hangs = false;
+            net.changed.notify_all();
+        }
+        until("the rest is replayed", || keeper.figures(1).pending == 0);
+        let figures = keeper.figures(1);
+        assert_eq!(figures.replayed + figures.dropped, count as u64 + 1);
+        assert_eq!(dir.path().join(folder_name(URLS[1])).join("needs-repair").exists(), figures.dropped > 0);
+        assert!(net.state.lock().taken.iter().is_sorted_by_key(number));
+        keeper.stop();
+    }
+}
+
+#[test]
+fn stop_leaves_nothing_in_the_queue_and_the_next_start_replays_it() {
+    let (dir, down) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &down, options());
+    for number in 0..20_000 {
+        keeper.keep(1 + (number % 2) as usize, record(number, 100));
+    }
+    let begun = Instant::now();
+    keeper.stop();
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    keeper.keep(1, record(0, 1));
+    assert_eq!((keeper.figures(1).dropped, keeper.figures(1).needs_repair), (1, true), "too late");
+
+    let up = net(true);
+    let keeper = start(dir.path(), &up, options());
+    until("all is replayed", || keeper.figures(1).replayed == 10_000 && keeper.figures(2).replayed == 10_000);
+    let mut numbers: Vec<u64> = up.state.lock().taken.iter().map(number).collect();
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(0..20_000));
+    keeper.stop();
+    assert_eq!(up.state.lock().connections, 0);
+
+    // What was confirmed is not replayed by the one after.
+    let keeper = start(dir.path(), &up, options());
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(keeper.figures(1).replayed, 0);
+    keeper.stop();
+}
+
+#[test]
+fn stop_does_not_wait_for_a_peer_that_hangs() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(true));
+    net.state.lock().hangs = true;
+    let keeper = start(dir.path(), &net, options());
+    for number in 0..1_000 {
+        keeper.keep(1, record(number, 100));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let begun = Instant::now();
+    keeper.stop();
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert_eq!(keeper.figures(1).pending, 1_000);
+}
+
+/// As after a kill: the files as they are while the keeper runs.
+#[test]
+fn what_was_appended_is_there_after_a_kill() {
+    let (dir, down) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &down, options());
+    for number in 0..5_000 {
+        keeper.keep(1, record(number, 100));
+    }
+    until("all is appended", || keeper.figures(1).bytes >= 5_000 * 148);
+    let copy = tempfile::tempdir().unwrap();
+    let name = folder_name(URLS[1]);
+    fs::create_dir(copy.path().join(&name)).unwrap();
+    for file in fs::read_dir(dir.path().join(&name)).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), copy.path().join(&name).join(file.file_name())).unwrap();
+    }
+    let up = net(true);
+    let after = start(copy.path(), &up, options());
+    until("all is replayed", || after.figures(1).replayed == 5_000);
+    assert!(up.state.lock().taken.iter().map(number).eq(0..5_000));
+    after.stop();
+    keeper.stop();
+}
+
+#[test]
+fn a_keeper_that_is_dropped_ends_its_threads() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(true));
+    let keeper = start(dir.path(), &net, options());
+    keeper.keep(1, record(1, 1));
+    drop(keeper);
+    until("the hint is replayed or kept, and the thread is gone", || {
+        Arc::strong_count(&net) == 1 && (net.state.lock().taken.len() == 1 || files(dir.path(), 1) == 1)
+    });
+}
+
+#[test]
+fn hints_past_their_age_are_dropped_while_the_peer_is_away() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, Options { age_max: Duration::from_millis(500), ..options() });
+    for number in 0..10 {
+        keeper.keep(1, record(number, 10));
+    }
+    until("they are dropped", || keeper.figures(1).dropped == 10);
+    let figures = keeper.figures(1);
+    assert_eq!((figures.pending, figures.bytes, figures.needs_repair), (0, 0, true));
+    fs::remove_file(dir.path().join(folder_name(URLS[1])).join("needs-repair")).unwrap();
+    until("the operator's word is taken", || !keeper.figures(1).needs_repair);
+    keeper.stop();
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_costs_hints_and_not_the_process() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    let folder = dir.path().join(folder_name(URLS[1]));
+    fs::remove_dir(&folder).unwrap();
+    keeper.keep(1, record(1, 1));
+    until("it is counted", || keeper.figures(1).dropped == 1);
+    assert!(keeper.figures(1).needs_repair);
+    fs::create_dir(&folder).unwrap();
+    until("the mark is made as soon as it can be", || folder.join("needs-repair").exists());
+    keeper.keep(1, record(2, 1));
+    until("hints are kept again", || keeper.figures(1).pending == 1);
+    keeper.stop();
+}
