@@ -1,24 +1,29 @@
-//! The HTTP API on a data core: what a request asks for, done in the engine, without leaving the core.
+//! The HTTP API on a data core: what a request asks for, done in the engine or given to the core's coordinator, without
+//! leaving the core.
 //!
-//! Owner: one core. Nothing here blocks but the stripe locks of the index and, where the provisioning thread was
+//! What this node can answer alone (it is a replica, and one answer or one copy is enough) it does from the socket to the log
+//! and back; everything else in a cluster goes through `cluster::Core`. Owner: one core. Nothing here blocks but the stripe locks of the index and, where the provisioning thread was
 //! outrun, an allocation. Whatever belongs to the control plane is handed over with its socket.
 //! Tested through real sockets in `tests/http_contract.rs`.
 
 use std::borrow::Cow;
-use std::cell::{OnceCell, RefCell};
+use std::cell::OnceCell;
 use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use koltso_cluster::message::{Record, Want};
 use koltso_net::http::{Head, Method, Reply, query};
 use koltso_net::server::{Admit, Answer, Event, Outcome, Service};
-use koltso_storage::{KEY_MAX, Lookup, Store, SyncMode, Unverified, Value, Version, WriteError};
+use koltso_storage::{KEY_MAX, Lookup, Unverified, Value, Version, WriteError};
 
 use crate::clock::now_ms;
-use crate::commit::{self, Commit, SharedWriter};
+use crate::cluster::{self, Pending, Submitted, replicas_line};
+use crate::commit;
 use crate::control::Handover;
+use crate::engine::{Engine, Written};
 use crate::metrics::{CoreMetrics, Operation, tag};
 use crate::node::Node;
 use crate::range::RangeSource;
@@ -37,11 +42,11 @@ pub struct Api {
 
 /// What the core has once the engine is open.
 struct Local {
-    store: Arc<Store>,
-    /// `None` once the core has drained.
-    writer: SharedWriter,
-    /// In the mode "always".
-    commit: Option<Rc<Commit>>,
+    engine: Rc<Engine>,
+    /// In a cluster of more than one node.
+    cluster: Option<Rc<cluster::Core>>,
+    /// This node's number in versions.
+    number: u16,
 }
 
 /// A request that cannot be served, as its answer.
@@ -57,6 +62,9 @@ fn bad(sentence: impl Into<Cow<'static, str>>) -> Refusal {
 /// What a request on `/v0/entity` names.
 struct Target<'a> {
     key: Cow<'a, [u8]>,
+    /// Replicas that must answer, of those that are asked.
+    ack: u8,
+    from: u8,
     ttl_ms: Option<u64>,
 }
 
@@ -103,14 +111,15 @@ fn target<'a>(head: &Head<'a>, nodes: u64) -> Result<Target<'a>, Refusal> {
     }
     let key = key_of("id", id)?;
     let from = from.map_or(Ok(nodes), |text| number("from", text, 1, nodes))?;
-    ack.map_or(Ok(from / 2 + 1), |text| number("ack", text, 1, from))?;
+    let ack = ack.map_or(Ok(from / 2 + 1), |text| number("ack", text, 1, from))?;
     let ttl = ttl.filter(|_| head.method == Method::Put);
     let ttl_ms = ttl.map(|text| number("ttl", text, 1, TTL_MAX)).transpose()?;
-    Ok(Target { key, ttl_ms })
+    // There are at most 64 nodes.
+    Ok(Target { key, ack: ack as u8, from: from as u8, ttl_ms })
 }
 
 /// The strong tag of a version, with its quotes.
-fn etag(version: Version) -> [u8; 23] {
+pub fn etag(version: Version) -> [u8; 23] {
     let mut tag = *b"\"0000000000000000-0000\"";
     let hex = |slot: &mut [u8], mut number: u64| {
         for digit in slot.iter_mut().rev() {
@@ -124,7 +133,7 @@ fn etag(version: Version) -> [u8; 23] {
 }
 
 /// Whether `If-None-Match` names the tag. Weak comparison, RFC 9110 section 13.1.2.
-fn matches(if_none_match: Option<&[u8]>, etag: &[u8]) -> bool {
+pub fn matches(if_none_match: Option<&[u8]>, etag: &[u8]) -> bool {
     let Some(list) = if_none_match else {
         return false;
     };
@@ -170,30 +179,42 @@ impl Api {
         Self { node, metrics, core, local: OnceCell::new() }
     }
 
-    /// Lets go of the writer, so that the store can be closed. No request comes any more.
-    pub fn close(&self) {
+    /// Ends the core's part in the cluster and lets go of the writer, so that the store can be closed. No request comes any
+    /// more.
+    pub async fn close(&self) {
         if let Some(local) = self.local.get() {
-            local.writer.borrow_mut().take();
-            if let Some(commit) = &local.commit {
-                commit.stop();
+            if let Some(cluster) = &local.cluster {
+                cluster.close().await;
             }
+            local.engine.close();
         }
     }
 
-    /// The engine, once it is open. The first call after that takes the core's writer.
+    /// Whether the engine is open, and the core serves peers, too. The first call after the opening sees to that.
+    pub fn is_open(&self) -> bool {
+        self.local().is_some()
+    }
+
+    /// The engine, once it is open. The first call after that takes the core's writer and joins the cluster.
     #[inline]
     fn local(&self) -> Option<&Local> {
-        if let Some(local) = self.local.get() {
-            return Some(local);
+        match self.local.get() {
+            Some(local) => Some(local),
+            None => self.join(),
         }
+    }
+
+    #[cold]
+    fn join(&self) -> Option<&Local> {
         let (store, writer) = self.node.take_writer(self.core)?;
-        let writer = Rc::new(RefCell::new(Some(writer)));
-        let commit = (self.node.config.sync == SyncMode::Always).then(|| {
-            let commit = Rc::new(Commit::default());
-            monoio::spawn(commit::run(commit.clone(), writer.clone()));
-            commit
+        let engine = Rc::new(Engine::new(store, writer, self.node.config.sync));
+        let cluster = self.node.cluster.as_ref().map(|cluster| {
+            cluster::Core::start(&self.node, cluster, self.core, engine.clone())
+                .expect("the replica address was bound at the start, and nobody else can listen there")
         });
-        Some(self.local.get_or_init(|| Local { store, writer, commit }))
+        let number = self.node.cluster.as_ref().map_or(0, |cluster| cluster.number());
+        self.node.core_joined();
+        Some(self.local.get_or_init(|| Local { engine, cluster, number }))
     }
 
     fn refuse(&self, operation: Operation, refusal: &Refusal, reply: &mut Reply<'_>) -> Outcome {
@@ -246,66 +267,147 @@ impl Api {
         let Some(local) = self.local() else {
             return self.refuse(operation, &recovering(), reply);
         };
+        let Some(cluster) = &local.cluster else {
+            return match head.method {
+                Method::Put => self.write(local, operation, &target, Some(body), reply),
+                Method::Delete => self.write(local, operation, &target, None, reply),
+                _ => self.read(local, operation, &target.key, head, reply),
+            };
+        };
+        let mine = cluster.is_replica(&target.key, target.from);
         match head.method {
-            Method::Put => self.write(local, operation, &target, Some(body), reply),
-            Method::Delete => self.write(local, operation, &target, None, reply),
-            _ => self.read(local, operation, &target.key, head, reply),
+            Method::Put | Method::Delete => {
+                let value = (head.method == Method::Put).then_some(body);
+                if mine && target.from == 1 {
+                    reply.set_extra(replicas_line(1, 1));
+                    return self.write(local, operation, &target, value, reply);
+                }
+                let now = now_ms();
+                let version = Version::new(self.node.clock.next(now), local.number);
+                let mut bytes = Vec::with_capacity(target.key.len() + body.len());
+                bytes.extend_from_slice(&target.key);
+                bytes.extend_from_slice(value.unwrap_or_default());
+                let bytes = Bytes::from(bytes);
+                let record = Record {
+                    key: bytes.slice(..target.key.len()),
+                    value: bytes.slice(target.key.len()..),
+                    version,
+                    expires_at_ms: expiry(&target, now),
+                    tombstone: value.is_none(),
+                };
+                let submitted = cluster.write(record, (target.ack, target.from));
+                self.submitted(submitted, operation, head, reply)
+            }
+            _ => {
+                if mine && target.ack == 1 {
+                    reply.set_extra(replicas_line(1, 1));
+                    if let Some(outcome) = self.read_intact(local, operation, &target.key, head, reply) {
+                        return outcome;
+                    }
+                }
+                let want = if head.method == Method::Head { Want::Version } else { Want::Value };
+                let key = Bytes::copy_from_slice(&target.key);
+                let submitted = cluster.read(key, want, (target.ack, target.from));
+                self.submitted(submitted, operation, head, reply)
+            }
+        }
+    }
+
+    /// The answer of the coordinator, now or later.
+    fn submitted(
+        &self,
+        submitted: Result<Submitted, koltso_cluster::coordinator::Full>,
+        operation: Operation,
+        head: &Head<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Outcome {
+        let Some(cluster) = &self.node.cluster else {
+            unreachable!("without a cluster nothing is submitted");
+        };
+        let pending = |reply: &Reply<'_>| {
+            let if_none_match = head.if_none_match.map(Box::from);
+            Pending { context: reply.context(), operation, if_none_match }
+        };
+        match submitted {
+            Ok(Submitted::Answered(answer)) => {
+                let (tag, value) = pending(reply).write(cluster, &answer, reply.buffer());
+                reply.tag(tag);
+                value.map_or(Outcome::Done, Outcome::Value)
+            }
+            Ok(Submitted::Waits(ticket)) => {
+                let (pending, cluster) = (pending(reply), cluster.clone());
+                Outcome::Later(Box::pin(async move { pending.later(&cluster, &ticket.await) }))
+            }
+            Err(koltso_cluster::coordinator::Full) => {
+                self.metrics.event(Event::Overloaded);
+                let sentence = "Too many replicated operations are in flight on this core; try again in a second.";
+                self.refuse(operation, &Refusal { status: 503, sentence: sentence.into() }, reply)
+            }
         }
     }
 
     fn read(&self, local: &Local, operation: Operation, key: &[u8], head: &Head<'_>, reply: &mut Reply<'_>) -> Outcome {
-        let large = local.store.get(key, now_ms(), |found| match found {
+        self.read_intact(local, operation, key, head, reply).unwrap_or_else(|| {
+            reply.tag(tag(operation, 504));
+            let sentence =
+                "The only replica asked has a damaged record for this key, so none of the 1 needed answered.";
+            reply.error(504, sentence);
+            Outcome::Done
+        })
+    }
+
+    /// What this node has. `None`, and nothing written, if that is a damaged record.
+    #[inline]
+    fn read_intact(
+        &self,
+        local: &Local,
+        operation: Operation,
+        key: &[u8],
+        head: &Head<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Option<Outcome> {
+        enum Read {
+            Written,
+            Damaged,
+            Large([u8; 23], Unverified),
+        }
+        let read = local.engine.store().get(key, now_ms(), |found| match found {
             Lookup::Found(version, value) => {
                 let etag = etag(version);
                 if matches(head.if_none_match, &etag) {
                     reply.tag(tag(operation, 304));
                     reply.not_modified(&etag);
-                    return None;
+                    return Read::Written;
                 }
                 match value {
                     Value::Inline(bytes) => {
                         reply.tag(tag(operation, 200));
                         reply.value(&etag, bytes);
-                        None
+                        Read::Written
                     }
-                    Value::Large(value) => Some((etag, value)),
+                    Value::Large(value) => Read::Large(etag, value),
                 }
             }
             Lookup::Absent(_) => {
                 reply.tag(tag(operation, 404));
                 reply.error(404, "There is no such key.");
-                None
+                Read::Written
             }
-            Lookup::Damaged => {
-                self.damaged(operation, reply);
-                None
-            }
+            Lookup::Damaged => Read::Damaged,
         });
-        match large {
-            None => Outcome::Done,
-            Some((etag, value)) => self.large(operation, &etag, value, reply),
+        match read {
+            Read::Written => Some(Outcome::Done),
+            Read::Damaged => None,
+            Read::Large(etag, value) => self.large(operation, &etag, value, reply),
         }
     }
 
     /// A large value goes out from the mapping, after its checksum was compared outside of any lock.
-    fn large(&self, operation: Operation, etag: &[u8], value: Unverified, reply: &mut Reply<'_>) -> Outcome {
-        match value.verify() {
-            Some(pinned) => {
-                reply.tag(tag(operation, 200));
-                let bytes = Bytes::from_owner(pinned);
-                reply.value_head(etag, bytes.len() as u64);
-                Outcome::Value(bytes)
-            }
-            None => {
-                self.damaged(operation, reply);
-                Outcome::Done
-            }
-        }
-    }
-
-    fn damaged(&self, operation: Operation, reply: &mut Reply<'_>) {
-        reply.tag(tag(operation, 504));
-        reply.error(504, "The only replica asked has a damaged record for this key, so none of the 1 needed answered.");
+    fn large(&self, operation: Operation, etag: &[u8], value: Unverified, reply: &mut Reply<'_>) -> Option<Outcome> {
+        let bytes = Bytes::from_owner(value.verify()?);
+        reply.tag(tag(operation, 200));
+        reply.value_head(etag, bytes.len() as u64);
+        Some(Outcome::Value(bytes))
     }
 
     fn write(
@@ -317,29 +419,29 @@ impl Api {
         reply: &mut Reply<'_>,
     ) -> Outcome {
         let now = now_ms();
-        let version = Version::new(self.node.clock.next(now), 0);
-        let mut writer = local.writer.borrow_mut();
-        let Some(writer) = writer.as_mut() else {
-            return self.refuse(operation, &refusal_of(&WriteError::Failed), reply);
+        let expires_at_ms = expiry(target, now);
+        let write = || {
+            let version = Version::new(self.node.clock.next(now), local.number);
+            local.engine.write(&target.key, value, version, expires_at_ms)
         };
-        let (applied, status) = match value {
-            Some(value) => {
-                // The millisecond of the acceptance has begun already: the next one is the first that has the whole time.
-                let expires_at_ms = target.ttl_ms.map_or(0, |ttl| now + 1 + ttl);
-                (writer.put(&target.key, value, version, expires_at_ms), 201)
+        let written = match write() {
+            // Somebody whose clock is ahead was here: this write is later, and has to be newer.
+            Ok(Written::Superseded(newer)) => {
+                self.node.clock.observe(newer.clock);
+                write()
             }
-            None => (writer.delete(&target.key, version), 202),
+            written => written,
         };
-        if let Err(error) = applied {
+        if let Err(error) = written {
             return self.refuse(operation, &refusal_of(&error), reply);
         }
+        let status = if value.is_some() { 201 } else { 202 };
         let tag = tag(operation, status);
-        let Some(commit) = &local.commit else {
+        let Some(durable) = local.engine.durable() else {
             reply.tag(tag);
             reply.empty(status);
             return Outcome::Done;
         };
-        let durable = commit.durable(writer.position());
         let context = reply.context();
         Outcome::Later(Box::pin(async move {
             let mut answer = Answer { tag, ..Answer::default() };
@@ -370,7 +472,7 @@ impl Api {
         reply.stream_head("application/octet-stream");
         let (start, end, limit) = range;
         let deadline = self.node.config.request_timeout;
-        Outcome::Stream(Box::new(RangeSource::new(local.store.clone(), start, end, limit, deadline)))
+        Outcome::Stream(Box::new(RangeSource::new(local.engine.store().clone(), start, end, limit, deadline)))
     }
 }
 
@@ -390,6 +492,11 @@ fn range(head: &Head<'_>) -> Result<Range, Refusal> {
     let end = end.map(|text| decoded("end", text)).transpose()?.map(Cow::into_owned);
     let limit = limit.map_or(Ok(u64::MAX), |text| number("limit", text, 1, u64::MAX))?;
     Ok((start, end, limit))
+}
+
+/// The millisecond of the acceptance has begun already: the next one is the first that has the whole time.
+fn expiry(target: &Target<'_>, now: u64) -> u64 {
+    target.ttl_ms.map_or(0, |ttl| now + 1 + ttl)
 }
 
 fn recovering() -> Refusal {

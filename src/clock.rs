@@ -18,8 +18,6 @@
 //! (30 s); it only counts where the wall clock was set back by that much, too.
 
 // The cluster uses the file; a single node does not.
-#![allow(dead_code)]
-
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;

@@ -24,6 +24,8 @@ const BACKLOG: i32 = 4096;
 const RING_ENTRIES: u32 = 1024;
 /// How long an address may be in use before that is an error.
 const BIND_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a core looks whether the engine is open.
+const OPEN_POLL: Duration = Duration::from_millis(2);
 /// How often a core measures how late its timers come.
 const LAG_EVERY: Duration = Duration::from_millis(100);
 
@@ -48,10 +50,23 @@ pub fn detect_runtime() -> Runtime {
 /// Binds one listener a core to the same address. The first is bound alone, so that an address which any other process
 /// uses is an error, although the kernel would let processes of one user share it.
 pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    let listen = |socket: Socket| {
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    patiently(|| reserve_once(address, count)?.into_iter().map(listen).collect())
+}
+
+/// As [`bind`], but nobody can connect yet: for each socket, `listen` is still to be called.
+pub fn reserve(address: SocketAddr, count: usize) -> io::Result<Vec<Socket>> {
+    patiently(|| reserve_once(address, count))
+}
+
+fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
     // The kernel takes io_uring's accepts down a moment after their process has ended: a restart waits for that.
     let begun = Instant::now();
     loop {
-        match bind_once(address, count) {
+        match bind() {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < BIND_PATIENCE => {
                 thread::sleep(Duration::from_millis(20));
             }
@@ -60,7 +75,7 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     }
 }
 
-fn bind_once(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+fn reserve_once(address: SocketAddr, count: usize) -> io::Result<Vec<Socket>> {
     let open = |address: SocketAddr, shared: bool| -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
@@ -75,13 +90,7 @@ fn bind_once(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> 
     for _ in 1..count {
         sockets.push(open(bound, true)?);
     }
-    sockets
-        .into_iter()
-        .map(|socket| {
-            socket.listen(BACKLOG)?;
-            Ok(socket.into())
-        })
-        .collect()
+    Ok(sockets)
 }
 
 /// Processors that this process may use.
@@ -130,9 +139,17 @@ async fn serve(node: Arc<Node>, core: usize, listener: TcpListener) -> io::Resul
     let shared = node.connections.clone();
     let api = Rc::new(Api::new(node.clone(), core));
     monoio::spawn(measure_lag(node.metrics[core].clone()));
+    monoio::spawn(join_when_open(api.clone()));
     let result = server::serve(listener, api.clone(), limits, shared).await;
-    api.close();
+    api.close().await;
     result
+}
+
+/// Peers are served, too, as soon as the engine is open, and not only when the first request comes.
+async fn join_when_open(api: Rc<Api>) {
+    while !api.is_open() {
+        monoio::time::sleep(OPEN_POLL).await;
+    }
 }
 
 async fn measure_lag(metrics: Arc<CoreMetrics>) {

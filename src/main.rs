@@ -6,10 +6,12 @@
 mod api;
 mod client;
 mod clock;
+mod cluster;
 mod commit;
 mod config;
 mod control;
 mod cores;
+mod engine;
 mod local;
 mod metrics;
 mod node;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use koltso_cluster::health::{self, ROUND_TRIP_BOUNDS};
+use koltso_cluster::placement::NodeIndex;
 use koltso_net::server::Event;
 use koltso_storage::Stats;
 use prometheus_client::collector::Collector;
@@ -16,6 +18,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
+
+use crate::cluster::{Cluster, PeerFigures, PeerState};
 
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +176,6 @@ impl CoreMetrics {
 }
 
 /// All cores, and what else a scrape shows.
-#[derive(Debug)]
 pub struct Scrape {
     /// The cores' counters.
     pub cores: Vec<Arc<CoreMetrics>>,
@@ -180,6 +183,8 @@ pub struct Scrape {
     pub connections: u64,
     /// Of the engine, once it is open.
     pub storage: Option<Stats>,
+    /// Of the peers, in a cluster.
+    pub cluster: Option<Arc<Cluster>>,
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> std::fmt::Result {
@@ -278,12 +283,114 @@ fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fm
     Ok(())
 }
 
+impl EncodeMetric for RoundTrips {
+    fn encode(&self, mut encoder: prometheus_client::encoding::MetricEncoder<'_>) -> std::fmt::Result {
+        let bounds = ROUND_TRIP_BOUNDS.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.0.buckets).collect();
+        let count = self.0.buckets.iter().sum();
+        encoder.encode_histogram::<NoLabelSet>(self.0.sum_micros as f64 / 1e6, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+/// A peer's round trips, as a metric.
+struct RoundTrips(health::RoundTrips);
+
+/// One figure of every peer.
+type PeerFigure = (&'static str, &'static str, fn(&Cluster, NodeIndex, &PeerFigures) -> u64);
+
+const PEER_COUNTERS: [PeerFigure; 7] = [
+    ("koltso_replica_requests", "Requests sent to a peer", |_, _, peer| peer.requests),
+    ("koltso_replica_hedges", "Reads sent to a peer because another one was slow", |_, _, peer| peer.hedges),
+    ("koltso_replica_repairs", "Writes sent to a peer because it was stale or damaged", |_, _, peer| peer.repairs),
+    ("koltso_replica_circuit_opened", "Times that a peer fell silent", |_, _, peer| peer.opened),
+    ("koltso_hints_kept", "Writes that a peer missed", |_, _, peer| peer.hints),
+    ("koltso_hints_replayed", "Missed writes that a peer has got since", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).replayed)
+    }),
+    ("koltso_hints_dropped", "Missed writes that were given up: the peer needs repair", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).dropped)
+    }),
+];
+
+const PEER_GAUGES: [PeerFigure; 8] = [
+    ("koltso_replica_up", "1 while all cores are connected to a peer and it answers", |cluster, node, _| {
+        u64::from(cluster.peers.state(node) == PeerState::Up)
+    }),
+    ("koltso_replica_circuit_open", "1 while a peer is silent and only probed", |_, _, peer| peer.open.into()),
+    ("koltso_replica_unanswered", "Requests that a peer has not answered yet", |_, _, peer| peer.unanswered),
+    ("koltso_replica_latency_microseconds", "Moving average of a peer's round trips", |_, _, peer| peer.latency_us),
+    ("koltso_replica_p95_microseconds", "95th percentile of a peer's round trips", |_, _, peer| peer.p95_us),
+    ("koltso_hints_pending", "Missed writes that wait for a peer", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).pending)
+    }),
+    ("koltso_hints_bytes", "Bytes of these", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).bytes)
+    }),
+    ("koltso_hints_needs_repair", "1 after missed writes of a peer were given up", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).needs_repair.into())
+    }),
+];
+
+fn encode_cluster(encoder: &mut DescriptorEncoder<'_>, cluster: &Cluster) -> std::fmt::Result {
+    let peers: Vec<_> = cluster.peers.nodes().map(|node| (node, cluster.peers.figures(node))).collect();
+    let labels = |node| [("peer", cluster.peers.url(node))];
+    for (name, help, figure) in PEER_COUNTERS {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (node, peer) in &peers {
+            ConstCounter::new(figure(cluster, *node, peer)).encode(family.encode_family(&labels(*node))?)?;
+        }
+    }
+    for (name, help, figure) in PEER_GAUGES {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (node, peer) in &peers {
+            let value = i64::try_from(figure(cluster, *node, peer)).unwrap_or(i64::MAX);
+            ConstGauge::new(value).encode(family.encode_family(&labels(*node))?)?;
+        }
+    }
+    let (name, help) = ("koltso_replica_clock_skew_milliseconds", "How far a peer's clock is ahead of this node's");
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (node, _) in &peers {
+        if let Some(skew) = cluster.peers.skew_ms(*node) {
+            ConstGauge::new(skew).encode(family.encode_family(&labels(*node))?)?;
+        }
+    }
+    let unit = Unit::Seconds;
+    let (name, help) = ("koltso_replica_round_trip", "Time from a request to a peer's answer");
+    let mut family = encoder.encode_descriptor(name, help, Some(&unit), MetricType::Histogram)?;
+    for (node, peer) in &peers {
+        RoundTrips(peer.round_trips).encode(family.encode_family(&labels(*node))?)?;
+    }
+    let counted = cluster.peers.counters();
+    for (name, help, value) in [
+        ("koltso_writes_renewed", "Writes done again above a newer version that a replica had", counted.renewed),
+        ("koltso_not_enough_replicas", "Operations that too few replicas answered", counted.not_enough),
+        ("koltso_reads_after_repair", "Reads that waited until a quorum had the version", counted.repairs_waited_for),
+        ("koltso_replica_connections_refused", "Replica connections refused", cluster.peers.refusals()),
+    ] {
+        counter(encoder, name, help, value)?;
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scrape").field("cores", &self.cores.len()).finish_non_exhaustive()
+    }
+}
+
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         self.encode_requests(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
-        match &self.storage {
-            Some(stats) => encode_storage(&mut encoder, stats),
+        if let Some(stats) = &self.storage {
+            encode_storage(&mut encoder, stats)?;
+        }
+        match &self.cluster {
+            Some(cluster) => encode_cluster(&mut encoder, cluster),
             None => Ok(()),
         }
     }
@@ -313,7 +420,9 @@ mod tests {
         cores[1].finished(tag(Operation::Get, 200), Duration::from_micros(400));
         cores[1].finished(tag(Operation::Put, 507), Duration::from_secs(60));
         cores[1].event(Event::Overloaded);
-        let text = Scrape { cores, connections: 3, storage: Some(Stats { records: 5, ..Stats::default() }) }.text();
+        let text =
+            Scrape { cores, connections: 3, storage: Some(Stats { records: 5, ..Stats::default() }), cluster: None };
+        let text = text.text();
         for line in [
             "koltso_request_duration_seconds_count{operation=\"get\",status=\"200\"} 2",
             "koltso_request_duration_seconds_bucket{le=\"0.0001\",operation=\"get\",status=\"200\"} 1",

@@ -2,6 +2,7 @@
 //!
 //! The engine comes late: listeners serve before it is open, and say so. Owner: the process, behind an `Arc`.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use koltso_net::server::Shared;
@@ -10,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
+use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::control::Handover;
 use crate::metrics::CoreMetrics;
@@ -51,21 +53,49 @@ pub struct Node {
     pub metrics: Vec<Arc<CoreMetrics>>,
     /// How the cores run.
     pub runtime: Runtime,
+    /// The cluster that it is a member of, if there are more members.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Cores that have taken their writer and serve peers.
+    joined: AtomicUsize,
     engine: OnceLock<Engine>,
     control: mpsc::Sender<Handover>,
 }
 
 impl Node {
     /// A node whose engine is not open yet.
-    pub fn new(config: Config, runtime: Runtime, control: mpsc::Sender<Handover>) -> Self {
+    pub fn new(
+        config: Config,
+        runtime: Runtime,
+        cluster: Option<Arc<Cluster>>,
+        control: mpsc::Sender<Handover>,
+    ) -> Self {
         let metrics = (0..config.threads).map(|_| Arc::default()).collect();
-        let connections = Shared::new();
-        Self { config, clock: Clock::default(), connections, metrics, runtime, engine: OnceLock::new(), control }
+        Self {
+            config,
+            clock: Clock::default(),
+            connections: Shared::new(),
+            metrics,
+            runtime,
+            cluster,
+            joined: AtomicUsize::new(0),
+            engine: OnceLock::new(),
+            control,
+        }
     }
 
     /// Number of nodes in the cluster.
-    pub const fn nodes(&self) -> u64 {
-        1
+    pub fn nodes(&self) -> u64 {
+        self.cluster.as_ref().map_or(1, |cluster| cluster.topology.nodes() as u64)
+    }
+
+    /// A core serves requests and peers from now on.
+    pub fn core_joined(&self) {
+        self.joined.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether all do.
+    pub fn all_joined(&self) -> bool {
+        self.joined.load(Ordering::Acquire) >= self.config.threads
     }
 
     /// The engine is open: from now on requests are served. Once.
@@ -100,6 +130,7 @@ impl Node {
             _ if self.connections.draining() => "draining",
             None => "recovering",
             Some(store) if store.has_failed() => "failed",
+            Some(_) if !self.all_joined() => "recovering",
             Some(_) => "serving",
         }
     }

@@ -11,10 +11,15 @@ use std::time::{Duration, Instant};
 use koltso_storage::{Folder, Options, Store};
 use tokio::sync::mpsc;
 
+use crate::clock::{self, now_ms};
+use crate::cluster::Cluster;
 use crate::config::{Config, Flags};
 use crate::control;
 use crate::cores;
 use crate::node::{Node, Runtime};
+
+/// How often the bound of the clock is written.
+const CLOCK_EVERY: Duration = Duration::from_millis(100);
 
 /// What went wrong before the node served; exit code 2.
 struct Refused(String);
@@ -58,9 +63,43 @@ fn options(config: &Config) -> Options {
         compaction_rate: config.compaction_rate,
         memory_freed: give_memory_back,
         // Alone, this node makes all versions itself, and none arrives late.
-        tombstone_grace: Duration::ZERO,
+        tombstone_grace: config.cluster.as_ref().map_or(Duration::ZERO, |cluster| cluster.tombstone_grace),
         ..Options::new(&config.data)
     }
+}
+
+/// Versions go on above those of an earlier life. A node that was away for longer than its peers remember deletes would bring
+/// deleted keys back.
+fn go_on_with_the_clock(node: &Node) -> Result<(), Refused> {
+    let (data, now) = (&node.config.data, now_ms());
+    let cannot = |e| format!("the file clock in the data folder {} cannot be used: {e}", data.display());
+    let found = clock::bound_in(data).map_err(cannot)?;
+    let grace = node.config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.tombstone_grace);
+    let away = found.map_or(Duration::ZERO, |bound| clock::away(bound, now));
+    if away > grace {
+        let hours = |span: Duration| span.as_secs() / 3600;
+        return Err(Refused(format!(
+            "this node was away for {} hours, and its peers remember deleted keys for {} (--tombstone-grace): start it with \
+             an empty data folder, or deleted keys may come back",
+            hours(away),
+            hours(grace)
+        )));
+    }
+    node.clock.persist_in(data, now).map_err(cannot)?;
+    Ok(())
+}
+
+/// Keeps the bound of the clock ahead of it, so that no core has to.
+fn keep_the_clock(node: &Arc<Node>) -> std::io::Result<()> {
+    let node = node.clone();
+    let keep = move || {
+        loop {
+            std::thread::sleep(CLOCK_EVERY);
+            node.clock.refresh(now_ms());
+        }
+    };
+    std::thread::Builder::new().name("koltso-clock".to_owned()).spawn(keep)?;
+    Ok(())
 }
 
 fn serve(flags: Flags) -> Result<(), Refused> {
@@ -79,6 +118,14 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     if let Some(address) = listeners.first().and_then(|listener| listener.local_addr().ok()) {
         config.listen = address;
     }
+    let cluster = match config.cluster.clone() {
+        None => None,
+        Some(settings) => {
+            let address = settings.replica_listen;
+            let sockets = cores::reserve(address, config.threads).map_err(|e| in_use("replica-listen", address, e))?;
+            Some(Arc::new(Cluster::new(settings, config.threads, sockets).map_err(|e| e.to_string())?))
+        }
+    };
     let folder = Folder::take(&config.data).map_err(|e| e.to_string())?;
 
     let runtime = cores::detect_runtime();
@@ -90,10 +137,13 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         Runtime::IoUring(_) => {}
     }
     let (sender, handovers) = mpsc::channel(control::WAITING_MAX);
-    let node = Arc::new(Node::new(config, runtime, sender));
-    let cannot = |e: std::io::Error| format!("the server's threads cannot be started: {e}");
-    control::spawn(node.clone(), handovers, admin, runtime != Runtime::Epoll).map_err(cannot)?;
-    let threads = cores::spawn(&node, listeners).map_err(cannot)?;
+    let node = Arc::new(Node::new(config, runtime, cluster, sender));
+    if node.cluster.is_some() {
+        go_on_with_the_clock(&node)?;
+    }
+    let cannot_start = |e: std::io::Error| format!("the server's threads cannot be started: {e}");
+    control::spawn(node.clone(), handovers, admin, runtime != Runtime::Epoll).map_err(cannot_start)?;
+    let threads = cores::spawn(&node, listeners).map_err(cannot_start)?;
 
     let started = Instant::now();
     let (store, found) = Store::open_in(folder, options(&node.config)).map_err(|e| e.to_string())?;
@@ -113,7 +163,15 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     let store = Arc::new(store);
     let writers = (0..node.config.threads).map(|_| store.writer()).collect::<Result<Vec<_>, _>>();
     let writers = writers.map_err(|e| format!("the data folder has no room for new segments: {e}"))?;
+    if let Some(cluster) = &node.cluster {
+        let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
+        cluster.start_hints(&node.config.data).map_err(cannot)?;
+        keep_the_clock(&node).map_err(cannot_start)?;
+    }
     node.open(store.clone(), writers);
+    while !node.all_joined() && !threads.iter().any(std::thread::JoinHandle::is_finished) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     eprintln!("ready http://{}", node.config.listen);
 
     for thread in threads {
@@ -124,6 +182,10 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         }
     }
     node.drop_writers();
+    if let Some(hints) = node.cluster.as_ref().and_then(|cluster| cluster.hints()) {
+        hints.stop();
+    }
+    node.clock.finish();
     store.close().map_err(|e| format!("the log could not be synced at the end: {e}"))?;
     tracing::info!("stopped");
     Ok(())

@@ -2,9 +2,50 @@
 
 use serde_json::json;
 
+use crate::cluster::Cluster;
 use crate::config::sync_text;
 use crate::node::{Node, Runtime};
 use crate::units::{Size, Span};
+
+/// The nodes of the cluster, as this one sees them.
+fn members(cluster: &Cluster) -> serde_json::Value {
+    let peers = cluster.peers.nodes().map(|node| {
+        let peer = cluster.peers.figures(node);
+        let hints = cluster.hints().map(|hints| hints.figures(node.at()));
+        let hints = hints.unwrap_or_default();
+        json!({
+            "node": cluster.peers.url(node),
+            "state": cluster.peers.state(node).name(),
+            "circuit": if peer.open { "open" } else { "closed" },
+            "refused": cluster.peers.trouble(node),
+            "clock_skew_ms": cluster.peers.skew_ms(node),
+            "latency_us": peer.latency_us,
+            "p95_us": peer.p95_us,
+            "unanswered": peer.unanswered,
+            "requests": peer.requests,
+            "hedges": peer.hedges,
+            "repairs": peer.repairs,
+            "circuit_opened": peer.opened,
+            "hints_pending": hints.pending,
+            "hints_bytes": hints.bytes,
+            "hints_replayed": hints.replayed,
+            "hints_dropped": hints.dropped,
+            "hints_error": hints.last_error,
+            "needs_repair": hints.needs_repair,
+        })
+    });
+    let counted = cluster.peers.counters();
+    json!({
+        "name": cluster.config.name,
+        "nodes": cluster.config.nodes.iter().map(|node| &node.url).collect::<Vec<_>>(),
+        "number": cluster.number(),
+        "peers": peers.collect::<Vec<_>>(),
+        "refused": cluster.peers.refusal(),
+        "not_enough_replicas": counted.not_enough,
+        "writes_renewed": counted.renewed,
+        "reads_after_repair": counted.repairs_waited_for,
+    })
+}
 
 /// The document, indented for people.
 pub fn document(node: &Node) -> String {
@@ -43,6 +84,7 @@ pub fn document(node: &Node) -> String {
         "ring_flags": ring_flags,
         "connections": node.connections.connections(),
         "storage": storage,
+        "cluster": node.cluster.as_deref().map(members),
         "config": {
             "listen": config.listen.to_string(),
             "data": config.data.display().to_string(),

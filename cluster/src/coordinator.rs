@@ -128,7 +128,7 @@ pub struct Answer {
     pub outcome: Outcome,
     /// Replicas that had answered.
     pub answered: u32,
-    /// Replicas that had been asked.
+    /// Replicas that were to answer: for a write all of `from`, for a read those that had been asked.
     pub asked: u32,
 }
 
@@ -170,9 +170,11 @@ pub struct Settings {
     pub deadline_micros: u64,
     /// Operations at once, those included that are answered and wait for the last replicas.
     pub in_flight_max: usize,
+    /// Bytes of values that these hold at once.
+    pub in_flight_bytes_max: usize,
 }
 
-/// There are [`Settings::in_flight_max`] operations already.
+/// There are [`Settings::in_flight_max`] operations already, or they hold [`Settings::in_flight_bytes_max`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
@@ -258,6 +260,8 @@ pub struct Coordinator {
     counters: Counters,
     places: Vec<Place>,
     free: Vec<u32>,
+    /// Bytes of values that operations hold.
+    bytes: usize,
 }
 
 impl fmt::Debug for Coordinator {
@@ -348,7 +352,7 @@ impl Coordinator {
         assert!(settings.in_flight_max < PLACES_MAX);
         let health = Health::new(topology.nodes(), topology.me());
         let counters = Counters::default();
-        Self { topology, settings, next_version, health, counters, places: Vec::new(), free: Vec::new() }
+        Self { topology, settings, next_version, health, counters, places: Vec::new(), free: Vec::new(), bytes: 0 }
     }
 
     /// How the peers are.
@@ -393,9 +397,9 @@ impl Coordinator {
         (ack, from): (u8, u8),
         actions: &mut Vec<Action>,
     ) -> Result<(), Full> {
-        let hash = KeyHash::of(&record.key);
+        let (hash, bytes) = (KeyHash::of(&record.key), record.value.len());
         let work = Work::Write(Write { record, renewed: false, newer: None });
-        let place = self.begin(now, token, hash, (ack, from), work)?;
+        let place = self.begin(now, token, hash, (ack, from), bytes, work)?;
         self.ask_writes(now, place, actions);
         Ok(())
     }
@@ -429,21 +433,30 @@ impl Coordinator {
             repair_failed: 0,
             waited: false,
         });
-        let place = self.begin(now, token, hash, (ack, from), work)?;
+        let place = self.begin(now, token, hash, (ack, from), 0, work)?;
         self.health.earn_hedge();
         self.ask_reads(now, place, u32::from(ack), want, actions);
         Ok(())
     }
 
-    fn begin(&mut self, now: Now, token: Token, hash: KeyHash, counts: (u8, u8), work: Work) -> Result<usize, Full> {
-        let (ack, from) = counts;
+    fn begin(
+        &mut self,
+        now: Now,
+        token: Token,
+        hash: KeyHash,
+        (ack, from): (u8, u8),
+        bytes: usize,
+        work: Work,
+    ) -> Result<usize, Full> {
         assert!(
             1 <= ack && ack <= from && usize::from(from) <= self.topology.nodes(),
             "the caller checks ack and from"
         );
-        if self.in_flight() >= self.settings.in_flight_max {
+        let Settings { in_flight_max, in_flight_bytes_max, .. } = self.settings;
+        if self.in_flight() >= in_flight_max || self.bytes.saturating_add(bytes) > in_flight_bytes_max {
             return Err(Full);
         }
+        self.bytes += bytes;
         let place = match self.free.pop() {
             Some(place) => place as usize,
             None => {
@@ -516,6 +529,8 @@ impl Coordinator {
                                 && read.data.as_ref().is_none_or(|data| data.version < version)
                             {
                                 let key = read.key.clone();
+                                self.bytes += value.len();
+                                self.bytes -= read.data.as_ref().map_or(0, |data| data.value.len());
                                 read.data = Some(Record { key, value, version, expires_at_ms, tombstone: false });
                             }
                             read.note(seen);
@@ -564,9 +579,9 @@ impl Coordinator {
         self.health.peer_mut(node).heard(now.micros);
     }
 
-    /// The answer to a probe.
-    pub fn probed(&mut self, now: Now, node: NodeIndex) {
-        self.health.peer_mut(node).probed(now.micros);
+    /// The answer to a probe. Returns how long it took, in µs, if one was under way.
+    pub fn probed(&mut self, now: Now, node: NodeIndex) -> Option<u64> {
+        self.health.peer_mut(node).probed(now.micros)
     }
 
     /// Deadlines, hedges, silence, probes. To be called every few milliseconds.
@@ -619,7 +634,11 @@ impl Coordinator {
         let Some(op) = self.op_mut(place) else {
             return;
         };
-        let (answered, asked) = (op.answers(), op.asked.count_ones());
+        let answered = op.answers();
+        let asked = match op.work {
+            Work::Write(_) => op.from.into(),
+            Work::Read(_) => op.asked.count_ones(),
+        };
         if let Some(token) = op.token.take() {
             self.counters.not_enough += u64::from(matches!(outcome, Outcome::NotEnough(_)));
             actions.push(Action::Answer { token, answer: Answer { outcome, answered, asked } });
@@ -646,9 +665,14 @@ impl Coordinator {
         };
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(place as u32);
-        let Work::Write(write) = op.work else {
-            return;
+        let write = match op.work {
+            Work::Write(write) => write,
+            Work::Read(read) => {
+                self.bytes -= read.data.map_or(0, |data| data.value.len());
+                return;
+            }
         };
+        self.bytes -= write.record.value.len();
         if op.answered == 0 {
             return;
         }
@@ -755,10 +779,11 @@ impl Coordinator {
         } else if op.token.is_some() && op.short() > 0 {
             let short = op.short() as usize;
             let more = ranks(op.unasked()).take(short).fold(0, |set, rank| set | bit(rank));
-            if (more.count_ones() as usize) < short {
-                self.not_enough(place, actions);
-            } else {
+            // Those that can still answer are waited for, so that the client learns how many did.
+            if more != 0 {
                 self.send_writes(now, place, more, actions);
+            } else if op.pending() == 0 {
+                self.not_enough(place, actions);
             }
         }
         if self.places[place].op.as_ref().is_some_and(|op| op.token.is_none() && op.pending() == 0) {
@@ -768,11 +793,11 @@ impl Coordinator {
 
     // ---- reads ----
 
-    /// Asks `count` more replicas, the quickest first; the first of them for what is wanted, the others for the version.
-    /// `false` if there are not so many.
-    fn ask_reads(&mut self, now: Now, place: usize, count: u32, want: Want, actions: &mut Vec<Action>) -> bool {
+    /// Asks `count` more replicas, or as many as there are, the quickest first; the first of them for what is wanted, the
+    /// others for the version.
+    fn ask_reads(&mut self, now: Now, place: usize, count: u32, want: Want, actions: &mut Vec<Action>) {
         let Some(op) = &self.places[place].op else {
-            return true;
+            return;
         };
         let ranked = self.topology.ranked(op.hash);
         let unasked = ranks(op.unasked());
@@ -781,7 +806,6 @@ impl Coordinator {
         if order.len() > 1 {
             order.sort_unstable();
         }
-        let enough = order.len() >= count as usize;
         let key = match &op.work {
             Work::Read(read) => read.key.clone(),
             Work::Write(write) => write.record.key.clone(),
@@ -793,7 +817,6 @@ impl Coordinator {
             let want = if nth == 0 { want } else { Want::Version };
             self.send(now, place, rank, Stage::First, Request::Read { key: key.clone(), want }, actions);
         }
-        enough
     }
 
     fn hedge(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
@@ -834,7 +857,9 @@ impl Coordinator {
         };
         if op.token.is_some() && short > 0 {
             let want = if read.data.is_none() { read.want } else { Want::Version };
-            if !self.ask_reads(now, place, short, want, actions) {
+            let lost = op.pending() == 0 && op.unasked() == 0;
+            self.ask_reads(now, place, short, want, actions);
+            if lost {
                 self.not_enough(place, actions);
                 // A damaged replica is repaired all the same, or the next read would find as little.
                 self.conclude(now, place, 0, actions);

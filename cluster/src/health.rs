@@ -41,6 +41,19 @@ const HEDGE_AFTER_MIN: u64 = 2_000;
 const HEDGE_AFTER_MAX: u64 = 50_000;
 const LATENCY_AT_START: u64 = 1_000;
 
+/// Upper bounds of the buckets of [`RoundTrips`], in µs.
+pub const ROUND_TRIP_BOUNDS: [u64; 14] =
+    [50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000];
+
+/// A histogram of round trips.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RoundTrips {
+    /// Below each of the [`ROUND_TRIP_BOUNDS`] (and not below the one before), and the rest.
+    pub buckets: [u64; ROUND_TRIP_BOUNDS.len() + 1],
+    /// All together, in µs.
+    pub sum_micros: u64,
+}
+
 /// What this core knows of one peer.
 #[derive(Clone, Debug)]
 pub struct Peer {
@@ -55,6 +68,8 @@ pub struct Peer {
     latency: u64,
     /// Estimate of their 95th percentile, in µs.
     p95: u64,
+    /// Its round trips.
+    pub round_trips: RoundTrips,
     /// How often its circuit opened.
     pub opened: u64,
     /// Requests sent to it.
@@ -78,6 +93,7 @@ impl Default for Peer {
             next_probe: 0,
             latency: LATENCY_AT_START,
             p95: 2 * LATENCY_AT_START,
+            round_trips: RoundTrips::default(),
             opened: 0,
             requests: 0,
             hedges: 0,
@@ -164,6 +180,9 @@ impl Peer {
     /// Frugal streaming (Ma, Muthukrishnan and Sandler, 2013) with a step in proportion: up by 19, down by 1.
     #[inline]
     fn measured(&mut self, latency: u64) {
+        let bucket = ROUND_TRIP_BOUNDS.iter().position(|&bound| latency < bound).unwrap_or(ROUND_TRIP_BOUNDS.len());
+        self.round_trips.buckets[bucket] += 1;
+        self.round_trips.sum_micros += latency;
         self.latency = (self.latency * 7 + latency) / 8;
         let step = self.p95 / 1024 + 1;
         self.p95 = if latency > self.p95 { self.p95 + 19 * step } else { self.p95.saturating_sub(step) };
@@ -185,12 +204,10 @@ impl Peer {
     }
 
     /// A pong: everything that was sent before its ping has been answered.
-    pub(crate) fn probed(&mut self, now: u64) {
+    pub(crate) fn probed(&mut self, now: u64) -> Option<u64> {
         self.heard(now);
         self.unanswered = 0;
-        let Some(sent) = self.probe_sent.take() else {
-            return;
-        };
+        let sent = self.probe_sent.take()?;
         let round_trip = now.saturating_sub(sent);
         if round_trip <= SILENCE_MICROS {
             self.open = false;
@@ -200,6 +217,7 @@ impl Peer {
             // It is back, or slow: another one will tell.
             self.next_probe = now;
         }
+        Some(round_trip)
     }
 
     /// What the passing of time brings; `asleep` is time in which this core did not look.

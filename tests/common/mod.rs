@@ -3,6 +3,8 @@
 //! - `server`: starts `koltso serve`, waits for its ready line, ends it (SIGKILL, SIGTERM) and looks at it from outside
 //!   (`/proc`, `/status`). A server never outlives its guard.
 //! - `client`: a small HTTP/1.1 client that sees bytes: it sends whatever a test wants sent, and reads answers by their framing.
+//! - `cluster`: several servers as one cluster, their ends, pauses and returns, and what each of them says and holds.
+//! - `load`: a steady open-loop load with latencies counted from when a request was due.
 //! - `random`: splitmix64. A random test prints its seed first and takes it back from `KOLTSO_SEED`.
 //! - `files`: what a test does to a data folder behind the server's back.
 //!
@@ -14,13 +16,16 @@
 #![allow(dead_code, unused_imports, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod client;
+pub mod cluster;
 pub mod files;
+pub mod load;
 pub mod random;
 pub mod server;
 
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Response, encode, entity};
+pub use cluster::Cluster;
 pub use random::Random;
 pub use server::{Launch, Server};
 

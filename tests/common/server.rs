@@ -4,7 +4,7 @@
 //! outgoing connections, and so do the replica ports (port + 10000).
 
 use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -43,6 +43,8 @@ pub struct Launch {
     host: String,
     port: Option<u16>,
     flags: Vec<String>,
+    within: Vec<String>,
+    environment: Vec<(String, String)>,
     io_uring_refused: bool,
 }
 
@@ -54,7 +56,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn is_address_in_use(&self) -> bool {
+    pub fn is_address_in_use(&self) -> bool {
         self.status.code() == Some(2) && self.stderr.to_lowercase().contains("in use")
     }
 }
@@ -66,6 +68,8 @@ impl Launch {
             host: "127.0.0.1".to_owned(),
             port: None,
             flags: Vec::new(),
+            within: Vec::new(),
+            environment: Vec::new(),
             io_uring_refused: false,
         }
     }
@@ -74,6 +78,32 @@ impl Launch {
     pub fn flags(mut self, flags: &str) -> Launch {
         self.flags.extend(flags.split_whitespace().map(str::to_owned));
         self
+    }
+
+    /// These flags, separated by blanks, and no others.
+    pub fn only_flags(self, flags: &str) -> Launch {
+        Launch { flags: Vec::new(), ..self }.flags(flags)
+    }
+
+    /// Through another command that becomes the server, such as `ip netns exec NAME`.
+    pub fn within(mut self, command: &[&str]) -> Launch {
+        self.within = command.iter().map(|&part| part.to_owned()).collect();
+        self
+    }
+
+    pub fn environment(mut self, name: &str, value: &str) -> Launch {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// As the test program's own environment, again.
+    pub fn usual_environment(mut self) -> Launch {
+        self.environment.clear();
+        self
+    }
+
+    pub fn data(&self) -> &Path {
+        &self.data
     }
 
     pub fn host(mut self, host: &str) -> Launch {
@@ -108,7 +138,7 @@ impl Launch {
     /// As `start`, but waits while the kernel still holds the address for a process that was killed a moment ago: what
     /// io_uring held is let go some 40 ms after the process is gone. `command_line.rs` tests a start without this patience.
     #[track_caller]
-    fn start_after_an_end(&self) -> Server {
+    pub fn start_after_an_end(&self) -> Server {
         let deadline = Instant::now() + RELEASED_WITHIN;
         loop {
             match self.try_start() {
@@ -130,7 +160,15 @@ impl Launch {
     }
 
     fn spawn(&self, listen: &str) -> Child {
-        let mut command = Command::new(BINARY);
+        let mut command = match self.within.split_first() {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(BINARY);
+                command
+            }
+            None => Command::new(BINARY),
+        };
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(["serve", "--listen", listen, "--data"]).arg(&self.data).args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         if self.io_uring_refused {
@@ -235,7 +273,8 @@ impl Server {
     }
 
     pub fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.port()))
+        let host = self.launch.host.parse::<IpAddr>().ok().filter(|host| !host.is_unspecified());
+        SocketAddr::from((host.unwrap_or(IpAddr::from([127, 0, 0, 1])), self.port()))
     }
 
     pub fn url(&self) -> String {

@@ -12,4 +12,4 @@ mod status;
 
 pub use date::Date;
 pub use head::{BadRequest, Framing, Head, Method, Parsed, Version};
-pub use reply::{Reply, ReplyContext};
+pub use reply::{ExtraLine, Reply, ReplyContext};

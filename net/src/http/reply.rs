@@ -18,6 +18,39 @@ use super::status;
 const OCTETS: &[u8] = b"Content-Type: application/octet-stream\r\n";
 const TEXT: &[u8] = b"Content-Type: text/plain; charset=utf-8\r\n";
 
+/// One more header line, which the program wants in an answer whatever its status is. Made without allocation.
+#[derive(Debug, Clone, Copy)]
+pub struct ExtraLine {
+    bytes: [u8; ExtraLine::LENGTH_MAX],
+    length: u8,
+}
+
+impl ExtraLine {
+    /// Bytes of the line, with its end.
+    pub const LENGTH_MAX: usize = 40;
+    const NONE: Self = Self { bytes: [0; Self::LENGTH_MAX], length: 0 };
+
+    /// `name: a/b`.
+    ///
+    /// # Panics
+    /// If the line would be longer than [`ExtraLine::LENGTH_MAX`]; the name is the program's.
+    #[must_use]
+    pub fn ratio(name: &str, a: u32, b: u32) -> Self {
+        let mut line = Self::NONE;
+        let (mut first, mut second) = (itoa::Buffer::new(), itoa::Buffer::new());
+        for part in [name, ": ", first.format(a), "/", second.format(b), "\r\n"] {
+            let at = usize::from(line.length);
+            line.bytes[at..at + part.len()].copy_from_slice(part.as_bytes());
+            line.length += part.len() as u8;
+        }
+        line
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
 /// What an answer must know of its request.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplyContext {
@@ -28,6 +61,7 @@ pub struct ReplyContext {
     /// The connection stays open after the answer.
     pub keep_alive: bool,
     date: [u8; DATE_LENGTH],
+    extra: ExtraLine,
 }
 
 impl ReplyContext {
@@ -40,13 +74,19 @@ impl ReplyContext {
             head: request.method == Method::Head,
             keep_alive: request.keep_alive,
             date: *date.text(),
+            extra: ExtraLine::NONE,
         }
     }
 
     /// The context of an answer to something that could not be read as a request.
     #[must_use]
     pub fn unread(date: &Date) -> Self {
-        Self { version: Version::Http11, head: false, keep_alive: false, date: *date.text() }
+        Self { version: Version::Http11, head: false, keep_alive: false, date: *date.text(), extra: ExtraLine::NONE }
+    }
+
+    /// Adds a header line to whatever is answered.
+    pub fn set_extra(&mut self, line: ExtraLine) {
+        self.extra = line;
     }
 
     /// Begins an answer: status line, `Date`, `Connection`. Headers follow with [`header`](Self::header), then
@@ -67,6 +107,7 @@ impl ReplyContext {
             (true, Version::Http10) => b"\r\nConnection: keep-alive\r\n",
             (false, _) => b"\r\nConnection: close\r\n",
         });
+        out.extend_from_slice(self.extra.as_bytes());
     }
 
     /// One header line. Name and value must be free of CR, LF and NUL: they are the program's, not the client's.
@@ -217,6 +258,12 @@ impl<'a> Reply<'a> {
     #[must_use]
     pub fn tagged(&self) -> u16 {
         self.tag
+    }
+
+    /// Adds a header line to the answer. To be called before the answer is written.
+    #[inline]
+    pub fn set_extra(&mut self, line: ExtraLine) {
+        self.context.set_extra(line);
     }
 
     /// The connection closes after this answer. To be called before the answer is written.

@@ -84,3 +84,12 @@ fn a_code_without_a_phrase_still_parses() {
     let odd = written(context(false, Version::Http11, true), |reply| reply.empty(299));
     assert!(odd.starts_with("HTTP/1.1 299 Unknown\r\nDate: "));
 }
+
+#[test]
+fn an_extra_line_goes_with_every_answer() {
+    let mut get = context(false, Version::Http11, true);
+    get.set_extra(ExtraLine::ratio("Replicas", 2, 64));
+    for answer in [written(get, |reply| reply.empty(201)), written(get, |reply| reply.error(504, "No."))] {
+        assert!(answer.contains("\r\nReplicas: 2/64\r\n"), "{answer}");
+    }
+}

@@ -1,0 +1,115 @@
+//! This node as a member of a cluster: the decisions of `koltso-cluster` joined with links, the engine and the disk.
+//!
+//! - `core.rs`: one core's coordinator, its links to the peers, the clients that wait.
+//! - `answers.rs`: what a coordinator's answer is in HTTP.
+//! - `replica.rs`: what this node does for peers that coordinate.
+//! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
+//! - `replay.rs`: the connections over which missed writes are replayed.
+//!
+//! Every core has a coordinator and one link to each peer of its own, so that no request is handed from core to core.
+
+mod answers;
+mod core;
+mod peers;
+mod replay;
+mod replica;
+
+use std::net::TcpListener;
+use std::sync::{Arc, OnceLock};
+
+use koltso_cluster::placement::{NodeIndex, Topology, TopologyError};
+use koltso_hints::Keeper;
+use koltso_net::replica::Identity;
+use koltso_net::server::Shared;
+use parking_lot::Mutex;
+use socket2::Socket;
+
+pub use self::answers::{Pending, replicas_line};
+pub use self::core::{Core, Submitted};
+pub use self::peers::{PeerFigures, PeerState, Peers};
+
+use crate::config;
+
+/// Clocks of two nodes may differ by this much, in ms; a peer whose clock differs by more is refused.
+pub const SKEW_MAX_MS: u64 = 500;
+/// The number of the protocol's topology generation. One, until topologies can change while serving.
+const TOPOLOGY_NUMBER: u64 = 1;
+/// Replica connections that the kernel holds until a core accepts them.
+const BACKLOG: i32 = 1024;
+
+/// What the cores share.
+pub struct Cluster {
+    /// What it was told.
+    pub config: config::Cluster,
+    /// Who is where.
+    pub topology: Arc<Topology>,
+    /// What is known of the peers.
+    pub peers: Peers,
+    /// Connections of peers to this node, and the order to end them.
+    pub shared: Arc<Shared>,
+    hints: OnceLock<Arc<Keeper>>,
+    /// Bound, one a core. Nobody can connect before its core serves.
+    listeners: Mutex<Vec<Option<Socket>>>,
+}
+
+impl Cluster {
+    /// The cluster of a checked configuration, with one bound socket a core.
+    ///
+    /// # Errors
+    /// See [`TopologyError`].
+    pub fn new(config: config::Cluster, cores: usize, sockets: Vec<Socket>) -> Result<Self, TopologyError> {
+        let names: Vec<String> = config.nodes.iter().map(|member| member.url.clone()).collect();
+        let topology = Topology::new(&names, &names[config.me])?;
+        assert_eq!(topology.me().at(), config.me, "the configuration is sorted as the topology is");
+        let peers = Peers::new(names, topology.me(), cores);
+        let listeners = Mutex::new(sockets.into_iter().map(Some).collect());
+        let topology = Arc::new(topology);
+        Ok(Self { config, topology, peers, shared: Shared::new(), hints: OnceLock::new(), listeners })
+    }
+
+    /// Starts to keep hints in the data folder, and to replay those that are there.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn start_hints(self: &Arc<Self>, data: &std::path::Path) -> std::io::Result<()> {
+        let keeper = replay::start(self, data)?;
+        assert!(self.hints.set(keeper).is_ok(), "hints are started once");
+        Ok(())
+    }
+
+    /// What keeps the hints.
+    pub fn hints(&self) -> Option<&Arc<Keeper>> {
+        self.hints.get()
+    }
+
+    /// This node's number in versions.
+    pub fn number(&self) -> u16 {
+        self.topology.number(self.topology.me())
+    }
+
+    /// Who this node says it is.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            cluster: self.config.name.clone(),
+            topology: self.topology.id(),
+            topology_number: TOPOLOGY_NUMBER,
+            node: self.number(),
+            secret: self.config.secret.clone(),
+        }
+    }
+
+    /// The peer with this number.
+    pub fn by_number(&self, number: u16) -> Option<NodeIndex> {
+        let at = self.topology.numbers().iter().position(|&n| n == number)?;
+        Some(NodeIndex(at as u8))
+    }
+
+    /// A core's listener, from now on open to peers.
+    fn listen(&self, core: usize) -> std::io::Result<Option<TcpListener>> {
+        let Some(socket) = self.listeners.lock().get_mut(core).and_then(Option::take) else {
+            return Ok(None);
+        };
+        socket.listen(BACKLOG)?;
+        Ok(Some(socket.into()))
+    }
+}

@@ -1,0 +1,83 @@
+//! The connections over which missed writes are replayed: blocking ones, on the threads of the hints' keeper, so that a data
+//! core never waits for a file or for a peer that catches up.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use koltso_cluster::message::Record;
+use koltso_hints::{Confirmed, Dial, Keeper, Options, Peer, Target};
+use koltso_net::replica::blocking::Connection;
+use koltso_net::replica::frame::encode_request;
+use koltso_net::replica::{self as wire, Identity, Stamp};
+use koltso_storage::{KeyHash, VALUE_MAX_LIMIT};
+
+use super::{Cluster, SKEW_MAX_MS};
+use crate::clock::now_ms;
+
+/// How long a peer may take for the handshake, and for the confirmations of a window.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+struct Dialer {
+    /// By node.
+    addresses: Vec<(SocketAddr, u16)>,
+    identity: Identity,
+}
+
+struct Line {
+    connection: Connection,
+    buffer: Vec<u8>,
+}
+
+/// Starts the keeper of this node's hints.
+pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keeper>> {
+    let members = cluster.config.nodes.iter().zip(cluster.topology.numbers());
+    let addresses = members.map(|(member, &number)| (member.replica, number)).collect();
+    let dialer = Dialer { addresses, identity: cluster.identity() };
+    let peers = cluster.topology.peers();
+    let peers = peers.map(|node| Peer { node: node.at(), url: cluster.topology.name(node).to_owned() }).collect();
+    let options = Options::new(now_ms);
+    Keeper::start(&data.join("hints"), peers, Arc::new(dialer), options)
+}
+
+impl Dial for Dialer {
+    fn dial(&self, node: usize) -> Result<Box<dyn Target>, String> {
+        let (address, number) = self.addresses[node];
+        let skew_max = Duration::from_millis(SKEW_MAX_MS);
+        let connection = Connection::dial(address, &self.identity, number, VALUE_MAX_LIMIT, now_ms, skew_max, PATIENCE)
+            .map_err(|e| e.to_string())?;
+        Ok(Box::new(Line { connection, buffer: Vec::new() }))
+    }
+}
+
+impl Target for Line {
+    fn write(&mut self, records: &[Record]) -> Result<Vec<Confirmed>, String> {
+        self.buffer.clear();
+        for (number, record) in records.iter().enumerate() {
+            let version = Stamp { clock: record.version.clock, node: record.version.node };
+            let request = if record.tombstone {
+                wire::Request::Delete { key: &record.key, version }
+            } else {
+                let (value, expires_at_ms) = (&record.value[..], record.expires_at_ms);
+                wire::Request::Put { key: &record.key, value, version, expires_at_ms }
+            };
+            encode_request(&mut self.buffer, number as u64, &request);
+        }
+        self.connection.send(&self.buffer).map_err(|e| e.to_string())?;
+        let mut confirmed = Vec::with_capacity(records.len());
+        for (expected, record) in records.iter().enumerate() {
+            let wanted = (expected as u64, KeyHash::of(&record.key).0);
+            let received = self.connection.receive(|number, key_hash, reply| match reply {
+                _ if (number, key_hash) != wanted => {
+                    Err("it answered about another key than the one it was asked for".to_owned())
+                }
+                wire::Reply::Applied | wire::Reply::Superseded(_) => Ok(Confirmed::Taken),
+                wire::Reply::Refused(_) => Ok(Confirmed::Refused),
+                _ => Err("it answered a write as if it were a read".to_owned()),
+            });
+            confirmed.push(received.map_err(|e| e.to_string())??);
+        }
+        Ok(confirmed)
+    }
+}
