@@ -73,6 +73,8 @@ impl Target for Line {
                     Err("it answered about another key than the one it was asked for".to_owned())
                 }
                 wire::Reply::Applied | wire::Reply::Superseded(_) => Ok(Confirmed::Taken),
+                // It never will take it, and everything behind it would wait.
+                wire::Reply::Refused(wire::Refused::TooLarge) => Ok(Confirmed::Taken),
                 wire::Reply::Refused(_) => Ok(Confirmed::Refused),
                 _ => Err("it answered a write as if it were a read".to_owned()),
             });
