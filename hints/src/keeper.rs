@@ -276,11 +276,13 @@ impl Keeper {
         let Some(Queue { shared, .. }) = self.queue(node) else {
             return Figures::default();
         };
+        // First: a hint that leaves the queue is published before, so it may be counted twice for a moment, and never not at all.
+        let queued = shared.queued.load(Ordering::Acquire);
         let published = shared.published.lock();
         let mut figures = published.figures.clone();
         let unseen = shared.overflowed.load(Ordering::Relaxed) - published.overflow_seen;
         drop(published);
-        figures.pending += shared.queued.load(Ordering::Relaxed) as u64;
+        figures.pending += queued as u64;
         figures.dropped += unseen;
         figures.needs_repair |= unseen > 0;
         figures
@@ -412,7 +414,8 @@ impl Worker {
 
     fn append(&mut self, batch: &mut Vec<Record>, bytes: &mut usize) {
         self.log.append(batch, (self.options.now_ms)());
-        self.shared.queued.fetch_sub(batch.len(), Ordering::Relaxed);
+        self.publish();
+        self.shared.queued.fetch_sub(batch.len(), Ordering::Release);
         self.shared.queued_bytes.fetch_sub(*bytes, Ordering::Relaxed);
         batch.clear();
         *bytes = 0;

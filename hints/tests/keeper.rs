@@ -24,6 +24,8 @@ enum Mood {
     Takes,
     /// Takes so many and refuses the rest.
     Refuses(usize),
+    /// Refuses every third.
+    RefusesSome,
     /// Applies so many, then the connection breaks.
     Breaks(usize),
     Slow(Duration),
@@ -90,10 +92,14 @@ impl Target for Connection {
             Mood::Refuses(count) | Mood::Breaks(count) => count.min(records.len()),
             _ => records.len(),
         };
-        state.taken.extend_from_slice(&records[..count]);
         let mut answers = vec![Confirmed::Taken; count];
+        if mood == Mood::RefusesSome {
+            answers.iter_mut().skip(2).step_by(3).for_each(|answer| *answer = Confirmed::Refused);
+        }
+        let taken = records.iter().zip(&answers).filter(|(_, answer)| **answer == Confirmed::Taken);
+        state.taken.extend(taken.map(|(record, _)| record.clone()));
         match mood {
-            Mood::Takes => {}
+            Mood::Takes | Mood::RefusesSome => {}
             Mood::Refuses(_) => answers.resize(records.len(), Confirmed::Refused),
             Mood::Breaks(_) => return Err("broken".to_owned()),
             Mood::AnswersTooFew => drop(answers.pop()),
@@ -208,6 +214,25 @@ fn refusals_breaks_and_wrong_answers_lose_nothing_and_let_nothing_overtake() {
     assert!(state.dials.len() >= 4, "a connection that failed is not used again: {} dials", state.dials.len());
     drop(state);
     assert_eq!((keeper.figures(1).dropped, keeper.figures(1).needs_repair), (0, false));
+    keeper.stop();
+}
+
+#[test]
+fn a_refused_hint_holds_up_those_behind_it() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    net.state.lock().moods = [Mood::RefusesSome; 3].into();
+    let keeper = start(dir.path(), &net, options());
+    for number in 0..10 {
+        keeper.keep(1, record(number, 100));
+    }
+    until("all is appended", || keeper.figures(1).bytes >= 10 * 148);
+    net.state.lock().up = true;
+    until("all is replayed", || keeper.figures(1).pending == 0);
+    let numbers: Vec<u64> = net.state.lock().taken.iter().map(number).collect();
+    // Windows of eight; those behind a refused one come again with it.
+    let windows = [&[0, 1, 3, 4, 6, 7][..], &[2, 3, 5, 6, 8, 9], &[4, 5, 7, 8], &[6, 7, 8, 9]].concat();
+    assert_eq!(numbers, windows);
+    assert_eq!((keeper.figures(1).replayed, keeper.figures(1).last_error), (10, None));
     keeper.stop();
 }
 

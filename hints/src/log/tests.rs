@@ -397,6 +397,28 @@ fn a_torn_tail_is_cut_off_once() {
 }
 
 #[test]
+fn a_position_that_is_not_between_entries_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    log.append(&hints(0..5), 1);
+    drop(log);
+    let ends: Vec<u64> = on_disk(dir.path()).into_iter().map(|(_, end, _)| end).collect();
+    for (offset, expected) in [
+        (ends[1], &[2, 3, 4][..]),
+        (ends[1] + 1, &[0, 1, 2, 3, 4]),
+        (3, &[0, 1, 2, 3, 4]),
+        (ends[3] - 1, &[0, 1, 2, 3, 4]),
+        (ends[4], &[]),
+        (u64::MAX, &[]),
+    ] {
+        let copy = copy(dir.path());
+        let bytes = entry::confirmed(Position { sequence: 1, offset });
+        fs::write(copy.path().join(CONFIRMED), bytes).unwrap();
+        assert_eq!(drain(&mut open(copy.path(), WIDE)), expected, "{offset}");
+    }
+}
+
+#[test]
 fn damage_that_appears_while_it_runs_takes_the_rest_of_its_segment() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path(), WIDE);
