@@ -1,0 +1,118 @@
+//! The coordinator under a virtual network, with one seed a run: see `sim/mod.rs`.
+//!
+//! `KOLTSO_SEED=n` runs one seed of each kind, `KOLTSO_SIM_SECONDS=n` goes on with new ones for so long.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+mod sim;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use sim::plan::{Kind, Mode, Mutation, Plan, Storage};
+use sim::world::{Report, Stats, run};
+
+/// Runs a plan; where a check fails, again with a trace, of which the last events of the key are shown.
+fn must_hold(plan: &Plan) -> Stats {
+    let explain = || format!("KOLTSO_SEED={} with {plan:?}", plan.seed);
+    let report = catch_unwind(AssertUnwindSafe(|| run(plan, false)));
+    let report: Report = report.unwrap_or_else(|_| panic!("the run panicked: {}", explain()));
+    let Some(failure) = report.failure else {
+        return report.stats;
+    };
+    let trace = run(plan, true).trace;
+    let concerned = |key: Option<usize>| failure.key.is_none() || key.is_none() || key == failure.key;
+    let shown: Vec<&str> = trace.iter().filter(|(key, _)| concerned(*key)).map(|(_, text)| text.as_str()).collect();
+    let last = shown.len().saturating_sub(60);
+    panic!("{}: {}\n{}\n{}", failure.check, failure.text, explain(), shown[last..].join("\n"));
+}
+
+/// Some seeds of one kind: a fixed number, one, or as many as the time allows.
+fn seeds(count: u64, plan: impl Fn(u64) -> Plan) {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    if let Some(seed) = number("KOLTSO_SEED") {
+        println!("{:?}", must_hold(&plan(seed)));
+        return;
+    }
+    let (begun, mut sums, mut ran) = (Instant::now(), Stats::default(), 0_u64);
+    let time = number("KOLTSO_SIM_SECONDS").map(Duration::from_secs);
+    let first = if time.is_some() { Duration::as_nanos(&std::time::UNIX_EPOCH.elapsed().unwrap()) as u64 >> 10 } else { 0 };
+    while time.map_or(ran < count, |time| begun.elapsed() < time) {
+        sums.add(&must_hold(&plan(first + ran)));
+        ran += 1;
+    }
+    println!("{ran} seeds from {first} in {:?}: {}", begun.elapsed(), sums.summary());
+}
+
+#[test]
+fn connections_break_and_nodes_fail() {
+    seeds(150, |seed| Plan::new(seed, Mode::Stream));
+}
+
+#[test]
+fn messages_are_lost_doubled_and_overtaken() {
+    seeds(100, |seed| Plan::new(seed, Mode::Harsh));
+}
+
+#[test]
+fn one_ailing_node_of_three_costs_its_peers_nothing() {
+    seeds(60, |seed| Plan::new(seed, Mode::Available));
+}
+
+#[test]
+fn the_real_engine_does_as_the_simulated_one() {
+    seeds(6, |seed| Plan { storage: Storage::Real, ..Plan::new(seed, Mode::Stream) });
+}
+
+#[test]
+fn a_seed_is_a_trace() {
+    for mode in [Mode::Stream, Mode::Harsh, Mode::Available] {
+        for seed in 0..3 {
+            let plan = Plan::new(seed, mode);
+            assert_eq!(run(&plan, false).hash, run(&plan, true).hash, "{plan:?}");
+        }
+    }
+}
+
+#[test]
+fn steady_clients_do_not_notice_that_a_node_ails() {
+    for kind in [Kind::Pause, Kind::Vanish, Kind::Crash, Kind::CutNode, Kind::Slow] {
+        let plan = Plan {
+            keys: 500,
+            clients: 0,
+            rate: 1000,
+            faults: vec![kind],
+            faults_until: 3_500_000,
+            delay: (50, 100, 0),
+            in_flight_max: 4096,
+            hints_max: 100_000,
+            clocks: vec![(0, 0); 3],
+            ..Plan::new(1, Mode::Steady)
+        };
+        let mut latencies = must_hold(&plan).latencies;
+        latencies.sort_unstable();
+        let at = |share: usize| latencies[(latencies.len() - 1) * share / 1000];
+        println!("{kind:?}: {} requests, µs: median {}, p99 {}, p999 {}, max {}", latencies.len(), at(500), at(990), at(999), at(1000));
+        assert!(at(990) <= 60_000 && at(1000) <= 400_000);
+    }
+}
+
+/// Each defect is found within so many seeds, by the history alone.
+#[test]
+fn the_checks_notice_defects() {
+    for (mutation, mode) in [
+        (Mutation::ConfirmsWithoutApplying, Mode::Stream),
+        (Mutation::OlderOverNewer, Mode::Stream),
+        (Mutation::SupersededIsApplied, Mode::Stream),
+        (Mutation::IgnoresRepairs, Mode::Stream),
+        (Mutation::ForgetsClock, Mode::Stream),
+        (Mutation::NoTombstones, Mode::Stream),
+    ] {
+        let found = (0..60).find_map(|seed| {
+            let plan = Plan { mutation, looks_inside: false, ..Plan::new(seed, mode) };
+            Some((seed, run(&plan, false).failure?))
+        });
+        let (seed, failure) = found.unwrap_or_else(|| panic!("{mutation:?} is not noticed"));
+        println!("{mutation:?}: seed {seed}: {}: {}", failure.check, failure.text);
+    }
+}
