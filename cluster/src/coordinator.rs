@@ -541,6 +541,9 @@ impl Coordinator {
 
     /// A request could not be sent.
     pub fn failed(&mut self, now: Now, node: NodeIndex, id: RequestId, actions: &mut Vec<Action>) {
+        if node != self.topology.me() {
+            self.health.peer_mut(node).unsent();
+        }
         if self.op(id).is_some() {
             self.give_up_on(now, id.place(), node, true, actions);
         }
