@@ -939,7 +939,15 @@ impl Coordinator {
                 let request = Request::Read { key: read.key.clone(), want: Want::Value };
                 self.send(now, place, rank, Stage::Fetch, request, actions);
             }
-            None => self.not_enough(place, actions),
+            // Those that said they have it are gone, or it is damaged there. Their answers do not count: if a quorum had it,
+            // one of the others has it.
+            None if op.token.is_some() => {
+                read.seen.retain(|seen| holders & bit(usize::from(seen.rank)) == 0);
+                op.answered &= !holders;
+                op.failed |= holders;
+                self.read_on(now, place, actions);
+            }
+            None => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! The coordinator under a virtual network, with one seed a run: see `sim/mod.rs`.
 //!
-//! `KOLTSO_SEED=n` runs one seed of each kind, `KOLTSO_SIM_SECONDS=n` goes on with new ones for so long.
+//! `KOLTSO_SEED=n` runs one seed of each kind, `KOLTSO_SIM_SECONDS=n` goes on with new ones for so long. A failure shows the
+//! last 60 events of its key, or `KOLTSO_SIM_LINES`.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -11,6 +12,10 @@ use std::time::{Duration, Instant};
 
 use sim::plan::{Kind, Mode, Mutation, Plan, Storage};
 use sim::world::{Report, Stats, run};
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
 
 /// Runs a plan; where a check fails, again with a trace, of which the last events of the key are shown.
 fn must_hold(plan: &Plan) -> Stats {
@@ -23,13 +28,12 @@ fn must_hold(plan: &Plan) -> Stats {
     let trace = run(plan, true).trace;
     let concerned = |key: Option<usize>| failure.key.is_none() || key.is_none() || key == failure.key;
     let shown: Vec<&str> = trace.iter().filter(|(key, _)| concerned(*key)).map(|(_, text)| text.as_str()).collect();
-    let last = shown.len().saturating_sub(60);
+    let last = shown.len().saturating_sub(number("KOLTSO_SIM_LINES").unwrap_or(60) as usize);
     panic!("{}: {}\n{}\n{}", failure.check, failure.text, explain(), shown[last..].join("\n"));
 }
 
 /// Some seeds of one kind: a fixed number, one, or as many as the time allows.
 fn seeds(count: u64, plan: impl Fn(u64) -> Plan) {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     if let Some(seed) = number("KOLTSO_SEED") {
         println!("{:?}", must_hold(&plan(seed)));
         return;
