@@ -672,8 +672,8 @@ impl Coordinator {
         self.end(place, actions);
     }
 
-    /// Nothing more comes from `node` for this operation. Unless that is `certain`, it is still waited for where there is no
-    /// other way to enough answers.
+    /// Nothing more comes from `node` for this operation. Unless that is `certain`, it is still waited for where the usable
+    /// replicas are too few without it.
     fn give_up_on(&mut self, now: Now, place: usize, node: NodeIndex, certain: bool, actions: &mut Vec<Action>) {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
@@ -683,12 +683,29 @@ impl Coordinator {
             return;
         };
         let here = bit(rank);
+        let mut as_well = 0;
         if op.pending() & here != 0 {
-            let others = op.answers() + op.pending().count_ones() - 1 + op.unasked().count_ones();
+            let usable = ranks(op.unasked()).filter(|&rank| self.health.usable(ranked[rank])).count() as u32;
+            let others = op.answers() + op.pending().count_ones() - 1 + usable;
             if certain || op.token.is_none() || others >= u32::from(op.ack) {
                 op.failed |= here;
+            } else {
+                // Those that are left are no better: whichever answers first.
+                as_well = op.unasked();
             }
         }
+        if as_well != 0 {
+            match &op.work {
+                Work::Write(_) => self.send_writes(now, place, as_well, actions),
+                Work::Read(read) => {
+                    let want = if read.data.is_none() { read.want } else { Want::Version };
+                    self.ask_reads(now, place, as_well.count_ones(), want, actions);
+                }
+            }
+        }
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
         match &mut op.work {
             Work::Write(_) => self.write_on(now, place, actions),
             Work::Read(read) => {
