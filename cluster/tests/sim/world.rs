@@ -4,7 +4,7 @@
 //! connections, clients' requests) waits while the node is paused, and is gone if it crashes.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 
@@ -139,6 +139,7 @@ struct Node {
     ailing: u32,
     /// When it has recovered from its last fault.
     well_at: u64,
+    open: BTreeSet<usize>,
     reads: u64,
 }
 
@@ -266,6 +267,7 @@ impl World {
                 full: false,
                 ailing: 0,
                 well_at: 0,
+                open: BTreeSet::new(),
                 reads: 0,
             }
         });
@@ -826,11 +828,11 @@ impl World {
     // ---- checks of a node ----
 
     fn check_node(&mut self, node: usize) {
-        for token in self.nodes_open(node) {
+        for &token in &self.nodes[node].open {
             let op = &self.history.ops[token];
             if op.begun.is_some_and(|begun| self.now - begun >= DEADLINE) {
                 let key = op.key;
-                self.fail("answered by the deadline", Some(key), format!("{token} is not, at {node}"));
+                return self.fail("answered by the deadline", Some(key), format!("{token} is not, at {node}"));
             }
         }
         let health = self.nodes[node].coordinator.health();
@@ -850,9 +852,9 @@ impl World {
         }
     }
 
-    fn nodes_open(&self, node: usize) -> Vec<usize> {
-        let recent = self.history.ops.iter().enumerate().rev().take_while(|(_, op)| op.invoked + 8 * SECOND > self.now);
-        recent.filter(|(_, op)| op.node == node && op.open()).map(|(token, _)| token).collect()
+    /// Operations at a node that wait for their answer.
+    fn open(&self, node: usize) -> Vec<usize> {
+        self.nodes[node].open.iter().copied().collect()
     }
 
     fn count(&mut self, node: usize) {
@@ -898,6 +900,7 @@ impl World {
             excused,
         });
         self.say(Some(key), || format!("{token} begins at {node}: {what:?} {ack} of {from}"));
+        self.nodes[node].open.insert(token);
         let now = self.now;
         self.on(node, now, Work::Begin(token));
         token
@@ -976,6 +979,7 @@ impl World {
             }
             let op = &mut self.history.ops[token];
             op.ended = Some(self.now);
+            self.nodes[node].open.remove(&token);
             return self.client_goes_on(client);
         }
         let id = actions.iter().find_map(|action| match action {
@@ -1000,6 +1004,7 @@ impl World {
             return self.fail("answered once", Some(op.key), format!("{token} at {node}: {answer:?}, {op:?}"));
         }
         self.history.ops[token].ended = Some(self.now);
+        self.nodes[node].open.remove(&token);
         self.stats.answered += 1;
         let took = self.now - op.invoked;
         if !op.excused {
@@ -1127,7 +1132,7 @@ impl World {
         };
         if running {
             self.nodes[node].ailing += 1;
-            for token in self.nodes_open(node) {
+            for token in self.open(node) {
                 self.history.ops[token].excused = true;
             }
             self.faults.push(Fault { kind, node, other, running });
@@ -1159,7 +1164,7 @@ impl World {
         // It has a backlog to work off, and connections to make, before it counts as well.
         self.nodes[node].ailing -= 1;
         self.nodes[node].well_at = self.now + WELL_AFTER;
-        for token in self.nodes_open(node) {
+        for token in self.open(node) {
             self.history.ops[token].excused = true;
         }
     }
@@ -1189,7 +1194,7 @@ impl World {
             self.break_link(node, peer, 0);
             self.link(node, peer).known = None;
         }
-        for token in self.nodes_open(node) {
+        for token in self.open(node) {
             self.history.ops[token].abandoned = true;
             self.stats.lost_with_node += 1;
             let client = self.history.ops[token].client;
@@ -1200,6 +1205,7 @@ impl World {
         node.up = false;
         node.paused = false;
         node.backlog.clear();
+        node.open.clear();
         node.life += 1;
         for missed in &mut node.missed {
             missed.hints.retain(|hint| hint.durable_at <= now);
