@@ -1,10 +1,11 @@
 //! What must be true of the history, judged while it happens.
 //!
-//! Versions are the serialization order. For each key and `from`, the *floor* is the newest version that an operation with a
-//! quorum was told about: the final version of an acknowledged write, or the version that a read returned. A quorum
-//! operation that begins later may not fall below the floor at its beginning:
-//! (a) a read returns the last acknowledged write or something newer, (b) nor anything older than an earlier read, (c) a
-//! write ends with a greater version. (d) Deletes are writes. (e) What is read, repaired or hinted was written by somebody.
+//! Versions are the serialization order. For each key, `from` and number of replicas there is a *floor*: the newest
+//! version that so many replicas of `from` are known to have. An acknowledged write raises it for its `ack`, a quorum read
+//! for a quorum. An operation whose `ack` must meet one of these replicas may not fall below the floor at its beginning:
+//! (a) a read returns the last acknowledged write or something newer, (b) nor anything older than an earlier quorum read,
+//! (c) a write ends with a greater version. (d) Deletes are writes. (e) What is read, repaired or hinted was written by
+//! somebody.
 //!
 //! An answer "absent" has no version. It is taken for the oldest delete at or above the floor, which is the most lenient
 //! reading.
@@ -41,9 +42,12 @@ pub struct Op {
     pub floor: Version,
     /// The version it is written with.
     pub version: Version,
-    pub renewals: u32,
+    /// The version that it had before, if it was renewed.
+    pub first: Option<Version>,
     /// Its node ailed at some time meanwhile.
     pub excused: bool,
+    /// It ended without enough, or never: some replica may have it.
+    pub unsure: bool,
 }
 
 impl Op {
@@ -67,8 +71,10 @@ pub struct Failure {
 #[derive(Default)]
 pub struct History {
     pub ops: Vec<Op>,
-    /// `floors[key][from]`.
-    floors: Vec<Vec<Version>>,
+    /// `floors[key][from][replicas]`.
+    floors: Vec<Vec<Vec<Version>>>,
+    /// Versions that quorum reads returned, by key.
+    returned: Vec<BTreeSet<Version>>,
     written: HashMap<(usize, Version), (usize, bool)>,
     deletes: Vec<BTreeSet<Version>>,
     /// The widest `from` that was used, by key.
@@ -82,7 +88,8 @@ pub fn value_of(token: usize) -> Bytes {
 impl History {
     pub fn new(keys: usize, nodes: usize) -> Self {
         Self {
-            floors: vec![vec![Version::default(); nodes + 1]; keys],
+            floors: vec![vec![vec![Version::default(); nodes + 1]; nodes + 1]; keys],
+            returned: vec![BTreeSet::new(); keys],
             deletes: vec![BTreeSet::new(); keys],
             widest: vec![0; keys],
             ..Self::default()
@@ -90,7 +97,9 @@ impl History {
     }
 
     pub fn invoke(&mut self, mut op: Op) -> usize {
-        op.floor = self.floors[op.key][usize::from(op.from)];
+        let floors = &self.floors[op.key][usize::from(op.from)];
+        let met = usize::from(op.from - op.ack) + 1;
+        op.floor = floors[met..].iter().copied().max().unwrap_or_default();
         self.widest[op.key] = self.widest[op.key].max(op.from);
         self.ops.push(op);
         self.ops.len() - 1
@@ -106,8 +115,7 @@ impl History {
         if version < op.version {
             return fail(format!("{token} went back from {:?} to {version:?}", op.version));
         }
-        op.renewals += u32::from(op.version != Version::default());
-        if op.renewals > 1 {
+        if op.version != Version::default() && op.first.replace(op.version).is_some() {
             return fail(format!("{token} was renewed twice"));
         }
         op.version = version;
@@ -135,17 +143,24 @@ impl History {
         }
     }
 
-    fn raise(&mut self, key: usize, from: u8, version: Version) {
-        let floor = &mut self.floors[key][usize::from(from)];
+    fn raise(&mut self, key: usize, from: u8, replicas: u8, version: Version) {
+        let floor = &mut self.floors[key][usize::from(from)][usize::from(replicas)];
         *floor = version.max(*floor);
+    }
+
+    /// Writes whose value was read at two places in the order, with another between them: a write that was renewed is
+    /// there twice, and order by version does not notice that.
+    pub fn twice(&self) -> u64 {
+        let renewed = self.ops.iter().filter_map(|op| Some((&self.returned[op.key], op.first?, op.version)));
+        let seen_twice = renewed.filter(|(returned, first, last)| {
+            returned.contains(first) && returned.contains(last) && returned.range(first..last).count() > 1
+        });
+        seen_twice.count() as u64
     }
 
     pub fn written(&mut self, token: usize) -> Result<(), Failure> {
         let op = &self.ops[token];
-        let (key, from, version) = (op.key, op.from, op.version);
-        if !op.quorum() {
-            return Ok(());
-        }
+        let (key, from, ack, version) = (op.key, op.from, op.ack, op.version);
         if version <= op.floor {
             return Err(Failure {
                 check: "a later write is newer",
@@ -153,7 +168,7 @@ impl History {
                 text: format!("{token} ended with {version:?}, and {:?} was there before it began", op.floor),
             });
         }
-        self.raise(key, from, version);
+        self.raise(key, from, ack, version);
         Ok(())
     }
 
@@ -170,21 +185,21 @@ impl History {
         if op.what == What::Get(Want::Value) && value.is_none() {
             return fail("nobody wrote it", format!("{token} wanted the value and got none"));
         }
-        if !op.quorum() {
-            return Ok(());
-        }
         if version < op.floor {
             let text = format!("{token} read {version:?}, and {:?} was there before it began", op.floor);
             return fail("reads do not go back", text);
         }
-        self.raise(key, from, version);
+        if op.quorum() {
+            self.returned[key].insert(version);
+            self.raise(key, from, from / 2 + 1, version);
+        }
         Ok(())
     }
 
     pub fn absent(&mut self, token: usize) -> Result<(), Failure> {
         let op = &self.ops[token];
-        let (key, from, floor) = (op.key, op.from, op.floor);
-        if !op.quorum() || floor == Version::default() {
+        let (key, from, floor, quorum) = (op.key, op.from, op.floor, op.quorum());
+        if floor == Version::default() {
             return Ok(());
         }
         let Some(&delete) = self.deletes[key].range(floor..).next() else {
@@ -194,7 +209,9 @@ impl History {
                 text: format!("{token} found nothing, and {floor:?} was there before it began"),
             });
         };
-        self.raise(key, from, delete);
+        if quorum {
+            self.raise(key, from, from / 2 + 1, delete);
+        }
         Ok(())
     }
 }

@@ -16,6 +16,8 @@ pub const EPOCH_MS: u64 = 1_700_000_000_000;
 pub struct Slot {
     record: Record,
     damaged: bool,
+    /// What stood before, and until when: for a mutation.
+    before: (u64, Option<Record>),
 }
 
 pub enum Engine {
@@ -89,7 +91,19 @@ impl Engine {
         }
     }
 
-    pub fn write(&mut self, record: &Record, mutation: Mutation) -> Reply {
+    /// Forgets what was written at or after this moment. (Of each key, one version before the last is known.)
+    pub fn forget(&mut self, since: u64) {
+        let Self::Memory(map) = self else {
+            return;
+        };
+        for slot in map.values_mut().filter(|slot| slot.before.0 >= since) {
+            if let Some(before) = slot.before.1.take() {
+                slot.record = before;
+            }
+        }
+    }
+
+    pub fn write(&mut self, record: &Record, now: u64, mutation: Mutation) -> Reply {
         let map = match self {
             Self::Memory(map) => map,
             Self::Real(real) => return real.write(record),
@@ -104,7 +118,8 @@ impl Engine {
         {
             return Reply::Superseded(slot.record.version);
         }
-        map.insert(record.key.clone(), Slot { record: record.clone(), damaged: false });
+        let before = map.remove(&record.key).map(|slot| slot.record);
+        map.insert(record.key.clone(), Slot { record: record.clone(), damaged: false, before: (now, before) });
         Reply::Applied
     }
 

@@ -9,7 +9,7 @@ pub enum Mode {
     Stream,
     /// Each message may be lost, doubled or overtaken: safety only.
     Harsh,
-    /// Three nodes, of which one ails at a time: the others must not notice.
+    /// One node of 3 to 5 ails at a time, or two of 5 where 3/5 is asked for: the others must not notice.
     Available,
     /// As `Available`, with one fault chosen and clients that send at a constant rate.
     Steady,
@@ -31,6 +31,8 @@ pub enum Kind {
     Vanish,
     CutNode,
     CutPair,
+    /// Only the connection that the first made to the second.
+    CutLink,
     Slow,
     Full,
     Damage,
@@ -52,6 +54,10 @@ pub enum Mutation {
     IgnoresRepairs,
     /// After a restart the clock begins at the wall clock, which may be behind.
     ForgetsClock,
+    /// A crash takes the writes of the last 20 ms that were confirmed.
+    LosesWhatItConfirmed,
+    /// Hints are confirmed and not applied.
+    IgnoresHints,
     /// A delete forgets the key, instead of remembering that it is deleted.
     NoTombstones,
 }
@@ -65,6 +71,8 @@ pub struct Plan {
     /// Whether the checks may look into the engines, or at the history only.
     pub looks_inside: bool,
     pub nodes: usize,
+    /// Nodes that ail at a time, in [`Mode::Available`].
+    pub ailing_max: usize,
     pub keys: usize,
     pub clients: usize,
     /// Mean time between a client's answer and its next request, in µs.
@@ -85,6 +93,8 @@ pub struct Plan {
     pub observes: bool,
     pub in_flight_max: usize,
     pub hints_max: usize,
+    /// One `from` and no reads, so that only hints bring what was missed.
+    pub writes_only: bool,
     /// Requests per second of each healthy node, in [`Mode::Steady`].
     pub rate: u64,
 }
@@ -93,13 +103,19 @@ impl Plan {
     pub fn new(seed: u64, mode: Mode) -> Self {
         let mut rng = Rng::new(seed ^ 0x706c_616e);
         let alone = matches!(mode, Mode::Available | Mode::Steady);
-        let nodes = if alone { 3 } else { rng.range(2, 5) as usize };
+        let nodes = match mode {
+            Mode::Steady => 3,
+            Mode::Available => rng.pick(&[3, 3, 4, 5]),
+            _ => rng.range(2, 5) as usize,
+        };
+        let ailing_max = if mode == Mode::Available && nodes == 5 { rng.range(1, 2) as usize } else { 1 };
         let all = [
             Kind::Pause,
             Kind::Crash,
             Kind::Vanish,
             Kind::CutNode,
             Kind::CutPair,
+            Kind::CutLink,
             Kind::Slow,
             Kind::Full,
             Kind::Damage,
@@ -120,6 +136,7 @@ impl Plan {
             mutation: Mutation::None,
             looks_inside: true,
             nodes,
+            ailing_max,
             keys: rng.range(1, 5) as usize,
             clients: rng.range(2, 10) as usize,
             think: rng.pick(&[500, 2_000, 8_000, 20_000]),
@@ -133,6 +150,7 @@ impl Plan {
             observes: rng.one_in(2),
             in_flight_max: rng.pick(&[6, 512, 512]),
             hints_max: rng.pick(&[20, 5_000, 5_000]),
+            writes_only: false,
             rate: 0,
         }
     }

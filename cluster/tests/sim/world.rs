@@ -159,6 +159,8 @@ pub struct Stats {
     pub repairs: u64,
     pub opened: u64,
     pub faults: u64,
+    /// Writes that were seen twice, with another between.
+    pub twice: u64,
     /// Of operations at nodes that were well, in µs.
     pub latencies: Vec<u64>,
 }
@@ -242,6 +244,7 @@ pub fn run(plan: &Plan, tracing: bool) -> Report {
     for node in 0..world.nodes.len() {
         world.count(node);
     }
+    world.stats.twice = world.history.twice();
     Report { failure: world.failure, hash: world.hash, stats: world.stats, trace: world.trace }
 }
 
@@ -286,7 +289,7 @@ impl World {
             owners: HashMap::new(),
             faults: Vec::new(),
             healed: false,
-            clients_stop: plan.faults_until + GRACE + 400 * MS,
+            clients_stop: plan.faults_until + if plan.writes_only { 0 } else { GRACE + 400 * MS },
             scrubs: Vec::new(),
             finals: Vec::new(),
             failure: None,
@@ -311,7 +314,9 @@ impl World {
         }
         let until = world.plan.faults_until;
         if !world.plan.faults.is_empty() {
-            world.at(250 * MS, Event::Fault);
+            for chain in 0..world.plan.ailing_max as u64 {
+                world.at(250 * MS + chain * 37 * MS, Event::Fault);
+            }
         }
         world.at(until, Event::Heal);
         world.at(until + SECOND, Event::Scrub);
@@ -486,12 +491,16 @@ impl World {
             Event::Fault => self.fault(),
             Event::EndFault(index) => self.end_fault(index),
             Event::Heal => self.heal(),
+            Event::Scrub if self.plan.writes_only => {}
             Event::Scrub => self.scrubs = self.read_all(),
             Event::FinalReads if self.hints_wait() && self.now < self.plan.faults_until + PATIENCE => {
                 let at = self.now + 100 * MS;
                 self.at(at, Event::FinalReads);
             }
             Event::FinalReads => {
+                if self.plan.writes_only && self.stats.hints_dropped == 0 {
+                    self.converged();
+                }
                 self.finals = self.read_all();
                 let at = self.now + 400 * MS;
                 self.at(at, Event::Judge);
@@ -608,7 +617,7 @@ impl World {
 
     /// What a replica does.
     fn apply(&mut self, node: usize, id: Option<RequestId>, from: usize, request: &Request) -> Reply {
-        let mutation = self.plan.mutation;
+        let (mutation, now) = (self.plan.mutation, self.now);
         match request {
             Request::Read { key, want } => self.nodes[node].engine.read(key, *want),
             Request::Write(record) => {
@@ -616,6 +625,7 @@ impl World {
                     return Reply::Refused(Refused::DiskFull);
                 }
                 if mutation == Mutation::ConfirmsWithoutApplying && node == from
+                    || mutation == Mutation::IgnoresHints && id.is_none()
                     || mutation == Mutation::IgnoresRepairs && id.is_some_and(|id| id.0 as u8 >= 3)
                 {
                     return Reply::Applied;
@@ -623,7 +633,7 @@ impl World {
                 if self.plan.observes {
                     self.nodes[node].clock.borrow_mut().observe(record.version.clock);
                 }
-                let reply = self.nodes[node].engine.write(record, mutation);
+                let reply = self.nodes[node].engine.write(record, now, mutation);
                 let key = self.key_index[&record.key];
                 self.say(Some(key), || format!("{node} takes {:?} of {from}: {reply:?}", record.version));
                 reply
@@ -770,7 +780,8 @@ impl World {
             }
             let count = missed.pace.window();
             assert!(count <= WINDOW_MAX);
-            let window: Vec<_> = missed.hints.iter().take(count as usize).map(|h| (h.number, h.record.clone())).collect();
+            let window: Vec<_> =
+                missed.hints.iter().take(count as usize).map(|h| (h.number, h.record.clone())).collect();
             missed.window = Some((now, window.iter().map(|(number, _)| *number).collect(), false));
             let Some(epoch) = self.link(node, peer).known else {
                 continue;
@@ -873,10 +884,16 @@ impl World {
 
     fn pick_counts(&mut self) -> (u8, u8) {
         if matches!(self.plan.mode, Mode::Available | Mode::Steady) {
-            return (2, 3);
+            return if self.plan.ailing_max == 2 { (3, 5) } else { (2, 3) };
         }
         let nodes = self.plan.nodes as u64;
-        let from = if self.rng.below(10) < 7 { nodes.min(3) } else { self.rng.range(1, nodes) };
+        let from = if self.plan.writes_only {
+            nodes.min(3)
+        } else if self.rng.below(10) < 7 {
+            nodes.min(3)
+        } else {
+            self.rng.range(1, nodes)
+        };
         let ack = if self.rng.below(10) < 8 { from / 2 + 1 } else { self.rng.range(1, from) };
         (ack as u8, from as u8)
     }
@@ -896,8 +913,9 @@ impl World {
             abandoned: false,
             floor: Version::default(),
             version: Version::default(),
-            renewals: 0,
+            first: None,
             excused,
+            unsure: false,
         });
         self.say(Some(key), || format!("{token} begins at {node}: {what:?} {ack} of {from}"));
         self.nodes[node].open.insert(token);
@@ -923,7 +941,7 @@ impl World {
     }
 
     fn pick_what(&mut self) -> What {
-        match self.rng.below(20) {
+        match self.rng.below(if self.plan.writes_only { 11 } else { 20 }) {
             0..9 => What::Put,
             9 | 10 => What::Delete,
             11 => What::Get(Want::Version),
@@ -1024,6 +1042,7 @@ impl World {
             (Outcome::Absent, What::Get(_)) => self.history.absent(token),
             (Outcome::NotEnough(shortage), _) => {
                 self.stats.not_enough += 1;
+                self.history.ops[token].unsure = true;
                 let replicas = &self.ranked[op.key][..usize::from(op.from)];
                 let foreign = shortage.missing.iter().any(|missing| !replicas.contains(&missing.at()));
                 let alone = matches!(self.plan.mode, Mode::Available | Mode::Steady) && !op.excused;
@@ -1070,7 +1089,10 @@ impl World {
         let pause = if alone { WELL_AFTER } else { 0 };
         let mut next = self.now + pause + self.rng.around(self.plan.fault_every);
         let kind = self.rng.pick(&self.plan.faults.clone());
-        let node = self.rng.below(self.plan.nodes as u64) as usize;
+        let now = self.now;
+        let well = |&node: &usize| !alone || self.nodes[node].ailing == 0 && self.nodes[node].well_at <= now;
+        let candidates: Vec<usize> = (0..self.plan.nodes).filter(well).collect();
+        let node = self.rng.pick(&candidates);
         let other = (node + 1 + self.rng.below(self.plan.nodes as u64 - 1) as usize) % self.plan.nodes;
         let lasts = match self.rng.below(3) {
             0 => self.rng.range(10 * MS, 100 * MS),
@@ -1109,6 +1131,10 @@ impl World {
             }
             Kind::CutPair => {
                 self.cut(node, other, lasts);
+                true
+            }
+            Kind::CutLink => {
+                self.cut_link(node, other, lasts);
                 true
             }
             Kind::Slow if self.nodes[node].service == 0 => {
@@ -1157,6 +1183,7 @@ impl World {
                 }
             }
             Kind::CutPair => self.uncut(node, other),
+            Kind::CutLink => self.uncut_link(node, other),
             Kind::Slow => self.nodes[node].service = 0,
             Kind::Full => self.nodes[node].full = false,
             Kind::Damage | Kind::Break => {}
@@ -1196,12 +1223,17 @@ impl World {
         }
         for token in self.open(node) {
             self.history.ops[token].abandoned = true;
+            self.history.ops[token].unsure = true;
             self.stats.lost_with_node += 1;
             let client = self.history.ops[token].client;
             self.client_goes_on(client);
         }
         let now = self.now;
+        let loses = self.plan.mutation == Mutation::LosesWhatItConfirmed;
         let node = &mut self.nodes[node];
+        if loses {
+            node.engine.forget(now.saturating_sub(20 * MS));
+        }
         node.up = false;
         node.paused = false;
         node.backlog.clear();
@@ -1232,31 +1264,36 @@ impl World {
     }
 
     fn cut(&mut self, one: usize, other: usize, lasts: u64) {
-        let count = self.plan.nodes;
-        for (asker, peer) in [(one, other), (other, one)] {
-            self.cut[asker * count + peer] += 1;
-            // Some die of it, and that is noticed only when something was not acknowledged for seconds.
-            if self.rng.one_in(3) {
-                let notice = self.rng.range(SECOND, 5 * SECOND);
-                let notice = self.unless_answered(notice, lasts);
-                self.break_link(asker, peer, notice);
-            }
+        self.cut_link(one, other, lasts);
+        self.cut_link(other, one, lasts);
+    }
+
+    fn cut_link(&mut self, asker: usize, peer: usize, lasts: u64) {
+        self.cut[asker * self.plan.nodes + peer] += 1;
+        // Some die of it, and that is noticed only when something was not acknowledged for seconds.
+        if self.rng.one_in(3) {
+            let notice = self.rng.range(SECOND, 5 * SECOND);
+            let notice = self.unless_answered(notice, lasts);
+            self.break_link(asker, peer, notice);
         }
     }
 
     fn uncut(&mut self, one: usize, other: usize) {
-        let count = self.plan.nodes;
-        for (asker, peer) in [(one, other), (other, one)] {
-            self.cut[asker * count + peer] -= 1;
-            if self.cut[asker * count + peer] > 0 {
-                continue;
-            }
-            let link = self.link(asker, peer);
-            let (epoch, stalled) = (link.epoch, std::mem::take(&mut link.stalled));
-            link.in_flight -= stalled.iter().filter(|msg| !msg.is_answer()).count();
-            for msg in stalled {
-                self.travel(Via { asker, peer, epoch }, msg);
-            }
+        self.uncut_link(one, other);
+        self.uncut_link(other, one);
+    }
+
+    fn uncut_link(&mut self, asker: usize, peer: usize) {
+        let index = asker * self.plan.nodes + peer;
+        self.cut[index] -= 1;
+        if self.cut[index] > 0 {
+            return;
+        }
+        let link = &mut self.links[index];
+        let (epoch, stalled) = (link.epoch, std::mem::take(&mut link.stalled));
+        link.in_flight -= stalled.iter().filter(|msg| !msg.is_answer()).count();
+        for msg in stalled {
+            self.travel(Via { asker, peer, epoch }, msg);
         }
     }
 
@@ -1309,6 +1346,10 @@ impl World {
         tokens
     }
 
+    fn finals_are_done(&self) -> bool {
+        self.finals.iter().any(|&token| !self.history.ops[token].open())
+    }
+
     fn hints_wait(&self) -> bool {
         self.nodes.iter().any(|node| node.missed.iter().any(|missed| !missed.hints.is_empty()))
     }
@@ -1341,7 +1382,16 @@ impl World {
                 return self.fail("bounds", None, format!("{node} has {in_flight} operations in flight at the end"));
             }
         }
+        self.converged();
+    }
+
+    fn converged(&mut self) {
         for key in 0..self.plan.keys {
+            // What was confirmed by nobody has no hints, though a replica may have it.
+            let unsure = |op: &Op| op.key == key && op.unsure;
+            if !self.finals_are_done() && self.history.ops.iter().any(unsure) {
+                continue;
+            }
             let replicas = &self.ranked[key][..usize::from(self.history.widest[key])];
             let engines: Vec<_> = replicas.iter().map(|&node| &self.nodes[node].engine).collect();
             let versions: Vec<_> = engines.iter().map(|engine| engine.version(&self.keys[key])).collect();
@@ -1370,6 +1420,7 @@ impl Stats {
         self.repairs += other.repairs;
         self.opened += other.opened;
         self.faults += other.faults;
+        self.twice += other.twice;
         self.latencies.extend(&other.latencies);
     }
 
