@@ -887,13 +887,8 @@ impl World {
             return if self.plan.ailing_max == 2 { (3, 5) } else { (2, 3) };
         }
         let nodes = self.plan.nodes as u64;
-        let from = if self.plan.writes_only {
-            nodes.min(3)
-        } else if self.rng.below(10) < 7 {
-            nodes.min(3)
-        } else {
-            self.rng.range(1, nodes)
-        };
+        let usual = self.plan.writes_only || self.rng.below(10) < 7;
+        let from = if usual { nodes.min(3) } else { self.rng.range(1, nodes) };
         let ack = if self.rng.below(10) < 8 { from / 2 + 1 } else { self.rng.range(1, from) };
         (ack as u8, from as u8)
     }
