@@ -57,8 +57,8 @@ pub struct RequestId(pub u64);
 const PLACES_MAX: usize = 1 << 24;
 
 impl RequestId {
-    fn new(generation: u32, place: usize, stage: Stage) -> Self {
-        Self(u64::from(generation) << 32 | (place as u64) << 8 | stage as u64)
+    fn new(generation: u32, place: usize, stage: u8) -> Self {
+        Self(u64::from(generation) << 32 | (place as u64) << 8 | u64::from(stage))
     }
 
     const fn place(self) -> usize {
@@ -84,7 +84,7 @@ enum Stage {
     Renewed = 1,
     /// A value, of which only the version was known.
     Fetch = 2,
-    /// A write to a stale replica.
+    /// A write to a stale replica, and from here on one with each newer version that comes to be known meanwhile.
     Repair = 3,
 }
 
@@ -235,8 +235,9 @@ struct Read {
     fetching: u64,
     fetch_failed: u64,
     damaged: u64,
-    /// The version that the next three are about.
+    /// The version that the next three are about, and the stage of its repairs: a confirmation of an older one is none.
     repair_version: Version,
+    repair_stage: u8,
     repair_sent: u64,
     repaired: u64,
     repair_failed: u64,
@@ -428,6 +429,7 @@ impl Coordinator {
             fetch_failed: 0,
             damaged: 0,
             repair_version: Version::default(),
+            repair_stage: Stage::Repair as u8,
             repair_sent: 0,
             repaired: 0,
             repair_failed: 0,
@@ -515,8 +517,9 @@ impl Coordinator {
                 self.write_on(now, place, actions);
             }
             Work::Read(read) => {
-                if id.stage() == Stage::Repair as u8 {
+                if id.stage() >= Stage::Repair as u8 {
                     match reply {
+                        _ if id.stage() != read.repair_stage => {}
                         Reply::Applied | Reply::Superseded(_) => read.repaired |= here & read.repair_sent,
                         _ => read.repair_failed |= here,
                     }
@@ -556,6 +559,9 @@ impl Coordinator {
 
     /// A request could not be sent.
     pub fn failed(&mut self, now: Now, node: NodeIndex, id: RequestId, actions: &mut Vec<Action>) {
+        if node != self.topology.me() {
+            self.health.peer_mut(node).unsent();
+        }
         if self.op(id).is_some() {
             self.give_up_on(now, id.place(), node, true, actions);
         }
@@ -614,7 +620,7 @@ impl Coordinator {
         }
     }
 
-    fn send(&mut self, now: Now, place: usize, rank: usize, stage: Stage, request: Request, out: &mut Vec<Action>) {
+    fn send(&mut self, now: Now, place: usize, rank: usize, stage: u8, request: Request, out: &mut Vec<Action>) {
         let slot = &self.places[place];
         let Some(op) = &slot.op else {
             return;
@@ -693,8 +699,8 @@ impl Coordinator {
         self.end(place, actions);
     }
 
-    /// Nothing more comes from `node` for this operation. Unless that is `certain`, it is still waited for where there is no
-    /// other way to enough answers.
+    /// Nothing more comes from `node` for this operation. Unless that is `certain`, it is still waited for where the usable
+    /// replicas are too few without it.
     fn give_up_on(&mut self, now: Now, place: usize, node: NodeIndex, certain: bool, actions: &mut Vec<Action>) {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
@@ -704,12 +710,29 @@ impl Coordinator {
             return;
         };
         let here = bit(rank);
+        let mut as_well = 0;
         if op.pending() & here != 0 {
-            let others = op.answers() + op.pending().count_ones() - 1 + op.unasked().count_ones();
+            let usable = ranks(op.unasked()).filter(|&rank| self.health.usable(ranked[rank])).count() as u32;
+            let others = op.answers() + op.pending().count_ones() - 1 + usable;
             if certain || op.token.is_none() || others >= u32::from(op.ack) {
                 op.failed |= here;
+            } else {
+                // Those that are left are no better: whichever answers first.
+                as_well = op.unasked();
             }
         }
+        if as_well != 0 {
+            match &op.work {
+                Work::Write(_) => self.send_writes(now, place, as_well, actions),
+                Work::Read(read) => {
+                    let want = if read.data.is_none() { read.want } else { Want::Version };
+                    self.ask_reads(now, place, as_well.count_ones(), want, actions);
+                }
+            }
+        }
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
         match &mut op.work {
             Work::Write(_) => self.write_on(now, place, actions),
             Work::Read(read) => {
@@ -753,7 +776,7 @@ impl Coordinator {
         let stage = if write.renewed { Stage::Renewed } else { Stage::First };
         let record = write.record.clone();
         for rank in ranks(to_ask) {
-            self.send(now, place, rank, stage, Request::Write(record.clone()), actions);
+            self.send(now, place, rank, stage as u8, Request::Write(record.clone()), actions);
         }
     }
 
@@ -815,7 +838,7 @@ impl Coordinator {
                 op.asked |= bit(rank);
             }
             let want = if nth == 0 { want } else { Want::Version };
-            self.send(now, place, rank, Stage::First, Request::Read { key: key.clone(), want }, actions);
+            self.send(now, place, rank, Stage::First as u8, Request::Read { key: key.clone(), want }, actions);
         }
     }
 
@@ -900,6 +923,9 @@ impl Coordinator {
         let version = newest.version.unwrap_or_default();
         if read.repair_version != version {
             read.repair_version = version;
+            if read.repair_sent != 0 {
+                read.repair_stage = read.repair_stage.checked_add(1).unwrap_or(Stage::Repair as u8);
+            }
             (read.repair_sent, read.repaired, read.repair_failed) = (0, 0, 0);
         }
         let (stale, holders) = (read.stale(version), read.holders(version));
@@ -959,9 +985,17 @@ impl Coordinator {
             Some(rank) => {
                 read.fetching |= bit(rank);
                 let request = Request::Read { key: read.key.clone(), want: Want::Value };
-                self.send(now, place, rank, Stage::Fetch, request, actions);
+                self.send(now, place, rank, Stage::Fetch as u8, request, actions);
             }
-            None => self.not_enough(place, actions),
+            // Those that said they have it are gone, or it is damaged there. Their answers do not count: if a quorum had it,
+            // one of the others has it.
+            None if op.token.is_some() => {
+                read.seen.retain(|seen| holders & bit(usize::from(seen.rank)) == 0);
+                op.answered &= !holders;
+                op.failed |= holders;
+                self.read_on(now, place, actions);
+            }
+            None => {}
         }
     }
 
@@ -973,12 +1007,12 @@ impl Coordinator {
         let Some(Op { hash, work: Work::Read(read), .. }) = self.places[place].op.as_mut() else {
             return;
         };
-        let (hash, to_repair) = (*hash, stale & !read.repair_sent);
+        let (hash, to_repair, stage) = (*hash, stale & !read.repair_sent, read.repair_stage);
         read.repair_sent |= to_repair;
         for rank in ranks(to_repair) {
             let node = self.topology.ranked(hash)[rank];
             self.health.peer_mut(node).repairs += 1;
-            self.send(now, place, rank, Stage::Repair, Request::Write(record.clone()), actions);
+            self.send(now, place, rank, stage, Request::Write(record.clone()), actions);
         }
     }
 }

@@ -162,6 +162,12 @@ impl Peer {
         self.requests += 1;
     }
 
+    /// What was counted as sent was not.
+    pub(crate) fn unsent(&mut self) {
+        self.unanswered = self.unanswered.saturating_sub(1);
+        self.requests = self.requests.saturating_sub(1);
+    }
+
     /// Something came from it.
     #[inline]
     pub(crate) fn heard(&mut self, now: u64) {

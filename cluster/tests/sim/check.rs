@@ -1,0 +1,217 @@
+//! What must be true of the history, judged while it happens.
+//!
+//! Versions are the serialization order. For each key, `from` and number of replicas there is a *floor*: the newest
+//! version that so many replicas of `from` are known to have. An acknowledged write raises it for its `ack`, a quorum read
+//! for a quorum. An operation whose `ack` must meet one of these replicas may not fall below the floor at its beginning:
+//! (a) a read returns the last acknowledged write or something newer, (b) nor anything older than an earlier quorum read,
+//! (c) a write ends with a greater version. (d) Deletes are writes. (e) What is read, repaired or hinted was written by
+//! somebody.
+//!
+//! An answer "absent" has no version. It is taken for the oldest delete at or above the floor, which is the most lenient
+//! reading.
+
+use std::collections::{BTreeSet, HashMap};
+
+use bytes::Bytes;
+use koltso_cluster::message::{Record, Want};
+use koltso_storage::Version;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Put,
+    Delete,
+    Get(Want),
+}
+
+/// An operation of a client. Its token is its place in the history.
+#[derive(Clone, Debug)]
+pub struct Op {
+    pub client: Option<usize>,
+    pub node: usize,
+    pub key: usize,
+    pub what: What,
+    pub ack: u8,
+    pub from: u8,
+    pub invoked: u64,
+    /// When the coordinator got it, by virtual time.
+    pub begun: Option<u64>,
+    pub ended: Option<u64>,
+    /// The client gave up: its node crashed.
+    pub abandoned: bool,
+    /// The floor when it was invoked.
+    pub floor: Version,
+    /// The version it is written with.
+    pub version: Version,
+    /// The version that it had before, if it was renewed.
+    pub first: Option<Version>,
+    /// Its node ailed at some time meanwhile.
+    pub excused: bool,
+    /// It ended without enough, or never: some replica may have it.
+    pub unsure: bool,
+}
+
+impl Op {
+    pub fn quorum(&self) -> bool {
+        self.ack > self.from / 2
+    }
+
+    pub fn open(&self) -> bool {
+        self.ended.is_none() && !self.abandoned
+    }
+}
+
+/// A check that did not hold: which, about which key, and how.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub check: &'static str,
+    pub key: Option<usize>,
+    pub text: String,
+}
+
+#[derive(Default)]
+pub struct History {
+    pub ops: Vec<Op>,
+    /// `floors[key][from][replicas]`.
+    floors: Vec<Vec<Vec<Version>>>,
+    /// Versions that quorum reads returned, by key.
+    returned: Vec<BTreeSet<Version>>,
+    written: HashMap<(usize, Version), (usize, bool)>,
+    deletes: Vec<BTreeSet<Version>>,
+    /// The widest `from` that was used, by key.
+    pub widest: Vec<u8>,
+}
+
+pub fn value_of(token: usize) -> Bytes {
+    Bytes::copy_from_slice(&(token as u64).to_le_bytes())
+}
+
+impl History {
+    pub fn new(keys: usize, nodes: usize) -> Self {
+        Self {
+            floors: vec![vec![vec![Version::default(); nodes + 1]; nodes + 1]; keys],
+            returned: vec![BTreeSet::new(); keys],
+            deletes: vec![BTreeSet::new(); keys],
+            widest: vec![0; keys],
+            ..Self::default()
+        }
+    }
+
+    pub fn invoke(&mut self, mut op: Op) -> usize {
+        let floors = &self.floors[op.key][usize::from(op.from)];
+        let met = usize::from(op.from - op.ack) + 1;
+        op.floor = floors[met..].iter().copied().max().unwrap_or_default();
+        self.widest[op.key] = self.widest[op.key].max(op.from);
+        self.ops.push(op);
+        self.ops.len() - 1
+    }
+
+    /// A write is sent with this version, for the first time or again.
+    pub fn versioned(&mut self, token: usize, version: Version) -> Result<(), Failure> {
+        let op = &mut self.ops[token];
+        if op.version == version {
+            return Ok(());
+        }
+        let fail = |text| Err(Failure { check: "versions", key: Some(op.key), text });
+        if version < op.version {
+            return fail(format!("{token} went back from {:?} to {version:?}", op.version));
+        }
+        if op.version != Version::default() && op.first.replace(op.version).is_some() {
+            return fail(format!("{token} was renewed twice"));
+        }
+        op.version = version;
+        let delete = op.what == What::Delete;
+        if let Some((other, _)) = self.written.insert((op.key, version), (token, delete)) {
+            return fail(format!("{token} and {other} were both written as {version:?}"));
+        }
+        if delete {
+            self.deletes[op.key].insert(version);
+        }
+        Ok(())
+    }
+
+    /// (e): the record is one that somebody writes; who.
+    pub fn writer(&self, key: usize, record: &Record) -> Result<usize, Failure> {
+        match self.written.get(&(key, record.version)) {
+            Some(&(token, delete)) if delete == record.tombstone && (delete || record.value == value_of(token)) => {
+                Ok(token)
+            }
+            other => Err(Failure {
+                check: "nobody wrote it",
+                key: Some(key),
+                text: format!("{record:?}, of this version is known: {other:?}"),
+            }),
+        }
+    }
+
+    fn raise(&mut self, key: usize, from: u8, replicas: u8, version: Version) {
+        let floor = &mut self.floors[key][usize::from(from)][usize::from(replicas)];
+        *floor = version.max(*floor);
+    }
+
+    /// Writes whose value was read at two places in the order, with another between them: a write that was renewed is
+    /// there twice, and order by version does not notice that.
+    pub fn twice(&self) -> u64 {
+        let renewed = self.ops.iter().filter_map(|op| Some((&self.returned[op.key], op.first?, op.version)));
+        let seen_twice = renewed.filter(|(returned, first, last)| {
+            returned.contains(first) && returned.contains(last) && returned.range(first..last).count() > 1
+        });
+        seen_twice.count() as u64
+    }
+
+    pub fn written(&mut self, token: usize) -> Result<(), Failure> {
+        let op = &self.ops[token];
+        let (key, from, ack, version) = (op.key, op.from, op.ack, op.version);
+        if version <= op.floor {
+            return Err(Failure {
+                check: "a later write is newer",
+                key: Some(key),
+                text: format!("{token} ended with {version:?}, and {:?} was there before it began", op.floor),
+            });
+        }
+        self.raise(key, from, ack, version);
+        Ok(())
+    }
+
+    pub fn found(&mut self, token: usize, version: Version, value: Option<&Bytes>) -> Result<(), Failure> {
+        let op = &self.ops[token];
+        let (key, from) = (op.key, op.from);
+        let fail = |check, text| Err(Failure { check, key: Some(key), text });
+        match self.written.get(&(key, version)) {
+            Some(&(writer, false)) if value.is_none_or(|value| *value == value_of(writer)) => {}
+            other => {
+                return fail("nobody wrote it", format!("{token} read {value:?} as {version:?}, known: {other:?}"));
+            }
+        }
+        if op.what == What::Get(Want::Value) && value.is_none() {
+            return fail("nobody wrote it", format!("{token} wanted the value and got none"));
+        }
+        if version < op.floor {
+            let text = format!("{token} read {version:?}, and {:?} was there before it began", op.floor);
+            return fail("reads do not go back", text);
+        }
+        if op.quorum() {
+            self.returned[key].insert(version);
+            self.raise(key, from, from / 2 + 1, version);
+        }
+        Ok(())
+    }
+
+    pub fn absent(&mut self, token: usize) -> Result<(), Failure> {
+        let op = &self.ops[token];
+        let (key, from, floor, quorum) = (op.key, op.from, op.floor, op.quorum());
+        if floor == Version::default() {
+            return Ok(());
+        }
+        let Some(&delete) = self.deletes[key].range(floor..).next() else {
+            return Err(Failure {
+                check: "reads do not go back",
+                key: Some(key),
+                text: format!("{token} found nothing, and {floor:?} was there before it began"),
+            });
+        };
+        if quorum {
+            self.raise(key, from, from / 2 + 1, delete);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! A node's storage and its clock: what survives a crash.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use koltso_cluster::message::{Record, Refused, Reply, Want};
+use koltso_storage::{Applied, Lookup, Options, Store, SyncMode, Value, Version, Writer};
+use tempfile::TempDir;
+
+use super::plan::{Mutation, Storage};
+
+/// The real time at which all runs begin, in ms since the Unix epoch.
+pub const EPOCH_MS: u64 = 1_700_000_000_000;
+
+#[derive(Clone, Debug)]
+pub struct Slot {
+    record: Record,
+    damaged: bool,
+    /// What stood before, and until when: for a mutation.
+    before: (u64, Option<Record>),
+}
+
+pub enum Engine {
+    /// Applies by the same rule as the real one: the newest version wins, equal versions are the same write (which
+    /// repairs a damaged record), deletes are remembered, the version of a damaged record is known.
+    Memory(BTreeMap<Bytes, Slot>),
+    Real(Box<Real>),
+}
+
+pub struct Real {
+    // In this order: the writer goes before its store, the folder last.
+    open: Option<(Writer, Store)>,
+    folder: TempDir,
+}
+
+fn options(folder: &TempDir) -> Options {
+    Options {
+        sync: SyncMode::Os,
+        segment_size: 1 << 20,
+        value_max: 64 << 10,
+        // Background work goes by real time, of which a run has none.
+        tombstone_grace: std::time::Duration::from_secs(1 << 32),
+        now_ms: || EPOCH_MS,
+        ..Options::new(folder.path())
+    }
+}
+
+impl Engine {
+    pub fn new(storage: Storage) -> Self {
+        match storage {
+            Storage::Memory => Self::Memory(BTreeMap::new()),
+            Storage::Real => {
+                let mut real = Real { open: None, folder: tempfile::tempdir().unwrap() };
+                real.reopen();
+                Self::Real(Box::new(real))
+            }
+        }
+    }
+
+    /// The process has ended and begun again.
+    pub fn reopen(&mut self) {
+        if let Self::Real(real) = self {
+            real.reopen();
+        }
+    }
+
+    /// The version that stands, whether its value is readable or not.
+    pub fn version(&self, key: &[u8]) -> Option<Version> {
+        match self {
+            Self::Memory(map) => map.get(key).map(|slot| slot.record.version),
+            Self::Real(real) => real.version(key),
+        }
+    }
+
+    pub fn record(&self, key: &[u8]) -> Option<&Record> {
+        match self {
+            Self::Memory(map) => map.get(key).map(|slot| &slot.record),
+            Self::Real(_) => None,
+        }
+    }
+
+    pub fn is_damaged(&self, key: &[u8]) -> bool {
+        matches!(self, Self::Memory(map) if map.get(key).is_some_and(|slot| slot.damaged))
+    }
+
+    pub fn damage(&mut self, key: &[u8]) {
+        if let Self::Memory(map) = self
+            && let Some(slot) = map.get_mut(key)
+        {
+            slot.damaged = true;
+        }
+    }
+
+    /// Forgets what was written at or after this moment. (Of each key, one version before the last is known.)
+    pub fn forget(&mut self, since: u64) {
+        let Self::Memory(map) = self else {
+            return;
+        };
+        for slot in map.values_mut().filter(|slot| slot.before.0 >= since) {
+            if let Some(before) = slot.before.1.take() {
+                slot.record = before;
+            }
+        }
+    }
+
+    pub fn write(&mut self, record: &Record, now: u64, mutation: Mutation) -> Reply {
+        let map = match self {
+            Self::Memory(map) => map,
+            Self::Real(real) => return real.write(record),
+        };
+        if mutation == Mutation::NoTombstones && record.tombstone {
+            map.remove(&record.key);
+            return Reply::Applied;
+        }
+        if let Some(slot) = map.get(&record.key)
+            && slot.record.version > record.version
+            && mutation != Mutation::OlderOverNewer
+        {
+            return Reply::Superseded(slot.record.version);
+        }
+        let before = map.remove(&record.key).map(|slot| slot.record);
+        map.insert(record.key.clone(), Slot { record: record.clone(), damaged: false, before: (now, before) });
+        Reply::Applied
+    }
+
+    pub fn read(&self, key: &[u8], want: Want) -> Reply {
+        let map = match self {
+            Self::Memory(map) => map,
+            Self::Real(real) => return real.read(key, want),
+        };
+        match map.get(key) {
+            None => Reply::Absent(None),
+            Some(slot) if slot.damaged => Reply::Damaged,
+            Some(slot) if slot.record.tombstone => Reply::Absent(Some(slot.record.version)),
+            Some(slot) => Reply::Found {
+                version: slot.record.version,
+                expires_at_ms: 0,
+                value_len: slot.record.value.len() as u32,
+                value: (want == Want::Value).then(|| slot.record.value.clone()),
+            },
+        }
+    }
+
+    pub fn keys(&self) -> Vec<Bytes> {
+        match self {
+            Self::Memory(map) => map.keys().cloned().collect(),
+            Self::Real(_) => Vec::new(),
+        }
+    }
+}
+
+impl Real {
+    fn reopen(&mut self) {
+        if let Some((writer, store)) = self.open.take() {
+            drop(writer);
+            drop(store);
+        }
+        let (store, _) = Store::open(options(&self.folder)).unwrap();
+        self.open = Some((store.writer().unwrap(), store));
+    }
+
+    fn store(&self) -> &Store {
+        &self.open.as_ref().unwrap().1
+    }
+
+    fn version(&self, key: &[u8]) -> Option<Version> {
+        self.store().get(key, EPOCH_MS, |found| match found {
+            Lookup::Found(version, _) => Some(version),
+            Lookup::Absent(version) => version,
+            Lookup::Damaged => panic!("nothing damages the real engine here"),
+        })
+    }
+
+    fn write(&mut self, record: &Record) -> Reply {
+        let writer = &mut self.open.as_mut().unwrap().0;
+        let done = if record.tombstone {
+            writer.delete(&record.key, record.version)
+        } else {
+            writer.put(&record.key, &record.value, record.version, record.expires_at_ms)
+        };
+        match done {
+            Ok(Applied::Newest) => Reply::Applied,
+            Ok(Applied::Superseded) => match self.version(&record.key) {
+                Some(version) if version > record.version => Reply::Superseded(version),
+                version => {
+                    assert_eq!(version, Some(record.version));
+                    Reply::Applied
+                }
+            },
+            Err(_) => Reply::Refused(Refused::Failed),
+        }
+    }
+
+    fn read(&self, key: &[u8], want: Want) -> Reply {
+        self.store().get(key, EPOCH_MS, |found| match found {
+            Lookup::Absent(version) => Reply::Absent(version),
+            Lookup::Damaged => Reply::Damaged,
+            Lookup::Found(version, value) => {
+                let value_len = value.len() as u32;
+                let value = match value {
+                    Value::Inline(bytes) => Bytes::copy_from_slice(bytes),
+                    Value::Large(pin) => Bytes::copy_from_slice(pin.verify().unwrap().as_ref()),
+                };
+                let value = (want == Want::Value).then_some(value);
+                Reply::Found { version, expires_at_ms: 0, value_len, value }
+            }
+        })
+    }
+}
+
+/// A hybrid logical clock as the server has it, with a bound on disk that it never passes without moving it first.
+#[derive(Debug, Default)]
+pub struct Clock {
+    last: u64,
+    bound: u64,
+}
+
+/// How far ahead the bound is written: half a second.
+const AHEAD: u64 = 500 << 16;
+
+impl Clock {
+    pub fn next(&mut self, wall_ms: u64) -> u64 {
+        self.last = (wall_ms << 16).max(self.last + 1);
+        self.keep()
+    }
+
+    pub fn observe(&mut self, clock: u64) {
+        self.last = self.last.max(clock);
+        self.keep();
+    }
+
+    fn keep(&mut self) -> u64 {
+        if self.last >= self.bound {
+            self.bound = self.last + AHEAD;
+        }
+        self.last
+    }
+
+    /// After a crash: above everything that it may have given out.
+    pub fn restart(&mut self, forgets: bool) {
+        self.last = if forgets { 0 } else { self.bound };
+        self.bound = if forgets { 0 } else { self.bound };
+    }
+}

@@ -1,0 +1,157 @@
+//! What a run is: everything about it that is not decided event by event, made from the seed.
+
+use super::rng::Rng;
+
+/// Which promises a run is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Connections as TCP has them: in order, and whole or broken. Any number of faults at once.
+    Stream,
+    /// Each message may be lost, doubled or overtaken: safety only.
+    Harsh,
+    /// One node of 3 to 5 ails at a time, or two of 5 where 3/5 is asked for: the others must not notice.
+    Available,
+    /// As `Available`, with one fault chosen and clients that send at a constant rate.
+    Steady,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    Memory,
+    /// `koltso_storage` in a temporary folder, opened again after each crash.
+    Real,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Pause,
+    /// With the reset that a dying process sends.
+    Crash,
+    /// Without, as a machine dies.
+    Vanish,
+    CutNode,
+    CutPair,
+    /// Only the connection that the first made to the second.
+    CutLink,
+    Slow,
+    Full,
+    Damage,
+    Break,
+}
+
+/// A defect put in on purpose, to see that the checks notice. Not in the product: in the engine or the driver of the
+/// simulator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    None,
+    /// A node confirms its own writes and does not do them.
+    ConfirmsWithoutApplying,
+    /// The last write that comes wins.
+    OlderOverNewer,
+    /// "There is a newer one" is passed on as "done".
+    SupersededIsApplied,
+    /// Repairs are confirmed and not done.
+    IgnoresRepairs,
+    /// After a restart the clock begins at the wall clock, which may be behind.
+    ForgetsClock,
+    /// A crash takes the writes of the last 20 ms that were confirmed.
+    LosesWhatItConfirmed,
+    /// Hints are confirmed and not applied.
+    IgnoresHints,
+    /// A delete forgets the key, instead of remembering that it is deleted.
+    NoTombstones,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub mode: Mode,
+    pub storage: Storage,
+    pub mutation: Mutation,
+    /// Whether the checks may look into the engines, or at the history only.
+    pub looks_inside: bool,
+    pub nodes: usize,
+    /// Nodes that ail at a time, in [`Mode::Available`].
+    pub ailing_max: usize,
+    pub keys: usize,
+    pub clients: usize,
+    /// Mean time between a client's answer and its next request, in µs.
+    pub think: u64,
+    /// Faults happen until then, in µs.
+    pub faults_until: u64,
+    /// Mean time between faults, in µs.
+    pub fault_every: u64,
+    pub faults: Vec<Kind>,
+    /// One way, in µs: the least, the mean on top of it, and how many of a million take up to 80 ms.
+    pub delay: (u64, u64, u64),
+    /// Of a million messages, in [`Mode::Harsh`].
+    pub lost: u64,
+    pub doubled: u64,
+    /// Each wall clock's offset in ms and drift in millionths.
+    pub clocks: Vec<(i64, i64)>,
+    /// Whether nodes advance their clocks with each version they see, or only where the coordinator asks for it.
+    pub observes: bool,
+    pub in_flight_max: usize,
+    pub hints_max: usize,
+    /// One `from` and no reads, so that only hints bring what was missed.
+    pub writes_only: bool,
+    /// Requests per second of each healthy node, in [`Mode::Steady`].
+    pub rate: u64,
+}
+
+impl Plan {
+    pub fn new(seed: u64, mode: Mode) -> Self {
+        let mut rng = Rng::new(seed ^ 0x706c_616e);
+        let alone = matches!(mode, Mode::Available | Mode::Steady);
+        let nodes = match mode {
+            Mode::Steady => 3,
+            Mode::Available => rng.pick(&[3, 3, 4, 5]),
+            _ => rng.range(2, 5) as usize,
+        };
+        let ailing_max = if mode == Mode::Available && nodes == 5 { rng.range(1, 2) as usize } else { 1 };
+        let all = [
+            Kind::Pause,
+            Kind::Crash,
+            Kind::Vanish,
+            Kind::CutNode,
+            Kind::CutPair,
+            Kind::CutLink,
+            Kind::Slow,
+            Kind::Full,
+            Kind::Damage,
+            Kind::Break,
+        ];
+        // Each run has its own mixture, so that rare combinations come up.
+        let mut faults: Vec<Kind> = all.iter().copied().filter(|_| rng.one_in(2)).collect();
+        if alone {
+            faults = vec![Kind::Pause, Kind::Crash, Kind::Vanish, Kind::CutNode, Kind::Slow, Kind::Full];
+        }
+        let skew = rng.pick(&[0, 5, 400]);
+        let clocks = (0..nodes).map(|_| (rng.range(0, 2 * skew) as i64 - skew as i64, rng.range(0, 1000) as i64 - 500));
+        let clocks = clocks.collect();
+        Self {
+            seed,
+            mode,
+            storage: Storage::Memory,
+            mutation: Mutation::None,
+            looks_inside: true,
+            nodes,
+            ailing_max,
+            keys: rng.range(1, 5) as usize,
+            clients: rng.range(2, 10) as usize,
+            think: rng.pick(&[500, 2_000, 8_000, 20_000]),
+            faults_until: rng.range(1_000_000, 2_500_000),
+            fault_every: rng.pick(&[20_000, 80_000, 250_000]),
+            faults,
+            delay: (rng.range(20, 200), rng.pick(&[20, 100, 1_000]), rng.pick(&[0, 1_000, 20_000])),
+            lost: rng.pick(&[0, 2_000, 50_000]),
+            doubled: rng.pick(&[0, 2_000, 100_000]),
+            clocks,
+            observes: rng.one_in(2),
+            in_flight_max: rng.pick(&[6, 512, 512]),
+            hints_max: rng.pick(&[20, 5_000, 5_000]),
+            writes_only: false,
+            rate: 0,
+        }
+    }
+}
