@@ -54,7 +54,7 @@ impl Scene {
         let ranked = any.ranked(KeyHash::of(&KEY)).to_vec();
         let name = any.name(ranked[me as usize - 'A' as usize]);
         let topology = Arc::new(Topology::new(&names, name).unwrap());
-        let settings = Settings { deadline_micros: DEADLINE_MS * 1000, in_flight_max };
+        let settings = Settings { deadline_micros: DEADLINE_MS * 1000, in_flight_max, in_flight_bytes_max: 64 << 20 };
         let next = Box::new(|above, _| version(above + 1));
         let coordinator = Coordinator::new(topology, settings, next);
         Self {
@@ -140,7 +140,9 @@ impl Scene {
                 let (id, _) = self.waiting.get_mut(&letters[0]).unwrap().pop_front().unwrap();
                 self.coordinator.failed(now, self.node(letters[0]), id, &mut self.actions);
             }
-            "pong" => self.coordinator.probed(now, self.node(letters[0])),
+            "pong" => {
+                self.coordinator.probed(now, self.node(letters[0]));
+            }
             "wait" => {
                 for _ in 0..words[1].parse().unwrap() {
                     self.micros += 1000;
@@ -388,8 +390,8 @@ fn a_full_disk_is_told() {
         2,
         "up B
          put 2/2       -> write A 50, write B 50
-         A: full       -> needs 2 misses AB disk full
-         B: applied
+         A: full
+         B: applied    -> needs 2 misses A disk full
          in flight 0",
     );
 }
@@ -555,8 +557,8 @@ fn a_damaged_replica_is_repaired_though_the_read_has_not_enough() {
         2,
         "up B
          get 2/2       -> value A, version B
-         A: damaged    -> needs 2 misses AB
-         B: has 5      -> fetch B
+         A: damaged
+         B: has 5      -> needs 2 misses A, fetch B
          B: has 5      -> repair A 5
          A: applied",
     );

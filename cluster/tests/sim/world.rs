@@ -222,7 +222,8 @@ fn coordinator(plan: &Plan, me: usize, clock: &Rc<RefCell<Clock>>) -> Coordinato
         clock.observe(above);
         Version::new(clock.next(wall_ms), number)
     };
-    let settings = Settings { deadline_micros: DEADLINE, in_flight_max: plan.in_flight_max };
+    let settings =
+        Settings { deadline_micros: DEADLINE, in_flight_max: plan.in_flight_max, in_flight_bytes_max: 64 << 20 };
     Coordinator::new(topology, settings, Box::new(next))
 }
 
@@ -579,7 +580,9 @@ impl World {
                 let reply = self.learn(node, reply);
                 self.nodes[node].coordinator.replied(clocks, peer, id, reply, &mut actions);
             }
-            Msg::Pong => self.nodes[node].coordinator.probed(clocks, peer),
+            Msg::Pong => {
+                self.nodes[node].coordinator.probed(clocks, peer);
+            }
             Msg::Replayed { hint, reply } => {
                 self.nodes[node].coordinator.heard(clocks, peer);
                 self.replayed(node, via.peer, hint, &reply);
