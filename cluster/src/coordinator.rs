@@ -168,11 +168,12 @@ pub struct Shortage {
 pub struct Settings {
     /// An operation without enough answers is given up after this many µs.
     pub deadline_micros: u64,
-    /// Operations at once, those included that are answered and wait for the last replicas.
+    /// Operations at once, those included that are answered and wait for the last replicas. Where these are many, the oldest
+    /// of them give way to new ones, and what their replicas may have missed becomes hints.
     pub in_flight_max: usize,
 }
 
-/// There are [`Settings::in_flight_max`] operations already.
+/// There are [`Settings::in_flight_max`] operations already, and nearly all of them wait for their answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
@@ -259,6 +260,8 @@ pub struct Coordinator {
     counters: Counters,
     places: Vec<Place>,
     free: Vec<u32>,
+    /// Operations that are answered and not gone.
+    answered: usize,
 }
 
 impl fmt::Debug for Coordinator {
@@ -349,7 +352,7 @@ impl Coordinator {
         assert!(settings.in_flight_max < PLACES_MAX);
         let health = Health::new(topology.nodes(), topology.me());
         let counters = Counters::default();
-        Self { topology, settings, next_version, health, counters, places: Vec::new(), free: Vec::new() }
+        Self { topology, settings, next_version, health, counters, places: Vec::new(), free: Vec::new(), answered: 0 }
     }
 
     /// How the peers are.
@@ -396,7 +399,7 @@ impl Coordinator {
     ) -> Result<(), Full> {
         let hash = KeyHash::of(&record.key);
         let work = Work::Write(Write { record, renewed: false, newer: None });
-        let place = self.begin(now, token, hash, (ack, from), work)?;
+        let place = self.begin(now, token, hash, (ack, from), work, actions)?;
         self.ask_writes(now, place, actions);
         Ok(())
     }
@@ -431,19 +434,27 @@ impl Coordinator {
             repair_failed: 0,
             waited: false,
         });
-        let place = self.begin(now, token, hash, (ack, from), work)?;
+        let place = self.begin(now, token, hash, (ack, from), work, actions)?;
         self.health.earn_hedge();
         self.ask_reads(now, place, u32::from(ack), want, actions);
         Ok(())
     }
 
-    fn begin(&mut self, now: Now, token: Token, hash: KeyHash, counts: (u8, u8), work: Work) -> Result<usize, Full> {
+    fn begin(
+        &mut self,
+        now: Now,
+        token: Token,
+        hash: KeyHash,
+        counts: (u8, u8),
+        work: Work,
+        actions: &mut Vec<Action>,
+    ) -> Result<usize, Full> {
         let (ack, from) = counts;
         assert!(
             1 <= ack && ack <= from && usize::from(from) <= self.topology.nodes(),
             "the caller checks ack and from"
         );
-        if self.in_flight() >= self.settings.in_flight_max {
+        if self.in_flight() >= self.settings.in_flight_max && !self.make_room(actions) {
             return Err(Full);
         }
         let place = match self.free.pop() {
@@ -467,6 +478,22 @@ impl Coordinator {
         };
         self.places[place].op = Some(op);
         Ok(place)
+    }
+
+    /// Forgets the older half of the operations that are answered: a replica that is slow may not fill the room of those
+    /// that can do without it. `false` if they are too few for a search.
+    fn make_room(&mut self, actions: &mut Vec<Action>) -> bool {
+        if self.answered < (self.settings.in_flight_max / 8).max(1) {
+            return false;
+        }
+        let ops = self.places.iter().enumerate().filter_map(|(place, slot)| Some((slot.op.as_ref()?, place)));
+        let mut answered: Vec<_> = ops.filter(|(op, _)| op.token.is_none()).map(|(op, at)| (op.begun, at)).collect();
+        answered.sort_unstable();
+        answered.truncate(answered.len().div_ceil(2));
+        for &(_, place) in &answered {
+            self.end(place, actions);
+        }
+        !answered.is_empty()
     }
 
     /// A reply of `node`, which may be this node.
@@ -627,6 +654,7 @@ impl Coordinator {
         };
         let (answered, asked) = (op.answers(), op.asked.count_ones());
         if let Some(token) = op.token.take() {
+            self.answered += 1;
             self.counters.not_enough += u64::from(matches!(outcome, Outcome::NotEnough(_)));
             actions.push(Action::Answer { token, answer: Answer { outcome, answered, asked } });
         }
@@ -652,6 +680,7 @@ impl Coordinator {
         };
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(place as u32);
+        self.answered -= usize::from(op.token.is_none());
         let Work::Write(write) = op.work else {
             return;
         };

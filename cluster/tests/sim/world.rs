@@ -893,7 +893,19 @@ impl World {
         (ack as u8, from as u8)
     }
 
-    fn invoke(&mut self, client: Option<usize>, node: usize, key: usize, what: What, (ack, from): (u8, u8)) -> usize {
+    fn invoke(&mut self, client: Option<usize>, node: usize, key: usize, what: What, counts: (u8, u8)) -> usize {
+        self.invoke_at(self.now, client, node, key, what, counts)
+    }
+
+    fn invoke_at(
+        &mut self,
+        at: u64,
+        client: Option<usize>,
+        node: usize,
+        key: usize,
+        what: What,
+        (ack, from): (u8, u8),
+    ) -> usize {
         let excused = self.nodes[node].ailing > 0 || self.now < self.nodes[node].well_at;
         let token = self.history.invoke(Op {
             client,
@@ -914,8 +926,7 @@ impl World {
         });
         self.say(Some(key), || format!("{token} begins at {node}: {what:?} {ack} of {from}"));
         self.nodes[node].open.insert(token);
-        let now = self.now;
-        self.on(node, now, Work::Begin(token));
+        self.on(node, at, Work::Begin(token));
         token
     }
 
@@ -968,7 +979,7 @@ impl World {
         let clocks = self.clocks(node);
         let op = &mut self.history.ops[token];
         op.begun = Some(self.now);
-        let (key, counts, client) = (op.key, (op.ack, op.from), op.client);
+        let (key, counts, client, excused) = (op.key, (op.ack, op.from), op.client, op.excused);
         let mut actions = Vec::new();
         let begun = match op.what {
             What::Get(want) => {
@@ -987,6 +998,9 @@ impl World {
         };
         if begun.is_err() {
             self.stats.refused_full += 1;
+            if !excused && self.plan.mode == Mode::Steady {
+                self.fail("one ailing node costs nothing", Some(key), format!("{token} is refused for want of room"));
+            }
             if !actions.is_empty() || self.nodes[node].coordinator.in_flight() < self.plan.in_flight_max {
                 self.fail("bounds", Some(key), format!("{token} was refused with room, or after it was begun"));
             }
@@ -1335,7 +1349,12 @@ impl World {
             let widest = self.history.widest[key];
             if widest > 0 {
                 let node = self.rng.below(self.plan.nodes as u64) as usize;
-                tokens.push(self.invoke(None, node, key, What::Get(Want::Value), (widest, widest)));
+                // Not all at once, or there would be no room for them.
+                let at = self.now + key as u64 * 200;
+                let what = What::Get(Want::Value);
+                let token = self.invoke_at(at, None, node, key, what, (widest, widest));
+                self.history.ops[token].excused = true;
+                tokens.push(token);
             }
         }
         tokens
