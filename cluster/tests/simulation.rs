@@ -53,17 +53,17 @@ fn seeds(count: u64, plan: impl Fn(u64) -> Plan) -> Stats {
 
 #[test]
 fn connections_break_and_nodes_fail() {
-    seeds(120, |seed| Plan::new(seed, Mode::Stream));
+    seeds(100, |seed| Plan::new(seed, Mode::Stream));
 }
 
 #[test]
 fn messages_are_lost_doubled_and_overtaken() {
-    seeds(120, |seed| Plan::new(seed, Mode::Harsh));
+    seeds(100, |seed| Plan::new(seed, Mode::Harsh));
 }
 
 #[test]
 fn an_ailing_minority_costs_its_peers_nothing() {
-    let sums = seeds(100, |seed| Plan::new(seed, Mode::Available));
+    let sums = seeds(80, |seed| Plan::new(seed, Mode::Available));
     let slow = sums.latencies.iter().filter(|&&took| took > 300_000).count();
     assert!(slow * 10_000 <= sums.latencies.len(), "{slow} of {} took more than 300 ms", sums.latencies.len());
 }
@@ -72,7 +72,7 @@ fn an_ailing_minority_costs_its_peers_nothing() {
 #[test]
 fn what_a_replica_missed_comes_as_hints() {
     let faults = vec![Kind::Pause, Kind::CutNode, Kind::CutPair, Kind::Break];
-    seeds(150, |seed| hints_only(seed, &faults));
+    seeds(100, |seed| hints_only(seed, &faults));
 }
 
 fn hints_only(seed: u64, faults: &[Kind]) -> Plan {
