@@ -240,6 +240,8 @@ struct Read {
     repair_sent: u64,
     repaired: u64,
     repair_failed: u64,
+    /// Fell silent: waited for where nobody else is left.
+    silent: u64,
     waited: bool,
 }
 
@@ -432,6 +434,7 @@ impl Coordinator {
             repair_sent: 0,
             repaired: 0,
             repair_failed: 0,
+            silent: 0,
             waited: false,
         });
         let place = self.begin(now, token, hash, (ack, from), work, actions)?;
@@ -531,6 +534,7 @@ impl Coordinator {
                 self.write_on(now, place, actions);
             }
             Work::Read(read) => {
+                read.silent &= !here;
                 if id.stage() >= Stage::Repair as u8 {
                     match reply {
                         _ if id.stage() != read.repair_stage => {}
@@ -716,10 +720,14 @@ impl Coordinator {
         };
         let here = bit(rank);
         let mut as_well = 0;
+        let usable = ranks(op.unasked()).filter(|&rank| self.health.usable(ranked[rank])).count() as u32;
         if op.pending() & here != 0 {
-            let usable = ranks(op.unasked()).filter(|&rank| self.health.usable(ranked[rank])).count() as u32;
             let others = op.answers() + op.pending().count_ones() - 1 + usable;
-            if certain || op.token.is_none() || others >= u32::from(op.ack) {
+            if certain || op.token.is_none() {
+                op.failed |= here;
+            } else if op.answers() >= u32::from(op.ack) {
+                // A read whose value or repair is waited for. What it does with the silent is in `conclude`.
+            } else if others >= u32::from(op.ack) {
                 op.failed |= here;
             } else {
                 // Those that are left are no better: whichever answers first.
@@ -738,14 +746,26 @@ impl Coordinator {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
         };
+        let pending = op.pending();
         match &mut op.work {
             Work::Write(_) => self.write_on(now, place, actions),
             Work::Read(read) => {
+                let certain = certain || op.token.is_none();
                 if read.fetching & here != 0 {
-                    read.fetching &= !here;
-                    read.fetch_failed |= here;
+                    // The value is elsewhere, or enough answers are without those that have it.
+                    let holders = read.newest().and_then(|seen| seen.version).map_or(0, |newest| read.holders(newest));
+                    let elsewhere = holders & !here & !read.fetch_failed != 0;
+                    let without = ((op.answered & !holders) | (pending & !here)).count_ones() + usable;
+                    if certain || elsewhere || without >= u32::from(op.ack) {
+                        read.fetching &= !here;
+                        read.fetch_failed |= here;
+                    }
                 }
-                read.repair_failed |= here & read.repair_sent & !read.repaired;
+                if certain {
+                    read.repair_failed |= here & read.repair_sent & !read.repaired;
+                } else {
+                    read.silent |= here;
+                }
                 self.read_on(now, place, actions);
             }
         }
@@ -913,7 +933,7 @@ impl Coordinator {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
         };
-        let (waits, unasked) = (op.token.is_some(), op.unasked());
+        let (waits, unasked, pending) = (op.token.is_some(), op.unasked(), op.pending());
         let Work::Read(read) = &mut op.work else {
             return;
         };
@@ -944,15 +964,18 @@ impl Coordinator {
             if !std::mem::replace(&mut read.waited, true) {
                 self.counters.repairs_waited_for += 1;
             }
-            let possible = up_to_date + (stale & !read.repaired & !read.repair_failed).count_ones();
-            let pending = op.pending().count_ones();
-            if possible + pending < required {
+            let waiting = stale & !read.repaired & !read.repair_failed;
+            let coming = waiting | pending;
+            let silent = (coming & read.silent).count_ones();
+            let likely = up_to_date + coming.count_ones() - silent;
+            if likely < required {
                 // Another replica may have it already.
-                let more = (required - possible - pending).min(unasked.count_ones());
-                if more == 0 {
+                let more = (required - likely).min(unasked.count_ones());
+                if more > 0 {
+                    self.ask_reads(now, place, more, Want::Version, actions);
+                } else if likely + silent < required {
                     return self.not_enough(place, actions);
                 }
-                self.ask_reads(now, place, more, Want::Version, actions);
             }
             return self.repair(now, place, stale, record, actions);
         }

@@ -710,6 +710,67 @@ fn a_silent_replica_is_waited_for_where_the_others_are_worse() {
     );
 }
 
+/// Found by the simulation: seed 1753477861175990, where the third disk was full.
+#[test]
+fn a_silent_repair_is_waited_for_where_nobody_else_is_left() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         B: full       -> version C
+         C: has 5      -> repair C 7
+         wait 130
+         C: applied    -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_silent_answer_is_waited_for_where_a_repair_failed() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         B: full       -> version C
+         wait 130
+         C: has 7      -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_silent_fetch_is_waited_for_where_the_value_is_nowhere_else() {
+    play(
+        3,
+        "up B
+         get 2/3       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         wait 130
+         B: has 7      -> repair A 7
+         A: applied    -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_silent_fetch_is_not_waited_for_where_others_are_enough() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         wait 130      -> version C
+         C: has 5      -> found 5
+         in flight 0",
+    );
+}
+
 #[test]
 fn a_lost_connection_sends_reads_elsewhere() {
     play(
