@@ -401,7 +401,9 @@ impl World {
         let (least, mean, tail) = self.plan.delay;
         let mut at = self.now + least + self.rng.around(mean);
         if self.rng.ppm(tail) && !self.healed {
-            at += self.rng.below(80 * MS);
+            // A round trip beyond the silence that opens a circuit is an ailing peer: one more than `Available` allows.
+            let longest = if self.plan.mode == Mode::Available { 40 * MS } else { 80 * MS };
+            at += self.rng.below(longest);
         }
         let harsh = self.plan.mode == Mode::Harsh && !self.healed;
         let back = msg.is_answer();
@@ -556,7 +558,6 @@ impl World {
             return;
         }
         if !msg.is_answer() {
-            link.in_flight -= 1;
             let service = self.nodes[node].service;
             if service > 0 {
                 let at = self.nodes[node].busy_until.max(self.now) + self.rng.around(service);
@@ -642,6 +643,10 @@ impl World {
     }
 
     fn serve(&mut self, node: usize, via: Via, msg: Msg) {
+        let link = self.link(via.asker, via.peer);
+        if link.up && link.epoch == via.epoch {
+            link.in_flight -= 1;
+        }
         let answer = match msg {
             Msg::Request { id, request } => {
                 let reply = self.apply(node, Some(id), via.asker, &request);
