@@ -168,13 +168,15 @@ pub struct Shortage {
 pub struct Settings {
     /// An operation without enough answers is given up after this many µs.
     pub deadline_micros: u64,
-    /// Operations at once, those included that are answered and wait for the last replicas.
+    /// Operations at once, those included that are answered and wait for the last replicas. Where these are many, the oldest
+    /// of them give way to new ones, and what their replicas may have missed becomes hints.
     pub in_flight_max: usize,
     /// Bytes of values that these hold at once.
     pub in_flight_bytes_max: usize,
 }
 
-/// There are [`Settings::in_flight_max`] operations already, or they hold [`Settings::in_flight_bytes_max`].
+/// There are [`Settings::in_flight_max`] operations already, or they hold [`Settings::in_flight_bytes_max`], and nearly all of them
+/// wait for their answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
@@ -241,6 +243,8 @@ struct Read {
     repair_sent: u64,
     repaired: u64,
     repair_failed: u64,
+    /// Fell silent: waited for where nobody else is left.
+    silent: u64,
     waited: bool,
 }
 
@@ -263,6 +267,8 @@ pub struct Coordinator {
     free: Vec<u32>,
     /// Bytes of values that operations hold.
     bytes: usize,
+    /// Operations that are answered and not gone.
+    answered: usize,
 }
 
 impl fmt::Debug for Coordinator {
@@ -353,7 +359,8 @@ impl Coordinator {
         assert!(settings.in_flight_max < PLACES_MAX);
         let health = Health::new(topology.nodes(), topology.me());
         let counters = Counters::default();
-        Self { topology, settings, next_version, health, counters, places: Vec::new(), free: Vec::new(), bytes: 0 }
+        let (places, free) = (Vec::new(), Vec::new());
+        Self { topology, settings, next_version, health, counters, places, free, bytes: 0, answered: 0 }
     }
 
     /// How the peers are.
@@ -398,9 +405,9 @@ impl Coordinator {
         (ack, from): (u8, u8),
         actions: &mut Vec<Action>,
     ) -> Result<(), Full> {
-        let (hash, bytes) = (KeyHash::of(&record.key), record.value.len());
+        let hash = KeyHash::of(&record.key);
         let work = Work::Write(Write { record, renewed: false, newer: None });
-        let place = self.begin(now, token, hash, (ack, from), bytes, work)?;
+        let place = self.begin(now, token, hash, (ack, from), work, actions)?;
         self.ask_writes(now, place, actions);
         Ok(())
     }
@@ -433,9 +440,10 @@ impl Coordinator {
             repair_sent: 0,
             repaired: 0,
             repair_failed: 0,
+            silent: 0,
             waited: false,
         });
-        let place = self.begin(now, token, hash, (ack, from), 0, work)?;
+        let place = self.begin(now, token, hash, (ack, from), work, actions)?;
         self.health.earn_hedge();
         self.ask_reads(now, place, u32::from(ack), want, actions);
         Ok(())
@@ -447,15 +455,18 @@ impl Coordinator {
         token: Token,
         hash: KeyHash,
         (ack, from): (u8, u8),
-        bytes: usize,
         work: Work,
+        actions: &mut Vec<Action>,
     ) -> Result<usize, Full> {
         assert!(
             1 <= ack && ack <= from && usize::from(from) <= self.topology.nodes(),
             "the caller checks ack and from"
         );
-        let Settings { in_flight_max, in_flight_bytes_max, .. } = self.settings;
-        if self.in_flight() >= in_flight_max || self.bytes.saturating_add(bytes) > in_flight_bytes_max {
+        let bytes = match &work {
+            Work::Write(write) => write.record.value.len(),
+            Work::Read(_) => 0,
+        };
+        if !self.has_room(bytes) && !(self.make_room(actions) && self.has_room(bytes)) {
             return Err(Full);
         }
         self.bytes += bytes;
@@ -480,6 +491,28 @@ impl Coordinator {
         };
         self.places[place].op = Some(op);
         Ok(place)
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        let Settings { in_flight_max, in_flight_bytes_max, .. } = self.settings;
+        self.in_flight() < in_flight_max && self.bytes.saturating_add(bytes) <= in_flight_bytes_max
+    }
+
+    /// Forgets the older half of the operations that are answered: a replica that is slow may not fill the room of those
+    /// that can do without it. `false` if they are too few for a search.
+    fn make_room(&mut self, actions: &mut Vec<Action>) -> bool {
+        let crowded = self.in_flight() >= self.settings.in_flight_max;
+        if crowded && self.answered < (self.settings.in_flight_max / 8).max(1) {
+            return false;
+        }
+        let ops = self.places.iter().enumerate().filter_map(|(place, slot)| Some((slot.op.as_ref()?, place)));
+        let mut answered: Vec<_> = ops.filter(|(op, _)| op.token.is_none()).map(|(op, at)| (op.begun, at)).collect();
+        answered.sort_unstable();
+        answered.truncate(answered.len().div_ceil(2));
+        for &(_, place) in &answered {
+            self.end(place, actions);
+        }
+        !answered.is_empty()
     }
 
     /// A reply of `node`, which may be this node.
@@ -517,6 +550,7 @@ impl Coordinator {
                 self.write_on(now, place, actions);
             }
             Work::Read(read) => {
+                read.silent &= !here;
                 if id.stage() >= Stage::Repair as u8 {
                     match reply {
                         _ if id.stage() != read.repair_stage => {}
@@ -646,6 +680,7 @@ impl Coordinator {
             Work::Read(_) => op.asked.count_ones(),
         };
         if let Some(token) = op.token.take() {
+            self.answered += 1;
             self.counters.not_enough += u64::from(matches!(outcome, Outcome::NotEnough(_)));
             actions.push(Action::Answer { token, answer: Answer { outcome, answered, asked } });
         }
@@ -671,6 +706,7 @@ impl Coordinator {
         };
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(place as u32);
+        self.answered -= usize::from(op.token.is_none());
         let write = match op.work {
             Work::Write(write) => write,
             Work::Read(read) => {
@@ -711,10 +747,14 @@ impl Coordinator {
         };
         let here = bit(rank);
         let mut as_well = 0;
+        let usable = ranks(op.unasked()).filter(|&rank| self.health.usable(ranked[rank])).count() as u32;
         if op.pending() & here != 0 {
-            let usable = ranks(op.unasked()).filter(|&rank| self.health.usable(ranked[rank])).count() as u32;
             let others = op.answers() + op.pending().count_ones() - 1 + usable;
-            if certain || op.token.is_none() || others >= u32::from(op.ack) {
+            if certain || op.token.is_none() {
+                op.failed |= here;
+            } else if op.answers() >= u32::from(op.ack) {
+                // A read whose value or repair is waited for. What it does with the silent is in `conclude`.
+            } else if others >= u32::from(op.ack) {
                 op.failed |= here;
             } else {
                 // Those that are left are no better: whichever answers first.
@@ -733,14 +773,26 @@ impl Coordinator {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
         };
+        let pending = op.pending();
         match &mut op.work {
             Work::Write(_) => self.write_on(now, place, actions),
             Work::Read(read) => {
+                let certain = certain || op.token.is_none();
                 if read.fetching & here != 0 {
-                    read.fetching &= !here;
-                    read.fetch_failed |= here;
+                    // The value is elsewhere, or enough answers are without those that have it.
+                    let holders = read.newest().and_then(|seen| seen.version).map_or(0, |newest| read.holders(newest));
+                    let elsewhere = holders & !here & !read.fetch_failed != 0;
+                    let without = ((op.answered & !holders) | (pending & !here)).count_ones() + usable;
+                    if certain || elsewhere || without >= u32::from(op.ack) {
+                        read.fetching &= !here;
+                        read.fetch_failed |= here;
+                    }
                 }
-                read.repair_failed |= here & read.repair_sent & !read.repaired;
+                if certain {
+                    read.repair_failed |= here & read.repair_sent & !read.repaired;
+                } else {
+                    read.silent |= here;
+                }
                 self.read_on(now, place, actions);
             }
         }
@@ -909,7 +961,7 @@ impl Coordinator {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
         };
-        let (waits, unasked) = (op.token.is_some(), op.unasked());
+        let (waits, unasked, pending) = (op.token.is_some(), op.unasked(), op.pending());
         let Work::Read(read) = &mut op.work else {
             return;
         };
@@ -940,15 +992,18 @@ impl Coordinator {
             if !std::mem::replace(&mut read.waited, true) {
                 self.counters.repairs_waited_for += 1;
             }
-            let possible = up_to_date + (stale & !read.repaired & !read.repair_failed).count_ones();
-            let pending = op.pending().count_ones();
-            if possible + pending < required {
+            let waiting = stale & !read.repaired & !read.repair_failed;
+            let coming = waiting | pending;
+            let silent = (coming & read.silent).count_ones();
+            let likely = up_to_date + coming.count_ones() - silent;
+            if likely < required {
                 // Another replica may have it already.
-                let more = (required - possible - pending).min(unasked.count_ones());
-                if more == 0 {
+                let more = (required - likely).min(unasked.count_ones());
+                if more > 0 {
+                    self.ask_reads(now, place, more, Want::Version, actions);
+                } else if likely + silent < required {
                     return self.not_enough(place, actions);
                 }
-                self.ask_reads(now, place, more, Want::Version, actions);
             }
             return self.repair(now, place, stale, record, actions);
         }

@@ -8,8 +8,11 @@
 pub const WINDOW_MIN: u32 = 8;
 /// Most.
 pub const WINDOW_MAX: u32 = 512;
-/// Confirmations of a window that take longer than this, in µs, say that the peer has enough to do.
+/// A window that takes longer than this, in µs, and than [`SLOW_FACTOR`] times the quickest so far, says that the peer has enough
+/// to do.
 pub const SLOW_MICROS: u64 = 5_000;
+/// See there: a distant peer is not a busy one.
+pub const SLOW_FACTOR: u64 = 3;
 /// Share of the time that replay leaves to others: after a window that took `t`, it rests for `t` times this.
 pub const REST_SHARE: u64 = 1;
 /// The longest rest, in µs.
@@ -19,11 +22,13 @@ pub const REST_MAX_MICROS: u64 = 50_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
     window: u32,
+    /// The quickest window so far, in µs: about the network's round trip.
+    quickest: u64,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { window: WINDOW_MIN }
+        Self { window: WINDOW_MIN, quickest: u64::MAX }
     }
 }
 
@@ -36,7 +41,8 @@ impl Pace {
 
     /// A window of hints was confirmed after `micros`. Returns how long to rest before the next, in µs.
     pub fn confirmed(&mut self, micros: u64) -> u64 {
-        self.window = if micros > SLOW_MICROS {
+        self.quickest = self.quickest.min(micros);
+        self.window = if micros > SLOW_MICROS.max(self.quickest.saturating_mul(SLOW_FACTOR)) {
             (self.window / 2).max(WINDOW_MIN)
         } else {
             (self.window + WINDOW_MIN).min(WINDOW_MAX)
@@ -67,5 +73,16 @@ mod tests {
         assert_eq!(pace.window(), WINDOW_MIN);
         pace.confirmed(SLOW_MICROS + 1);
         assert_eq!(pace.window(), WINDOW_MIN);
+    }
+
+    #[test]
+    fn a_distant_peer_is_not_a_busy_one() {
+        let mut pace = Pace::default();
+        for _ in 0..100 {
+            pace.confirmed(40_000);
+        }
+        assert_eq!(pace.window(), WINDOW_MAX);
+        pace.confirmed(121_000);
+        assert_eq!(pace.window(), WINDOW_MAX / 2);
     }
 }

@@ -712,6 +712,67 @@ fn a_silent_replica_is_waited_for_where_the_others_are_worse() {
     );
 }
 
+/// Found by the simulation: seed 1753477861175990, where the third disk was full.
+#[test]
+fn a_silent_repair_is_waited_for_where_nobody_else_is_left() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         B: full       -> version C
+         C: has 5      -> repair C 7
+         wait 130
+         C: applied    -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_silent_answer_is_waited_for_where_a_repair_failed() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         B: full       -> version C
+         wait 130
+         C: has 7      -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_silent_fetch_is_waited_for_where_the_value_is_nowhere_else() {
+    play(
+        3,
+        "up B
+         get 2/3       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         wait 130
+         B: has 7      -> repair A 7
+         A: applied    -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_silent_fetch_is_not_waited_for_where_others_are_enough() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         wait 130      -> version C
+         C: has 5      -> found 5
+         in flight 0",
+    );
+}
+
 #[test]
 fn a_lost_connection_sends_reads_elsewhere() {
     play(
@@ -749,8 +810,25 @@ fn beyond_the_bound_nothing_is_begun() {
     scene.event("A: applied");
     scene.event("A: has 50");
     assert_eq!(scene.done(), ["found 50", "written"]);
-    // The write still waits for its last replicas, and that counts.
-    scene.event("in flight 1");
-    scene.begin("get", "1/3", 60).unwrap();
+}
+
+/// Found by the simulation: a peer that answered after 40 ms, but answered, filled the room with writes that had
+/// their answer, and requests of healthy nodes were refused.
+#[test]
+fn operations_that_have_their_answer_give_way() {
+    let mut scene = Scene::new(3, 'A', 2);
+    scene.event("up B C");
+    scene.event("put 1/3");
+    assert_eq!(scene.done(), ["write A 50", "write B 50", "write C 50"]);
+    scene.event("A: applied");
+    scene.event("put 1/3 at 60");
+    assert_eq!(scene.done(), ["write A 60", "write B 60", "write C 60", "written"]);
+    scene.event("B: applied");
+    scene.event("in flight 2");
+    scene.event("get 1/3");
+    assert_eq!(scene.done(), ["hint C 50", "value A"]);
     assert_eq!(scene.begin("get", "1/3", 60), Err(Full));
+    assert_eq!(scene.done(), [""; 0]);
+    scene.event("C: applied");
+    scene.event("in flight 2");
 }

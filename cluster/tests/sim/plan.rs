@@ -82,7 +82,7 @@ pub struct Plan {
     /// Mean time between faults, in µs.
     pub fault_every: u64,
     pub faults: Vec<Kind>,
-    /// One way, in µs: the least, the mean on top of it, and how many of a million take up to 80 ms.
+    /// One way, in µs: the least, the mean on top of it, and how many of a million take up to 80 ms longer.
     pub delay: (u64, u64, u64),
     /// Of a million messages, in [`Mode::Harsh`].
     pub lost: u64,

@@ -402,7 +402,9 @@ impl World {
         let (least, mean, tail) = self.plan.delay;
         let mut at = self.now + least + self.rng.around(mean);
         if self.rng.ppm(tail) && !self.healed {
-            at += self.rng.below(80 * MS);
+            // A round trip beyond the silence that opens a circuit is an ailing peer: one more than `Available` allows.
+            let longest = if self.plan.mode == Mode::Available { 40 * MS } else { 80 * MS };
+            at += self.rng.below(longest);
         }
         let harsh = self.plan.mode == Mode::Harsh && !self.healed;
         let back = msg.is_answer();
@@ -557,7 +559,6 @@ impl World {
             return;
         }
         if !msg.is_answer() {
-            link.in_flight -= 1;
             let service = self.nodes[node].service;
             if service > 0 {
                 let at = self.nodes[node].busy_until.max(self.now) + self.rng.around(service);
@@ -645,6 +646,10 @@ impl World {
     }
 
     fn serve(&mut self, node: usize, via: Via, msg: Msg) {
+        let link = self.link(via.asker, via.peer);
+        if link.up && link.epoch == via.epoch {
+            link.in_flight -= 1;
+        }
         let answer = match msg {
             Msg::Request { id, request } => {
                 let reply = self.apply(node, Some(id), via.asker, &request);
@@ -896,7 +901,19 @@ impl World {
         (ack as u8, from as u8)
     }
 
-    fn invoke(&mut self, client: Option<usize>, node: usize, key: usize, what: What, (ack, from): (u8, u8)) -> usize {
+    fn invoke(&mut self, client: Option<usize>, node: usize, key: usize, what: What, counts: (u8, u8)) -> usize {
+        self.invoke_at(self.now, client, node, key, what, counts)
+    }
+
+    fn invoke_at(
+        &mut self,
+        at: u64,
+        client: Option<usize>,
+        node: usize,
+        key: usize,
+        what: What,
+        (ack, from): (u8, u8),
+    ) -> usize {
         let excused = self.nodes[node].ailing > 0 || self.now < self.nodes[node].well_at;
         let token = self.history.invoke(Op {
             client,
@@ -917,8 +934,7 @@ impl World {
         });
         self.say(Some(key), || format!("{token} begins at {node}: {what:?} {ack} of {from}"));
         self.nodes[node].open.insert(token);
-        let now = self.now;
-        self.on(node, now, Work::Begin(token));
+        self.on(node, at, Work::Begin(token));
         token
     }
 
@@ -971,7 +987,7 @@ impl World {
         let clocks = self.clocks(node);
         let op = &mut self.history.ops[token];
         op.begun = Some(self.now);
-        let (key, counts, client) = (op.key, (op.ack, op.from), op.client);
+        let (key, counts, client, excused) = (op.key, (op.ack, op.from), op.client, op.excused);
         let mut actions = Vec::new();
         let begun = match op.what {
             What::Get(want) => {
@@ -990,6 +1006,9 @@ impl World {
         };
         if begun.is_err() {
             self.stats.refused_full += 1;
+            if !excused && self.plan.mode == Mode::Steady {
+                self.fail("one ailing node costs nothing", Some(key), format!("{token} is refused for want of room"));
+            }
             if !actions.is_empty() || self.nodes[node].coordinator.in_flight() < self.plan.in_flight_max {
                 self.fail("bounds", Some(key), format!("{token} was refused with room, or after it was begun"));
             }
@@ -1338,7 +1357,12 @@ impl World {
             let widest = self.history.widest[key];
             if widest > 0 {
                 let node = self.rng.below(self.plan.nodes as u64) as usize;
-                tokens.push(self.invoke(None, node, key, What::Get(Want::Value), (widest, widest)));
+                // Not all at once, or there would be no room for them.
+                let at = self.now + key as u64 * 200;
+                let what = What::Get(Want::Value);
+                let token = self.invoke_at(at, None, node, key, what, (widest, widest));
+                self.history.ops[token].excused = true;
+                tokens.push(token);
             }
         }
         tokens
