@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What compare-peers.sh and bench-goals.sh share: starting servers on a core, reading their CPU and memory, tables.
+# What compare-peers.sh, bench-goals.sh and bench-cluster.sh share: starting servers on given cores, reading their CPU and
+# memory, running wrk and wrk2, tables.
 #
 # Owner: the script that sources this file; it sets SERVER_CORE, LOAD_CORE, KOLTSO, SCRIPTS and calls bench_begin.
 # Bounds: every wait here has a limit in seconds. Ends only processes that it started, by their ids, and removes only
@@ -8,7 +9,9 @@
 CLOCK_TICKS=$(getconf CLK_TCK)
 # shellcheck disable=SC2034  # the scripts that source this file use it
 CONNECTIONS=64
+WRK_THREADS=1 # of wrk and wrk2
 STARTED=()
+MEASURED=() # processes whose CPU together is the server's; where there are none, it is PID
 WORK=''
 
 fail() { # fail SENTENCE...: exit code 2, as for everything that is wrong before a measurement begins
@@ -59,16 +62,18 @@ now_us() {
   printf '%s' "${now/[.,]/}"
 }
 
-# A port that is free and whose replica port (10000 above) is free too, both below the range the kernel hands out.
-free_port() {
-  python3 - <<'PYTHON'
-import random, socket
+# The first of COUNT ports in a row (1 unless told) that are free and whose replica ports (10000 above) are free too, all
+# below the range the kernel hands out.
+free_port() { # free_port [COUNT]
+  python3 - "${1:-1}" <<'PYTHON'
+import contextlib, random, socket, sys
 for _ in range(200):
     port = random.randrange(11000, 22000)
     try:
-        with socket.socket() as a, socket.socket() as b:
-            a.bind(("127.0.0.1", port))
-            b.bind(("127.0.0.1", port + 10000))
+        with contextlib.ExitStack() as bound:
+            for number in range(port, port + int(sys.argv[1])):
+                bound.enter_context(socket.socket()).bind(("127.0.0.1", number))
+                bound.enter_context(socket.socket()).bind(("127.0.0.1", number + 10000))
         print(port)
         break
     except OSError:
@@ -80,12 +85,17 @@ alive() { kill -0 "$1" 2>/dev/null; }
 
 # Sends SIGNAL, waits SECONDS at most, then kills. Only for ids in STARTED.
 stop_server() { # stop_server PID SIGNAL SECONDS
-  local pid=$1 kept=() other waited=0
+  local pid=$1 waited=0
   alive "$pid" && kill -s "$2" "$pid" 2>/dev/null
   while alive "$pid" && ((waited++ < $3 * 100)); do pause 0.01; done
   alive "$pid" && kill -s KILL "$pid" 2>/dev/null
   wait "$pid" 2>/dev/null
-  for other in "${STARTED[@]}"; do [[ $other == "$pid" ]] || kept+=("$other"); done
+  forget "$pid"
+}
+
+forget() { # forget PID: it has ended and was waited for
+  local kept=() other
+  for other in "${STARTED[@]}"; do [[ $other == "$1" ]] || kept+=("$other"); done
   STARTED=("${kept[@]}")
 }
 
@@ -186,26 +196,30 @@ start_redis() {
   wait_for_port "$PORT" 10 "$PID" Redis "$folder/log"
 }
 
-# CPU of a process, all its threads, in clock ticks: sets USER_TICKS and SYS_TICKS.
-read_cpu() { # read_cpu PID
-  local stat fields
-  stat=$(<"/proc/$1/stat")
-  read -r -a fields <<<"${stat##*) }" # the fields after the name, from the third on
-  USER_TICKS=${fields[11]}
-  SYS_TICKS=${fields[12]}
+# CPU of processes together, all their threads, in clock ticks: sets USER_TICKS and SYS_TICKS. A process that is gone
+# counts with what $WORK/stat.PID has of it, a copy of its /proc/PID/stat, where there is one.
+read_cpu() { # read_cpu PID...
+  local pid stat fields
+  USER_TICKS=0 SYS_TICKS=0
+  for pid in "$@"; do
+    { stat=$(<"/proc/$pid/stat") || stat=$(<"$WORK/stat.$pid"); } 2>/dev/null || continue
+    read -r -a fields <<<"${stat##*) }" # the fields after the name, from the third on
+    USER_TICKS=$((USER_TICKS + fields[11]))
+    SYS_TICKS=$((SYS_TICKS + fields[12]))
+  done
 }
 
-# What disturbs a measurement: CPU used by neither the server PID nor the load tool, and CPU that the hypervisor took.
+# What disturbs a measurement: CPU used by neither the server (MEASURED, or PID) nor the load tool, and CPU that the hypervisor took.
 # noise_end sets OTHERS and STOLEN, per cent of one core, and notes both in $WORK/noise.
 noise_begin() {
   read_machine
-  read_cpu "$PID"
+  read_cpu "${MEASURED[@]:-$PID}"
   NOISE_FROM="$BUSY_TICKS $STOLEN_TICKS $((USER_TICKS + SYS_TICKS)) $EPOCHREALTIME"
 }
 
 noise_end() { # noise_end LOAD_TOOL_SECONDS
   read_machine
-  read_cpu "$PID"
+  read_cpu "${MEASURED[@]:-$PID}"
   # shellcheck disable=SC2034
   read -r OTHERS STOLEN < <(awk -v hz="$CLOCK_TICKS" -v l="$1" -v from="$NOISE_FROM" \
     -v to="$BUSY_TICKS $STOLEN_TICKS $((USER_TICKS + SYS_TICKS)) $EPOCHREALTIME" 'BEGIN {
@@ -244,22 +258,50 @@ load_keys() { # load_keys PORT COUNT [FLAG...]
   }
 }
 
-# One wrk run against the server PID at PORT. Sets REQUESTS, SECONDS_RUN, NOT_2XX (socket errors included), USER_US,
+# One wrk run against the server at PORT. Sets REQUESTS, SECONDS_RUN, NOT_2XX (socket errors included), USER_US,
 # SYS_US (a request), SERVER_BUSY, LOAD_BUSY (per cent of a core). WRK_ARGUMENTS follow the script.
 run_wrk() { # run_wrk SCRIPT SECONDS [WRK_ARGUMENT...]
-  local script=$1 seconds=$2 log=$WORK/wrk.log user sys line
+  wrk_begin "$@"
+  wrk_end
+}
+
+# The two halves of it, for what is to happen meanwhile.
+wrk_begin() {
+  local script=$1 seconds=$2
   shift 2
   noise_begin
-  user=$USER_TICKS sys=$SYS_TICKS
-  timeout $((seconds + 60)) taskset -c "$LOAD_CORE" wrk -t1 -c"$CONNECTIONS" -d"${seconds}s" --timeout 10s \
-    -s "$SCRIPTS/$script.lua" "http://127.0.0.1:$PORT" -- "$@" >"$log" 2>&1
-  noise_end "$(load_tool_seconds "$log" total)"
-  line=$(grep '^answers:' "$log") || {
-    printf 'wrk failed: %s\n' "$(tail -n 3 "$log")" >&2
+  LOAD_FROM="$USER_TICKS $SYS_TICKS"
+  start_load "$seconds" wrk -t"$WRK_THREADS" -c"$CONNECTIONS" -d"${seconds}s" --timeout 10s \
+    -s "$SCRIPTS/$script.lua" "http://127.0.0.1:$PORT" -- "$@"
+}
+
+wrk_end() {
+  local user sys
+  read -r user sys <<<"$LOAD_FROM"
+  end_load wrk
+  cpu_figures $((USER_TICKS - user)) $((SYS_TICKS - sys)) "$(load_tool_seconds "$LOAD_LOG")"
+}
+
+start_load() { # start_load SECONDS COMMAND...: sets LOAD_PID and LOAD_LOG
+  local limit=$(($1 + 60))
+  shift
+  LOAD_LOG=$WORK/$1.log
+  timeout "$limit" taskset -c "$LOAD_CORE" "$@" >"$LOAD_LOG" 2>&1 &
+  LOAD_PID=$!
+  STARTED+=("$LOAD_PID")
+}
+
+end_load() { # end_load NAME: waits for it, `timeout` being the limit, and sets REQUESTS, SECONDS_RUN and NOT_2XX
+  local line
+  wait "$LOAD_PID"
+  forget "$LOAD_PID"
+  noise_end "$(load_tool_seconds "$LOAD_LOG" total)"
+  line=$(grep '^answers:' "$LOAD_LOG") || {
+    printf '%s failed: %s\n' "$1" "$(tail -n 3 "$LOAD_LOG")" >&2
     exit 1
   }
+  # shellcheck disable=SC2034
   read -r REQUESTS SECONDS_RUN NOT_2XX < <(awk '{ gsub(",", ""); print $2, $4, $6 + $11 + $13 + $15 + $17 }' <<<"$line")
-  cpu_figures $((USER_TICKS - user)) $((SYS_TICKS - sys)) "$(load_tool_seconds "$log")"
 }
 
 # CPU seconds of wrk or wrk2 once its requests were formatted, or all of them. 0 where it did not say.
@@ -278,18 +320,25 @@ cpu_figures() { # cpu_figures USER_TICKS SYS_TICKS LOAD_SECONDS
 # wrk2 at a constant rate. Sets P50, P99, P999, MAX in milliseconds, REQUESTS, SECONDS_RUN, NOT_2XX. wrk2 throws away
 # what it recorded in its first 10.3 s (it calibrates), so SECONDS has to be well above that.
 run_wrk2() { # run_wrk2 SCRIPT SECONDS RATE [SCRIPT_ARGUMENT...]
-  local script=$1 seconds=$2 rate=$3 log=$WORK/wrk2.log line
+  wrk2_begin "$@"
+  wrk2_end
+}
+
+wrk2_begin() {
+  local script=$1 seconds=$2 rate=$3
   shift 3
   noise_begin
-  timeout $((seconds + 60)) taskset -c "$LOAD_CORE" wrk2 -t1 -c"$CONNECTIONS" -d"${seconds}s" -R"$rate" -L --timeout 10s \
-    -s "$SCRIPTS/$script.lua" "http://127.0.0.1:$PORT" -- "$@" >"$log" 2>&1
-  noise_end "$(load_tool_seconds "$log" total)"
-  line=$(grep '^answers:' "$log") || {
-    printf 'wrk2 failed: %s\n' "$(tail -n 3 "$log")" >&2
-    exit 1
-  }
-  # shellcheck disable=SC2034
-  read -r REQUESTS SECONDS_RUN NOT_2XX < <(awk '{ gsub(",", ""); print $2, $4, $6 + $11 + $13 + $15 + $17 }' <<<"$line")
+  LOAD_FROM="$USER_TICKS $SYS_TICKS"
+  start_load "$seconds" wrk2 -t"$WRK_THREADS" -c"$CONNECTIONS" -d"${seconds}s" -R"$rate" -L --timeout 10s \
+    -s "$SCRIPTS/$script.lua" "http://127.0.0.1:$PORT" -- "$@"
+}
+
+# Sets also what run_wrk sets of CPU.
+wrk2_end() {
+  local user sys
+  read -r user sys <<<"$LOAD_FROM"
+  end_load wrk2
+  cpu_figures $((USER_TICKS - user)) $((SYS_TICKS - sys)) "$(load_tool_seconds "$LOAD_LOG")"
   # shellcheck disable=SC2034
   read -r P50 P99 P999 MAX < <(awk '
     function ms(text) {
@@ -301,7 +350,36 @@ run_wrk2() { # run_wrk2 SCRIPT SECONDS RATE [SCRIPT_ARGUMENT...]
     /HdrHistogram - Recorded Latency/ { on = 1 }
     /Detailed Percentile/ { on = 0 }
     on && $1 ~ /%$/ { at[$1 + 0] = ms($2) }
-    END { printf "%.2f %.2f %.2f %.2f\n", at[50], at[99], at[99.9], at[100] }' "$log")
+    END { printf "%.2f %.2f %.2f %.2f\n", at[50], at[99], at[99.9], at[100] }' "$LOAD_LOG")
+}
+
+# Of lines of several rounds, tab-separated, one line for each first field, in the order in which they were first seen.
+# MODES has a letter for each other field: m median, x most, s sum, t the text of the last round.
+over_rounds() { # over_rounds MODES
+  awk -F '\t' -v OFS='\t' -v modes="$1" '
+    function median(key, column,   i, j, n, list, swap) {
+      n = count[key]
+      for (i = 1; i <= n; i++) list[i] = value[key, column, i] + 0
+      for (i = 2; i <= n; i++) for (j = i; j > 1 && list[j - 1] > list[j]; j--) { swap = list[j]; list[j] = list[j - 1]; list[j - 1] = swap }
+      return n % 2 ? list[(n + 1) / 2] : (list[n / 2] + list[n / 2 + 1]) / 2
+    }
+    { if (!($1 in count)) order[++keys] = $1
+      n = ++count[$1]
+      for (i = 2; i <= NF; i++) {
+        value[$1, i, n] = $i
+        sum[$1, i] += $i
+        if (n == 1 || $i + 0 > most[$1, i]) most[$1, i] = $i + 0
+      } }
+    END {
+      for (k = 1; k <= keys; k++) {
+        line = key = order[k]
+        for (i = 2; i <= length(modes) + 1; i++) {
+          mode = substr(modes, i - 1, 1)
+          line = line OFS (mode == "m" ? median(key, i) : mode == "x" ? most[key, i] : mode == "s" ? sum[key, i] : value[key, i, count[key]])
+        }
+        print line
+      }
+    }'
 }
 
 # Prints tab-separated lines, the first one being the head, as a table: plain (aligned) or markdown.

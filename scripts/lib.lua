@@ -12,6 +12,7 @@
 --   --pipeline P  requests that one connection sends at once, 1 unless told (wrk2 counts its rate in requests too)
 --   --reads R --deletes D       mix.lua only: shares of GET and DELETE, 0.5 and 0 unless told; the rest is PUT
 --   --pool N      most requests a thread keeps preformatted, 100000 unless told, 10000 under wrk2 (see below)
+--   --serializable  etcd.lua only: let the node that is asked answer a get by itself
 --   --statuses    count every status code apart (parses each answer in Lua: costs the load tool, so not for rates)
 --
 -- The load tool must not be the bottleneck, so all requests are formatted before the run, and request() only walks
@@ -29,7 +30,7 @@ local DEFAULTS = {
    ["keys"] = 100000, ["key-size"] = 16, ["size"] = 128, ["pipeline"] = 1,
    ["pool"] = jit.version_num >= 20100 and 100000 or 10000,
    ["reads"] = 0.5, ["deletes"] = 0,
-   ["ack"] = false, ["from"] = false, ["ttl"] = false, ["statuses"] = false,
+   ["ack"] = false, ["from"] = false, ["ttl"] = false, ["statuses"] = false, ["serializable"] = false,
 }
 
 local function fail(sentence)
@@ -47,7 +48,7 @@ local function parse(args)
       if not name or DEFAULTS[name] == nil then
          fail("unknown argument " .. args[i] .. "; scripts/lib.lua lists the known ones")
       end
-      if name == "statuses" then
+      if name == "statuses" or name == "serializable" then
          options[name] = true
       else
          i = i + 1
@@ -97,9 +98,9 @@ local function pick_keys(keys, pool_size)
 end
 
 -- Strings of `pipeline` requests each. `choose` names the method of the next request: a string or a function.
-local function build_pool(options, choose)
+local function build_pool(options, choose, make_formatter)
    local format = {}
-   for _, method in ipairs({ "GET", "PUT", "DELETE" }) do format[method] = formatter(method, options) end
+   for _, method in ipairs({ "GET", "PUT", "DELETE" }) do format[method] = make_formatter(method, options) end
    local pipeline = options["pipeline"]
    local pool, batch, bytes = {}, {}, 0
    local numbers = pick_keys(options["keys"], options["pool"])
@@ -119,7 +120,8 @@ local function build_pool(options, choose)
 end
 
 -- Defines wrk's hooks. Called once by each script, in every Lua state: wrk makes one a thread and one for itself.
-function lib.run(choose)
+-- `make_formatter` is `formatter` unless told.
+function lib.run(choose, make_formatter)
    local threads = {}
 
    function setup(thread)
@@ -130,7 +132,7 @@ function lib.run(choose)
    function init(args)
       local options = parse(args)
       math.randomseed(thread_number)
-      local pool = build_pool(options, choose)
+      local pool = build_pool(options, choose, make_formatter or formatter)
       local size, at = #pool, 0
       collectgarbage()
 

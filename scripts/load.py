@@ -30,6 +30,8 @@ def parse_arguments():
     parser.add_argument("--value-size", type=int, default=128, help="bytes a value (128)")
     parser.add_argument("--connections", type=int, default=8, help="connections (8)")
     parser.add_argument("--batch", type=int, default=64, help="PUTs that a connection sends at once (64)")
+    parser.add_argument("--ack", type=int, help="replicas that must have confirmed, in a cluster (the server's default)")
+    parser.add_argument("--from", type=int, dest="of", help="replicas a key, in a cluster (the server's default)")
     parser.add_argument("--rate", type=float, default=0, help="PUTs a second at most; 0, as unless told, is as fast as it goes")
     parser.add_argument("--timeout", type=float, default=30, help="give up after so many seconds without an answer (30)")
     arguments = parser.parse_args()
@@ -46,11 +48,12 @@ class Formatter:
     def __init__(self, host, arguments):
         prefix = b"k" * (arguments.key_size - 8)
         size = arguments.value_size
+        replicas = "".join("&%s=%d" % pair for pair in (("ack", arguments.ack), ("from", arguments.of)) if pair[1])
         value = b"v" * max(size - 8, 0) + (b"%%0%dd" % min(size, 8) if size else b"")
         self.digits_modulus = 10 ** min(size, 8)
         self.has_digits = size > 0
         self.one = (
-            b"PUT /v0/entity?id=" + prefix + b"%08d HTTP/1.1\r\nHost: " + host.encode()
+            b"PUT /v0/entity?id=" + prefix + b"%08d" + replicas.encode() + b" HTTP/1.1\r\nHost: " + host.encode()
             + b"\r\nContent-Length: " + str(size).encode() + b"\r\n\r\n" + value
         )
         self.many = {}
