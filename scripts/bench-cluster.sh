@@ -36,7 +36,7 @@ usage: scripts/bench-cluster.sh [options] [standard] [closed] [pause] [kill] [re
   --koltso PATH          the binary (target/release/koltso of this repository)
   --rounds N             rounds of closed, profile and etcd (3)
   --seconds N            seconds a measurement in them (5)
-  --standard-seconds N   seconds a standard run, at least 12: wrk2 records nothing in its first 10 (60)
+  --standard-seconds N   seconds a standard run, at least 14: wrk2 records nothing in its first 10 (60)
   --standard-rounds N    rounds of standard (1)
   --rate N               requests/s of the standard runs and of the second profile (10000)
   --disturbed-seconds N  seconds a run of pause and kill, at least 14 (20)
@@ -96,7 +96,7 @@ done
 ((ROUNDS >= 1 && SECONDS_EACH >= 1 && STANDARD_ROUNDS >= 1 && DISTURBED_ROUNDS >= 1 && RATE >= 1 && DISTURBED_RATE >= 1)) ||
   fail "--rounds, --seconds and rates must be at least 1."
 ((MISSED >= 1 && KEYS >= 10 && VALUE_SIZE >= 8 && CONNECTIONS >= 4)) || fail "--missed, --keys, --value-size or --connections is too small."
-((STANDARD_SECONDS >= 12)) || fail "--standard-seconds must be at least 12: wrk2 records nothing in its first 10."
+((STANDARD_SECONDS >= 14)) || fail "--standard-seconds must be at least 14: wrk2 records nothing in its first 10."
 ((DISTURBED_SECONDS >= 14 && RETURN_SECONDS >= 14)) ||
   fail "--disturbed-seconds and --return-seconds must be at least 14: wrk2 records nothing in its first 10."
 ((${#SECTIONS[@]})) || SECTIONS=(standard closed pause kill return profile)
@@ -265,9 +265,9 @@ section_standard() {
     cluster_port=$PORT nodes=("${NODES[@]}")
     for case in 'put 1 1' 'put 2 3' 'get 1 1' 'get 2 3'; do
       read -r method ack of <<<"$case"
+      PORT=$cluster_port MEASURED=("${nodes[@]}")
       [[ $case != 'get 1 1' ]] || fill
       arguments=("$method" "$STANDARD_SECONDS" "$RATE" --keys "$KEYS" --size "$VALUE_SIZE" --ack "$ack" --from "$of")
-      PORT=$cluster_port MEASURED=("${nodes[@]}")
       run_wrk2 "${arguments[@]}"
       standard_row "${method^^} $ack/$of" Koltso
       MEASURED=()
@@ -423,7 +423,7 @@ section_return() {
     progress "return: $(<"$WORK/load.log")"
     began=$(now_us)
     wrk2_begin put "$RETURN_SECONDS" "$DISTURBED_RATE" --keys "$steady" --key-size 20 --size "$VALUE_SIZE" --ack 2 --from 3
-    pause "$(later "$CALIBRATION" 0.6)"
+    pause "$(later "$CALIBRATION" 1.2)" # under load, formatting the requests takes longer
     pending=$(curl -s -m 5 "http://127.0.0.1:$PORT/status" | jq '[.cluster.peers[].hints_pending] | add')
     restart_node "$VICTIM"
     await_calm 60 "$READY_US" "$VICTIM" || progress 'return: given up; the table has the time until then.'
@@ -443,7 +443,7 @@ section_return() {
       print $1, sprintf("%.2f", $2), "<= 10", ($2 <= 10 && $3 == expected ? "yes" : "no"), $3, $4, sprintf("%.0f", $5), \
         sprintf("%.2f", $6), sprintf("%.2f", $7), "<= 20", ($7 <= 20 ? "yes" : "no"), sprintf("%.2f", $8), sprintf("%.2f", $9), $10, $11 " %", $12 " %" }'
   } >"$WORK/table"
-  report "return: a node that missed $MISSED keys starts under wrk2 -t1 -c$DISTURBED_CONNECTIONS -R$DISTURBED_RATE -d${RETURN_SECONDS}s PUT 2/3 at another; medians of $DISTURBED_ROUNDS rounds. Latencies are of all that wrk2 recorded, from about 0.6 s before the start to the run's end"
+  report "return: a node that missed $MISSED keys starts under wrk2 -t1 -c$DISTURBED_CONNECTIONS -R$DISTURBED_RATE -d${RETURN_SECONDS}s PUT 2/3 at another; medians of $DISTURBED_ROUNDS rounds. Latencies are of all that wrk2 recorded, from about 1 s before the start to the run's end"
 }
 
 # ---- profile
@@ -648,7 +648,8 @@ with base64 to its gateway: /v3/kv/put {key, value}, /v3/kv/range {key} and the 
 turns each into a gRPC call inside the process, which its own clients spare; its CPU is in the figures. Of Koltso, the first node.
 An etcd put is on the disks of a majority when it answers, as a PUT 2/3 with --sync always is; with --sync $SYNC it is in the
 memory of two nodes. A linearizable get asks a majority, as GET 2/3 does (though Koltso's is no consensus: it answers the newest
-that two of three replicas have); a serializable get asks one node, as GET 1/1 does.
+that two of three replicas have). A serializable get is answered by the node that is asked; GET 1/1 by the one that the key lives
+on, which for two thirds of the keys is another one.
 WHAT
 }
 
