@@ -422,6 +422,9 @@ impl Core {
             let mut actions = self.gathered.take();
             self.coordinator.borrow_mut().tick(now, &mut actions);
             self.carry_out(now, actions);
+            for link in self.links.borrow().iter().flatten() {
+                link.release();
+            }
             for node in self.cluster.peers.nodes() {
                 let seen = self.cluster.peers.arrivals(node);
                 if std::mem::replace(&mut arrivals[node.at()], seen) != seen

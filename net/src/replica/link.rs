@@ -44,6 +44,8 @@ use super::wire::{Bell, HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
 
 /// Bytes of requests that wait for a peer: what a fast network takes in a quarter of a second.
 pub const OUTBOX_MAX: usize = 32 * 1024 * 1024;
+/// With this many bytes queued, nothing waits for replies.
+pub const HOLD_MAX: usize = 8 * 1024;
 /// Least time between the beginnings of two attempts.
 pub const DIAL_GAP: Duration = Duration::from_millis(20);
 /// How long an attempt waits for the peer's kernel.
@@ -124,6 +126,8 @@ pub struct Link<H> {
     sending: Cell<usize>,
     flush: Bell,
     redial: Bell,
+    /// Requests without a reply, of this connection and of what is queued.
+    unanswered: Cell<u32>,
     skew: Cell<Option<Skew>>,
     fd: Cell<Option<RawFd>>,
     closed: Cell<bool>,
@@ -141,6 +145,7 @@ impl<H: LinkHandler> Link<H> {
             sending: Cell::new(0),
             flush: Bell::default(),
             redial: Bell::default(),
+            unanswered: Cell::new(0),
             skew: Cell::new(None),
             fd: Cell::new(None),
             closed: Cell::new(false),
@@ -158,8 +163,9 @@ impl<H: LinkHandler> Link<H> {
     pub fn request(&self, number: u64, request: &Request<'_>) -> Result<(), Full> {
         let mut outbox = self.room()?;
         frame::encode_request(&mut outbox.bytes, number, request);
+        let bytes = outbox.len();
         drop(outbox);
-        self.queued();
+        self.queued(bytes);
         Ok(())
     }
 
@@ -184,8 +190,9 @@ impl<H: LinkHandler> Link<H> {
         let mut outbox = self.room()?;
         frame::encode_put_head(&mut outbox.bytes, number, key, &value, version, expires_at_ms);
         outbox.push_value(value);
+        let bytes = outbox.len();
         drop(outbox);
-        self.queued();
+        self.queued(bytes);
         Ok(())
     }
 
@@ -199,10 +206,22 @@ impl<H: LinkHandler> Link<H> {
     }
 
     #[inline]
-    fn queued(&self) {
-        self.flush.ring();
+    fn queued(&self, bytes: usize) {
+        let unanswered = self.unanswered.get();
+        self.unanswered.set(unanswered + 1);
+        if unanswered == 0 || bytes >= HOLD_MAX {
+            self.flush.ring();
+        }
         if self.state.get() == LinkState::Down {
             self.redial.ring();
+        }
+    }
+
+    /// Sends what waits for replies. To be called every few milliseconds, for a peer that does not reply.
+    #[inline]
+    pub fn release(&self) {
+        if !self.outbox.borrow().is_empty() {
+            self.flush.ring();
         }
     }
 
@@ -261,6 +280,7 @@ impl<H: LinkHandler> Link<H> {
             };
             self.state.set(LinkState::Down);
             self.outbox.borrow_mut().clear();
+            self.unanswered.set(0);
             self.redial.hush();
             self.handler.lost(self.config.peer, if self.closed.get() { &LostReason::Stopped } else { &why });
             if self.closed.get() {
@@ -365,6 +385,7 @@ impl<H: LinkHandler> Link<H> {
         let (mut reader, writer) = stream.into_split();
         self.state.set(LinkState::Up);
         self.handler.connected(self.config.peer, Instant::now());
+        self.release();
         let ending = Rc::new(Cell::new(self.closed.get()));
         let flusher = monoio::spawn(Rc::clone(self).keep_flushing(writer, fd, Rc::clone(&ending)));
         let why = self.read_replies(&mut reader, inbox).await;
@@ -389,6 +410,7 @@ impl<H: LinkHandler> Link<H> {
                 match frame::parse_reply(inbox.bytes(), limits) {
                     Parsed::Complete { frame: (number, key_hash, reply), len } => {
                         any = true;
+                        self.unanswered.set(self.unanswered.get().saturating_sub(1));
                         if let Err(sentence) = self.handler.reply(peer, now, number, key_hash, reply) {
                             break Err(LostReason::Violation(sentence));
                         }
@@ -400,6 +422,7 @@ impl<H: LinkHandler> Link<H> {
             };
             if any {
                 self.handler.batch_end(peer, now);
+                self.release();
             }
             match outcome {
                 Ok(need) => match inbox.read(reader, need).await {

@@ -22,6 +22,6 @@ mod wire;
 
 pub use frame::{Refused, Reply, Request, Stamp};
 pub use handshake::{Identity, Skew};
-pub use link::{CONNECT_TIMEOUT, DIAL_GAP, Full, Link, LinkConfig, LinkHandler, LinkState, OUTBOX_MAX};
+pub use link::{CONNECT_TIMEOUT, DIAL_GAP, Full, HOLD_MAX, Link, LinkConfig, LinkHandler, LinkState, OUTBOX_MAX};
 pub use lost::LostReason;
 pub use server::{AcceptConfig, ReplicaEvent, ReplicaService, Replies, STRANGERS_MAX, serve};
