@@ -17,8 +17,8 @@ use koltso_net::replica::blocking::Connection;
 use koltso_net::replica::frame::{self, HEADER, Limits, Parsed, encode_reply, encode_request, parse_request};
 use koltso_net::replica::handshake::{Acceptor, Dialer, Progress};
 use koltso_net::replica::{
-    AcceptConfig, DIAL_GAP, Full, Identity, Link, LinkConfig, LinkHandler, LinkState, LostReason, OUTBOX_MAX, Refused,
-    ReplicaEvent, ReplicaService, Replies, Reply, Request, STRANGERS_MAX, Stamp, serve,
+    AcceptConfig, DIAL_GAP, Full, HOLD_MAX, Identity, Link, LinkConfig, LinkHandler, LinkState, LostReason, OUTBOX_MAX,
+    Refused, ReplicaEvent, ReplicaService, Replies, Reply, Request, STRANGERS_MAX, Stamp, serve,
 };
 use koltso_net::server::Shared;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
@@ -466,6 +466,61 @@ fn all_frames_of_a_turn_leave_together() {
         assert_eq!(received, 50 * frame_of(0, &Request::Ping { wall_ms: 1, clock: 2 }).len());
         closed(&link, &seen).await;
         assert_eq!(told.recv().unwrap(), 0);
+        peer.join().unwrap();
+    });
+}
+
+#[test]
+fn small_requests_wait_for_the_replies_that_are_on_their_way() {
+    on_both(|_| async move {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (answer, answers) = std::sync::mpsc::channel::<u64>();
+        let (address, peer) = raw_peer(move |mut socket| {
+            let mut buffer = vec![0; 100_000];
+            let mut replies = socket.try_clone().unwrap();
+            let replying = std::thread::spawn(move || {
+                for number in answers {
+                    let mut out = Vec::new();
+                    frame::encode_reply(&mut out, number, 0, &Reply::Pong { wall_ms: 0, clock: 0 });
+                    replies.write_all(&out).unwrap();
+                }
+            });
+            loop {
+                let count = socket.read(&mut buffer).unwrap_or(0);
+                tell.send(count).unwrap();
+                if count == 0 {
+                    return replying.join().unwrap();
+                }
+            }
+        });
+        let (link, seen) = link_to(address);
+        until("up", || link.state() == LinkState::Up).await;
+        let ping = Request::Ping { wall_ms: 1, clock: 2 };
+        let length = frame_of(0, &ping).len();
+        link.request(0, &ping).unwrap();
+        until("the first leaves at once", || told.try_recv().is_ok_and(|count| count == length)).await;
+        for number in 1..=3 {
+            link.request(number, &ping).unwrap();
+            monoio::time::sleep(Duration::from_millis(20)).await;
+            assert!(told.try_recv().is_err(), "a request did not wait");
+        }
+        answer.send(0).unwrap();
+        until("they leave with the reply", || told.try_recv().is_ok_and(|count| count == 3 * length)).await;
+        link.request(4, &ping).unwrap();
+        monoio::time::sleep(Duration::from_millis(20)).await;
+        assert!(told.try_recv().is_err(), "a request did not wait");
+        link.release();
+        until("or when they are released", || told.try_recv().is_ok_and(|count| count == length)).await;
+        let large = Request::Put {
+            key: b"key",
+            value: &pattern(HOLD_MAX),
+            version: Stamp { clock: 1, node: 1 },
+            expires_at_ms: 0,
+        };
+        link.request(5, &large).unwrap();
+        until("or when they are many bytes", || told.try_recv().is_ok_and(|count| count > HOLD_MAX)).await;
+        drop(answer);
+        closed(&link, &seen).await;
         peer.join().unwrap();
     });
 }
