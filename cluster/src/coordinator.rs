@@ -235,12 +235,14 @@ struct Read {
     fetching: u64,
     fetch_failed: u64,
     damaged: u64,
-    /// The version that the next three are about, and the stage of its repairs: a confirmation of an older one is none.
+    /// The version that the next four are about, and the stage of its repairs: a confirmation of an older one is none.
     repair_version: Version,
     repair_stage: u8,
     repair_sent: u64,
     repaired: u64,
     repair_failed: u64,
+    /// Silent since they were written to. Others are taken where there are any, and else these are waited for.
+    repair_silent: u64,
     waited: bool,
 }
 
@@ -433,6 +435,7 @@ impl Coordinator {
             repair_sent: 0,
             repaired: 0,
             repair_failed: 0,
+            repair_silent: 0,
             waited: false,
         });
         let place = self.begin(now, token, hash, (ack, from), 0, work)?;
@@ -733,14 +736,23 @@ impl Coordinator {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
         };
+        let given_up = certain || op.token.is_none();
+        let (unasked, ranked) = (op.unasked(), self.topology.ranked(op.hash));
         match &mut op.work {
             Work::Write(_) => self.write_on(now, place, actions),
             Work::Read(read) => {
-                if read.fetching & here != 0 {
+                let others = unasked | (read.holders(read.repair_version) & !here & !read.fetch_failed);
+                let elsewhere = ranks(others).any(|rank| self.health.usable(ranked[rank]));
+                if read.fetching & here != 0 && (given_up || elsewhere) {
                     read.fetching &= !here;
                     read.fetch_failed |= here;
                 }
-                read.repair_failed |= here & read.repair_sent & !read.repaired;
+                let waits_for = here & read.repair_sent & !read.repaired;
+                if given_up {
+                    read.repair_failed |= waits_for;
+                } else {
+                    read.repair_silent |= waits_for;
+                }
                 self.read_on(now, place, actions);
             }
         }
@@ -898,7 +910,7 @@ impl Coordinator {
         let Work::Read(read) = &op.work else {
             return;
         };
-        let repairs = read.repair_sent & !read.repaired & !read.repair_failed;
+        let repairs = read.repair_sent & !read.repaired & !read.repair_failed & !read.repair_silent;
         if op.token.is_none() && op.pending() == 0 && read.fetching == 0 && repairs == 0 {
             self.end(place, actions);
         }
@@ -926,7 +938,8 @@ impl Coordinator {
             if read.repair_sent != 0 {
                 read.repair_stage = read.repair_stage.checked_add(1).unwrap_or(Stage::Repair as u8);
             }
-            (read.repair_sent, read.repaired, read.repair_failed) = (0, 0, 0);
+            (read.repair_sent, read.repaired) = (0, 0);
+            (read.repair_failed, read.repair_silent) = (0, 0);
         }
         let (stale, holders) = (read.stale(version), read.holders(version));
         let up_to_date = (holders | read.repaired).count_ones();
@@ -940,12 +953,14 @@ impl Coordinator {
             if !std::mem::replace(&mut read.waited, true) {
                 self.counters.repairs_waited_for += 1;
             }
-            let possible = up_to_date + (stale & !read.repaired & !read.repair_failed).count_ones();
+            let repairable = stale & !read.repaired & !read.repair_failed;
+            let silent = (repairable & read.repair_silent).count_ones();
+            let possible = up_to_date + (repairable & !read.repair_silent).count_ones();
             let pending = op.pending().count_ones();
             if possible + pending < required {
                 // Another replica may have it already.
                 let more = (required - possible - pending).min(unasked.count_ones());
-                if more == 0 {
+                if more == 0 && possible + pending + silent < required {
                     return self.not_enough(place, actions);
                 }
                 self.ask_reads(now, place, more, Want::Version, actions);

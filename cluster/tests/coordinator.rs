@@ -713,6 +713,72 @@ fn a_silent_replica_is_waited_for_where_the_others_are_worse() {
 }
 
 #[test]
+fn a_silent_replica_is_waited_for_where_only_it_can_be_repaired() {
+    play(
+        3,
+        "up B
+         get 2/3       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         wait 121      -> version C
+         failed C
+         in flight 1
+         B: applied    -> found 7
+         in flight 0",
+    );
+    // With two replicas there is nobody else to ask.
+    play(
+        2,
+        "up B
+         get 2/2       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         wait 999
+         B: applied    -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn another_replica_is_taken_when_a_repaired_one_falls_silent() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         wait 121      -> version C
+         C: has 7      -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_silent_replica_is_waited_for_where_only_it_has_the_value() {
+    play(
+        2,
+        "up B
+         get 2/2       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         wait 200
+         B: has 7      -> repair A 7
+         A: applied    -> found 7
+         in flight 0",
+    );
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         wait 121      -> version C
+         C: has 5      -> found 5
+         in flight 0",
+    );
+}
+
+#[test]
 fn a_lost_connection_sends_reads_elsewhere() {
     play(
         3,
