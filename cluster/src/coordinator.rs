@@ -527,7 +527,10 @@ impl Coordinator {
                         _ => read.repair_failed |= here,
                     }
                 } else {
-                    read.fetching &= !here;
+                    let was_fetch = id.stage() == Stage::Fetch as u8;
+                    if was_fetch {
+                        read.fetching &= !here;
+                    }
                     match reply {
                         Reply::Found { version, expires_at_ms, value_len, value } => {
                             let seen = Seen { rank: rank as u8, version: Some(version), live: true, value_len };
@@ -553,6 +556,12 @@ impl Coordinator {
                             op.failed |= here & !op.answered;
                             read.fetch_failed |= here;
                         }
+                    }
+                    // Whoever does not send the value that it said it has is not asked for it again and again.
+                    let held = read.seen.iter().find(|seen| usize::from(seen.rank) == rank && seen.live);
+                    let data = read.data.as_ref().map(|data| data.version);
+                    if was_fetch && held.is_some_and(|seen| seen.version > data) {
+                        read.fetch_failed |= here;
                     }
                 }
                 self.read_on(now, place, actions);

@@ -778,6 +778,21 @@ fn a_silent_replica_is_waited_for_where_only_it_has_the_value() {
     );
 }
 
+/// It would be asked until the deadline, as fast as it answers; this node itself without a tick in between.
+#[test]
+fn a_replica_that_does_not_send_the_value_it_claims_is_asked_once() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         B: nothing    -> version C
+         C: has 5      -> found 5
+         in flight 0",
+    );
+}
+
 #[test]
 fn a_lost_connection_sends_reads_elsewhere() {
     play(
