@@ -382,22 +382,24 @@ impl Core {
             Request::Write(record) => {
                 let value = (!record.tombstone).then_some(&record.value[..]);
                 let written = self.engine.write(&record.key, value, record.version, record.expires_at_ms);
-                match (written, self.engine.durable()) {
-                    (Ok(Written::Applied), Some(durable)) => {
-                        let this = self.this.clone();
-                        monoio::spawn(async move {
-                            let durable = durable.await;
-                            if let Some(core) = this.upgrade() {
-                                let reply = durable.map_or(Reply::Refused(Refused::Failed), |()| Reply::Applied);
-                                core.replied_myself(id, reply);
-                            }
-                        });
-                        return;
-                    }
-                    (Ok(Written::Applied), None) => Reply::Applied,
-                    (Ok(Written::Superseded(newer)), _) => Reply::Superseded(newer),
-                    (Err(error), _) => Reply::Refused(refused(&error)),
+                let reply = match written {
+                    Ok(Written::Applied) => Reply::Applied,
+                    Ok(Written::Superseded(newer)) => Reply::Superseded(newer),
+                    Err(ref error) => Reply::Refused(refused(error)),
+                };
+                // A record that lost is in this core's log as well. It counts as a confirmation, so it must be on disk: the
+                // one that won may be in another core's log, and not synced yet.
+                if let (Ok(_), Some(durable)) = (written, self.engine.durable()) {
+                    let this = self.this.clone();
+                    monoio::spawn(async move {
+                        let durable = durable.await;
+                        if let Some(core) = this.upgrade() {
+                            core.replied_myself(id, durable.map_or(Reply::Refused(Refused::Failed), |()| reply));
+                        }
+                    });
+                    return;
                 }
+                reply
             }
         };
         self.coordinator.borrow_mut().replied(now, me, id, reply, more);
