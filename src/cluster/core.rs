@@ -45,7 +45,7 @@ pub struct Core {
     core: usize,
     engine: Rc<Engine>,
     coordinator: RefCell<Coordinator>,
-    /// By node; none to this one.
+    /// By node; none to this one, and none at all once the core is closed.
     links: RefCell<Vec<Option<Rc<Link<Self>>>>>,
     clients: RefCell<Clients>,
     /// What a batch of replies has led to, until the batch ends.
@@ -317,7 +317,7 @@ impl Core {
                     }
                     Action::Probe { to } => {
                         let ping = wire::Request::Ping { wall_ms: now.wall_ms, clock: self.node.clock.last() };
-                        if let Some(link) = &self.links.borrow()[to.at()] {
+                        if let Some(Some(link)) = self.links.borrow().get(to.at()) {
                             // A queue that is full says as much as a missing answer.
                             let _ = link.request(PING, &ping);
                         }
@@ -351,7 +351,7 @@ impl Core {
     /// `false` if it cannot be sent.
     fn send(&self, to: NodeIndex, id: RequestId, request: Request) -> bool {
         let links = self.links.borrow();
-        let Some(link) = &links[to.at()] else {
+        let Some(Some(link)) = links.get(to.at()) else {
             return false;
         };
         let sent = match &request {
@@ -427,7 +427,7 @@ impl Core {
             for node in self.cluster.peers.nodes() {
                 let seen = self.cluster.peers.arrivals(node);
                 if std::mem::replace(&mut arrivals[node.at()], seen) != seen
-                    && let Some(link) = &self.links.borrow()[node.at()]
+                    && let Some(Some(link)) = self.links.borrow().get(node.at())
                 {
                     link.dial_now();
                 }
