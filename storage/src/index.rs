@@ -20,12 +20,12 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::{Applied, Version};
 use crate::hash::{KeyHash, PARTITIONS, TAG_BITS};
 use crate::record::{ALIGN, Record};
 use crate::segment::{SEGMENT_MAX, Segment};
 use crate::slab::Slabs;
 use crate::table::Table;
+use crate::{Applied, Version};
 
 const OFFSET_BITS: u32 = 23;
 const SLOT_BITS: u32 = 17;
