@@ -632,6 +632,13 @@ impl Coordinator {
         }
     }
 
+    /// Ends all operations as their deadlines would, for a node that stops: what was written gets its hints.
+    pub fn finish(&mut self, actions: &mut Vec<Action>) {
+        for place in 0..self.places.len() {
+            self.expire(place, actions);
+        }
+    }
+
     fn send(&mut self, now: Now, place: usize, rank: usize, stage: u8, request: Request, out: &mut Vec<Action>) {
         let slot = &self.places[place];
         let Some(op) = &slot.op else {

@@ -31,6 +31,8 @@ use crate::node::Node;
 const TICK_BUSY: Duration = Duration::from_millis(2);
 /// Between ticks otherwise.
 const TICK_IDLE: Duration = Duration::from_millis(20);
+/// How long a node that stops waits for replicas: its clients have their answers by then, and its drain is bounded.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// How often figures are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Values beyond this are not copied into a link's queue.
@@ -440,14 +442,17 @@ impl Core {
         }
     }
 
-    /// Waits for the last replicas of what is in flight, so that those that miss something get their hints, and ends.
+    /// Waits for the last replicas of what is in flight, sees that those that miss something get their hints, and ends.
     pub async fn close(&self) {
-        let patience = self.cluster.config.replica_timeout + Duration::from_millis(100);
+        let patience = CLOSE_MAX.min(self.cluster.config.replica_timeout + Duration::from_millis(100));
         let begun = Instant::now();
         while self.coordinator.borrow().in_flight() > 0 && begun.elapsed() < patience {
             monoio::time::sleep(TICK_BUSY).await;
         }
         self.closed.set(true);
+        let mut actions = self.gathered.take();
+        self.coordinator.borrow_mut().finish(&mut actions);
+        self.carry_out(self.now(), actions);
         self.cluster.shared.drain();
         for link in self.links.take().into_iter().flatten() {
             link.close();
