@@ -8,9 +8,8 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use koltso_storage::{Applied, Lookup, Store, SyncMode, Version, WriteError, Writer};
+use koltso_storage::{Applied, Store, SyncMode, Version, WriteError, Writer};
 
-use crate::clock::now_ms;
 use crate::commit::{self, Commit, NotDurable, SharedWriter};
 
 /// See above.
@@ -69,22 +68,9 @@ impl Engine {
         };
         Ok(match applied {
             Applied::Newest => Written::Applied,
-            Applied::Superseded => self.standing(key, version),
+            Applied::Superseded(standing) if standing > version => Written::Superseded(standing),
+            Applied::Superseded(_) => Written::Applied,
         })
-    }
-
-    /// What is there in place of a version that did not win.
-    #[cold]
-    fn standing(&self, key: &[u8], version: Version) -> Written {
-        let standing = self.store.get(key, now_ms(), |found| match found {
-            Lookup::Found(standing, _) => Some(standing),
-            Lookup::Absent(standing) => standing,
-            Lookup::Damaged => None,
-        });
-        match standing {
-            Some(standing) if standing > version => Written::Superseded(standing),
-            _ => Written::Applied,
-        }
     }
 
     /// In the mode "always": until everything written so far is on disk.

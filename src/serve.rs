@@ -4,6 +4,7 @@
 //! then the address, then the folder. Listeners serve while the log is recovered, and answer 503. At the end the cores
 //! finish what is in flight, the log is synced and sealed, and the process exits with 0.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,12 +69,14 @@ fn options(config: &Config) -> Options {
     }
 }
 
-/// Versions go on above those of an earlier life. A node that was away for longer than its peers remember deletes would bring
-/// deleted keys back.
-fn go_on_with_the_clock(node: &Node) -> Result<(), Refused> {
+fn cannot_use_clock(data: &Path, e: &std::io::Error) -> Refused {
+    Refused(format!("the file clock in the data folder {} cannot be used: {e}", data.display()))
+}
+
+/// A node that was away for longer than its peers remember deletes would bring deleted keys back.
+fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
     let (data, now) = (&node.config.data, now_ms());
-    let cannot = |e| format!("the file clock in the data folder {} cannot be used: {e}", data.display());
-    let found = clock::bound_in(data).map_err(cannot)?;
+    let found = clock::bound_in(data).map_err(|e| cannot_use_clock(data, &e))?;
     let grace = node.config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.tombstone_grace);
     let away = found.map_or(Duration::ZERO, |bound| clock::away(bound, now));
     if away > grace {
@@ -85,12 +88,14 @@ fn go_on_with_the_clock(node: &Node) -> Result<(), Refused> {
             hours(grace)
         )));
     }
-    node.clock.persist_in(data, now).map_err(cannot)?;
     Ok(())
 }
 
-/// Keeps the bound of the clock ahead of it, so that no core has to.
-fn keep_the_clock(node: &Arc<Node>) -> std::io::Result<()> {
+/// Versions go on above those of an earlier life, and the bound of the clock is kept ahead of it, so that no core has to do
+/// that. Once nothing can keep the node from serving: a start that fails must not make the node look as if it had been there.
+fn go_on_with_the_clock(node: &Arc<Node>) -> Result<(), Refused> {
+    let data = &node.config.data;
+    node.clock.persist_in(data, now_ms()).map_err(|e| cannot_use_clock(data, &e))?;
     let node = node.clone();
     let keep = move || {
         loop {
@@ -98,8 +103,13 @@ fn keep_the_clock(node: &Arc<Node>) -> std::io::Result<()> {
             node.clock.refresh(now_ms());
         }
     };
-    std::thread::Builder::new().name("koltso-clock".to_owned()).spawn(keep)?;
+    let spawned = std::thread::Builder::new().name("koltso-clock".to_owned()).spawn(keep);
+    spawned.map_err(cannot_start)?;
     Ok(())
+}
+
+fn cannot_start(e: std::io::Error) -> Refused {
+    Refused(format!("the server's threads cannot be started: {e}"))
 }
 
 fn serve(flags: Flags) -> Result<(), Refused> {
@@ -139,9 +149,8 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     let (sender, handovers) = mpsc::channel(control::WAITING_MAX);
     let node = Arc::new(Node::new(config, runtime, cluster, sender));
     if node.cluster.is_some() {
-        go_on_with_the_clock(&node)?;
+        was_not_away_for_long(&node)?;
     }
-    let cannot_start = |e: std::io::Error| format!("the server's threads cannot be started: {e}");
     control::spawn(node.clone(), handovers, admin, runtime != Runtime::Epoll).map_err(cannot_start)?;
     let threads = cores::spawn(&node, listeners).map_err(cannot_start)?;
 
@@ -166,7 +175,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     if let Some(cluster) = &node.cluster {
         let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
         cluster.start_hints(&node.config.data).map_err(cannot)?;
-        keep_the_clock(&node).map_err(cannot_start)?;
+        go_on_with_the_clock(&node)?;
     }
     node.open(store.clone(), writers);
     while !node.all_joined() && !threads.iter().any(std::thread::JoinHandle::is_finished) {

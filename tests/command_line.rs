@@ -244,6 +244,30 @@ fn a_folder_of_a_newer_or_unknown_format_is_left_alone() {
     assert_eq!(server.connect().value("key").as_deref(), Some(&b"value"[..]));
 }
 
+/// Its file `clock` says until when a node lived. A start that is refused must not renew it: a node whose starts fail for
+/// longer than its peers remember deletes would come back with deleted keys.
+#[test]
+fn a_member_of_a_cluster_that_cannot_open_its_segments_leaves_its_folder_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut server = Launch::on(&data).start();
+    server.connect().store("key", "value");
+    server.terminate();
+    let segment = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path());
+    let segment = segment.filter(|path| path.extension().is_some_and(|name| name == "log")).min().unwrap();
+    // docs/log-format.md: the format at 8, and at 12 the checksum of the other bytes of the header.
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[8..12].copy_from_slice(&1000_u32.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..64]);
+    bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&segment, bytes).unwrap();
+    let listen = any_listen();
+    let list = format!("http://{listen},http://127.0.0.1:1");
+    let args = serve(&listen, &data, &["--cluster", &list]);
+    let sentence = assert_refused("a segment of a newer format", &args, folder.path());
+    assert!(sentence.contains("format"), "{sentence}");
+}
+
 /// Waits until the server has stopped changing its folder by itself (preparing segments, syncing).
 fn settle(data: &Path) {
     let mut last = (Instant::now(), files::listing(data));

@@ -558,7 +558,10 @@ impl Coordinator {
                         _ => read.repair_failed |= here,
                     }
                 } else {
-                    read.fetching &= !here;
+                    let was_fetch = id.stage() == Stage::Fetch as u8;
+                    if was_fetch {
+                        read.fetching &= !here;
+                    }
                     match reply {
                         Reply::Found { version, expires_at_ms, value_len, value } => {
                             let seen = Seen { rank: rank as u8, version: Some(version), live: true, value_len };
@@ -584,6 +587,12 @@ impl Coordinator {
                             op.failed |= here & !op.answered;
                             read.fetch_failed |= here;
                         }
+                    }
+                    // Whoever does not send the value that it said it has is not asked for it again and again.
+                    let held = read.seen.iter().find(|seen| usize::from(seen.rank) == rank && seen.live);
+                    let data = read.data.as_ref().map(|data| data.version);
+                    if was_fetch && held.is_some_and(|seen| seen.version > data) {
+                        read.fetch_failed |= here;
                     }
                 }
                 self.read_on(now, place, actions);
@@ -651,6 +660,13 @@ impl Coordinator {
             } else if op.token.is_some() && matches!(&op.work, Work::Read(read) if !read.hedged) {
                 self.hedge(now, place, actions);
             }
+        }
+    }
+
+    /// Ends all operations as their deadlines would, for a node that stops: what was written gets its hints.
+    pub fn finish(&mut self, actions: &mut Vec<Action>) {
+        for place in 0..self.places.len() {
+            self.expire(place, actions);
         }
     }
 
@@ -950,7 +966,7 @@ impl Coordinator {
         let Work::Read(read) = &op.work else {
             return;
         };
-        let repairs = read.repair_sent & !read.repaired & !read.repair_failed;
+        let repairs = read.repair_sent & !read.repaired & !read.repair_failed & !read.silent;
         if op.token.is_none() && op.pending() == 0 && read.fetching == 0 && repairs == 0 {
             self.end(place, actions);
         }

@@ -10,6 +10,7 @@
 //! failed B          its oldest request was not sent  again B: applied      one more reply to the last one replied to
 //! pong B                                             in flight 1           so many operations are there
 //! put 2/3 at 50, delete, get, head                   wait 10               10 ms pass, with a tick every ms
+//! finish            the node stops
 //! ```
 
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -150,6 +151,7 @@ impl Scene {
                 }
             }
             "in" => assert_eq!(self.coordinator.in_flight(), words[2].parse().unwrap(), "{line}"),
+            "finish" => self.coordinator.finish(&mut self.actions),
             "ping" => self.pings = true,
             "again" => self.reply(letters[0], &words[2..], true),
             "put" | "delete" | "get" | "head" => {
@@ -407,6 +409,23 @@ fn at_the_deadline_the_missing_are_named() {
          B: applied
          wait 1        -> needs 3 misses C, hint C 50
          C: applied
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_node_that_stops_keeps_hints_for_what_it_no_longer_waits_for() {
+    play(
+        3,
+        "up B C
+         put 2/3       -> write A 50, write B 50, write C 50
+         A: applied
+         B: applied    -> written
+         put 3/3 at 60 -> write A 60, write B 60, write C 60
+         A: applied
+         get 2/3       -> value A, version B
+         A: has 60
+         finish        -> hint C 50, needs 3 misses BC, hint B 60, hint C 60, needs 2 misses B
          in flight 0",
     );
 }
@@ -768,6 +787,87 @@ fn a_silent_fetch_is_not_waited_for_where_others_are_enough() {
          A: has 5
          B: has 7      -> fetch B
          wait 130      -> version C
+         C: has 5      -> found 5
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_silent_replica_is_waited_for_where_only_it_can_be_repaired() {
+    play(
+        3,
+        "up B
+         get 2/3       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         wait 121      -> version C
+         failed C
+         in flight 1
+         B: applied    -> found 7
+         in flight 0",
+    );
+    // With two replicas there is nobody else to ask.
+    play(
+        2,
+        "up B
+         get 2/2       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         wait 999
+         B: applied    -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn another_replica_is_taken_when_a_repaired_one_falls_silent() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         wait 121      -> version C
+         C: has 7      -> found 7
+         in flight 0",
+    );
+}
+
+#[test]
+fn a_silent_replica_is_waited_for_where_only_it_has_the_value() {
+    play(
+        2,
+        "up B
+         get 2/2       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         wait 200
+         B: has 7      -> repair A 7
+         A: applied    -> found 7
+         in flight 0",
+    );
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         wait 121      -> version C
+         C: has 5      -> found 5
+         in flight 0",
+    );
+}
+
+/// It would be asked until the deadline, as fast as it answers; this node itself without a tick in between.
+#[test]
+fn a_replica_that_does_not_send_the_value_it_claims_is_asked_once() {
+    play(
+        3,
+        "up B C
+         get 2/3       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         B: nothing    -> version C
          C: has 5      -> found 5
          in flight 0",
     );

@@ -31,6 +31,8 @@ use crate::node::Node;
 const TICK_BUSY: Duration = Duration::from_millis(2);
 /// Between ticks otherwise.
 const TICK_IDLE: Duration = Duration::from_millis(20);
+/// How long a node that stops waits for replicas: its clients have their answers by then, and its drain is bounded.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// How often figures are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Values beyond this are not copied into a link's queue.
@@ -45,7 +47,7 @@ pub struct Core {
     core: usize,
     engine: Rc<Engine>,
     coordinator: RefCell<Coordinator>,
-    /// By node; none to this one.
+    /// By node; none to this one, and none at all once the core is closed.
     links: RefCell<Vec<Option<Rc<Link<Self>>>>>,
     clients: RefCell<Clients>,
     /// What a batch of replies has led to, until the batch ends.
@@ -317,7 +319,7 @@ impl Core {
                     }
                     Action::Probe { to } => {
                         let ping = wire::Request::Ping { wall_ms: now.wall_ms, clock: self.node.clock.last() };
-                        if let Some(link) = &self.links.borrow()[to.at()] {
+                        if let Some(Some(link)) = self.links.borrow().get(to.at()) {
                             // A queue that is full says as much as a missing answer.
                             let _ = link.request(PING, &ping);
                         }
@@ -351,7 +353,7 @@ impl Core {
     /// `false` if it cannot be sent.
     fn send(&self, to: NodeIndex, id: RequestId, request: Request) -> bool {
         let links = self.links.borrow();
-        let Some(link) = &links[to.at()] else {
+        let Some(Some(link)) = links.get(to.at()) else {
             return false;
         };
         let sent = match &request {
@@ -382,22 +384,24 @@ impl Core {
             Request::Write(record) => {
                 let value = (!record.tombstone).then_some(&record.value[..]);
                 let written = self.engine.write(&record.key, value, record.version, record.expires_at_ms);
-                match (written, self.engine.durable()) {
-                    (Ok(Written::Applied), Some(durable)) => {
-                        let this = self.this.clone();
-                        monoio::spawn(async move {
-                            let durable = durable.await;
-                            if let Some(core) = this.upgrade() {
-                                let reply = durable.map_or(Reply::Refused(Refused::Failed), |()| Reply::Applied);
-                                core.replied_myself(id, reply);
-                            }
-                        });
-                        return;
-                    }
-                    (Ok(Written::Applied), None) => Reply::Applied,
-                    (Ok(Written::Superseded(newer)), _) => Reply::Superseded(newer),
-                    (Err(error), _) => Reply::Refused(refused(&error)),
+                let reply = match written {
+                    Ok(Written::Applied) => Reply::Applied,
+                    Ok(Written::Superseded(newer)) => Reply::Superseded(newer),
+                    Err(ref error) => Reply::Refused(refused(error)),
+                };
+                // A record that lost is in this core's log as well. It counts as a confirmation, so it must be on disk: the
+                // one that won may be in another core's log, and not synced yet.
+                if let (Ok(_), Some(durable)) = (written, self.engine.durable()) {
+                    let this = self.this.clone();
+                    monoio::spawn(async move {
+                        let durable = durable.await;
+                        if let Some(core) = this.upgrade() {
+                            core.replied_myself(id, durable.map_or(Reply::Refused(Refused::Failed), |()| reply));
+                        }
+                    });
+                    return;
                 }
+                reply
             }
         };
         self.coordinator.borrow_mut().replied(now, me, id, reply, more);
@@ -428,7 +432,7 @@ impl Core {
             for node in self.cluster.peers.nodes() {
                 let seen = self.cluster.peers.arrivals(node);
                 if std::mem::replace(&mut arrivals[node.at()], seen) != seen
-                    && let Some(link) = &self.links.borrow()[node.at()]
+                    && let Some(Some(link)) = self.links.borrow().get(node.at())
                 {
                     link.dial_now();
                 }
@@ -441,14 +445,17 @@ impl Core {
         }
     }
 
-    /// Waits for the last replicas of what is in flight, so that those that miss something get their hints, and ends.
+    /// Waits for the last replicas of what is in flight, sees that those that miss something get their hints, and ends.
     pub async fn close(&self) {
-        let patience = self.cluster.config.replica_timeout + Duration::from_millis(100);
+        let patience = CLOSE_MAX.min(self.cluster.config.replica_timeout + Duration::from_millis(100));
         let begun = Instant::now();
         while self.coordinator.borrow().in_flight() > 0 && begun.elapsed() < patience {
             monoio::time::sleep(TICK_BUSY).await;
         }
         self.closed.set(true);
+        let mut actions = self.gathered.take();
+        self.coordinator.borrow_mut().finish(&mut actions);
+        self.carry_out(self.now(), actions);
         self.cluster.shared.drain();
         for link in self.links.take().into_iter().flatten() {
             link.close();

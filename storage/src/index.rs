@@ -20,12 +20,12 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::Version;
 use crate::hash::{KeyHash, PARTITIONS, TAG_BITS};
 use crate::record::{ALIGN, Record};
 use crate::segment::{SEGMENT_MAX, Segment};
 use crate::slab::Slabs;
 use crate::table::Table;
+use crate::{Applied, Version};
 
 const OFFSET_BITS: u32 = 23;
 const SLOT_BITS: u32 = 17;
@@ -256,14 +256,14 @@ impl Locked<'_> {
     }
 
     /// The newest-wins step: from now on the index names the record of `key` at `place`, unless what it names already is
-    /// as new; `false` then.
-    pub(crate) fn offer(&mut self, key: &[u8], place: &Place<'_>) -> bool {
+    /// as new: then its version.
+    pub(crate) fn offer(&mut self, key: &[u8], place: &Place<'_>) -> Applied {
         let standing = match self.find(place.hash, key) {
             Find::Hit(hit) => {
                 let version = hit.record.version();
                 // The same version again repairs a damaged value.
                 if version > place.version || (version == place.version && hit.record.value_intact()) {
-                    return false;
+                    return Applied::Superseded(version);
                 }
                 Some(hit.standing())
             }
@@ -271,7 +271,7 @@ impl Locked<'_> {
             Find::Damaged(entry, segment) => {
                 let known = segment.sidecar().and_then(|sidecar| sidecar.entry_at(entry.offset()));
                 match known.filter(|known| known.hash == place.hash) {
-                    Some(known) if known.version > place.version => return false,
+                    Some(known) if known.version > place.version => return Applied::Superseded(known.version),
                     Some(known) => Some(Standing { entry, size: known.size as usize, tombstone: known.tombstone }),
                     None => None,
                 }
@@ -279,7 +279,7 @@ impl Locked<'_> {
             Find::Miss => None,
         };
         self.put(place, standing);
-        true
+        Applied::Newest
     }
 
     /// As [`Locked::offer`], for a record whose key is damaged, so that there is only its hash, from a sidecar.

@@ -279,7 +279,7 @@ impl Shared {
     pub(crate) fn publish(&self, hash: KeyHash, draft: &Draft<'_>, segment: &Segment, offset: u32) -> Applied {
         let place =
             Place { hash, version: draft.version, segment, offset, size: draft.size(), tombstone: draft.tombstone };
-        if self.index.lock(hash).offer(draft.key, &place) { Applied::Newest } else { Applied::Superseded }
+        self.index.lock(hash).offer(draft.key, &place)
     }
 }
 

@@ -149,8 +149,8 @@ pub enum WriteError {
 pub enum Applied {
     /// It is the newest version of its key.
     Newest,
-    /// A version that is as new or newer was there.
-    Superseded,
+    /// This version was there, which is as new or newer. Its record may be damaged: what it was is known all the same.
+    Superseded(Version),
 }
 
 /// What a look-up found.

@@ -149,7 +149,7 @@ fn an_older_version_is_not_served_in_place_of_a_damaged_newer_one() {
                     let mut writer = store.writer().unwrap();
                     assert_eq!(
                         writer.put(b"the-key", b"version-1", version(1), 0).unwrap(),
-                        Applied::Superseded,
+                        Applied::Superseded(version(2)),
                         "{what}"
                     );
                     assert_eq!(get(&store, b"the-key", 1), Seen::Damaged, "{what}");

@@ -29,7 +29,7 @@ struct Model {
 impl Model {
     fn apply(&mut self, key: &[u8], record: Record) -> Applied {
         match self.records.get(key) {
-            Some(old) if old.version >= record.version => Applied::Superseded,
+            Some(old) if old.version >= record.version => Applied::Superseded(old.version),
             _ => {
                 self.records.insert(key.to_vec(), record);
                 Applied::Newest

@@ -180,13 +180,11 @@ impl Real {
         };
         match done {
             Ok(Applied::Newest) => Reply::Applied,
-            Ok(Applied::Superseded) => match self.version(&record.key) {
-                Some(version) if version > record.version => Reply::Superseded(version),
-                version => {
-                    assert_eq!(version, Some(record.version));
-                    Reply::Applied
-                }
-            },
+            Ok(Applied::Superseded(version)) if version > record.version => Reply::Superseded(version),
+            Ok(Applied::Superseded(version)) => {
+                assert_eq!(version, record.version);
+                Reply::Applied
+            }
             Err(_) => Reply::Refused(Refused::Failed),
         }
     }
