@@ -21,6 +21,7 @@ use koltso_cluster::message::{Record, Refused, Reply, Request, Want};
 use koltso_cluster::placement::NodeIndex;
 use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReason};
 use koltso_storage::{KeyHash, Lookup, VALUE_MAX_LIMIT, Value, Version, WriteError};
+use monoio::task::JoinHandle;
 
 use super::{Cluster, SKEW_MAX_MS, replica};
 use crate::clock::now_ms;
@@ -33,6 +34,8 @@ const TICK_BUSY: Duration = Duration::from_millis(2);
 const TICK_IDLE: Duration = Duration::from_millis(20);
 /// How long a node that stops waits for replicas: its clients have their answers by then, and its drain is bounded.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// How long it then answers what peers had asked.
+const SERVE_MAX: Duration = Duration::from_secs(1);
 /// How often figures are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Values beyond this are not copied into a link's queue.
@@ -54,6 +57,8 @@ pub struct Core {
     gathered: RefCell<Vec<Action>>,
     origin: Instant,
     closed: Cell<bool>,
+    /// What this core does for peers.
+    serving: Cell<Option<JoinHandle<()>>>,
     this: Weak<Self>,
 }
 
@@ -220,6 +225,7 @@ impl Core {
             gathered: RefCell::default(),
             origin: Instant::now(),
             closed: Cell::new(false),
+            serving: Cell::new(None),
             this: this.clone(),
         });
         let identity = Rc::new(cluster.identity());
@@ -244,7 +250,8 @@ impl Core {
         }
         monoio::spawn(this.clone().tick());
         if let Some(listener) = cluster.listen(core)? {
-            monoio::spawn(replica::serve(node.clone(), cluster.clone(), this.engine.clone(), listener, identity));
+            let serving = replica::serve(node.clone(), cluster.clone(), this.engine.clone(), listener, identity);
+            this.serving.set(Some(monoio::spawn(serving)));
         }
         Ok(this)
     }
@@ -456,6 +463,10 @@ impl Core {
         self.cluster.shared.drain();
         for link in self.links.take().into_iter().flatten() {
             link.close();
+        }
+        // What peers have asked already is still answered, while there is a log to write to.
+        if let Some(serving) = self.serving.take() {
+            let _ = monoio::time::timeout(SERVE_MAX, serving).await;
         }
     }
 }
