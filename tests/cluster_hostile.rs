@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::cluster::{Quorum, Records, numbered, replicas};
+use common::client::request_bytes;
+use common::cluster::{Quorum, Records, entity_of, numbered, replicas};
 use common::server::free_port;
 use common::{Client, Cluster, Launch, Random, eventually, files, volume};
 
@@ -478,6 +479,34 @@ fn last_hint(path: &Path, records: &Records) -> Option<u64> {
     let bytes = std::fs::read(path).unwrap();
     let find = |key: &Vec<u8>| bytes.windows(key.len()).rposition(|window| window == &key[..]);
     records.keys().filter_map(find).max().map(|at| u64::try_from(at).unwrap())
+}
+
+/// One connection, a few hundred bytes of requests: 128 of them in a batch, each with a value of up to 32 MiB from a peer.
+#[test]
+fn clients_that_do_not_read_large_values_of_peers_are_bounded() {
+    let cluster = Cluster::with(2, "--max-in-flight-bytes 32MiB");
+    let value = vec![7; 8 << 20];
+    cluster.client(0).put_of("large", &value, (1, 1)).expect(201, "PUT");
+    let other = cluster.others(cluster.holders("large")[0])[0];
+    let mut lazy = cluster.client(other);
+    let get = request_bytes("GET", &entity_of("large", (1, 1)), &[], None);
+    let before = cluster.server(other).anonymous_kib();
+    lazy.send(&get.repeat(30)).unwrap();
+    let mut most = before;
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(100));
+        most = most.max(cluster.server(other).anonymous_kib());
+    }
+    // The bound, what is being read and sent, and what the allocator keeps.
+    assert!(most - before < 100 << 10, "{} MiB for values that nobody reads", (most - before) >> 10);
+    let answers: Vec<_> = (0..30).map(|_| lazy.read("GET")).collect();
+    for answer in &answers {
+        assert!(answer.status == 503 || (answer.status == 200 && answer.body == value), "{}", answer.status);
+    }
+    assert!(answers.iter().filter(|answer| answer.status == 200).count() >= 2);
+    let refused = answers.iter().find(|answer| answer.status == 503).expect("some are refused");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(cluster.client(other).value_of("large", (1, 1)), Some(value), "once they are gone");
 }
 
 #[test]

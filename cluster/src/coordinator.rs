@@ -161,6 +161,8 @@ pub struct Shortage {
     pub missing: Vec<NodeIndex>,
     /// A replica's disk is full.
     pub disk_full: bool,
+    /// This node has no room for a value that came.
+    pub busy: bool,
 }
 
 /// What the coordinator is told at its start.
@@ -211,6 +213,7 @@ struct Op {
     answered: u64,
     failed: u64,
     disk_full: bool,
+    busy: bool,
     work: Work,
 }
 
@@ -487,6 +490,7 @@ impl Coordinator {
             answered: 0,
             failed: 0,
             disk_full: false,
+            busy: false,
             work,
         };
         self.places[place].op = Some(op);
@@ -534,6 +538,7 @@ impl Coordinator {
         };
         let here = bit(rank);
         op.disk_full |= reply == Reply::Refused(Refused::DiskFull);
+        op.busy |= reply == Reply::Refused(Refused::Busy);
         match &mut op.work {
             Work::Write(write) => {
                 if (id.stage() == Stage::Renewed as u8) != write.renewed {
@@ -710,7 +715,7 @@ impl Coordinator {
         let concerned = if matches!(op.work, Work::Write(_)) { all(op.from) } else { op.asked };
         // Where enough answered, the value or a repair was what did not come.
         let missing = ranks(concerned & !op.answered).map(|rank| ranked[rank]).collect();
-        let shortage = Shortage { needed: op.ack.into(), missing, disk_full: op.disk_full };
+        let shortage = Shortage { needed: op.ack.into(), missing, disk_full: op.disk_full, busy: op.busy };
         self.answer(place, Outcome::NotEnough(shortage), actions);
     }
 

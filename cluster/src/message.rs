@@ -78,4 +78,6 @@ pub enum Refused {
     Failed,
     /// The value is larger than its `--max-value`.
     TooLarge,
+    /// No replica says this: its answer came, and the node that asked has no room for the value.
+    Busy,
 }

@@ -229,7 +229,8 @@ impl Keeper {
                 pace: Pace::default(),
                 pause: options.retry,
                 next_replay: Instant::now(),
-                next_tick: Instant::now() + TICK,
+                // At once: what has grown too old while this node was away is not replayed before it is looked at.
+                next_tick: Instant::now(),
                 used: Instant::now(),
                 replayed: 0,
                 overflow_seen: 0,

@@ -432,6 +432,25 @@ fn hints_past_their_age_are_dropped_while_the_peer_is_away() {
     keeper.stop();
 }
 
+/// Peers forget deletes in the end, so a write from before one must not come after that.
+#[test]
+fn hints_that_grew_too_old_while_their_holder_was_away_are_not_replayed() {
+    fn hours_later() -> u64 {
+        now_ms() + 4 * 60 * 60 * 1000
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let net = net(false);
+    let keeper = start(dir.path(), &net, options());
+    (0..10).for_each(|n| keeper.keep(1, record(n, 100)));
+    keeper.stop();
+    net.state.lock().up = true;
+    let keeper = start(dir.path(), &net, Options { now_ms: hours_later, ..options() });
+    until("they are dropped", || keeper.figures(1).pending == 0 && keeper.figures(1).dropped == 10);
+    assert!(keeper.figures(1).needs_repair);
+    assert_eq!(net.state.lock().taken.len(), 0);
+    keeper.stop();
+}
+
 #[test]
 fn a_folder_that_cannot_be_written_costs_hints_and_not_the_process() {
     let (dir, net) = (tempfile::tempdir().unwrap(), net(false));

@@ -57,6 +57,12 @@ impl Pending {
                 context.error(out, 404, "There is no such key.");
                 (tagged(404), None)
             }
+            Outcome::NotEnough(shortage) if shortage.busy => {
+                let sentence = "Values that wait for their clients fill the memory that this core has for them \
+                                (--max-in-flight-bytes); try again in a second.";
+                context.error_with(out, 503, "Retry-After", "1", sentence);
+                (tagged(503), None)
+            }
             Outcome::NotEnough(shortage) if shortage.disk_full => {
                 context.error(out, 507, &sentence(cluster, answer, shortage));
                 (tagged(507), None)

@@ -3,7 +3,8 @@
 //! The coordinator decides; this carries out: messages to links, local work to the engine, answers to clients, hints to
 //! their keeper. Actions that come of actions are carried out in turn, until there are none.
 //!
-//! Owner: one core, behind an `Rc`. Bounds: operations (`--max-in-flight`), a link's queue, one client an operation.
+//! Owner: one core, behind an `Rc`. Bounds: operations (`--max-in-flight`), a link's queue, one client an operation, and
+//! `--max-in-flight-bytes` of large values from peers, from their arrival until the last client has taken them.
 //! Invariants:
 //! 1. No `RefCell` is borrowed across an `await`, nor while a link or the engine is called.
 //! 2. A client's place is given back when its future is gone, answered or not; a late answer finds nobody and is dropped.
@@ -11,6 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,7 @@ use koltso_cluster::message::{Record, Refused, Reply, Request, Want};
 use koltso_cluster::placement::NodeIndex;
 use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReason};
 use koltso_storage::{KeyHash, Lookup, VALUE_MAX_LIMIT, Value, Version, WriteError};
+use monoio::task::JoinHandle;
 
 use super::{Cluster, SKEW_MAX_MS, replica};
 use crate::clock::now_ms;
@@ -33,6 +36,8 @@ const TICK_BUSY: Duration = Duration::from_millis(2);
 const TICK_IDLE: Duration = Duration::from_millis(20);
 /// How long a node that stops waits for replicas: its clients have their answers by then, and its drain is bounded.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
+/// How long it then answers what peers had asked.
+const SERVE_MAX: Duration = Duration::from_secs(1);
 /// How often figures are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Values beyond this are not copied into a link's queue.
@@ -53,7 +58,11 @@ pub struct Core {
     /// What a batch of replies has led to, until the batch ends.
     gathered: RefCell<Vec<Action>>,
     origin: Instant,
+    /// Bytes of large values that came from peers and are not sent yet.
+    held: Arc<AtomicUsize>,
     closed: Cell<bool>,
+    /// What this core does for peers.
+    serving: Cell<Option<JoinHandle<()>>>,
     this: Weak<Self>,
 }
 
@@ -167,7 +176,36 @@ pub(super) const fn refused(error: &WriteError) -> Refused {
     }
 }
 
-fn reply_of(reply: wire::Reply<'_>) -> Option<Reply> {
+/// A large value from a peer, counted as long as it is held.
+struct Held {
+    value: Box<[u8]>,
+    held: Arc<AtomicUsize>,
+}
+
+impl Held {
+    fn bytes(value: &[u8], held: &Arc<AtomicUsize>) -> Bytes {
+        // The smaller ones are bounded by the number of operations and of connections.
+        if value.len() <= COPY_MAX {
+            return Bytes::copy_from_slice(value);
+        }
+        held.fetch_add(value.len(), Ordering::Relaxed);
+        Bytes::from_owner(Self { value: value.into(), held: held.clone() })
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.value
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.value.len(), Ordering::Relaxed);
+    }
+}
+
+fn reply_of(reply: wire::Reply<'_>, held: &Arc<AtomicUsize>) -> Option<Reply> {
     Some(match reply {
         wire::Reply::Applied => Reply::Applied,
         wire::Reply::Superseded(newer) => Reply::Superseded(version(newer)),
@@ -177,7 +215,7 @@ fn reply_of(reply: wire::Reply<'_>) -> Option<Reply> {
             wire::Refused::Failed | wire::Refused::NotReady => Refused::Failed,
         }),
         wire::Reply::Found { version: found, expires_at_ms, value_len, value } => {
-            let value = value.map(Bytes::copy_from_slice);
+            let value = value.map(|value| Held::bytes(value, held));
             Reply::Found { version: version(found), expires_at_ms, value_len, value }
         }
         wire::Reply::Absent(absent) => Reply::Absent(absent.map(version)),
@@ -219,7 +257,9 @@ impl Core {
             clients: RefCell::default(),
             gathered: RefCell::default(),
             origin: Instant::now(),
+            held: Arc::default(),
             closed: Cell::new(false),
+            serving: Cell::new(None),
             this: this.clone(),
         });
         let identity = Rc::new(cluster.identity());
@@ -244,7 +284,8 @@ impl Core {
         }
         monoio::spawn(this.clone().tick());
         if let Some(listener) = cluster.listen(core)? {
-            monoio::spawn(replica::serve(node.clone(), cluster.clone(), this.engine.clone(), listener, identity));
+            let serving = replica::serve(node.clone(), cluster.clone(), this.engine.clone(), listener, identity);
+            this.serving.set(Some(monoio::spawn(serving)));
         }
         Ok(this)
     }
@@ -348,6 +389,12 @@ impl Core {
             drop(clients);
             waker.wake();
         }
+    }
+
+    /// Whether a value from a peer may be held. A single one always may.
+    fn has_room(&self, len: usize) -> bool {
+        let held = self.held.load(Ordering::Relaxed);
+        len <= COPY_MAX || held == 0 || held.saturating_add(len) <= self.node.config.max_in_flight_bytes
     }
 
     /// `false` if it cannot be sent.
@@ -460,6 +507,10 @@ impl Core {
         for link in self.links.take().into_iter().flatten() {
             link.close();
         }
+        // What peers have asked already is still answered, while there is a log to write to.
+        if let Some(serving) = self.serving.take() {
+            let _ = monoio::time::timeout(SERVE_MAX, serving).await;
+        }
     }
 }
 
@@ -534,7 +585,13 @@ impl LinkHandler for Core {
         if let wire::Reply::Superseded(newer) = &reply {
             self.node.clock.observe(newer.clock);
         }
-        if let Some(reply) = reply_of(reply) {
+        let reply = match &reply {
+            wire::Reply::Found { value: Some(value), .. } if !self.has_room(value.len()) => {
+                Some(Reply::Refused(Refused::Busy))
+            }
+            _ => reply_of(reply, &self.held),
+        };
+        if let Some(reply) = reply {
             coordinator.replied(now, node, id, reply, &mut self.gathered.borrow_mut());
         }
         Ok(())

@@ -30,6 +30,13 @@ struct Line {
     buffer: Vec<u8>,
 }
 
+/// A hint must not outlive the memory of deletes: one of a write before a delete would bring the key back where the delete
+/// is forgotten. (Hints are dropped up to an eighth of their time late.)
+fn options(tombstone_grace: Duration) -> Options {
+    let options = Options::new(now_ms);
+    Options { age_max: options.age_max.min(tombstone_grace / 2), ..options }
+}
+
 /// Starts the keeper of this node's hints.
 pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keeper>> {
     let members = cluster.config.nodes.iter().zip(cluster.topology.numbers());
@@ -37,7 +44,7 @@ pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keepe
     let dialer = Dialer { addresses, identity: cluster.identity() };
     let peers = cluster.topology.peers();
     let peers = peers.map(|node| Peer { node: node.at(), url: cluster.topology.name(node).to_owned() }).collect();
-    let options = Options::new(now_ms);
+    let options = options(cluster.config.tombstone_grace);
     Keeper::start(&data.join("hints"), peers, Arc::new(dialer), options)
 }
 
@@ -81,5 +88,20 @@ impl Target for Line {
             confirmed.push(received.map_err(|e| e.to_string())??);
         }
         Ok(confirmed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_never_outlives_the_memory_of_deletes() {
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(options(day * 10).age_max, Options::new(now_ms).age_max);
+        for grace in [Duration::from_secs(1), Duration::from_secs(3600), day / 6] {
+            let age_max = options(grace).age_max;
+            assert!(age_max + age_max / 8 < grace, "{age_max:?} of {grace:?}");
+        }
     }
 }

@@ -56,7 +56,9 @@ impl Replica {
             Err(error) => Reply::Refused(match core::refused(&error) {
                 koltso_cluster::message::Refused::DiskFull => wire::Refused::DiskFull,
                 koltso_cluster::message::Refused::TooLarge => wire::Refused::TooLarge,
-                koltso_cluster::message::Refused::Failed => wire::Refused::Failed,
+                koltso_cluster::message::Refused::Failed | koltso_cluster::message::Refused::Busy => {
+                    wire::Refused::Failed
+                }
             }),
         }
     }
