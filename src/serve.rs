@@ -21,6 +21,8 @@ use crate::node::{Node, Runtime};
 
 /// How often the bound of the clock is written.
 const CLOCK_EVERY: Duration = Duration::from_millis(100);
+/// And after so many times the peers are looked at.
+const CLOCKS_A_LOOK: u32 = 10;
 
 /// What went wrong before the node served; exit code 2.
 struct Refused(String);
@@ -92,15 +94,20 @@ fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
 }
 
 /// Versions go on above those of an earlier life, and the bound of the clock is kept ahead of it, so that no core has to do
-/// that. Once nothing can keep the node from serving: a start that fails must not make the node look as if it had been there.
+/// that; the same thread looks after the peers. Once nothing can keep the node from serving: a start that fails must not make the node look as if it had been there.
 fn go_on_with_the_clock(node: &Arc<Node>) -> Result<(), Refused> {
     let data = &node.config.data;
     node.clock.persist_in(data, now_ms()).map_err(|e| cannot_use_clock(data, &e))?;
     let node = node.clone();
     let keep = move || {
         loop {
-            std::thread::sleep(CLOCK_EVERY);
-            node.clock.refresh(now_ms());
+            for _ in 0..CLOCKS_A_LOOK {
+                std::thread::sleep(CLOCK_EVERY);
+                node.clock.refresh(now_ms());
+            }
+            if let (Some(cluster), Some(store)) = (&node.cluster, node.store()) {
+                cluster.look_after(store);
+            }
         }
     };
     let spawned = std::thread::Builder::new().name("koltso-clock".to_owned()).spawn(keep);

@@ -138,6 +138,8 @@ pub struct Figures {
 
 enum Item {
     Hint(Record),
+    /// Somebody knows that the peer has missed more than its hints say.
+    Mark(String),
     Stop,
 }
 
@@ -271,6 +273,14 @@ impl Keeper {
         }
     }
 
+    /// Marks a peer as needing repair, for a reason that this crate cannot know: it was away for longer than hints are kept.
+    pub fn mark(&self, node: usize, reason: &str) {
+        if let Some(queue) = self.queue(node) {
+            // After a stop there is nobody to note it.
+            let _ = queue.sender.send(Item::Mark(reason.to_owned()));
+        }
+    }
+
     /// What is known of a peer's hints; nothing of a node that is no peer.
     #[must_use]
     pub fn figures(&self, node: usize) -> Figures {
@@ -401,6 +411,7 @@ impl Worker {
                     bytes += bytes_of(&record);
                     batch.push(record);
                 }
+                Item::Mark(reason) => self.log.lose(0, &reason),
                 Item::Stop => goes_on = false,
             }
             if bytes >= BATCH_BYTES {

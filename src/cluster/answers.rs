@@ -63,7 +63,10 @@ impl Pending {
                 context.error_with(out, 503, "Retry-After", "1", sentence);
                 (tagged(503), None)
             }
-            Outcome::NotEnough(shortage) if shortage.disk_full => {
+            // A full disk can keep a read from repairing, too; but it is no write that could be told to come back.
+            Outcome::NotEnough(shortage)
+                if shortage.disk_full && matches!(self.operation, Operation::Put | Operation::Delete) =>
+            {
                 context.error(out, 507, &sentence(cluster, answer, shortage));
                 (tagged(507), None)
             }
@@ -95,7 +98,10 @@ fn sentence(cluster: &Cluster, answer: &Answer, shortage: &Shortage) -> String {
     let (answered, needed) = (answer.answered, shortage.needed);
     let why = if shortage.disk_full { ", and a replica's disk is full" } else { "" };
     if names.is_empty() {
-        return format!("{answered} replicas answered, but not enough of them could be brought up to date in time.");
+        return format!(
+            "{answered} replicas answered, but not enough of them could be brought up to date in time{why}; try again, or \
+             read with a smaller ack."
+        );
     }
     let who = names.join(", ");
     format!("Only {answered} of the {needed} replicas needed answered in time{why}; not so {who}.")

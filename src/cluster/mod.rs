@@ -21,6 +21,7 @@ use koltso_cluster::placement::{NodeIndex, Topology, TopologyError};
 use koltso_hints::Keeper;
 use koltso_net::replica::Identity;
 use koltso_net::server::Shared;
+use koltso_storage::Store;
 use parking_lot::Mutex;
 use socket2::Socket;
 
@@ -80,6 +81,25 @@ impl Cluster {
     /// What keeps the hints.
     pub fn hints(&self) -> Option<&Arc<Keeper>> {
         self.hints.get()
+    }
+
+    /// What is to be looked at about once a second. A peer that is away for longer than hints are kept has missed more than they
+    /// hold; while that is so of any, deletes are not forgotten here, or it would bring the keys back.
+    pub fn look_after(&self, store: &Store) {
+        let Some(hints) = self.hints.get() else {
+            return;
+        };
+        let age_max = replay::age_max(self.config.tombstone_grace);
+        let mut keep = false;
+        for node in self.topology.peers() {
+            let needs_repair = hints.figures(node.at()).needs_repair;
+            let away = self.peers.away(node) > age_max;
+            if away && !needs_repair {
+                hints.mark(node.at(), "it was away for longer than hints are kept");
+            }
+            keep |= away || needs_repair;
+        }
+        store.keep_tombstones(keep);
     }
 
     /// This node's number in versions.

@@ -67,6 +67,8 @@ struct Peer {
     /// Connections that it has made to this node.
     arrivals: AtomicU64,
     trouble: Mutex<Option<Trouble>>,
+    /// Since when some core has no connection to it.
+    away_since: Mutex<Option<Instant>>,
     /// What was logged last about it.
     logged: Mutex<Option<(String, Instant)>>,
     skew_ms: AtomicI64,
@@ -108,6 +110,7 @@ impl Peers {
             cores: (0..cores).map(|_| Mutex::default()).collect(),
             connected: (0..cores).map(|_| AtomicBool::new(false)).collect(),
             skew_error_ms: AtomicU64::new(u64::MAX),
+            away_since: Mutex::new(Some(Instant::now())),
             ..Peer::default()
         };
         Self {
@@ -158,6 +161,7 @@ impl Peers {
         peer.connected[core].store(true, Ordering::Relaxed);
         if peer.connected.iter().all(|connected| connected.load(Ordering::Relaxed)) {
             *peer.trouble.lock() = None;
+            *peer.away_since.lock() = None;
             if peer.logged.lock().take().is_some() {
                 tracing::info!("{} is connected again", peer.url);
             }
@@ -168,6 +172,7 @@ impl Peers {
     pub fn lost(&self, node: NodeIndex, core: usize, sentence: &str, absent: bool) {
         let peer = &self.peers[node.at()];
         peer.connected[core].store(false, Ordering::Relaxed);
+        peer.away_since.lock().get_or_insert_with(Instant::now);
         let mut trouble = peer.trouble.lock();
         match &mut *trouble {
             Some(trouble) if trouble.sentence == sentence => {}
@@ -246,6 +251,11 @@ impl Peers {
         } else {
             PeerState::Up
         }
+    }
+
+    /// For how long some core has had no connection to it.
+    pub fn away(&self, node: NodeIndex) -> Duration {
+        self.peers[node.at()].away_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Why there is no connection to it.

@@ -37,6 +37,11 @@ fn options(tombstone_grace: Duration) -> Options {
     Options { age_max: options.age_max.min(tombstone_grace / 2), ..options }
 }
 
+/// How long a hint is kept.
+pub(super) fn age_max(tombstone_grace: Duration) -> Duration {
+    options(tombstone_grace).age_max
+}
+
 /// Starts the keeper of this node's hints.
 pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keeper>> {
     let members = cluster.config.nodes.iter().zip(cluster.topology.numbers());

@@ -166,6 +166,9 @@ fn reapable(shared: &Shared, pace: &mut Pace) -> Vec<Arc<Segment>> {
 
 /// Whether a record only says "absent", and that for longer than the grace time.
 fn is_old_enough(shared: &Shared, record: &Record<'_>, now_ms: u64) -> bool {
+    if shared.tombstones_kept.load(Ordering::Relaxed) {
+        return false;
+    }
     let grace = shared.options.tombstone_grace.as_millis() as u64;
     record.absent_since_ms(now_ms).is_some_and(|since| since.saturating_add(grace) <= now_ms)
 }

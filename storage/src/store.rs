@@ -298,6 +298,8 @@ pub(crate) struct Shared {
     pub(crate) failed: AtomicBool,
     pub(crate) disk_full: AtomicBool,
     pub(crate) closing: AtomicBool,
+    /// See [`Store::keep_tombstones`].
+    pub(crate) tombstones_kept: AtomicBool,
     /// A segment is rolled here: its size, or less on a small file system.
     pub(crate) roll_at: u64,
     /// Free bytes that are kept so that a full disk can be emptied: half for deletes, half for compaction.
@@ -388,6 +390,7 @@ impl Store {
             failed: AtomicBool::new(false),
             disk_full: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            tombstones_kept: AtomicBool::new(false),
             next_sequence: AtomicU64::new(next_sequence),
             free_slots: Mutex::new(free_slots),
             threads: Background::default(),
@@ -435,6 +438,12 @@ impl Store {
     /// [`ScanError::NotReady`] while the sealing thread is behind, for example right after a crash: try again soon.
     pub fn scan(&self, start: &[u8], end: Option<&[u8]>) -> Result<Cursor, ScanError> {
         Cursor::open(self.shared.clone(), start, end)
+    }
+
+    /// Whether tombstones and expired records are kept beyond [`Options::tombstone_grace`]: while somebody may still bring older
+    /// versions, however late.
+    pub fn keep_tombstones(&self, keep: bool) {
+        self.shared.tombstones_kept.store(keep, Ordering::Relaxed);
     }
 
     /// Current figures. Walks all stripes and segments: for the control plane, not for each request.
