@@ -469,7 +469,10 @@ impl Coordinator {
             Work::Write(write) => write.record.value.len(),
             Work::Read(_) => 0,
         };
-        if !self.has_room(bytes) && !(self.make_room(actions) && self.has_room(bytes)) {
+        if !self.has_room(bytes) {
+            self.make_room(actions);
+        }
+        if !self.has_room(bytes) {
             return Err(Full);
         }
         self.bytes += bytes;
@@ -503,20 +506,19 @@ impl Coordinator {
     }
 
     /// Forgets the older half of the operations that are answered: a replica that is slow may not fill the room of those
-    /// that can do without it. `false` if they are too few for a search.
-    fn make_room(&mut self, actions: &mut Vec<Action>) -> bool {
+    /// that can do without it. Not if they are too few for a search.
+    fn make_room(&mut self, actions: &mut Vec<Action>) {
         let crowded = self.in_flight() >= self.settings.in_flight_max;
         if crowded && self.answered < (self.settings.in_flight_max / 8).max(1) {
-            return false;
+            return;
         }
         let ops = self.places.iter().enumerate().filter_map(|(place, slot)| Some((slot.op.as_ref()?, place)));
         let mut answered: Vec<_> = ops.filter(|(op, _)| op.token.is_none()).map(|(op, at)| (op.begun, at)).collect();
         answered.sort_unstable();
         answered.truncate(answered.len().div_ceil(2));
-        for &(_, place) in &answered {
+        for (_, place) in answered {
             self.end(place, actions);
         }
-        !answered.is_empty()
     }
 
     /// A reply of `node`, which may be this node.

@@ -113,6 +113,23 @@ fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
 }
 
 #[test]
+fn tombstones_stay_beyond_the_grace_while_they_are_to_be_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { now_ms: || 50_000, tombstone_grace: Duration::from_secs(1), ..options(dir.path()) };
+    let (store, _) = Store::open(options).unwrap();
+    store.keep_tombstones(true);
+    let mut writer = store.writer().unwrap();
+    for number in 0..1_000 {
+        writer.delete(&key(number), version(10_000)).unwrap();
+    }
+    roll(&mut writer, 10_001);
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(store.stats().tombstones, 1_000);
+    store.keep_tombstones(false);
+    eventually("they go when nobody keeps them", || store.stats().tombstones == 0);
+}
+
+#[test]
 fn a_tombstone_stays_while_an_older_version_lies_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
     // Nothing is compacted for its dead share alone, so the older version stays where it is.
