@@ -1,0 +1,290 @@
+//! Reads: from the quickest replicas, the newest answer wins, and with a quorum it is answered when a quorum has it.
+
+use bytes::Bytes;
+use koltso_storage::Version;
+use smallvec::SmallVec;
+
+use super::types::{Action, Outcome, Stage};
+use super::{Coordinator, Op, Work, bit, ranks};
+use crate::Now;
+use crate::message::{Record, Request, Want};
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) rank: u8,
+    pub(super) version: Option<Version>,
+    pub(super) live: bool,
+    pub(super) value_len: u32,
+}
+
+pub(super) struct Read {
+    pub(super) key: Bytes,
+    pub(super) want: Want,
+    pub(super) hedged: bool,
+    pub(super) seen: SmallVec<[Seen; 3]>,
+    /// The newest record with its value that has come.
+    pub(super) data: Option<Record>,
+    /// Sets of ranks.
+    pub(super) fetching: u64,
+    pub(super) fetch_failed: u64,
+    pub(super) damaged: u64,
+    /// The version that the next three are about, and the stage of its repairs: a confirmation of an older one is none.
+    pub(super) repair_version: Version,
+    pub(super) repair_stage: u8,
+    pub(super) repair_sent: u64,
+    pub(super) repaired: u64,
+    pub(super) repair_failed: u64,
+    /// Fell silent: waited for where nobody else is left.
+    pub(super) silent: u64,
+    pub(super) waited: bool,
+}
+
+impl Read {
+    pub(super) fn note(&mut self, seen: Seen) {
+        match self.seen.iter_mut().find(|known| known.rank == seen.rank) {
+            Some(known) if known.version <= seen.version => *known = seen,
+            Some(_) => {}
+            None => self.seen.push(seen),
+        }
+    }
+
+    /// The newest of the answers.
+    pub(super) fn newest(&self) -> Option<Seen> {
+        // Of two answers with one version, the one that says "gone" is right: its time has run out.
+        self.seen.iter().copied().max_by_key(|seen| (seen.version, !seen.live))
+    }
+
+    /// Ranks that answered with an older version, and those whose record is damaged.
+    pub(super) fn stale(&self, version: Version) -> u64 {
+        let older = self.seen.iter().filter(|seen| seen.version < Some(version));
+        older.fold(self.damaged, |set, seen| set | bit(usize::from(seen.rank)))
+    }
+
+    /// Ranks that have the version, or a newer one.
+    pub(super) fn holders(&self, version: Version) -> u64 {
+        let holders = self.seen.iter().filter(|seen| seen.version >= Some(version));
+        holders.fold(0, |set, seen| set | bit(usize::from(seen.rank)))
+    }
+
+    /// What a stale replica is to get, if it is here.
+    pub(super) fn record(&self, newest: &Seen) -> Option<Record> {
+        let version = newest.version?;
+        if !newest.live {
+            let key = self.key.clone();
+            return Some(Record { key, value: Bytes::new(), version, expires_at_ms: 0, tombstone: true });
+        }
+        self.data.clone().filter(|data| data.version == version)
+    }
+}
+
+impl Coordinator {
+    /// Asks `count` more replicas, or as many as there are, the quickest first; the first of them for what is wanted, the
+    /// others for the version.
+    pub(super) fn ask_reads(&mut self, now: Now, place: usize, count: u32, want: Want, actions: &mut Vec<Action>) {
+        let Some(op) = &self.places[place].op else {
+            return;
+        };
+        let ranked = self.topology.ranked(op.hash);
+        let unasked = ranks(op.unasked());
+        let mut order: SmallVec<[((bool, u64), usize); 4]> =
+            unasked.map(|rank| (self.health.order(ranked[rank], now.micros), rank)).collect();
+        if order.len() > 1 {
+            order.sort_unstable();
+        }
+        let key = match &op.work {
+            Work::Read(read) => read.key.clone(),
+            Work::Write(write) => write.record.key.clone(),
+        };
+        for (nth, &(_, rank)) in order.iter().take(count as usize).enumerate() {
+            if let Some(op) = self.op_mut(place) {
+                op.asked |= bit(rank);
+            }
+            let want = if nth == 0 { want } else { Want::Version };
+            self.send(now, place, rank, Stage::First as u8, Request::Read { key: key.clone(), want }, actions);
+        }
+    }
+
+    pub(super) fn hedge(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
+        let Some(op) = &self.places[place].op else {
+            return;
+        };
+        let waited = now.micros.saturating_sub(op.begun);
+        let ranked = self.topology.ranked(op.hash);
+        let slow = ranks(op.pending())
+            .any(|rank| ranked[rank] != self.topology.me() && waited > self.health.peer(ranked[rank]).hedge_after());
+        let other = ranks(op.unasked()).any(|rank| self.health.usable(ranked[rank]));
+        if !slow || !other || !self.health.spend_hedge() {
+            return;
+        }
+        let Some(Op { work: Work::Read(read), .. }) = self.places[place].op.as_mut() else {
+            return;
+        };
+        read.hedged = true;
+        let want = if read.data.is_none() { read.want } else { Want::Version };
+        let before = actions.len();
+        self.ask_reads(now, place, 1, want, actions);
+        for action in &actions[before..] {
+            if let Action::Send { to, .. } = action
+                && *to != self.topology.me()
+            {
+                self.health.peer_mut(*to).hedges += 1;
+            }
+        }
+    }
+
+    pub(super) fn read_on(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let (short, from) = (op.short(), op.from);
+        let Work::Read(read) = &mut op.work else {
+            return;
+        };
+        if op.token.is_some() && short > 0 {
+            let want = if read.data.is_none() { read.want } else { Want::Version };
+            let lost = op.pending() == 0 && op.unasked() == 0;
+            self.ask_reads(now, place, short, want, actions);
+            if lost {
+                self.not_enough(place, actions);
+                // A damaged replica is repaired all the same, or the next read would find as little.
+                self.conclude(now, place, 0, actions);
+            }
+        } else if op.token.is_none() || op.answered.count_ones() >= u32::from(op.ack) {
+            let quorum = u32::from(from) / 2 + 1;
+            let required = if u32::from(op.ack) >= quorum { quorum } else { 0 };
+            self.conclude(now, place, required, actions);
+        }
+        let Some(op) = &self.places[place].op else {
+            return;
+        };
+        let Work::Read(read) = &op.work else {
+            return;
+        };
+        let repairs = read.repair_sent & !read.repaired & !read.repair_failed & !read.silent;
+        if op.token.is_none() && op.pending() == 0 && read.fetching == 0 && repairs == 0 {
+            self.end(place, actions);
+        }
+    }
+
+    /// Enough replicas have answered: takes the newest, gets its value, sees that enough have it, answers, repairs the rest.
+    pub(super) fn conclude(&mut self, now: Now, place: usize, required: u32, actions: &mut Vec<Action>) {
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let (waits, unasked, pending) = (op.token.is_some(), op.unasked(), op.pending());
+        let Work::Read(read) = &mut op.work else {
+            return;
+        };
+        let newest = match read.newest() {
+            Some(newest) if newest.version.is_some() => newest,
+            _ => {
+                self.answer(place, Outcome::Absent, actions);
+                return;
+            }
+        };
+        let version = newest.version.unwrap_or_default();
+        if read.repair_version != version {
+            read.repair_version = version;
+            if read.repair_sent != 0 {
+                read.repair_stage = read.repair_stage.checked_add(1).unwrap_or(Stage::Repair as u8);
+            }
+            (read.repair_sent, read.repaired, read.repair_failed) = (0, 0, 0);
+        }
+        let (stale, holders) = (read.stale(version), read.holders(version));
+        let up_to_date = (holders | read.repaired).count_ones();
+        let record = read.record(&newest);
+        let wanted = read.want == Want::Value && newest.live;
+        let read_sent = read.repair_sent;
+        if waits && record.is_none() && (wanted || up_to_date < required) {
+            return self.fetch(now, place, holders, actions);
+        }
+        if waits && up_to_date < required {
+            if !std::mem::replace(&mut read.waited, true) {
+                self.counters.repairs_waited_for += 1;
+            }
+            let waiting = stale & !read.repaired & !read.repair_failed;
+            let coming = waiting | pending;
+            let silent = (coming & read.silent).count_ones();
+            let likely = up_to_date + coming.count_ones() - silent;
+            if likely < required {
+                // Another replica may have it already.
+                let more = (required - likely).min(unasked.count_ones());
+                if more > 0 {
+                    self.ask_reads(now, place, more, Want::Version, actions);
+                } else if likely + silent < required {
+                    return self.not_enough(place, actions);
+                }
+            }
+            return self.repair(now, place, stale, record, actions);
+        }
+        if waits {
+            let outcome = if newest.live {
+                let value = record.as_ref().filter(|_| wanted).map(|record| record.value.clone());
+                Outcome::Found { version, value_len: newest.value_len, value }
+            } else {
+                Outcome::Absent
+            };
+            self.answer(place, outcome, actions);
+        }
+        match record {
+            // Nobody waits for it any more, but somebody is stale.
+            None if stale & !read_sent != 0 => self.fetch(now, place, holders, actions),
+            record => self.repair(now, place, stale, record, actions),
+        }
+    }
+
+    /// Gets the value of the newest version from a replica that has it.
+    pub(super) fn fetch(&mut self, now: Now, place: usize, holders: u64, actions: &mut Vec<Action>) {
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let ranked = self.topology.ranked(op.hash);
+        let Work::Read(read) = &mut op.work else {
+            return;
+        };
+        if read.fetching & holders != 0 {
+            return;
+        }
+        let candidates = ranks(holders & !read.fetch_failed);
+        match candidates.min_by_key(|&rank| self.health.order(ranked[rank], now.micros)) {
+            Some(rank) => {
+                read.fetching |= bit(rank);
+                let request = Request::Read { key: read.key.clone(), want: Want::Value };
+                self.send(now, place, rank, Stage::Fetch as u8, request, actions);
+            }
+            // Those that said they have it are gone, or it is damaged there. Their answers do not count: if a quorum had it,
+            // one of the others has it.
+            None if op.token.is_some() => {
+                read.seen.retain(|seen| holders & bit(usize::from(seen.rank)) == 0);
+                op.answered &= !holders;
+                op.failed |= holders;
+                self.read_on(now, place, actions);
+            }
+            None => {}
+        }
+    }
+
+    /// Writes the newest record to stale replicas, once each.
+    pub(super) fn repair(
+        &mut self,
+        now: Now,
+        place: usize,
+        stale: u64,
+        record: Option<Record>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(record) = record else {
+            return;
+        };
+        let Some(Op { hash, work: Work::Read(read), .. }) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let (hash, to_repair, stage) = (*hash, stale & !read.repair_sent, read.repair_stage);
+        read.repair_sent |= to_repair;
+        for rank in ranks(to_repair) {
+            let node = self.topology.ranked(hash)[rank];
+            self.health.peer_mut(node).repairs += 1;
+            self.send(now, place, rank, stage, Request::Write(record.clone()), actions);
+        }
+    }
+}

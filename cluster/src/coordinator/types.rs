@@ -1,0 +1,155 @@
+//! What the coordinator takes and gives: names of requests, actions, answers, settings.
+
+use bytes::Bytes;
+use koltso_storage::Version;
+
+use crate::message::{Record, Request};
+use crate::placement::NodeIndex;
+
+/// The caller's name for the client that waits.
+pub type Token = u64;
+
+/// A request to a replica; its reply carries it back.
+///
+/// From the top: generation of the operation's place (32 bits), place (24), stage (8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId(pub u64);
+
+pub(super) const PLACES_MAX: usize = 1 << 24;
+
+impl RequestId {
+    pub(super) fn new(generation: u32, place: usize, stage: u8) -> Self {
+        Self(u64::from(generation) << 32 | (place as u64) << 8 | u64::from(stage))
+    }
+
+    pub(super) const fn place(self) -> usize {
+        (self.0 >> 8) as usize & (PLACES_MAX - 1)
+    }
+
+    pub(super) const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    pub(super) const fn stage(self) -> u8 {
+        self.0 as u8
+    }
+}
+
+/// What a request was sent for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Stage {
+    /// The operation itself.
+    First = 0,
+    /// A write again, with a newer version.
+    Renewed = 1,
+    /// A value, of which only the version was known.
+    Fetch = 2,
+    /// A write to a stale replica, and from here on one with each newer version that comes to be known meanwhile.
+    Repair = 3,
+}
+
+/// What the caller has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a request. If `to` is this node, do it here. Then call [`Coordinator::replied`], or [`Coordinator::failed`].
+    Send {
+        /// The replica.
+        to: NodeIndex,
+        /// Goes with the reply.
+        id: RequestId,
+        /// What is asked.
+        request: Request,
+    },
+    /// Send a ping, and call [`Coordinator::probed`] when its answer comes.
+    Probe {
+        /// The peer.
+        to: NodeIndex,
+    },
+    /// Answer the client.
+    Answer {
+        /// Who waits.
+        token: Token,
+        /// For what.
+        answer: Answer,
+    },
+    /// Keep this record for a replica that missed it.
+    Hint {
+        /// The replica.
+        to: NodeIndex,
+        /// What it missed.
+        record: Record,
+    },
+}
+
+/// An operation's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Replicas that had answered.
+    pub answered: u32,
+    /// Replicas that were to answer: for a write all of `from`, for a read those that had been asked.
+    pub asked: u32,
+}
+
+/// What came of an operation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// `ack` replicas have it.
+    Written,
+    /// The newest value. Where only the version was wanted, `value` is `None`.
+    Found {
+        /// Its version.
+        version: Version,
+        /// Its length in bytes.
+        value_len: u32,
+        /// The value.
+        value: Option<Bytes>,
+    },
+    /// There is none.
+    Absent,
+    /// Fewer replicas than `ack` answered.
+    NotEnough(Shortage),
+}
+
+/// Why there were not enough.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// Answers needed.
+    pub needed: u32,
+    /// Replicas that did not answer, or could not do it.
+    pub missing: Vec<NodeIndex>,
+    /// A replica's disk is full.
+    pub disk_full: bool,
+    /// This node has no room for a value that came.
+    pub busy: bool,
+}
+
+/// What the coordinator is told at its start.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// An operation without enough answers is given up after this many µs.
+    pub deadline_micros: u64,
+    /// Operations at once, those included that are answered and wait for the last replicas. Where these are many, the oldest
+    /// of them give way to new ones, and what their replicas may have missed becomes hints.
+    pub in_flight_max: usize,
+    /// Bytes of values that these hold at once.
+    pub in_flight_bytes_max: usize,
+}
+
+/// There are [`Settings::in_flight_max`] operations already, or they hold [`Settings::in_flight_bytes_max`], and nearly all of them
+/// wait for their answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Writes that were done again above a newer version.
+    pub renewed: u64,
+    /// Operations that had too few answers.
+    pub not_enough: u64,
+    /// Reads whose answer waited for a repair.
+    pub repairs_waited_for: u64,
+}

@@ -1,0 +1,83 @@
+//! Writes: to all usable replicas at once, answered at the `ack`-th confirmation, done again above a newer version once.
+
+use koltso_storage::Version;
+
+use super::types::{Action, Outcome, Stage};
+use super::{Coordinator, Work, all, bit, ranks};
+use crate::Now;
+use crate::message::{Record, Request};
+
+pub(super) struct Write {
+    pub(super) record: Record,
+    pub(super) renewed: bool,
+    /// The newest version that a replica had in place of this one.
+    pub(super) newer: Option<Version>,
+}
+
+impl Coordinator {
+    /// Asks all usable replicas, and as many of the others as `ack` cannot do without.
+    pub(super) fn ask_writes(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
+        let Some(op) = &self.places[place].op else {
+            return;
+        };
+        let ranked = &self.topology.ranked(op.hash)[..usize::from(op.from)];
+        let usable = ranked.iter().enumerate().filter(|&(_, &node)| self.health.usable(node));
+        let mut to_ask = usable.fold(0, |set, (rank, _)| set | bit(rank));
+        for rank in ranks(all(op.from) & !to_ask) {
+            if to_ask.count_ones() >= u32::from(op.ack) {
+                break;
+            }
+            to_ask |= bit(rank);
+        }
+        self.send_writes(now, place, to_ask, actions);
+    }
+
+    pub(super) fn send_writes(&mut self, now: Now, place: usize, to_ask: u64, actions: &mut Vec<Action>) {
+        let Some(op) = self.op_mut(place) else {
+            return;
+        };
+        op.asked |= to_ask;
+        let Work::Write(write) = &op.work else {
+            return;
+        };
+        let stage = if write.renewed { Stage::Renewed } else { Stage::First };
+        let record = write.record.clone();
+        for rank in ranks(to_ask) {
+            self.send(now, place, rank, stage as u8, Request::Write(record.clone()), actions);
+        }
+    }
+
+    pub(super) fn write_on(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
+        let Some(op) = self.places[place].op.as_mut() else {
+            return;
+        };
+        let Work::Write(write) = &mut op.work else {
+            return;
+        };
+        if op.token.is_some() && op.answered.count_ones() >= u32::from(op.ack) {
+            match write.newer {
+                Some(newer) if !write.renewed => {
+                    write.record.version = (self.next_version)(newer.clock, now.wall_ms);
+                    debug_assert!(write.record.version > newer);
+                    write.renewed = true;
+                    (op.asked, op.answered, op.failed) = (0, 0, 0);
+                    self.counters.renewed += 1;
+                    return self.ask_writes(now, place, actions);
+                }
+                _ => self.answer(place, Outcome::Written, actions),
+            }
+        } else if op.token.is_some() && op.short() > 0 {
+            let short = op.short() as usize;
+            let more = ranks(op.unasked()).take(short).fold(0, |set, rank| set | bit(rank));
+            // Those that can still answer are waited for, so that the client learns how many did.
+            if more != 0 {
+                self.send_writes(now, place, more, actions);
+            } else if op.pending() == 0 {
+                self.not_enough(place, actions);
+            }
+        }
+        if self.places[place].op.as_ref().is_some_and(|op| op.token.is_none() && op.pending() == 0) {
+            self.end(place, actions);
+        }
+    }
+}
