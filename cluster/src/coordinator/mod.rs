@@ -54,7 +54,7 @@ pub use self::types::{Action, Answer, Counters, Full, Outcome, RequestId, Settin
 use self::types::{PLACES_MAX, Stage};
 use self::writes::Write;
 
-/// What a replica said it has.
+/// One operation, until its last replica has answered or its deadline is over.
 struct Op {
     token: Option<Token>,
     hash: KeyHash,

@@ -9,6 +9,7 @@ use super::{Coordinator, Op, Work, bit, ranks};
 use crate::Now;
 use crate::message::{Record, Request, Want};
 
+/// What a replica said it has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     pub(super) rank: u8,

@@ -52,7 +52,7 @@ pub(super) enum Stage {
 /// What the caller has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send a request. If `to` is this node, do it here. Then call [`Coordinator::replied`], or [`Coordinator::failed`].
+    /// Send a request. If `to` is this node, do it here. Then call [`Coordinator::replied`](super::Coordinator::replied), or [`Coordinator::failed`](super::Coordinator::failed).
     Send {
         /// The replica.
         to: NodeIndex,
@@ -61,7 +61,7 @@ pub enum Action {
         /// What is asked.
         request: Request,
     },
-    /// Send a ping, and call [`Coordinator::probed`] when its answer comes.
+    /// Send a ping, and call [`Coordinator::probed`](super::Coordinator::probed) when its answer comes.
     Probe {
         /// The peer.
         to: NodeIndex,
