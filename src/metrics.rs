@@ -365,7 +365,11 @@ fn encode_cluster(encoder: &mut DescriptorEncoder<'_>, cluster: &Cluster) -> std
         RoundTrips(peer.round_trips).encode(family.encode_family(&labels(*node))?)?;
     }
     let counted = cluster.peers.counters();
+    let [requests, bytes_in, bytes_out] = cluster.peers.served_in_all();
     for (name, help, value) in [
+        ("koltso_replica_served_requests", "Requests served for peers that coordinate", requests),
+        ("koltso_replica_received_bytes", "Bytes received from peers that coordinate", bytes_in),
+        ("koltso_replica_sent_bytes", "Bytes sent to peers that coordinate", bytes_out),
         ("koltso_writes_renewed", "Writes done again above a newer version that a replica had", counted.renewed),
         ("koltso_not_enough_replicas", "Operations that too few replicas answered", counted.not_enough),
         ("koltso_reads_after_repair", "Reads that waited until a quorum had the version", counted.repairs_waited_for),

@@ -284,7 +284,7 @@ impl Core {
         }
         monoio::spawn(this.clone().tick());
         if let Some(listener) = cluster.listen(core)? {
-            let serving = replica::serve(node.clone(), cluster.clone(), this.engine.clone(), listener, identity);
+            let serving = replica::serve(node.clone(), cluster.clone(), this.engine.clone(), core, listener, identity);
             this.serving.set(Some(monoio::spawn(serving)));
         }
         Ok(this)
@@ -568,7 +568,9 @@ impl LinkHandler for Core {
     ) -> Result<(), String> {
         let (node, now) = (NodeIndex(peer as u8), self.at(now));
         if let wire::Reply::Pong { wall_ms, clock } = reply {
-            self.node.clock.observe(clock);
+            if Version::new(clock, 0).unix_ms() <= now.wall_ms + replica::FUTURE_MAX_MS {
+                self.node.clock.observe(clock);
+            }
             let round_trip = self.coordinator.borrow_mut().probed(now, node);
             return match round_trip {
                 Some(micros) => self.cluster.peers.clock_seen(node, wall_ms, now.wall_ms, micros),
@@ -583,6 +585,9 @@ impl LinkHandler for Core {
             return Err("it answered about another key than the one it was asked for".to_owned());
         }
         if let wire::Reply::Superseded(newer) = &reply {
+            if version(*newer).unix_ms() > now.wall_ms + replica::FUTURE_MAX_MS {
+                return Err("it has a version from more than a year ahead".to_owned());
+            }
             self.node.clock.observe(newer.clock);
         }
         let reply = match &reply {

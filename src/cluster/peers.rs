@@ -75,6 +75,14 @@ struct Peer {
     skew_error_ms: AtomicU64,
 }
 
+/// What one core did for peers that coordinate.
+#[derive(Debug, Default)]
+pub struct Served {
+    pub requests: AtomicU64,
+    pub bytes_in: AtomicU64,
+    pub bytes_out: AtomicU64,
+}
+
 struct Trouble {
     sentence: String,
     since: Instant,
@@ -85,6 +93,7 @@ pub struct Peers {
     peers: Vec<Peer>,
     me: NodeIndex,
     counters: Vec<Mutex<Counters>>,
+    served: Vec<Served>,
     /// Somebody who wanted to connect and was refused; not always a peer.
     refused: Mutex<Option<Trouble>>,
     refused_logged: Mutex<Option<(String, Instant)>>,
@@ -117,6 +126,7 @@ impl Peers {
             peers: urls.into_iter().map(peer).collect(),
             me,
             counters: (0..cores).map(|_| Mutex::default()).collect(),
+            served: (0..cores).map(|_| Served::default()).collect(),
             refused: Mutex::default(),
             refused_logged: Mutex::default(),
             refusals: AtomicU64::new(0),
@@ -291,6 +301,17 @@ impl Peers {
             }
         }
         all
+    }
+
+    /// A core's counters of what it did for others.
+    pub fn served(&self, core: usize) -> &Served {
+        &self.served[core]
+    }
+
+    /// Requests served for others, bytes received from them and bytes sent to them, by all cores.
+    pub fn served_in_all(&self) -> [u64; 3] {
+        let sum = |of: fn(&Served) -> &AtomicU64| self.served.iter().map(|core| of(core).load(Ordering::Relaxed)).sum();
+        [sum(|core| &core.requests), sum(|core| &core.bytes_in), sum(|core| &core.bytes_out)]
     }
 
     /// What the coordinators counted.

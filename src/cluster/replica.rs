@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use koltso_net::replica::{
@@ -15,11 +16,14 @@ use koltso_net::replica::{
 };
 use koltso_storage::{KeyHash, Lookup, Unverified, VALUE_MAX_LIMIT, Value, Version};
 
+use super::peers::Served;
 use super::{Cluster, core};
 use crate::clock::now_ms;
 use crate::engine::{Engine, Written};
 use crate::node::Node;
 
+/// Versions further in the future than this are no versions.
+pub(super) const FUTURE_MAX_MS: u64 = 366 * 24 * 3_600_000;
 /// Connections of peers to one core.
 const CONNECTIONS_MAX: usize = 4096;
 
@@ -27,6 +31,7 @@ struct Replica {
     node: Arc<Node>,
     cluster: Arc<Cluster>,
     engine: Rc<Engine>,
+    core: usize,
     /// Something was written since the last [`ReplicaService::settle`].
     written: Cell<bool>,
 }
@@ -42,10 +47,20 @@ struct Large {
     value: Unverified,
 }
 
+/// Only this core adds, so a load and a store will do.
+fn add(count: &AtomicU64, more: u64) {
+    count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+}
+
 impl Replica {
+    fn served(&self) -> &Served {
+        self.cluster.peers.served(self.core)
+    }
+
     fn write(&self, key: &[u8], value: Option<&[u8]>, version: Stamp, expires_at_ms: u64) -> Reply<'static> {
         let version = Version::new(version.clock, version.node);
-        if version.clock == 0 {
+        // A day ahead can be the past of a clock that was wrong once; a year cannot, and would take the clock of all nodes along.
+        if version.clock == 0 || version.unix_ms() > now_ms() + FUTURE_MAX_MS {
             return Reply::Refused(wire::Refused::Failed);
         }
         self.node.clock.observe(version.clock);
@@ -94,6 +109,7 @@ impl Replica {
 
 impl ReplicaService for Replica {
     fn request(&self, _from: u16, _number: u64, request: Request<'_>, replies: &mut Replies<'_>) {
+        add(&self.served().requests, 1);
         match request {
             Request::Put { key, value, version, expires_at_ms } => {
                 let reply = self.write(key, Some(value), version, expires_at_ms);
@@ -105,7 +121,9 @@ impl ReplicaService for Replica {
             }
             Request::Read { key, value } => self.read(KeyHash::of(key).0, key, value, replies),
             Request::Ping { clock, .. } => {
-                self.node.clock.observe(clock);
+                if Version::new(clock, 0).unix_ms() <= now_ms() + FUTURE_MAX_MS {
+                    self.node.clock.observe(clock);
+                }
                 replies.reply(0, &Reply::Pong { wall_ms: now_ms(), clock: self.node.clock.last() });
             }
         }
@@ -126,12 +144,15 @@ impl ReplicaService for Replica {
                     self.cluster.peers.arrived(node);
                 }
             }
+            ReplicaEvent::Limit => self.cluster.peers.refused("too many connections did not say who they are"),
+            ReplicaEvent::BytesIn(bytes) => add(&self.served().bytes_in, bytes as u64),
+            ReplicaEvent::BytesOut(bytes) => add(&self.served().bytes_out, bytes as u64),
             ReplicaEvent::Refused(sentence) => self.cluster.peers.refused(&sentence),
             ReplicaEvent::Violation { node, sentence } => {
                 let name = self.cluster.by_number(node).map_or("a node", |node| self.cluster.topology.name(node));
                 self.cluster.peers.refused(&format!("{name} broke the protocol: {sentence}"));
             }
-            _ => {}
+            ReplicaEvent::Accepted | ReplicaEvent::Closed | ReplicaEvent::WriteTimeout => {}
         }
     }
 }
@@ -141,6 +162,7 @@ pub(super) async fn serve(
     node: Arc<Node>,
     cluster: Arc<Cluster>,
     engine: Rc<Engine>,
+    core: usize,
     listener: TcpListener,
     identity: Rc<Identity>,
 ) {
@@ -152,7 +174,7 @@ pub(super) async fn serve(
         connections_max: CONNECTIONS_MAX,
     };
     let shared = cluster.shared.clone();
-    let replica = Rc::new(Replica { node, cluster, engine, written: Cell::new(false) });
+    let replica = Rc::new(Replica { node, cluster, engine, core, written: Cell::new(false) });
     if let Err(e) = wire::serve(listener, replica, config, shared).await {
         tracing::error!("this node cannot accept replica connections: {e}");
     }

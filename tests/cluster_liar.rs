@@ -1,0 +1,125 @@
+//! A member of the cluster that speaks the protocol and lies: it answers about another key than the one it was asked for, or
+//! tells of versions from the far future.
+//!
+//! Unlike the other tests of this folder it uses the project's own crates, to be believed as a member.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use common::cluster::Quorum;
+use common::{Cluster, eventually};
+use koltso_cluster::placement::Topology;
+use koltso_net::replica::frame::{Limits, Parsed, encode_reply, parse_request};
+use koltso_net::replica::handshake::{Acceptor, Progress};
+use koltso_net::replica::{Identity, Reply, Request, Stamp};
+use koltso_storage::KeyHash;
+
+const LIMITS: Limits = Limits { value_max: 32 << 20 };
+
+fn wall_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    since.as_millis() as u64
+}
+
+/// What a liar says to a write of a key: the hash of the key that its answer is about, and the answer.
+type Lie = fn(&[u8]) -> (u64, Reply<'static>);
+
+/// Shakes hands as the member it claims to be, then lies.
+fn lie(mut socket: TcpStream, identity: &Identity, members: &[u16], lie: Lie) {
+    let (mut read, mut out, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
+    let mut acceptor = Acceptor::new(identity, members, [7; 32]);
+    let mut accepted = false;
+    loop {
+        while !read.is_empty() {
+            if accepted {
+                let Parsed::Complete { frame: (number, request), len } = parse_request(&read, LIMITS) else {
+                    break;
+                };
+                let (hash, reply) = match request {
+                    Request::Ping { .. } => (0, Reply::Pong { wall_ms: wall_ms(), clock: u64::MAX }),
+                    Request::Put { key, .. } | Request::Delete { key, .. } | Request::Read { key, .. } => lie(key),
+                };
+                encode_reply(&mut out, number, hash, &reply);
+                read.drain(..len);
+            } else {
+                let consumed = match acceptor.feed(&read, wall_ms(), &mut out).unwrap() {
+                    Progress::More { consumed } => consumed,
+                    Progress::Done { consumed, .. } => {
+                        accepted = true;
+                        consumed
+                    }
+                };
+                read.drain(..consumed);
+                if consumed == 0 {
+                    break;
+                }
+            }
+        }
+        if socket.write_all(&out).is_err() {
+            return;
+        }
+        out.clear();
+        match socket.read(&mut buffer) {
+            Ok(count) if count > 0 => read.extend_from_slice(&buffer[..count]),
+            _ => return,
+        }
+    }
+}
+
+/// A cluster of two, one of them a liar.
+fn with_a_liar(told: Lie) -> Cluster {
+    let cluster = Cluster::planned(2, |index, launch, _| (index == 0).then_some(launch));
+    let urls = [cluster.url(0), cluster.url(1)];
+    let topology = Topology::new(&urls, &urls[1]).unwrap();
+    let identity = Identity {
+        cluster: "koltso".to_owned(),
+        topology: topology.id(),
+        topology_number: 1,
+        node: topology.number(topology.me()),
+        secret: Vec::new(),
+    };
+    let members = topology.numbers().to_vec();
+    let listener = TcpListener::bind(cluster.replica_address(1)).unwrap();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().map_while(Result::ok) {
+            let (identity, members) = (identity.clone(), members.clone());
+            std::thread::spawn(move || lie(socket, &identity, &members, told));
+        }
+    });
+    eventually("the liar is believed", Duration::from_secs(5), || cluster.sees(0, 1));
+    cluster
+}
+
+/// What is confirmed by such a member is not; the sentence is in the log, once; what can be done without it is done.
+fn assert_not_believed(cluster: &Cluster, sentence: &str) {
+    let both: Quorum = (2, 2);
+    let mut client = cluster.client(0);
+    let refused = client.put_of("key", "value", both).expect(504, "PUT 2/2, confirmed by a liar");
+    assert!(refused.text().contains(&cluster.url(1)), "{}", refused.text());
+    client.put_of("key", "value", (1, 2)).expect(201, "PUT 1/2");
+    eventually("it is in the log", Duration::from_secs(5), || cluster.log(0).contains(sentence));
+    assert!(cluster.log(0).lines().count() < 30, "a flood of lines:\n{}", cluster.log(0));
+    assert_eq!(client.value_of("key", (1, 2)).as_deref(), Some(&b"value"[..]));
+    eventually("the write that it never took is kept for it", Duration::from_secs(5), || {
+        cluster.hints_pending(0, 1) > 0
+    });
+}
+
+#[test]
+fn a_member_that_answers_about_another_key_confirms_nothing() {
+    let cluster = with_a_liar(|_| (0x1234, Reply::Applied));
+    assert_not_believed(&cluster, "another key");
+}
+
+#[test]
+fn a_member_from_the_far_future_takes_no_clock_along() {
+    let cluster = with_a_liar(|key| (KeyHash::of(key).0, Reply::Superseded(Stamp { clock: u64::MAX - 7, node: 1 })));
+    assert_not_believed(&cluster, "more than a year ahead");
+    let tag = cluster.client(0).get_of("key", (1, 2)).expect(200, "GET 1/2").header("etag").unwrap().to_owned();
+    let clock = u64::from_str_radix(&tag[1..17], 16).unwrap();
+    assert!((clock >> 16).abs_diff(wall_ms()) < 60_000, "a version from another time: {tag}");
+}
