@@ -293,7 +293,7 @@ impl<'a> Engine<'a> {
     /// An idle connection sends its next request, or waits until it may.
     fn proceed(&mut self, index: usize, now: u64) {
         let connection = &mut self.connections[index];
-        let at = connection.pace.send_at(now);
+        let at = connection.pace.due();
         if now.max(at) >= self.times.end {
             return self.close(index);
         }

@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn the_layout_is_that_of_wrk2() {
         let expected = "  Thread Stats   Avg      Stdev     Max   +/- Stdev\n    \
-             Latency    60.44ms    1.90s     1.00m    99.90%\n    \
+             Latency    60.45ms    1.90s    1.00m    99.90%\n    \
              Req/Sec     2.00k     2.00k    5.00k    75.00%\n  \
              Latency Distribution (HdrHistogram - Recorded Latency)\n \
              50.000%  501.00us\n \
