@@ -154,7 +154,7 @@ fn a_mix_over_several_servers_as_one_json_document() {
     assert!((recorded - 0.75).abs() < 0.05, "a quarter of the time is warm-up: {document:#}");
     let latency = |name: &str| document["latency_us"][name].as_f64().unwrap();
     assert!(latency("p50") <= latency("p99") && latency("p99.9") <= latency("p100"), "{document:#}");
-    assert_eq!(latency("p100"), latency("max"));
+    assert!(latency("min") <= latency("p50") && latency("max") <= latency("p100"), "{document:#}");
     assert_eq!((number(&document, "/config/rate"), number(&document, "/config/warmup_s")), (1000.0, 0.5));
     for server in [&one, &other] {
         let listed = server.ask("GET", "/v0/entities?start=kkkkkkkk").text();
@@ -207,7 +207,7 @@ fn closing_after_each_answer_is_no_error_and_chunks_are_read() {
 /// Nothing succeeds, the one kind of error is counted, and the end comes in time.
 #[track_caller]
 fn fails(url: String, kind: &str) {
-    let run = bench("-t2 -c4 -R200 -d1s --timeout 500ms --json", &[url.clone()]).expect(1);
+    let run = bench("-t2 -c4 -R200 -d1s --timeout 500ms --json", &[url]).expect(1);
     let document = run.json();
     for (name, count) in document["errors"].as_object().unwrap() {
         assert_eq!(count.as_u64() > Some(0), name == kind, "{name} of {document:#}");

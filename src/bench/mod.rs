@@ -404,7 +404,7 @@ impl Progress {
     fn tell(&mut self, shared: &Shared) {
         let (answers, now) = (shared.answers.load(Ordering::Relaxed), clock());
         let (before, since) = std::mem::replace(&mut self.told, (answers, now));
-        let seconds = now.saturating_sub(self.times.begin) / 1_000_000_000;
+        let seconds = (now.saturating_sub(self.times.begin) + 500_000_000) / 1_000_000_000;
         if !self.watched || seconds == 0 {
             return;
         }

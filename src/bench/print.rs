@@ -75,7 +75,8 @@ fn latency_stats(latency: &Histogram<u64>) -> (f64, f64, f64, f64) {
     }
     let (mean, deviation) = (latency.mean(), latency.stdev());
     let within = latency.count_between((mean - deviation).max(0.0) as u64, (mean + deviation) as u64);
-    (mean, deviation, latency.max() as f64, 100.0 * within as f64 / latency.len() as f64)
+    let max = latency.lowest_equivalent(latency.max());
+    (mean, deviation, max as f64, 100.0 * within as f64 / latency.len() as f64)
 }
 
 fn rate_stats(rates: &[f64]) -> (f64, f64, f64, f64) {
@@ -311,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_spectrum_has_the_steps_and_columns_of_hdrhistogram() {
-        let mut latency = Histogram::new_with_bounds(1, 24 * 60 * 60 * 1_000_000, 3).unwrap();
+        let mut latency = Histogram::new_with_bounds(1, 24 * 60 * 60 * 1_000_000, 3).expect("bounds");
         for us in [1000, 1000, 2000, 4000] {
             latency.saturating_record(us);
         }
@@ -332,11 +333,11 @@ mod tests {
              4.001     0.775000            4         4.44\n       \
              4.001     1.000000            4          inf\n\
              #[Mean    =        2.000, StdDeviation   =        1.225]\n\
-             #[Max     =        4.001, Total count    =            4]\n\
+             #[Max     =        4.000, Total count    =            4]\n\
              #[Buckets =           27, SubBuckets     =         2048]\n\
              ----------------------------------------------------------\n";
         assert_eq!(text, expected);
-        let nothing = Histogram::new_with_bounds(1, 1000, 3).unwrap();
+        let nothing = Histogram::new_with_bounds(1, 1000, 3).expect("bounds");
         assert_eq!(spectrum(&nothing), [Step { value: 0, percentile: 1.0, count: 0 }]);
     }
 }
