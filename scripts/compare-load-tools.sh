@@ -4,7 +4,7 @@
 # The same rate, connections, threads, keys and duration for both, and the same warm-up: wrk2 throws away what it
 # recorded in its first 10.3 s, so both record what comes after. One server on the server core, the load tool on the load
 # core. `cpu` is what the load tool itself used, in per cent of its core. wrk2 waits in whole milliseconds, rounded up,
-# and counts that as latency: expect about 1 ms more at all percentiles below the stalls. Every wait has a limit.
+# and counts that as latency: expect up to 1 ms more below the stalls. Every wait has a limit.
 set -u -o pipefail
 
 SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
