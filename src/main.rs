@@ -4,6 +4,7 @@
 #![allow(unreachable_pub)]
 
 mod api;
+mod bench;
 mod client;
 mod clock;
 mod cluster;
@@ -42,6 +43,8 @@ enum Command {
     Serve(config::Flags),
     /// Serves a whole cluster on this machine, each node a process of its own with its data in DIR/node-1, DIR/node-2, …
     Local(local::Local),
+    /// Loads servers at a constant rate and reports latencies in the layout of wrk2
+    Bench(bench::Bench),
     /// Prints the value of a key; exit code 1 if there is none
     Get(client::Get),
     /// Stores a value under a key
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Ok(Cli { command }) => match command {
             Command::Serve(flags) => serve::run(flags),
             Command::Local(local) => local::run(local),
+            Command::Bench(bench) => bench::run(bench),
             Command::Get(get) => client::run(|| get.run()),
             Command::Put(put) => client::run(|| put.run()),
             Command::Delete(delete) => client::run(|| delete.run()),

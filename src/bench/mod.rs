@@ -1,0 +1,442 @@
+//! `koltso bench`: load at a constant rate, its latency counted from when each request was due.
+//!
+//! The arguments, the schedule and the report are wrk2's, so that the two can stand in for each other; the keys are those
+//! of `scripts/lib.lua`. What differs is in the README: how exact the timer is, the length of the warm-up, and that a
+//! request that fails is sent again.
+//!
+//! Owner: the main thread prints and waits for the threads and for Ctrl-C; each thread has its own connections (`engine`),
+//! its own counts (`tally`) and nothing shared but a flag to stop and two counters for the progress line.
+//!
+//! Bounds: below, each with its sentence. The program ends within the timeout and a second after the duration.
+//! Exit codes: 0 if anything was answered 2xx, 1 if nothing was, 2 for what is wrong before the run.
+//! Tests: in each file, and `tests/bench.rs`.
+
+mod answer;
+mod engine;
+mod pace;
+mod print;
+mod tally;
+mod work;
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::RangeInclusive;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::units::{Size, Span};
+use engine::{Engine, Node, Shared, Times, clock};
+use pace::Pace;
+use tally::{FAILURES, Tally};
+use work::{KEYS_MAX, Mix, Templates, Work};
+
+const THREADS: RangeInclusive<u64> = 1..=256;
+/// A client address has no more ports than this to one server.
+const CONNECTIONS: RangeInclusive<u64> = 1..=60_000;
+const RATE: RangeInclusive<u64> = 1..=100_000_000;
+const DURATION: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(7 * 24 * 3600);
+const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
+const SIZE_MAX: u64 = 64 << 20;
+const SHARE_MAX: u32 = 1_000_000;
+/// wrk2 throws away what it recorded in its first ten seconds.
+const WARMUP_MAX: Duration = Duration::from_secs(10);
+const WARMUP_SHARE: u32 = 6;
+/// Connections are made one after the other, before the first request is due.
+const CONNECT_EVERY: Duration = Duration::from_micros(50);
+const CONNECT_AT_LEAST: Duration = Duration::from_millis(10);
+/// Descriptors of this process that are no connections.
+const OTHER_DESCRIPTORS: u64 = 64;
+const PORT: u16 = 1337;
+
+/// `koltso bench`
+#[derive(Args)]
+pub struct Bench {
+    /// The servers; the connections are spread over them
+    #[arg(value_name = "URL")]
+    urls: Vec<String>,
+    /// Threads
+    #[arg(short = 't', long, value_name = "N", default_value = "2", value_parser = count)]
+    threads: u64,
+    /// Connections, of all threads together
+    #[arg(short = 'c', long, value_name = "N", default_value = "10", value_parser = count)]
+    connections: u64,
+    /// Requests a second, of all connections together; required
+    #[arg(short = 'R', long, value_name = "N", value_parser = count)]
+    rate: Option<u64>,
+    /// How long, such as 60s or 1m
+    #[arg(short = 'd', long, value_name = "DURATION", default_value = "10s", value_parser = time)]
+    duration: Duration,
+    /// Print the whole percentile spectrum
+    #[arg(short = 'L', long)]
+    latency: bool,
+    /// GET only, the default
+    #[arg(long, group = "operation")]
+    get: bool,
+    /// PUT only
+    #[arg(long, group = "operation")]
+    put: bool,
+    /// DELETE only
+    #[arg(long, group = "operation")]
+    delete: bool,
+    /// Shares of GET and PUT, or of GET, PUT and DELETE, such as 80:20 or 80:15:5
+    #[arg(long, value_name = "G:P[:D]", group = "operation", value_parser = mix)]
+    mix: Option<Mix>,
+    /// Number of different keys
+    #[arg(long, value_name = "N", default_value = "100000", value_parser = count)]
+    keys: u64,
+    /// Bytes a value
+    #[arg(long, value_name = "BYTES", default_value = "128")]
+    size: Size,
+    /// More of the query, such as "ack=2&from=3"
+    #[arg(long, value_name = "QUERY", default_value = "")]
+    query: String,
+    /// Print one JSON document instead
+    #[arg(long)]
+    json: bool,
+    /// How long to wait for an answer or a connection
+    #[arg(short = 'T', long, value_name = "DURATION", default_value = "2s", value_parser = time)]
+    timeout: Duration,
+    /// Record no latencies for so long [default: a sixth of the duration, 10s at most]
+    #[arg(long, value_name = "DURATION", value_parser = time)]
+    warmup: Option<Duration>,
+    /// For the order of keys and operations
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+}
+
+/// `10000`, `10k`, `1M`, as wrk2 has it.
+fn count(text: &str) -> Result<u64, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let factor = match &text[digits..] {
+        "" => 1,
+        "k" | "K" => 1_000,
+        "m" | "M" => 1_000_000,
+        "g" | "G" => 1_000_000_000,
+        _ => 0,
+    };
+    let number = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    number.filter(|_| factor > 0).ok_or_else(|| format!("`{text}` is not a number such as 64, 10000 or 10k"))
+}
+
+/// `60s`, `1m`, `250ms`; a bare number is seconds, as wrk2 has it.
+fn time(text: &str) -> Result<Duration, String> {
+    match text.strip_suffix('s').unwrap_or(text).parse::<u32>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+        Err(_) => text.parse().map(|Span(span)| span),
+    }
+}
+
+fn mix(text: &str) -> Result<Mix, String> {
+    let wrong = || format!("`{text}` is not a mix such as 80:20 (GET:PUT) or 80:15:5 (GET:PUT:DELETE)");
+    let shares: Result<Vec<u32>, _> = text.split(':').map(str::parse).collect();
+    let mix = match shares.map_err(|_| wrong())?[..] {
+        [get, put] => Mix { get, put, delete: 0 },
+        [get, put, delete] => Mix { get, put, delete },
+        _ => return Err(wrong()),
+    };
+    let shares = [mix.get, mix.put, mix.delete];
+    if shares.iter().all(|&s| s == 0) || shares.iter().any(|&s| s > SHARE_MAX) { Err(wrong()) } else { Ok(mix) }
+}
+
+fn within<T: PartialOrd + Display>(name: &str, value: T, range: &RangeInclusive<T>) -> Result<T, String> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    Err(format!("{name} {value} is out of range: it is {} to {}", range.start(), range.end()))
+}
+
+fn within_time(name: &str, value: Duration, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    Err(format!("{name} {} is out of range: it is {} to {}", Span(value), Span(*range.start()), Span(*range.end())))
+}
+
+/// A server by its URL.
+struct Target {
+    url: String,
+    host: String,
+    address: SocketAddr,
+}
+
+impl Target {
+    fn of(url: &str) -> Result<Self, String> {
+        let host = url.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+        let plain = |host: &&str| !host.is_empty() && !host.contains(|c: char| "/?#@".contains(c) || c <= ' ');
+        let host = host.filter(plain).ok_or_else(|| format!("{url} is not a URL such as http://127.0.0.1:{PORT}"))?;
+        let with_port = host.rsplit(']').next().unwrap_or(host).contains(':');
+        let address = if with_port { host.to_owned() } else { format!("{host}:{PORT}") };
+        let found = address.to_socket_addrs().map_err(|e| format!("the address of {url} cannot be found: {e}"))?.next();
+        let address = found.ok_or_else(|| format!("{url} has no address"))?;
+        Ok(Self { url: url.to_owned(), host: host.to_owned(), address })
+    }
+}
+
+/// A run whose arguments are good.
+pub struct Plan {
+    targets: Vec<Target>,
+    threads: usize,
+    connections: usize,
+    rate: u64,
+    duration: Duration,
+    warmup: Duration,
+    timeout: Duration,
+    mix: Mix,
+    keys: u64,
+    size: usize,
+    query: String,
+    seed: u64,
+}
+
+impl Bench {
+    fn check(&self) -> Result<Plan, String> {
+        let rate = self.rate.ok_or("-R is missing: say how many requests a second, such as -R10000")?;
+        if self.urls.is_empty() {
+            return Err(format!("a URL is missing, such as http://127.0.0.1:{PORT}"));
+        }
+        let threads = within("-t", self.threads, &THREADS)?;
+        let connections = within("-c", self.connections, &CONNECTIONS)?;
+        if connections < threads {
+            return Err(format!("-c {connections} is less than -t {threads}: each thread needs a connection"));
+        }
+        let duration = within_time("-d", self.duration, &DURATION)?;
+        let warmup = self.warmup.unwrap_or_else(|| WARMUP_MAX.min(duration / WARMUP_SHARE));
+        if warmup >= duration {
+            return Err(format!("--warmup {} leaves nothing of -d {}", Span(warmup), Span(duration)));
+        }
+        let query = self.query.trim_start_matches(['?', '&']);
+        if query.contains(|c: char| c == '#' || !c.is_ascii_graphic()) {
+            return Err(format!("--query `{query}` is not a query such as ack=2&from=3"));
+        }
+        if self.size.0 > SIZE_MAX {
+            return Err(format!("--size {} is out of range: it is 0 to {}", self.size, Size(SIZE_MAX)));
+        }
+        let one = |get, put, delete| Mix { get, put, delete };
+        Ok(Plan {
+            targets: self.urls.iter().map(|url| Target::of(url)).collect::<Result<_, _>>()?,
+            threads: threads as usize,
+            connections: connections as usize,
+            rate: within("-R", rate, &RATE)?,
+            duration,
+            warmup,
+            timeout: within_time("--timeout", self.timeout, &TIMEOUT)?,
+            mix: match (self.put, self.delete, self.mix) {
+                (_, _, Some(mix)) => mix,
+                (true, ..) => one(0, 1, 0),
+                (_, true, _) => one(0, 0, 1),
+                _ => one(1, 0, 0),
+            },
+            keys: within("--keys", self.keys, &(1..=KEYS_MAX))?,
+            size: self.size.0 as usize,
+            query: query.to_owned(),
+            seed: self.seed,
+        })
+    }
+}
+
+impl Plan {
+    fn urls(&self) -> Vec<&str> {
+        self.targets.iter().map(|target| target.url.as_str()).collect()
+    }
+
+    fn times(&self) -> Times {
+        let connecting = (CONNECT_EVERY * self.connections as u32).max(CONNECT_AT_LEAST);
+        let begin = clock() + nanos(connecting);
+        let (record, end) = (begin + nanos(self.warmup), begin + nanos(self.duration));
+        Times { begin, record, end, timeout: nanos(self.timeout) }
+    }
+
+    /// A thread has every `threads`-th connection. Connection i of c is due first at i/c of its interval, so that all
+    /// together are spread evenly.
+    fn engine<'a>(&self, times: Times, thread: usize, shared: &'a Shared) -> io::Result<Engine<'a>> {
+        let node = |target: &Target| Node {
+            address: target.address,
+            templates: Templates::new(&target.host, self.size, &self.query),
+        };
+        let work = Work::new(self.mix, self.keys, self.seed, thread, self.threads);
+        let mut engine = Engine::new(times, self.targets.iter().map(node).collect(), work, shared)?;
+        let interval = self.connections as f64 * 1e9 / self.rate as f64;
+        for index in (thread..self.connections).step_by(self.threads) {
+            let first = times.begin + (interval * index as f64 / self.connections as f64) as u64;
+            let connecting = nanos(CONNECT_EVERY) * (self.connections - index) as u64;
+            engine.add(index % self.targets.len(), times.begin - connecting, Pace::new(first, interval));
+        }
+        Ok(engine)
+    }
+}
+
+fn nanos(span: Duration) -> u64 {
+    span.as_nanos() as u64
+}
+
+/// As many descriptors as the connections need.
+fn allow_descriptors(connections: usize) -> Result<(), String> {
+    let wanted = connections as u64 + OTHER_DESCRIPTORS;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return Ok(());
+    }
+    let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+    setrlimit(Resource::Nofile, raised).map_err(|_| {
+        let most = limit.maximum.unwrap_or_default();
+        format!("-c {connections} needs {wanted} open files, and this process may have {most} (ulimit -n)")
+    })
+}
+
+/// Runs the load and prints what it came to.
+pub fn run(bench: Bench) -> ExitCode {
+    match bench.run() {
+        Ok(code) => code,
+        Err(sentence) => {
+            eprintln!("koltso: {sentence}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+impl Bench {
+    fn run(&self) -> Result<ExitCode, String> {
+        let plan = Arc::new(self.check()?);
+        allow_descriptors(plan.connections)?;
+        let cannot = |e: io::Error| format!("the load cannot be run: {e}");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+        if !self.json {
+            print(&print::head(&plan));
+        }
+        let (tally, seconds, interrupted) = runtime.block_on(load(&plan)).map_err(cannot)?;
+        print(&if self.json {
+            print::document(&plan, &tally, seconds, interrupted)
+        } else {
+            print::tail(&tally, seconds, self.latency)
+        });
+        if tally.successes() > 0 {
+            return Ok(ExitCode::SUCCESS);
+        }
+        eprintln!("koltso: no request was answered 2xx: {}", reason(&tally));
+        Ok(ExitCode::from(1))
+    }
+}
+
+/// Somebody who has closed the pipe has seen enough.
+fn print(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Why nothing succeeded: what happened most.
+fn reason(tally: &Tally) -> String {
+    let refusals = tally.statuses().map(|(status, count)| (count, format!("{count} answers had status {status}")));
+    let failures = FAILURES.iter().map(|&(name, failure)| {
+        let count = tally.failures(failure);
+        (count, format!("{count} failures of kind {name}"))
+    });
+    let most = refusals.chain(failures).max_by_key(|&(count, _)| count).filter(|&(count, _)| count > 0);
+    most.map_or("none was due or none ended".to_owned(), |(_, text)| text)
+}
+
+/// From the start of the threads to their end: the counts, the seconds they are of, and whether it was ended early.
+async fn load(plan: &Arc<Plan>) -> io::Result<(Tally, f64, bool)> {
+    // Before the first thread is there, so that no signal is missed.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let shared = Arc::new(Shared::default());
+    let times = plan.times();
+    let (sender, mut tallies) = mpsc::unbounded_channel();
+    for index in 0..plan.threads {
+        let (plan, flags, sender) = (plan.clone(), shared.clone(), sender.clone());
+        let body = move || {
+            let result = plan.engine(times, index, &flags).and_then(Engine::run);
+            let _ = sender.send(result);
+        };
+        if let Err(e) = thread::Builder::new().name(format!("koltso-bench-{index}")).spawn(body) {
+            shared.stop.store(true, Ordering::Relaxed);
+            return Err(e);
+        }
+    }
+    drop(sender);
+    let mut progress = Progress::new(times);
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    let (mut sum, mut interrupted) = (Tally::new(), None);
+    loop {
+        tokio::select! {
+            tally = tallies.recv() => match tally {
+                Some(tally) => sum.add(&tally?),
+                None => break,
+            },
+            _ = interrupt.recv() => interrupted = stop(&shared, interrupted),
+            _ = terminate.recv() => interrupted = stop(&shared, interrupted),
+            _ = second.tick() => progress.tell(&shared),
+        }
+    }
+    // Answers that came after the end count, and so does the time they took.
+    let end = interrupted.unwrap_or(times.end).max(sum.last_answer);
+    let seconds = end.saturating_sub(times.begin).max(1) as f64 / 1e9;
+    Ok((sum, seconds, interrupted.is_some()))
+}
+
+/// Ends the run; when it was first ended.
+fn stop(shared: &Shared, before: Option<u64>) -> Option<u64> {
+    shared.stop.store(true, Ordering::Relaxed);
+    before.or_else(|| Some(clock()))
+}
+
+/// A line a second for somebody who watches.
+struct Progress {
+    watched: bool,
+    times: Times,
+    told: (u64, u64),
+}
+
+impl Progress {
+    fn new(times: Times) -> Self {
+        Self { watched: io::stderr().is_terminal(), times, told: (0, clock()) }
+    }
+
+    fn tell(&mut self, shared: &Shared) {
+        let (answers, now) = (shared.answers.load(Ordering::Relaxed), clock());
+        let (before, since) = std::mem::replace(&mut self.told, (answers, now));
+        let seconds = (now.saturating_sub(self.times.begin) + 500_000_000) / 1_000_000_000;
+        if !self.watched || seconds == 0 {
+            return;
+        }
+        let rate = (answers - before) as f64 * 1e9 / now.saturating_sub(since).max(1) as f64;
+        let failures = shared.failures.load(Ordering::Relaxed);
+        let warming = if now < self.times.record { ", warming up" } else { "" };
+        eprintln!("koltso: {seconds} s: {rate:.0} requests/s, {answers} in all, {failures} socket errors{warming}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_times_and_mixes_are_read_as_wrk2_reads_them() {
+        assert_eq!([count("64"), count("10k"), count("2M")], [Ok(64), Ok(10_000), Ok(2_000_000)]);
+        for bad in ["", "k", "10x", "-1", "1.5k", "99999999999999999999", "99999999999999999G"] {
+            assert!(count(bad).is_err(), "{bad}");
+        }
+        for (text, ms) in
+            [("60s", 60_000), ("60", 60_000), ("1m", 60_000), ("250ms", 250), ("0s", 0), ("2h", 7_200_000)]
+        {
+            assert_eq!(time(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in ["", "s", "1x", "-1s"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+        assert_eq!(mix("80:20"), Ok(Mix { get: 80, put: 20, delete: 0 }));
+        assert_eq!(mix("80:15:5"), Ok(Mix { get: 80, put: 15, delete: 5 }));
+        for bad in ["", "80", "0:0", "80:20:1:1", "a:b", "-1:2", "1:9999999"] {
+            assert!(mix(bad).is_err(), "{bad}");
+        }
+    }
+}
