@@ -4,3 +4,7 @@
 //! and no runtime; a program that serves profiles calls it from a thread that may be slow.
 
 pub mod capture;
+pub mod page;
+pub mod proto;
+pub mod svg;
+pub mod text;
