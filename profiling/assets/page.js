@@ -119,11 +119,9 @@ const app = (() => {
     canvas.addEventListener('pointermove', event => {
       const cells = heat.at(...point(event, canvas));
       if (start) {
-        const kept = heat.spans, all = [...start, ...cells];
-        const drawn = [Math.min(...all) * heat.cell, (Math.max(...all) + 1) * heat.cell];
-        heat.spans = second(event) && kept.length ? [kept[0], drawn] : [drawn];
+        const both = [...start, ...cells], span = [Math.min(...both) * heat.cell, (Math.max(...both) + 1) * heat.cell];
+        heat.spans = second(event) && heat.spans.length ? [heat.spans[0], span] : [span];
         heat.draw();
-        if (!second(event)) heat.spans = [drawn];
       }
       const [from, to] = cells, sum = array => { let sum = 0; for (let i = from; i <= to; i++) sum += array[i]; return sum; };
       const rows = [['in this time', amount(sum(heat.values), heat.type.unit)]];

@@ -147,7 +147,7 @@ pub(crate) fn large(samples: u64, seconds: u64) -> Capture {
         let mut state = 1 + random.below(3);
         for level in 1..depth {
             // Mostly one way on, sometimes another: a tree that is bushy where it is deep.
-            let way = if level > 6 && random.below(6) == 0 { random.below(1 + level / 6) } else { 0 };
+            let way = if level > 6 && random.below(14) == 0 { random.below(1 + level / 6) } else { 0 };
             state = (state * 31 + way + level) % 900;
             let name = &names[state as usize];
             let name = if level < 20 { name.trim_end_matches("_[k]") } else { name };
