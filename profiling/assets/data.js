@@ -57,7 +57,7 @@ function buildGraph(model, slices, options) {
     const { rows } = side, column = rows.values[type.column];
     for (let row = from; row < to; row++) {
       if (column[row] <= 0 || (options.threads && !options.threads.has(rows.thread[row]))) continue;
-      const key = rows.thread[row] * model.stacks.length + rows.stack[row];
+      const key = (options.byThread ? rows.thread[row] * model.stacks.length : 0) + rows.stack[row];
       let sum = sums.get(key);
       if (!sum) sums.set(key, sum = [0, 0]);
       sum[which] += column[row] * type.scale;
@@ -65,16 +65,25 @@ function buildGraph(model, slices, options) {
   });
   const graph = { name: [-1], parent: [-1], depth: [0], total: [[0], [0]], self: [[0], [0]], children: [[]], own: new Map(),
     sides: slices.length, type };
-  const known = new Map();
+  // A table of (parent, name) with open addressing: a Map of numbers this large is several times slower.
+  let table = new Int32Array(1 << 14);
+  const slot = (parent, name) => {
+    let at = (Math.imul(parent, 0x9e3779b1) ^ Math.imul(name + 1, 0x85ebca6b)) >>> 0;
+    for (at = (at ^ (at >>> 15)) & (table.length - 1); ; at = (at + 1) & (table.length - 1)) {
+      const node = table[at];
+      if (node === 0 || (graph.parent[node] === parent && graph.name[node] === name)) return at;
+    }
+  };
   const child = (parent, name) => {
-    const key = parent * model.names.length + name;
-    let node = known.get(key);
-    if (node === undefined) {
-      node = graph.name.length;
-      known.set(key, node);
-      graph.name.push(name); graph.parent.push(parent); graph.depth.push(graph.depth[parent] + 1); graph.children.push([]);
-      graph.children[parent].push(node);
-      for (const sums of [...graph.total, ...graph.self]) sums.push(0);
+    const at = slot(parent, name);
+    if (table[at]) return table[at];
+    const node = table[at] = graph.name.length;
+    graph.name.push(name); graph.parent.push(parent); graph.depth.push(graph.depth[parent] + 1); graph.children.push([]);
+    graph.children[parent].push(node);
+    graph.total[0].push(0); graph.total[1].push(0); graph.self[0].push(0); graph.self[1].push(0);
+    if (node * 2 > table.length) {
+      table = new Int32Array(table.length * 2);
+      for (let old = 1; old <= node; old++) table[slot(graph.parent[old], graph.name[old])] = old;
     }
     return node;
   };
@@ -110,7 +119,7 @@ function buildGraph(model, slices, options) {
     sorted.forEach((name, i) => { rank[name] = i; });
     return rank;
   })();
-  for (const nodes of graph.children) nodes.sort((a, b) => order[graph.name[a]] - order[graph.name[b]]);
+  for (const nodes of graph.children) if (nodes.length > 1) nodes.sort((a, b) => order[graph.name[a]] - order[graph.name[b]]);
   return graph;
 }
 

@@ -38,13 +38,13 @@ class Heat {
 
   colour(part, hit) {
     const p = Math.pow(part, 0.75);
-    if (this.theme === 'dark') return hit ? hsl([324, 55, 26 + 40 * p]) : part === 0 ? '#1f2228' : hsl([28 - 8 * p, 30 + 45 * p, 20 + 42 * p]);
-    return hit ? hsl([326, 60, 84 - 38 * p]) : part === 0 ? '#f1f0ec' : hsl([38 - 26 * p, 62 + 12 * p, 89 - 45 * p]);
+    if (this.theme === 'dark') return hit ? hsl([324, 55, 26 + 40 * p]) : part === 0 ? '#1f2228' : hsl([26 - 4 * p, 28 + 34 * p, 19 + 38 * p]);
+    return hit ? hsl([326, 60, 84 - 38 * p]) : part === 0 ? '#f1f0ec' : hsl([40 - 22 * p, 66 + 4 * p, 90 - 38 * p]);
   }
 
   draw() {
     const { canvas, pen, columns } = this, room = canvas.parentElement.clientWidth;
-    this.w = Math.max(4, Math.min(18, Math.floor(room / columns)));
+    this.w = Math.max(4, Math.min(36, Math.floor(room / columns)));
     this.h = 5;
     const width = Math.max(columns * this.w, Math.min(room, 120)), height = HEAT_ROWS * this.h + AXIS, ratio = Math.min(devicePixelRatio || 1, 32000 / width);
     canvas.width = Math.round(width * ratio); canvas.height = Math.round(height * ratio);
@@ -71,13 +71,20 @@ class Heat {
       pen.strokeStyle = pen.fillStyle = which === 0 ? style.getPropertyValue('--accent') : style.getPropertyValue('--match');
       pen.lineWidth = 2;
       const [from, to] = this.cells(span);
-      // One outline a column: the parts of it that the span covers.
-      for (let column = Math.floor(from / HEAT_ROWS); column * HEAT_ROWS < to; column++) {
-        const low = Math.max(from, column * HEAT_ROWS), high = Math.min(to, (column + 1) * HEAT_ROWS);
-        const [x, y] = this.place(high - 1);
-        pen.globalAlpha = 0.22; pen.fillRect(x - 0.5, y - 0.5, this.w, (high - low) * this.h);
-        pen.globalAlpha = 1; pen.strokeRect(x - 0.5, y - 0.5, this.w, (high - low) * this.h);
-      }
+      if (to <= from) return;
+      // The corners of the shape that the span covers: it starts within one column and ends within another.
+      const { w, h } = this, x = cell => Math.floor(cell / HEAT_ROWS) * w, top = 0, bottom = HEAT_ROWS * h, low = cell => bottom - (cell % HEAT_ROWS) * h;
+      const first = x(from), last = x(to - 1), up = low(to - 1) - h;
+      pen.beginPath();
+      const corners = first === last ? [[first, low(from)], [first, up], [first + w, up], [first + w, low(from)]]
+        : first + w === last && up >= low(from) ? null
+        : [[first, low(from)], [first, top], [last, top], [last, up], [last + w, up], [last + w, bottom], [first + w, bottom], [first + w, low(from)]];
+      // Parts of two columns that do not touch are two boxes.
+      if (corners) corners.forEach(([x, y]) => pen.lineTo(x - 0.5, y - 0.5));
+      else { pen.rect(first - 0.5, top - 0.5, w, low(from) - top); pen.rect(last - 0.5, up - 0.5, w, bottom - up); }
+      if (corners) pen.closePath();
+      pen.globalAlpha = 0.16; pen.fill();
+      pen.globalAlpha = 1; pen.stroke();
     });
   }
 

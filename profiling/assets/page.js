@@ -63,7 +63,7 @@ const app = (() => {
     const seconds = ms => (ms / 1000).toFixed(2);
     const texts = heat.spans.map((span, i) => `${seconds(span[0])}–${seconds(span[1])} s (${amount(flame.graph.total[i][0], flame.graph.type.unit)})`);
     $('selection').textContent = texts.length === 2 ? `Base ${texts[0]}, new ${texts[1]}`
-      : texts.length ? `Selected ${texts[0]}; hold Ctrl and select again to compare` : 'Click or drag to select a span; below the cells, whole columns';
+      : texts.length ? `Selected ${texts[0]}; Ctrl or “Compare with next” and another span: the difference` : 'Click or drag to select a span; below the cells, whole columns';
   }
 
   flame.changed = () => {

@@ -46,7 +46,8 @@ pub fn perf_script(capture: &Capture) -> String {
     for sample in capture.samples.iter().filter(|sample| sample.values[capture.default_type] > 0) {
         let Sample { at_ns, cpu, .. } = *sample;
         let tid = capture.threads.get(usize::from(sample.thread.0)).map_or(0, |thread| thread.tid);
-        let name = thread_name(capture, sample.thread).replace(|char: char| char.is_whitespace() || char == ':', "_");
+        let name =
+            thread_name(capture, sample.thread).replace(|char: char| char.is_whitespace() || ":;".contains(char), "_");
         _ = write!(text, "{name} {tid} [{:03}] ", if cpu == u16::MAX { 0 } else { cpu });
         _ = write!(text, "{:>6}.{:06}: ", at_ns / 1_000_000_000, at_ns / 1_000 % 1_000_000);
         _ = writeln!(text, "{:>10} {event}: ", sample.values[capture.default_type]);

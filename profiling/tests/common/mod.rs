@@ -141,7 +141,7 @@ pub(crate) fn large(samples: u64, seconds: u64) -> Capture {
             _ => format!("monoio::runtime::Runtime<D>::block_on_{n}"),
         })
         .collect();
-    for n in 0..samples {
+    for _ in 0..samples {
         let depth = 27 + random.below(7);
         let mut stack = String::from("_start");
         let mut state = 1 + random.below(3);
@@ -154,9 +154,14 @@ pub(crate) fn large(samples: u64, seconds: u64) -> Capture {
             stack.push(';');
             stack.push_str(name);
         }
-        let at = n * seconds * 1000 / samples;
+        // Every seventh second has a rest, and each tenth of a second a burst.
+        let mut at = random.below(seconds * 1000);
+        if at / 1000 % 7 == 3 && at % 1000 > 400 || at % 100 > 60 {
+            at = random.below(seconds * 1000);
+        }
         add(&mut capture, random.below(4) as u16, at, &stack, [1, PERIOD, 0, 0]);
     }
+    capture.samples.sort_by_key(|sample| sample.at_ns);
     capture
 }
 
