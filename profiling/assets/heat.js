@@ -80,7 +80,7 @@ class Heat {
         : first + w === last && up >= low(from) ? null
         : [[first, low(from)], [first, top], [last, top], [last, up], [last + w, up], [last + w, bottom], [first + w, bottom], [first + w, low(from)]];
       // Parts of two columns that do not touch are two boxes.
-      if (corners) corners.forEach(([x, y]) => pen.lineTo(x - 0.5, y - 0.5));
+      if (corners) corners.forEach(([x, y]) => pen.lineTo(Math.max(1, x - 0.5), Math.max(1, y - 0.5)));
       else { pen.rect(first - 0.5, top - 0.5, w, low(from) - top); pen.rect(last - 0.5, up - 0.5, w, bottom - up); }
       if (corners) pen.closePath();
       pen.globalAlpha = 0.16; pen.fill();

@@ -49,7 +49,7 @@ const app = (() => {
   function legend() {
     const entries = flame.graph && flame.graph.sides === 2
       ? [['more in new', flame.changeColour(0.6)], ['less', flame.changeColour(-0.6)], ['as before', flame.changeColour(0)]]
-      : [...new Set(model.places.slice(0, model.frames))].sort().map(place => [PLACES[place], hsl(FILLS[flame.theme][place])]);
+      : Object.keys(PLACES).filter(place => model.places.indexOf(place) >= 0 && (place !== 't' || options.byThread)).map(place => [PLACES[place], hsl(FILLS[flame.theme][place])]);
     $('legend').replaceChildren(...entries.map(([text, colour]) => {
       const mark = document.createElement('i'), entry = document.createElement('span');
       mark.style.background = colour;
@@ -98,14 +98,23 @@ const app = (() => {
   const untip = () => { $('tip').hidden = true; };
   const point = (event, canvas) => { const box = canvas.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
 
-  $('flame').addEventListener('pointermove', event => {
-    const node = flame.at(...point(event, $('flame')));
-    if (node < 0) { untip(); return; }
+  function tell(event, node) {
     const place = node > 0 ? PLACES[model.places[flame.graph.name[node]]] : '';
     tip(event, flame.label(node) + (place ? '  (' + place + ')' : ''), flame.facts(node));
+  }
+
+  $('flame').addEventListener('pointermove', event => {
+    const node = flame.at(...point(event, $('flame')));
+    if (node < 0) untip(); else tell(event, node);
   });
   $('flame').addEventListener('pointerleave', untip);
-  $('flame').addEventListener('click', event => { const node = flame.at(...point(event, $('flame'))); if (node >= 0) flame.zoom(node); });
+  $('flame').addEventListener('click', event => {
+    const node = flame.at(...point(event, $('flame')));
+    if (node < 0) return;
+    flame.zoom(node);
+    // A finger does not hover: it gets the tooltip with the zoom.
+    if (event.pointerType === 'touch') tell(event, node);
+  });
 
   if (heat) {
     const canvas = $('heat-canvas');
@@ -139,9 +148,11 @@ const app = (() => {
     heat.changed = rebuild;
     $('heat').hidden = false;
     heat.fit();
+    // All scales that make sense and a canvas can hold; those finer than what fits scroll.
     for (const step of HEAT_STEPS) {
-      if (step >= heat.step || step * 20 >= heat.length / 1000) $('scale').add(new Option(`Column ${step} s, cell ${step * 20} ms`, step));
-      if (step * 1000 > heat.length) break;
+      if (step < heat.step && heat.length / 1000 / step > 4000) continue;
+      $('scale').add(new Option(`Column ${step} s, cell ${step * 20} ms`, step));
+      if (step * 1000 >= heat.length) break;
     }
     $('scale').value = heat.step;
     $('scale').onchange = () => { heat.step = Number($('scale').value); refill(); };

@@ -70,6 +70,29 @@ fn heatmap_selects_spans_and_compares_two() {
 }
 
 #[test]
+fn long_captures_have_coarser_cells() {
+    let script = "
+        check('five minutes', [app.heat.step, app.heat.cell, app.heat.columns], [2, 40, 150]);
+        check('scales', [...app.$('scale').options].map(option => Number(option.value)), [1, 2, 5, 10, 30, 60, 300]);
+        const sum = () => Math.round(app.heat.values.reduce((a, b) => a + b, 0) / 1001001);
+        check('all samples', sum(), 3000);
+        app.$('scale').value = '1';
+        app.$('scale').onchange();
+        check('finer', [app.heat.columns, sum()], [300, 3000]);
+        app.heat.select([0, 0], [300 * 50 - 1, 300 * 50 - 1], false);
+        check('all time', Math.round(total('all') / 1001001), 3000);
+        report();";
+    run(&page::heatmap(&common::large(3000, 300), "long"), script);
+}
+
+#[test]
+fn nothing_is_shown_as_nothing() {
+    let script = "check('says so', [app.$('empty').hidden, app.flame.graph.total[0][0]], [false, 0]); app.search('x'); report();";
+    run(&page::heatmap(&common::cpu(), "none"), script);
+    run(&page::diff(&common::cpu(), &common::cpu(), "none"), script);
+}
+
+#[test]
 fn difference_is_of_shares() {
     run(&page::diff(&common::small(), &more_compaction(), "difference"), include_str!("browser/diff.js"));
 }
