@@ -105,13 +105,15 @@ function buildGraph(model, slices, options) {
     });
     if (!options.inverted) path.reverse();
     if (options.byThread) path.unshift(model.frames + thread);
-    let at = 0;
+    let at = 0, own = 0;
     graph.total[0][0] += sum[0]; graph.total[1][0] += sum[1];
-    for (const name of path) {
-      at = child(at, name);
+    for (let i = 0; i < path.length; i++) {
+      at = child(at, path[i]);
       graph.total[0][at] += sum[0]; graph.total[1][at] += sum[1];
+      // Self belongs to the leaf, which an inverted graph has on top.
+      if (i === (options.byThread ? 1 : 0) || !options.inverted) own = at;
     }
-    graph.self[0][at] += sum[0]; graph.self[1][at] += sum[1];
+    graph.self[0][own] += sum[0]; graph.self[1][own] += sum[1];
   }
   const order = model.order ??= (() => {
     const sorted = [...model.names.keys()].sort((a, b) => (model.names[a] < model.names[b] ? -1 : 1));

@@ -228,7 +228,7 @@ const app = (() => {
     for (const note of rest) {
       const p = document.createElement('p');
       p.textContent = note;
-      if (/^\d+ (samples|times) /.test(note)) p.className = 'loss';
+      if (/^\d+ (samples|times|stacks) /.test(note)) p.className = 'loss';
       $('notes').append(p);
     }
   });

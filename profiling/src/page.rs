@@ -7,7 +7,7 @@
 //! (heatmaps only), stack (as a difference, except in heatmaps), thread, and the columns of values, divided by what all share.
 //!
 //! Invariants: what comes from names reaches the page only inside JSON strings without `<`, `>` and `&`, or [`escaped`]; the page
-//! forbids itself the network (Content-Security-Policy). Values of 0 and less have no width and are left out by the page.
+//! forbids itself the network (Content-Security-Policy). Bound: [`NODES_MAX`]; the page says what was cut. Values of 0 and less have no width and are left out by the page.
 //! Tested in `tests/page.rs` and, in a real browser, `tests/browser.rs`.
 
 use crate::capture::{Capture, FrameId, Place, Sample};
@@ -15,6 +15,10 @@ use crate::svg::is_standard;
 use crate::text;
 use std::collections::HashMap;
 use std::fmt::Write;
+
+/// Nodes of a page's tree: some ten megabytes, which a browser still shows. When it is full, stacks end at the last frame that is in
+/// it, and the page says how many do.
+pub const NODES_MAX: usize = 1 << 20;
 
 const PAGE: &str = include_str!("../assets/page.html");
 const STYLE: &str = include_str!("../assets/page.css");
@@ -94,7 +98,10 @@ fn data(kind: &str, captures: &[&Capture]) -> String {
     list(&mut json, order.frames.iter().map(|&frame| quoted(&forest.frames[frame as usize])));
     _ = write!(json, "],\"tree\":\"{}\",\"stacks\":\"{}\",\"sides\":[", order.tree, order.stacks);
     let sides = captures.iter().zip(sides).map(|(capture, rows)| {
-        let notes: Vec<String> = text::summary(capture).lines().map(quoted).collect();
+        let mut notes: Vec<String> = text::summary(capture).lines().map(quoted).collect();
+        if forest.cut > 0 {
+            notes.push(quoted(&format!("{} stacks cut: the page has room for {NODES_MAX} nodes", forest.cut)));
+        }
         let (began, ns) = (capture.began_unix_ms, capture.duration_ns);
         let rows = columns.rows(rows, &order, timed);
         format!("{{\"began\":{began},\"ns\":{ns},\"notes\":[{}],\"rows\":\"{rows}\"}}", notes.join(","))
@@ -123,6 +130,8 @@ struct Forest {
     children: Vec<Vec<u32>>,
     node_ids: HashMap<(u32, u32), u32>,
     ends: Vec<bool>,
+    /// Stacks that are not in it to their leaf.
+    cut: u64,
 }
 
 impl Forest {
@@ -131,16 +140,7 @@ impl Forest {
             self.node(0, 0);
         }
         let frames: Vec<u32> = (0..capture.frames().len() as u32).map(|id| self.frame(capture, FrameId(id))).collect();
-        let nodes: Vec<u32> = capture
-            .stacks()
-            .iter()
-            .map(|stack| {
-                stack.iter().rev().fold(0, |parent, id| match self.node_ids.get(&(parent, frames[id.0 as usize])) {
-                    Some(&node) => node,
-                    None => self.node(parent, frames[id.0 as usize]),
-                })
-            })
-            .collect();
+        let nodes: Vec<u32> = capture.stacks().iter().map(|stack| self.path(stack, &frames)).collect();
         // Where a type stands in this capture; a base may have been taken with others.
         let places: Vec<Option<usize>> =
             types.types.iter().map(|of| capture.types.iter().position(|other| other == of)).collect();
@@ -171,6 +171,23 @@ impl Forest {
             });
         }
         rows
+    }
+
+    /// The node of a stack, or of what is in the tree of it.
+    fn path(&mut self, stack: &[FrameId], frames: &[u32]) -> u32 {
+        let mut node = 0;
+        for id in stack.iter().rev() {
+            let frame = frames[id.0 as usize];
+            node = match self.node_ids.get(&(node, frame)) {
+                Some(&child) => child,
+                None if self.node_frames.len() < NODES_MAX => self.node(node, frame),
+                None => {
+                    self.cut += 1;
+                    return node;
+                }
+            };
+        }
+        node
     }
 
     fn frame(&mut self, capture: &Capture, id: FrameId) -> u32 {

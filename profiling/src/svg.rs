@@ -1,12 +1,15 @@
 //! A flame graph as one SVG file, by inferno: for reports and where no page is wanted.
 //!
-//! Colours say where a frame runs, the same as on the pages: blue the kernel, grey-green Rust's own library, violet labels, orange the
-//! rest. A capture without samples gives a picture that says so. Tested in `tests/text.rs`.
+//! Colours say where a frame runs, the same as on the pages: blue the kernel, grey-green Rust's own library, violet labels, grey threads,
+//! orange the rest. A capture without samples gives a picture that says so. Tested in `tests/text.rs`.
 
 use crate::capture::Capture;
 use crate::text;
 use inferno::flamegraph::color::{Color, PaletteMap};
 use inferno::flamegraph::{self, Options};
+
+/// Threads, and the frame below them.
+const GREY: Color = Color { r: 0xd5, g: 0xd8, b: 0xdd };
 
 /// A flame graph of one value, an index of [`Capture::types`].
 #[must_use]
@@ -15,15 +18,22 @@ pub fn flamegraph(capture: &Capture, title: &str, value: usize) -> String {
     let mut palette = PaletteMap::default();
     for line in folded.lines() {
         let stack = line.rsplit_once(' ').map_or(line, |(stack, _)| stack);
-        for name in stack.split(';') {
+        let mut names = stack.split(';');
+        names.next().map(|thread| palette.insert(thread, GREY));
+        for name in names {
             palette.insert(name, colour(name));
         }
     }
+    // The frame below all threads, which inferno calls one or the other.
+    palette.insert("", GREY);
+    palette.insert("all", GREY);
     let mut options = Options::default();
     title.clone_into(&mut options.title);
     options.subtitle = text::summary(capture).lines().next().map(str::to_owned);
     capture.types[value].unit.clone_into(&mut options.count_name);
     options.image_width = Some(1200);
+    // Per cent: narrower than half a pixel is not drawn, which keeps the file small.
+    options.min_width = 0.04;
     options.palette_map = Some(&mut palette);
     options.deterministic = true;
     options.bgcolors = Some(flamegraph::color::BackgroundColor::Flat(Color { r: 0xfb, g: 0xfb, b: 0xf9 }));

@@ -84,3 +84,16 @@ fn nothing_is_a_page_too() {
         data(&html);
     }
 }
+
+#[test]
+fn a_tree_beyond_its_bound_is_cut_and_says_so() {
+    let mut capture = common::cpu();
+    let tail = ";recurse".repeat(191);
+    let stacks = page::NODES_MAX as u64 / 192 + 3;
+    for n in 0..stacks {
+        common::add(&mut capture, 0, n, &format!("root_{n}{tail}"), [1, common::PERIOD, 0, 0]);
+    }
+    let json = data(&page::flamegraph(&capture, "deep"));
+    let notes = json["sides"][0]["notes"].to_string();
+    assert!(notes.contains("3 stacks cut: the page has room for 1048576 nodes"), "{notes}");
+}

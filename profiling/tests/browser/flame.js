@@ -45,6 +45,7 @@ check('leaves', app.flame.graph.children[0].map(n => [app.flame.label(n), app.fl
   [['idle', 10], ['lock:segments', 10], ['lookup', 10], ['memchr', 24], ['memcpy', 20], ['tcp_sendmsg', 26]]);
 const memcpy = app.flame.graph.children[0].find(n => app.flame.label(n) === 'memcpy');
 check('callers', app.flame.graph.children[memcpy].map(n => [app.flame.label(n), app.flame.graph.total[0][n] / PERIOD]), [['copy', 10], ['recurse', 10]]);
+check('self is the leaf', [memcpy, ...app.flame.graph.children[memcpy]].map(n => app.flame.graph.self[0][n] / PERIOD), [20, 0, 0]);
 app.search('recurse');
 check('the same share', app.$('matched').textContent, '10.00 % matches');
 app.search('');
