@@ -124,12 +124,17 @@ fn pictures() {
         (
             "heat",
             page::heatmap(&large, "koltso-1: CPU under PUT load"),
-            "app.heat.select([500, 500], [760, 760], false);",
+            "app.search('probe_1[0-9]'); app.heat.select([500, 500], [760, 760], false);",
         ),
         (
             "heat2",
             page::heatmap(&common::small(), "small"),
             "app.heat.select([0, 0], [99, 99], false); app.heat.select([400, 400], [499, 499], true);",
+        ),
+        (
+            "heap",
+            page::flamegraph(&common::heap(), "Live heap"),
+            "toggle('inverted'); app.$('type').value = '1'; app.$('type').onchange();",
         ),
         ("diff", page::diff(&common::small(), &more_compaction(), "Before and after compaction"), ""),
         (
