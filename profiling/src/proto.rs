@@ -1,0 +1,300 @@
+//! profile.proto, gzipped: what `go tool pprof`, Pyroscope and Parca read.
+//!
+//! The messages are those of <https://github.com/google/pprof/blob/main/proto/profile.proto>, written out so that no build needs
+//! `protoc`. Leaf first; frames inlined at one address are lines of one location, the innermost first; kernel frames have a mapping of
+//! their own; the thread's name is the label `thread`. Invariants: string 0 is empty; every id that is used is defined; ids start at 1,
+//! and 0 means none. A capture without samples is a valid profile. Absent: times of samples, which the format cannot hold.
+//! Tested in `tests/proto.rs`, also with the real `go tool pprof`.
+
+use crate::capture::{Capture, Frame, FrameId, Place, ValueType};
+use flate2::{Compression, write::GzEncoder};
+use prost::Message;
+use std::collections::HashMap;
+use std::io::Write;
+
+/// The name of the mapping in which kernel frames are.
+pub const KERNEL_MAPPING: &str = "[kernel.kallsyms]";
+
+/// The kernel's half of the addresses.
+const KERNEL_START: u64 = 0xffff_8000_0000_0000;
+
+/// The messages of profile.proto; fields and their numbers are as there.
+#[allow(missing_docs, reason = "the format's own description says what they mean")]
+pub mod message {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Profile {
+        #[prost(message, repeated, tag = "1")]
+        pub sample_type: Vec<ValueType>,
+        #[prost(message, repeated, tag = "2")]
+        pub sample: Vec<Sample>,
+        #[prost(message, repeated, tag = "3")]
+        pub mapping: Vec<Mapping>,
+        #[prost(message, repeated, tag = "4")]
+        pub location: Vec<Location>,
+        #[prost(message, repeated, tag = "5")]
+        pub function: Vec<Function>,
+        #[prost(string, repeated, tag = "6")]
+        pub string_table: Vec<String>,
+        #[prost(int64, tag = "9")]
+        pub time_nanos: i64,
+        #[prost(int64, tag = "10")]
+        pub duration_nanos: i64,
+        #[prost(message, optional, tag = "11")]
+        pub period_type: Option<ValueType>,
+        #[prost(int64, tag = "12")]
+        pub period: i64,
+        #[prost(int64, repeated, tag = "13")]
+        pub comment: Vec<i64>,
+        #[prost(int64, tag = "14")]
+        pub default_sample_type: i64,
+    }
+
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    pub struct ValueType {
+        #[prost(int64, tag = "1")]
+        pub r#type: i64,
+        #[prost(int64, tag = "2")]
+        pub unit: i64,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Sample {
+        #[prost(uint64, repeated, tag = "1")]
+        pub location_id: Vec<u64>,
+        #[prost(int64, repeated, tag = "2")]
+        pub value: Vec<i64>,
+        #[prost(message, repeated, tag = "3")]
+        pub label: Vec<Label>,
+    }
+
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    pub struct Label {
+        #[prost(int64, tag = "1")]
+        pub key: i64,
+        #[prost(int64, tag = "2")]
+        pub str: i64,
+        #[prost(int64, tag = "3")]
+        pub num: i64,
+        #[prost(int64, tag = "4")]
+        pub num_unit: i64,
+    }
+
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    pub struct Mapping {
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+        #[prost(uint64, tag = "2")]
+        pub memory_start: u64,
+        #[prost(uint64, tag = "3")]
+        pub memory_limit: u64,
+        #[prost(uint64, tag = "4")]
+        pub file_offset: u64,
+        #[prost(int64, tag = "5")]
+        pub filename: i64,
+        #[prost(int64, tag = "6")]
+        pub build_id: i64,
+        #[prost(bool, tag = "7")]
+        pub has_functions: bool,
+        #[prost(bool, tag = "8")]
+        pub has_filenames: bool,
+        #[prost(bool, tag = "9")]
+        pub has_line_numbers: bool,
+        #[prost(bool, tag = "10")]
+        pub has_inline_frames: bool,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub struct Location {
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+        #[prost(uint64, tag = "2")]
+        pub mapping_id: u64,
+        #[prost(uint64, tag = "3")]
+        pub address: u64,
+        #[prost(message, repeated, tag = "4")]
+        pub line: Vec<Line>,
+        #[prost(bool, tag = "5")]
+        pub is_folded: bool,
+    }
+
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    pub struct Line {
+        #[prost(uint64, tag = "1")]
+        pub function_id: u64,
+        #[prost(int64, tag = "2")]
+        pub line: i64,
+    }
+
+    #[derive(Clone, Copy, PartialEq, prost::Message)]
+    pub struct Function {
+        #[prost(uint64, tag = "1")]
+        pub id: u64,
+        #[prost(int64, tag = "2")]
+        pub name: i64,
+        #[prost(int64, tag = "3")]
+        pub system_name: i64,
+        #[prost(int64, tag = "4")]
+        pub filename: i64,
+        #[prost(int64, tag = "5")]
+        pub start_line: i64,
+    }
+}
+
+/// The profile of a capture, gzipped.
+#[must_use]
+pub fn encode(capture: &Capture) -> Vec<u8> {
+    let bytes = profile(capture).encode_to_vec();
+    let mut gzip = GzEncoder::new(Vec::with_capacity(bytes.len() / 3), Compression::fast());
+    gzip.write_all(&bytes).and_then(|()| gzip.finish()).expect("a vector takes every byte")
+}
+
+/// The profile of a capture as a message.
+#[must_use]
+pub fn profile(capture: &Capture) -> message::Profile {
+    let mut builder = Builder { strings: vec![String::new()], ..Builder::default() };
+    builder.string_ids.insert(String::new(), 0);
+    let types = capture.types.iter().map(|&of| builder.value_type(of)).collect();
+    builder.mappings(capture);
+    let locations: Vec<Vec<u64>> = capture.stacks().iter().map(|stack| builder.locations(capture, stack)).collect();
+    let key = builder.string("thread");
+    let threads: Vec<i64> = capture.threads.iter().map(|thread| builder.string(&thread.name)).collect();
+    let samples = capture.folded().into_iter().map(|sample| {
+        // A thread without a name has no label: its string would be the empty one.
+        let name = threads.get(usize::from(sample.thread.0)).copied().filter(|&name| name != 0);
+        message::Sample {
+            location_id: locations[sample.stack.0 as usize].clone(),
+            value: sample.values[..capture.types.len()].to_vec(),
+            label: name.map(|str| message::Label { key, str, num: 0, num_unit: 0 }).into_iter().collect(),
+        }
+    });
+    let samples = samples.collect();
+    let period_type = capture.period.map(|(of, _)| builder.value_type(of));
+    let comment = if capture.engine.is_empty() { Vec::new() } else { vec![builder.string(&capture.engine)] };
+    let default_sample_type = builder.string(capture.types[capture.default_type].name);
+    message::Profile {
+        sample_type: types,
+        sample: samples,
+        mapping: builder.mapping,
+        location: builder.location,
+        function: builder.function,
+        string_table: builder.strings,
+        time_nanos: i64::try_from(capture.began_unix_ms).unwrap_or(0).saturating_mul(1_000_000),
+        duration_nanos: i64::try_from(capture.duration_ns).unwrap_or(i64::MAX),
+        period_type,
+        period: capture.period.map_or(0, |(_, period)| period),
+        comment,
+        default_sample_type,
+    }
+}
+
+#[derive(Default)]
+struct Builder {
+    strings: Vec<String>,
+    string_ids: HashMap<String, i64>,
+    mapping: Vec<message::Mapping>,
+    kernel_mapping: u64,
+    location: Vec<message::Location>,
+    location_ids: HashMap<Box<[FrameId]>, u64>,
+    function: Vec<message::Function>,
+    function_ids: HashMap<(i64, i64), u64>,
+}
+
+impl Builder {
+    fn string(&mut self, text: &str) -> i64 {
+        if let Some(&id) = self.string_ids.get(text) {
+            return id;
+        }
+        let id = self.strings.len() as i64;
+        self.strings.push(text.to_owned());
+        self.string_ids.insert(text.to_owned(), id);
+        id
+    }
+
+    fn value_type(&mut self, of: ValueType) -> message::ValueType {
+        message::ValueType { r#type: self.string(of.name), unit: self.string(of.unit) }
+    }
+
+    /// Those of the program, then the kernel's if a frame is there. They claim to be symbolised: or tools would look for the binary
+    /// on the machine where they run, which may have another.
+    fn mappings(&mut self, capture: &Capture) {
+        let described = message::Mapping {
+            has_functions: true,
+            has_filenames: true,
+            has_line_numbers: true,
+            has_inline_frames: true,
+            ..message::Mapping::default()
+        };
+        for mapping in &capture.mappings {
+            let (filename, build_id) = (self.string(&mapping.file), self.string(&mapping.build_id));
+            self.mapping.push(message::Mapping {
+                id: self.mapping.len() as u64 + 1,
+                memory_start: mapping.start,
+                memory_limit: mapping.end,
+                file_offset: mapping.offset,
+                filename,
+                build_id,
+                ..described
+            });
+        }
+        if capture.frames().iter().any(|frame| frame.place == Place::Kernel) {
+            self.kernel_mapping = self.mapping.len() as u64 + 1;
+            let filename = self.string(KERNEL_MAPPING);
+            self.mapping.push(message::Mapping {
+                id: self.kernel_mapping,
+                memory_start: KERNEL_START,
+                memory_limit: u64::MAX,
+                filename,
+                ..described
+            });
+        }
+    }
+
+    /// The locations of a stack: inlined frames belong to the one of the frame after them.
+    fn locations(&mut self, capture: &Capture, stack: &[FrameId]) -> Vec<u64> {
+        stack
+            .split_inclusive(|&id| capture.frame_at(id).place != Place::Inlined)
+            .map(|frames| self.location(capture, frames))
+            .collect()
+    }
+
+    fn location(&mut self, capture: &Capture, frames: &[FrameId]) -> u64 {
+        if let Some(&id) = self.location_ids.get(frames) {
+            return id;
+        }
+        let outermost =
+            capture.frame_at(*frames.last().expect("pieces of a split that includes its mark are not empty"));
+        let line = frames.iter().map(|&frame| self.line(capture.frame_at(frame))).collect();
+        let id = self.location.len() as u64 + 1;
+        self.location.push(message::Location {
+            id,
+            mapping_id: self.mapping_of(capture, outermost),
+            address: outermost.address,
+            line,
+            is_folded: false,
+        });
+        self.location_ids.insert(frames.into(), id);
+        id
+    }
+
+    fn mapping_of(&self, capture: &Capture, frame: &Frame) -> u64 {
+        match frame.place {
+            Place::Kernel => self.kernel_mapping,
+            Place::Label => 0,
+            Place::User | Place::Inlined => {
+                let holds = |mapping: &crate::capture::Mapping| (mapping.start..mapping.end).contains(&frame.address);
+                capture.mappings.iter().position(holds).map_or(0, |index| index as u64 + 1)
+            }
+        }
+    }
+
+    fn line(&mut self, frame: &Frame) -> message::Line {
+        let name = self.string(&frame.function);
+        let filename = frame.file.as_deref().map_or(0, |file| self.string(file));
+        let next = self.function.len() as u64 + 1;
+        let id = *self.function_ids.entry((name, filename)).or_insert(next);
+        if id == next {
+            self.function.push(message::Function { id, name, system_name: name, filename, start_line: 0 });
+        }
+        message::Line { function_id: id, line: i64::from(frame.line) }
+    }
+}

@@ -1,0 +1,75 @@
+//! A flame graph as one SVG file, by inferno: for reports and where no page is wanted.
+//!
+//! Colours say where a frame runs, the same as on the pages: blue the kernel, grey-green Rust's own library, violet labels, grey threads,
+//! orange the rest. A capture without samples gives a picture that says so. Tested in `tests/text.rs`.
+
+use crate::capture::Capture;
+use crate::text;
+use inferno::flamegraph::color::{Color, PaletteMap};
+use inferno::flamegraph::{self, Options};
+
+/// Threads, and the frame below them.
+const GREY: Color = Color { r: 0xd5, g: 0xd8, b: 0xdd };
+
+/// A flame graph of one value, an index of [`Capture::types`].
+#[must_use]
+pub fn flamegraph(capture: &Capture, title: &str, value: usize) -> String {
+    let folded = text::folded(capture, value);
+    let mut palette = PaletteMap::default();
+    for line in folded.lines() {
+        let stack = line.rsplit_once(' ').map_or(line, |(stack, _)| stack);
+        let mut names = stack.split(';');
+        names.next().map(|thread| palette.insert(thread, GREY));
+        for name in names {
+            palette.insert(name, colour(name));
+        }
+    }
+    // The frame below all threads, which inferno calls one or the other.
+    palette.insert("", GREY);
+    palette.insert("all", GREY);
+    let mut options = Options::default();
+    title.clone_into(&mut options.title);
+    options.subtitle = text::summary(capture).lines().next().map(str::to_owned);
+    capture.types[value].unit.clone_into(&mut options.count_name);
+    options.image_width = Some(1200);
+    // Per cent: narrower than half a pixel is not drawn, which keeps the file small.
+    options.min_width = 0.04;
+    options.palette_map = Some(&mut palette);
+    options.deterministic = true;
+    options.bgcolors = Some(flamegraph::color::BackgroundColor::Flat(Color { r: 0xfb, g: 0xfb, b: 0xf9 }));
+    let mut svg = Vec::new();
+    // With nothing to show inferno fails, after it wrote a picture that calls this an error; ours does not.
+    match flamegraph::from_lines(&mut options, folded.lines(), &mut svg) {
+        Ok(()) => String::from_utf8(svg).expect("inferno writes what it was given, which was UTF-8"),
+        Err(_) => empty(title),
+    }
+}
+
+fn empty(title: &str) -> String {
+    format!(
+        "<?xml version=\"1.0\" standalone=\"no\"?>\n<svg version=\"1.1\" width=\"1200\" height=\"90\" viewBox=\"0 0 1200 90\" \
+         xmlns=\"http://www.w3.org/2000/svg\"><rect width=\"100%\" height=\"100%\" fill=\"#fbfbf9\"/>\
+         <text x=\"600\" y=\"35\" font-family=\"sans-serif\" font-size=\"17\" text-anchor=\"middle\">{}</text>\
+         <text x=\"600\" y=\"65\" font-family=\"sans-serif\" font-size=\"13\" text-anchor=\"middle\">no samples</text></svg>\n",
+        crate::page::escaped(title)
+    )
+}
+
+fn colour(name: &str) -> Color {
+    let (r, g, b) = match name {
+        _ if name.ends_with("_[k]") => (0x9f, 0xbf, 0xe0),
+        _ if name.starts_with("lock:") => (0xcb, 0xb2, 0xdd),
+        _ if is_standard(name) => (0xb4, 0xcd, 0xb4),
+        _ if name.ends_with("_[i]") => (0xf3, 0xd3, 0x9b),
+        _ => (0xee, 0xb4, 0x77),
+    };
+    // Neighbours differ a little, and a name is the same in every picture.
+    let shift = (name.bytes().fold(7u32, |hash, byte| hash.wrapping_mul(31) ^ u32::from(byte)) % 17) as u8;
+    Color { r: r - shift, g: g - shift, b: b - shift }
+}
+
+/// Whether a frame is of Rust's own library.
+pub(crate) fn is_standard(name: &str) -> bool {
+    let name = name.trim_start_matches(['<', '&']);
+    ["core::", "std::", "alloc::", "__rust_"].iter().any(|prefix| name.starts_with(prefix))
+}

@@ -1,0 +1,209 @@
+//! Texts of a capture: folded stacks, perf-script output, and a list for people.
+//!
+//! Kernel frames end in `_[k]`, inlined ones in `_[i]`. Separators inside names are replaced, so every line has one meaning to its
+//! reader. Values of 0 and less have no width: they are left out (a difference of two states of the heap has them).
+//! Tested in `tests/text.rs`, with inferno as the other reader.
+
+use crate::capture::{Capture, Frame, Place, Sample, ThreadIndex};
+use crate::proto::KERNEL_MAPPING;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+
+/// Functions that [`top`] lists.
+pub const TOP_MAX: usize = 200;
+
+/// Folded stacks, `thread;root;…;leaf N`, one a line, sorted; `value` is an index of [`Capture::types`].
+#[must_use]
+pub fn folded(capture: &Capture, value: usize) -> String {
+    let names: Vec<String> = capture.frames().iter().map(|frame| one_word(&marked(frame)).into_owned()).collect();
+    let mut sums: BTreeMap<String, i64> = BTreeMap::new();
+    for sample in capture.folded() {
+        if sample.values[value] <= 0 {
+            continue;
+        }
+        let mut line = one_word(&thread_name(capture, sample.thread)).into_owned();
+        for id in capture.stack_at(sample.stack).iter().rev() {
+            line.push(';');
+            line.push_str(&names[id.0 as usize]);
+        }
+        *sums.entry(line).or_default() += sample.values[value];
+    }
+    let mut text = String::new();
+    for (line, sum) in sums {
+        _ = writeln!(text, "{line} {sum}");
+    }
+    text
+}
+
+/// What `perf script` prints, as FlameScope and `stackcollapse-perf.pl` read it: samples in order of time, seconds since the capture
+/// began, leaf first. The period is the value of the default type.
+#[must_use]
+pub fn perf_script(capture: &Capture) -> String {
+    let event = if capture.event.name() == "cpu" { "cpu-clock" } else { capture.event.name() };
+    let lines: Vec<String> = capture.frames().iter().map(|frame| perf_line(capture, frame)).collect();
+    let mut text = String::new();
+    for sample in capture.samples.iter().filter(|sample| sample.values[capture.default_type] > 0) {
+        let Sample { at_ns, cpu, .. } = *sample;
+        let tid = capture.threads.get(usize::from(sample.thread.0)).map_or(0, |thread| thread.tid);
+        let name =
+            thread_name(capture, sample.thread).replace(|char: char| char.is_whitespace() || ":;".contains(char), "_");
+        _ = write!(text, "{name} {tid} [{:03}] ", if cpu == u16::MAX { 0 } else { cpu });
+        _ = write!(text, "{:>6}.{:06}: ", at_ns / 1_000_000_000, at_ns / 1_000 % 1_000_000);
+        _ = writeln!(text, "{:>10} {event}: ", sample.values[capture.default_type]);
+        for id in capture.stack_at(sample.stack) {
+            text.push_str(&lines[id.0 as usize]);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn perf_line(capture: &Capture, frame: &Frame) -> String {
+    let module: &str = match frame.place {
+        Place::Kernel => KERNEL_MAPPING,
+        Place::Inlined => "inlined",
+        Place::Label => "label",
+        Place::User => capture
+            .mappings
+            .iter()
+            .find(|mapping| (mapping.start..mapping.end).contains(&frame.address))
+            .map_or("unknown", |mapping| &mapping.file),
+    };
+    let name = one_word(&frame.function);
+    // Readers drop a frame whose name starts with a parenthesis.
+    let name = if name.starts_with('(') { format!("_{name}") } else { name.into_owned() };
+    let module = one_word(module).replace(['(', ')'], "_");
+    format!("\t{:16x} {name} ({module})\n", frame.address)
+}
+
+/// The functions with the largest sums of a value, for people: self, total, and their shares.
+#[must_use]
+pub fn top(capture: &Capture, value: usize) -> String {
+    let kind = capture.types[value];
+    let names: Vec<Cow<'_, str>> = capture.frames().iter().map(marked).collect();
+    let mut sums: HashMap<&str, (i64, i64)> = HashMap::new();
+    let mut threads: BTreeMap<ThreadIndex, i64> = BTreeMap::new();
+    let mut seen: Vec<&str> = Vec::new();
+    let mut total = 0;
+    for sample in capture.folded() {
+        let amount = sample.values[value];
+        total += amount;
+        *threads.entry(sample.thread).or_default() += amount;
+        seen.clear();
+        seen.extend(capture.stack_at(sample.stack).iter().map(|id| names[id.0 as usize].as_ref()));
+        if let Some(&leaf) = seen.first() {
+            sums.entry(leaf).or_default().0 += amount;
+        }
+        // A function that calls itself counts once.
+        seen.sort_unstable();
+        seen.dedup();
+        for &name in &seen {
+            sums.entry(name).or_default().1 += amount;
+        }
+    }
+    let mut rows: Vec<(&str, (i64, i64))> = sums.into_iter().collect();
+    rows.sort_unstable_by_key(|&(name, (own, all))| (std::cmp::Reverse((own, all)), name));
+
+    let mut text = summary(capture);
+    _ = writeln!(text, "\n{} in all ({} in {})\n", amount(total, kind.unit), kind.name, kind.unit);
+    _ = writeln!(text, "{:>12} {:>7} {:>12} {:>7}  function", "self", "", "total", "");
+    for (name, (own, all)) in rows.iter().take(TOP_MAX) {
+        let (own_text, all_text) = (amount(*own, kind.unit), amount(*all, kind.unit));
+        let (own_share, all_share) = (share(*own, total), share(*all, total));
+        let name = name.replace(char::is_control, "?");
+        _ = writeln!(text, "{own_text:>12} {own_share:>7} {all_text:>12} {all_share:>7}  {name}");
+    }
+    if rows.len() > TOP_MAX {
+        _ = writeln!(text, "… and {} more functions", rows.len() - TOP_MAX);
+    }
+    let mut threads: Vec<(ThreadIndex, i64)> = threads.into_iter().collect();
+    threads.sort_unstable_by_key(|&(thread, sum)| (std::cmp::Reverse(sum), thread));
+    _ = writeln!(text, "\n{:>12} {:>7}  thread", "total", "");
+    for (thread, sum) in threads {
+        let name = thread_name(capture, thread).replace(char::is_control, "?");
+        _ = writeln!(text, "{:>12} {:>7}  {name}", amount(sum, kind.unit), share(sum, total));
+    }
+    text
+}
+
+/// What was captured, how, and what is missing from it: one sentence a line.
+#[must_use]
+pub fn summary(capture: &Capture) -> String {
+    let mut text = capture.event.name().to_owned();
+    if capture.duration_ns > 0 {
+        _ = write!(text, " over {}", amount(i64::try_from(capture.duration_ns).unwrap_or(i64::MAX), "nanoseconds"));
+    }
+    _ = writeln!(text, ", {} samples", amount(capture.samples.len() as i64, "count"));
+    if !capture.engine.is_empty() {
+        _ = writeln!(text, "{}", capture.engine.replace(char::is_control, " "));
+    }
+    for (count, what) in [
+        (capture.lost, "samples lost by the kernel"),
+        (capture.throttled, "times throttled by the kernel"),
+        (capture.dropped, "samples beyond the bounds of a capture"),
+    ] {
+        if count > 0 {
+            _ = writeln!(text, "{count} {what}");
+        }
+    }
+    text
+}
+
+/// A value with its unit, in three or four digits, as people read it.
+#[must_use]
+pub fn amount(value: i64, unit: &str) -> String {
+    let scales: &[(f64, &str)] = match unit {
+        "nanoseconds" => &[(1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns")],
+        "bytes" => &[((1u64 << 30) as f64, "GiB"), ((1u64 << 20) as f64, "MiB"), (1024.0, "KiB"), (1.0, "B")],
+        _ => {
+            let digits = value.unsigned_abs().to_string();
+            let mut text = String::from(if value < 0 { "-" } else { "" });
+            for (index, digit) in digits.chars().enumerate() {
+                if index > 0 && (digits.len() - index).is_multiple_of(3) {
+                    text.push(' ');
+                }
+                text.push(digit);
+            }
+            return text;
+        }
+    };
+    let size = value as f64;
+    let &(scale, name) = scales.iter().find(|(scale, _)| size.abs() >= *scale).unwrap_or(&scales[scales.len() - 1]);
+    let scaled = size / scale;
+    let decimals = if scale == 1.0 || scaled.abs() >= 100.0 { 0 } else { 2 - usize::from(scaled.abs() >= 10.0) };
+    format!("{scaled:.decimals$} {name}")
+}
+
+fn share(value: i64, total: i64) -> String {
+    if total == 0 { String::new() } else { format!("{:.2} %", value as f64 * 100.0 / total as f64) }
+}
+
+/// A frame's name with the mark of its place.
+pub(crate) fn marked(frame: &Frame) -> Cow<'_, str> {
+    match frame.place {
+        Place::User | Place::Label => Cow::Borrowed(&frame.function),
+        Place::Kernel => Cow::Owned(format!("{}_[k]", frame.function)),
+        Place::Inlined => Cow::Owned(format!("{}_[i]", frame.function)),
+    }
+}
+
+/// A thread's name, or its number where it has none.
+pub(crate) fn thread_name(capture: &Capture, thread: ThreadIndex) -> Cow<'_, str> {
+    match capture.threads.get(usize::from(thread.0)) {
+        Some(thread) if thread.name.is_empty() => Cow::Owned(format!("thread {}", thread.tid)),
+        Some(thread) => Cow::Borrowed(&thread.name),
+        None => Cow::Borrowed("unknown thread"),
+    }
+}
+
+/// Without what separates frames and lines in folded stacks.
+fn one_word(name: &str) -> Cow<'_, str> {
+    if name.is_empty() {
+        return Cow::Borrowed("?");
+    }
+    if name.contains(|char: char| char == ';' || char.is_control()) {
+        return Cow::Owned(name.replace(';', ":").replace(char::is_control, "?"));
+    }
+    Cow::Borrowed(name)
+}

@@ -1,0 +1,21 @@
+const near3 = (what, actual, expected) => check(what, Math.abs(actual - expected) < 1e-3 || actual, true);
+const node = label => app.flame.graph.name.findIndex((n, i) => i > 0 && app.flame.label(i) === label);
+check('widths can be chosen', app.$('widths').hidden, false);
+near('normalised by totals', app.flame.change(node('main')), 0);
+// Base: 10 of 100; new: 210 of 300.
+near('more', app.flame.change(node('compact')), 0.7 - 0.1);
+near('less', app.flame.change(node('tcp_sendmsg')), 26 / 300 - 0.26);
+near('new widths', boxOf('compact').w / app.$('flame').clientWidth, 0.7);
+const hue = label => Number(/hsl\(([0-9.]+)/.exec(app.flame.colour(node(label), false))[1]);
+check('red and blue', [hue('compact'), hue('tcp_sendmsg')], [8, 214]);
+app.$('widths').value = '0';
+app.$('widths').onchange();
+near('base widths', boxOf('compact').w / app.$('flame').clientWidth, 0.1);
+app.search('compact');
+check('share of the base', app.$('matched').textContent, '10.00 % matches');
+app.$('widths').value = '1';
+app.$('widths').onchange();
+check('share of the new', app.$('matched').textContent, '70.00 % matches');
+check('points', app.flame.facts(node('compact'))[0].at(-1), '+60.00 points');
+check('sides', [...document.querySelectorAll('#notes b')].map(b => b.textContent), ['Base: ', 'New: ']);
+report();

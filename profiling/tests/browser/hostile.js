@@ -1,0 +1,10 @@
+check('title', document.title, "<\/script><script>document.title='broken'<\/script>");
+check('nothing was made of names', [document.querySelectorAll('img').length, document.scripts.length], [0, 3]);
+check('deep recursion', app.flame.graph.depth.reduce((a, b) => Math.max(a, b), 0), 192);
+check('all samples', total('all') / 1001001, 35);
+check('names as they are', app.model.names.includes('<\/script><script>document.title=\'broken\'<\/script>') && app.model.names.includes('"quoted" & \'quoted\' \\ back\u2028slash'), true);
+toggle('by-thread'); toggle('inverted');
+check('still all', total('all') / 1001001, 35);
+app.search('<img');
+check('search', app.$('matched').textContent, (4 * 100 / 35).toFixed(2) + ' % matches');
+report();
