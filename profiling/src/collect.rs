@@ -48,11 +48,6 @@ impl Collected {
         Some(id)
     }
 
-    /// The addresses of a chain.
-    pub(crate) fn chain_at(&self, chain: Chain) -> &[u64] {
-        &self.chains[chain as usize]
-    }
-
     /// Adds a sample, or counts it.
     pub(crate) fn push(&mut self, sample: Raw) {
         assert!((sample.chain as usize) < self.chains.len());
@@ -65,8 +60,15 @@ impl Collected {
     }
 
     /// Samples so far.
-    pub(crate) fn len(&self) -> usize {
-        self.samples.len()
+    #[cfg(test)]
+    pub(crate) fn samples(&self) -> &[Raw] {
+        &self.samples
+    }
+
+    /// Takes out the samples whose chain is one of these.
+    pub(crate) fn remove_chains(&mut self, mut one_of_these: impl FnMut(&[u64]) -> bool) -> Vec<Raw> {
+        let remove: Vec<bool> = self.chains.iter().map(|chain| one_of_these(chain)).collect();
+        self.samples.extract_if(.., |raw| remove[raw.chain as usize]).collect()
     }
 
     /// Moves everything into a capture that began at `began_ns`, with names for addresses.

@@ -4,6 +4,7 @@
 //! the process that is measured.
 
 use std::hint::black_box;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -11,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use koltso_profiling::capture::{Capture, Place, Sample};
 use koltso_profiling::engine::{self, CpuEngine, CpuRequest, EngineError};
+use koltso_profiling::offcpu::{self, OffCpuRequest};
+use koltso_profiling::symbols::Symbols;
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -139,50 +142,66 @@ fn print(capture: &Capture) {
 }
 
 /// The share of all CPU time that is in `a_hot_leaf`, against what the threads' own time says.
+///
+/// Within 3 points and 5 %, and a sample is a throw of dice where others use the processors too: one of a few captures has to be.
+/// What is wrong by design is wrong each time.
 fn shares(engine: CpuEngine, hz: u32, seconds: u32) {
+    const TRIES: u32 = 5;
     let (hot, quarter) = (hot(), quarter());
+    let mut said = Vec::new();
+    for _ in 0..TRIES {
+        match shares_once(engine, hz, seconds, &hot, &quarter) {
+            Ok(()) => return,
+            Err(wrong) => said.push(wrong),
+        }
+    }
+    panic!("{}", said.join("\n"));
+}
+
+fn shares_once(engine: CpuEngine, hz: u32, seconds: u32, hot: &Worker, quarter: &Worker) -> Result<(), String> {
     let before = (hot.cpu_ns(), quarter.cpu_ns());
     let capture = engine::capture_cpu_by(engine, &request(seconds, hz)).expect("a capture");
     let used = ((hot.cpu_ns() - before.0) as f64, (quarter.cpu_ns() - before.1) as f64);
-    let quarter_share = {
-        // What a quarter of the rounds is in time, here and now.
-        let time = |function: fn(u64) -> u64, rounds| {
-            let best = (0..5).map(|_| {
-                let began = Instant::now();
-                black_box(function(rounds));
-                began.elapsed()
-            });
-            best.min().expect("five").as_secs_f64()
+    // What a quarter of the rounds is in time, here and now: the shortest of many short ones, which nobody interrupted.
+    let time = |function: fn(u64) -> u64, rounds| {
+        let once = |_| {
+            let began = Instant::now();
+            black_box(function(rounds));
+            began.elapsed()
         };
-        let (leaf, other) = (time(a_hot_leaf, 400_000), time(burn, 1_200_000));
-        leaf / (leaf + other)
+        (0..500).map(once).min().expect("some").as_secs_f64()
     };
+    let (leaf, other) = (time(a_hot_leaf, 10_000), time(burn, 30_000));
+    let a_quarter = leaf / (leaf + other);
     print(&capture);
-    let (mine, theirs) = (sum(of_thread(&capture, hot.tid)), sum(of_thread(&capture, quarter.tid)));
-    let leaves = |tid| sum(of_thread(&capture, tid).filter(|sample| has(&capture, sample, "a_hot_leaf")));
-    let all = mine + theirs;
-    let found = (leaves(hot.tid) + leaves(quarter.tid)) / all;
-    let expected = (used.0 + used.1 * quarter_share) / (used.0 + used.1);
-    println!(
-        "{engine:?} {hz} Hz: found {found:.3}, expected {expected:.3} (a quarter is {quarter_share:.3}), {all:.0} ns"
-    );
-    assert!((found - expected).abs() < 0.03, "found {found}, expected {expected}");
-    assert!((mine / all - used.0 / (used.0 + used.1)).abs() < 0.03, "threads: {mine} and {theirs}, not {used:?}");
 
-    let total = capture.total(1) as f64;
-    let off = (total / capture.accounted_ns as f64 - 1.0).abs();
-    // One sample more or less on each processor is nobody's fault.
-    let grain = 2.0 * capture.period.expect("a period").1 as f64 / capture.accounted_ns as f64;
-    assert!(off < 0.05 + grain, "samples add up to {total} ns, schedstat to {}", capture.accounted_ns);
-
-    let rooted = capture.samples.iter().filter(|sample| {
-        ["thread_start", "_start", "clone", "ret_from_fork"].iter().any(|root| has(&capture, sample, root))
-    });
+    // What has to hold each time.
+    let roots = ["thread_start", "_start", "clone", "ret_from_fork"];
+    let rooted = capture.samples.iter().filter(|sample| roots.iter().any(|root| has(&capture, sample, root)));
     let rooted = rooted.count() as f64 / capture.samples.len() as f64;
     assert!(rooted >= 0.95, "{rooted} of the stacks reach the thread's entry");
     assert!(capture.samples.is_sorted_by_key(|sample| sample.at_ns));
     assert!(capture.samples.iter().all(|sample| sample.at_ns <= capture.duration_ns + 50_000_000));
-    assert_eq!(capture.dropped, 0);
+    assert_eq!((capture.dropped, capture.lost), (0, 0));
+
+    let (mine, theirs) = (sum(of_thread(&capture, hot.tid)), sum(of_thread(&capture, quarter.tid)));
+    let leaves = |tid| sum(of_thread(&capture, tid).filter(|sample| has(&capture, sample, "a_hot_leaf")));
+    let all = mine + theirs;
+    let found = (leaves(hot.tid) + leaves(quarter.tid)) / all;
+    let expected = (used.0 + used.1 * a_quarter) / (used.0 + used.1);
+    println!("{engine:?} {hz} Hz: found {found:.3}, expected {expected:.3} (a quarter is {a_quarter:.3})");
+    let total = capture.total(1) as f64;
+    let off = (total / capture.accounted_ns as f64 - 1.0).abs();
+    if (found - expected).abs() >= 0.03 {
+        return Err(format!("found {found}, expected {expected}"));
+    }
+    if (mine / all - used.0 / (used.0 + used.1)).abs() >= 0.03 {
+        return Err(format!("threads: {mine} and {theirs}, not {used:?}"));
+    }
+    if off >= 0.05 {
+        return Err(format!("samples add up to {total} ns, the scheduler has {}", capture.accounted_ns));
+    }
+    Ok(())
 }
 
 #[test]
@@ -198,5 +217,128 @@ fn perf_finds_the_hot_leaf_at_999_hz() {
     let _alone = alone();
     if perf() {
         shares(CpuEngine::Perf, 999, 2);
+    }
+}
+
+#[test]
+fn signals_find_the_hot_leaf_at_99_hz() {
+    let _alone = alone();
+    shares(CpuEngine::Signals, 99, 4);
+}
+
+#[test]
+fn signals_find_the_hot_leaf_at_999_hz() {
+    let _alone = alone();
+    shares(CpuEngine::Signals, 999, 2);
+}
+
+#[test]
+fn system_calls_show_kernel_functions() {
+    let _alone = alone();
+    if !perf() || !Symbols::kernel_named() {
+        println!("skipped: no perf events, or no kernel names");
+        return;
+    }
+    let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
+    let worker = Worker::new("writes", move || {
+        let mut block = [0; 4096];
+        writer.write_all(&block).expect("room");
+        reader.read_exact(&mut block).expect("what was written");
+    });
+    let capture = engine::capture_cpu(&request(1, 499)).expect("a capture");
+    print(&capture);
+    let in_kernel = |sample: &&Sample| {
+        let frames = capture.stack_at(sample.stack).iter().map(|&frame| capture.frame_at(frame));
+        frames.clone().any(|frame| frame.place == Place::Kernel && frame.function.contains("write"))
+            && frames.clone().any(|frame| frame.place != Place::Kernel)
+    };
+    let writes = sum(of_thread(&capture, worker.tid).filter(in_kernel));
+    let all = sum(of_thread(&capture, worker.tid));
+    assert!(writes > 0.1 * all, "{writes} ns of {all} in a kernel's write below the program's stack");
+    assert_eq!(&*capture.threads.iter().find(|thread| thread.tid == worker.tid).expect("the thread").name, "writes");
+    assert!(capture.mappings.iter().any(|mapping| mapping.file.contains("engines")));
+}
+
+#[test]
+fn off_cpu_shows_who_waits_for_a_mutex_and_not_who_waits_for_work() {
+    let _alone = alone();
+    let ask = |idle| offcpu::capture_off_cpu(&OffCpuRequest { seconds: 1, idle, stop: Arc::default() });
+    let lock = Arc::new(Mutex::new(()));
+    let (mine, theirs) = (Arc::clone(&lock), Arc::clone(&lock));
+    let holder = Worker::new("holder", move || {
+        let guard = mine.lock().expect("no panic");
+        std::thread::sleep(Duration::from_millis(20));
+        drop(guard);
+        std::thread::sleep(Duration::from_millis(2));
+    });
+    let waiter = Worker::new("waiter", move || {
+        drop(theirs.lock().expect("no panic"));
+    });
+    let capture = match ask(false) {
+        Ok(capture) => capture,
+        Err(EngineError::Forbidden { capability, detail }) => {
+            println!("skipped: {capability}: {detail}");
+            assert!(!capability.is_empty() && !detail.is_empty());
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    print(&capture);
+    let waited = sum(of_thread(&capture, waiter.tid).filter(|sample| has(&capture, sample, "futex")));
+    let slept = sum(of_thread(&capture, holder.tid).filter(|sample| has(&capture, sample, "sleep")));
+    assert!(waited > 0.4e9, "{waited} ns in the lock");
+    assert!(slept > 0.7e9, "{slept} ns asleep");
+    assert!(of_thread(&capture, waiter.tid).any(|sample| has(&capture, sample, "Mutex")));
+    let of_all = sum(of_thread(&capture, waiter.tid));
+    assert!(of_all < 1.2e9, "one thread waits one second a second, not {of_all} ns");
+}
+
+#[test]
+fn a_stop_ends_a_capture_with_what_there_is() {
+    let _alone = alone();
+    let _hot = hot();
+    for engine in [CpuEngine::Perf, CpuEngine::Signals] {
+        if engine == CpuEngine::Perf && !perf() {
+            continue;
+        }
+        let request = request(30, 99);
+        let stop = Arc::clone(&request.stop);
+        let began = Instant::now();
+        let stopper = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(700));
+            stop.store(true, Ordering::Relaxed);
+        });
+        let capture = engine::capture_cpu_by(engine, &request).expect("a capture");
+        stopper.join().expect("no panic");
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+        assert!(capture.duration_ns < 5_000_000_000 && !capture.samples.is_empty(), "{}", capture.engine);
+    }
+}
+
+#[test]
+fn two_captures_at_once_see_the_same() {
+    let _alone = alone();
+    let hot = hot();
+    for engine in [CpuEngine::Perf, CpuEngine::Signals] {
+        if engine == CpuEngine::Perf && !perf() {
+            continue;
+        }
+        let other = std::thread::spawn(move || engine::capture_cpu_by(engine, &request(1, 199)));
+        let one = engine::capture_cpu_by(engine, &request(1, 499)).expect("a capture");
+        let other = other.join().expect("no panic").expect("another capture");
+        for capture in [one, other] {
+            let found = sum(of_thread(&capture, hot.tid).filter(|sample| has(&capture, sample, "a_hot_leaf")));
+            assert!(found > 0.8 * sum(of_thread(&capture, hot.tid)) && found > 0.1e9, "{found} ns; {}", capture.engine);
+        }
+    }
+}
+
+#[test]
+fn numbers_outside_their_range_are_refused() {
+    for (seconds, hz, wrong) in [(0, 99, "seconds"), (301, 99, "seconds"), (1, 0, "hz"), (1, 1000, "hz")] {
+        match engine::capture_cpu(&request(seconds, hz)) {
+            Err(EngineError::OutOfRange { name, .. }) => assert_eq!(name, wrong),
+            other => panic!("{other:?}"),
+        }
     }
 }
