@@ -54,7 +54,7 @@ fn capture(request: &OffCpuRequest) -> Result<Capture, EngineError> {
     let mut events = perf::open(&Attr::switches())?;
     let types = vec![ValueType::new("contentions", "count"), ValueType::new("delay", "nanoseconds")];
     let mut capture = Capture::new(What::OffCpu, threads::unix_ms(), types, 1);
-    let mut switches = Switches { pid: std::process::id(), ..Switches::default() };
+    let mut switches = Switches { pid: std::process::id(), own_tid: threads::own_tid(), ..Switches::default() };
     let (began, used) = (threads::monotonic_ns(), threads::process_cpu_ns());
     let until = began + SECOND_NS * u64::from(request.seconds);
     let (mut second, mut paused_ns) = (began, 0);
@@ -134,6 +134,8 @@ struct Turn {
 #[derive(Debug, Default)]
 struct Switches {
     pid: u32,
+    /// Who captures: its waits are nobody's business.
+    own_tid: u32,
     lost: u64,
     throttled: u64,
     /// Since the second began.
@@ -162,7 +164,7 @@ impl Switches {
     fn read(&mut self, bytes: &[u8]) {
         for record in Records(bytes) {
             match record {
-                Record::Sample(sample) if sample.pid == self.pid => {
+                Record::Sample(sample) if sample.pid == self.pid && sample.tid != self.own_tid => {
                     self.left += 1;
                     record::addresses(sample.chain, &mut self.addresses);
                     let Some(chain) = self.collected.chain(&self.addresses) else { continue };

@@ -373,7 +373,7 @@ pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
     let mut collected = Collected::default();
     let mut timers: HashMap<u32, Option<Timer>> = HashMap::new();
     let (mut refused, mut turn) = (0_u64, 0_u32);
-    let mut drain = |collected: &mut Collected| {
+    let drain = |collected: &mut Collected| {
         lease.ring().read(|taken| {
             if taken.cookie.generation() != lease.generation {
                 return;
@@ -473,6 +473,6 @@ mod tests {
         }
         assert_eq!(walked(&[0x1000, 0x5001], 0x4000, 0x1000), [0x4000, 0x5000]);
         assert_eq!(walked(&[0x1010, 0, 0, 0x6001], 0x4000, 0x1000), [0x4000]);
-        assert_eq!(walked(&vec![0x9009; 2], 0x4000, 0x1000), [0x4000, 0x9008]);
+        assert_eq!(walked(&[0x9009; 2], 0x4000, 0x1000), [0x4000, 0x9008]);
     }
 }

@@ -5,7 +5,7 @@
 //! Kernel: `/proc/kallsyms`, read once; where it hides addresses (`kptr_restrict`), the one frame `[kernel]`.
 //!
 //! Owner: the thread that captures; slow (about a millisecond for a new address). What has been found is kept for the whole process,
-//! by address, at most [`CACHED_MAX`] of them: this assumes that the program unloads no library.
+//! by address, at most `CACHED_MAX` of them: this assumes that the program unloads no library.
 //! A file that has been replaced on disk since it was mapped is not read: no names rather than wrong ones. The program itself is read
 //! through `/proc/self/exe`, which a replacement does not reach.
 
@@ -177,15 +177,16 @@ impl Binary {
             while let Ok(Some(frame)) = found.next() {
                 let name = frame.function.as_ref().and_then(|function| function.raw_name().ok());
                 let Some(name) = name else { continue };
-                let (file, line) = frame
-                    .location
-                    .map_or((None, 0), |location| (location.file.map(Into::into), location.line.unwrap_or(0)));
-                frames.push(Frame { function: debug_name(&name), file, line, place: Place::Inlined, address });
+                let (file, line) =
+                    frame.location.map_or((None, 0), |location| (location.file, location.line.unwrap_or(0)));
+                let function = debug_name(&name, file);
+                frames.push(Frame { function, file: file.map(Into::into), line, place: Place::Inlined, address });
                 if frames.len() == INLINED_MAX {
                     break;
                 }
             }
         }
+        // The function that is really there has its whole path in the symbol table.
         let symbol = self.symbol(probe).map(demangled);
         match (frames.last_mut(), symbol) {
             (Some(outermost), symbol) => {
@@ -215,12 +216,29 @@ fn demangled(name: &str) -> Box<str> {
     format!("{:#}", rustc_demangle::demangle(name)).into()
 }
 
-/// A name of debug information: mangled, or short and with every type argument, `map<u8, {closure_env#0}>`, which are left out.
-fn debug_name(name: &str) -> Box<str> {
+/// A name of debug information: mangled, or (with `debug = "line-tables-only"`) without its path and with every type argument,
+/// `lock<u8>`. Type arguments are left out, and the module is what the source file says: `mutex::lock`.
+fn debug_name(name: &str, file: Option<&str>) -> Box<str> {
     if rustc_demangle::try_demangle(name).is_ok() {
         return demangled(name);
     }
-    name.split_once('<').filter(|(short, _)| !short.is_empty()).map_or(name, |(short, _)| short).into()
+    let short = name.split_once('<').map_or(name, |(short, _)| short);
+    match file.and_then(module) {
+        _ if short.is_empty() => name.into(),
+        Some(module) if !short.contains("::") => format!("{module}::{short}").into(),
+        _ => short.into(),
+    }
+}
+
+/// `…/sync/mutex.rs` and `…/mutex/mod.rs` are `mutex`; `…/koltso-net/src/lib.rs` is `koltso-net`.
+fn module(file: &str) -> Option<&str> {
+    let mut parts = file.strip_suffix(".rs")?.rsplit('/');
+    match parts.next()? {
+        "mod" => parts.next(),
+        "lib" | "main" => parts.find(|part| *part != "src"),
+        stem => Some(stem),
+    }
+    .filter(|module| !module.is_empty())
 }
 
 /// Executable mappings, by address.
@@ -319,11 +337,17 @@ mod tests {
     }
 
     #[test]
-    fn names_of_debug_information_lose_their_type_arguments() {
-        assert_eq!(debug_name("call_once<(), std::x::{closure_env#0}<u8>>").as_ref(), "call_once");
-        assert_eq!(debug_name("{closure#0}").as_ref(), "{closure#0}");
-        assert_eq!(debug_name("<odd").as_ref(), "<odd");
-        assert_eq!(debug_name("_ZN3foo3bar17h0123456789abcdefE").as_ref(), "foo::bar");
+    fn names_of_debug_information_get_a_module_and_lose_their_type_arguments() {
+        let file = Some("/rustc/1/library/std/src/sync/poison/mutex.rs");
+        assert_eq!(debug_name("call_once<(), std::x::{closure_env#0}<u8>>", None).as_ref(), "call_once");
+        assert_eq!(debug_name("lock<u8>", file).as_ref(), "mutex::lock");
+        assert_eq!(debug_name("<odd", file).as_ref(), "<odd");
+        assert_eq!(debug_name("_ZN3foo3bar17h0123456789abcdefE", file).as_ref(), "foo::bar");
+        for (file, expected) in
+            [("a/b/mod.rs", Some("b")), ("x/net/src/lib.rs", Some("net")), ("a.c", None), ("lib.rs", None)]
+        {
+            assert_eq!(module(file), expected, "{file}");
+        }
     }
 
     #[test]

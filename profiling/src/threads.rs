@@ -67,6 +67,12 @@ pub(crate) fn timer_resolution_ns() -> u64 {
     (time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64).max(1)
 }
 
+/// The calling thread.
+pub(crate) fn own_tid() -> u32 {
+    // SAFETY: no memory is involved.
+    unsafe { libc::gettid() as u32 }
+}
+
 /// Milliseconds since the Unix epoch.
 pub(crate) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
