@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::capture::{self, Capture, Frame, FrameId, Place, Sample, StackId, Thread, ThreadIndex};
-use crate::symbols::Symbols;
+use crate::symbols::{self, Symbols};
 use crate::threads::Names;
 
 /// A chain's index.
@@ -95,10 +95,15 @@ impl Collected {
 }
 
 /// A chain with names. One of nothing (a thread on its way out) gets a frame that says so: a stack is never empty.
-fn stack(capture: &mut Capture, chain: &[u64], symbols: &mut Symbols) -> Option<StackId> {
+fn stack(capture: &mut Capture, chain: &[u64], of: &mut Symbols) -> Option<StackId> {
     let mut ids: Vec<FrameId> = Vec::with_capacity(chain.len() + 8);
     for &address in chain {
-        for frame in symbols.frames(address).iter() {
+        for frame in of.frames(address).iter() {
+            // A kernel without names is one frame, not one for each function that it does not name.
+            let again = |&last: &FrameId| *capture.frame_at(last).function == *symbols::NAMELESS_KERNEL;
+            if *frame.function == *symbols::NAMELESS_KERNEL && ids.last().is_some_and(again) {
+                continue;
+            }
             ids.push(capture.frame(frame.clone())?);
         }
     }

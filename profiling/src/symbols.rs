@@ -23,6 +23,8 @@ use crate::capture::{Frame, Mapping, Place};
 const CACHED_MAX: usize = 1 << 16;
 /// Frames that one address may be inlined from.
 const INLINED_MAX: usize = 64;
+/// What a function of a kernel that hides its addresses is called.
+pub(crate) const NAMELESS_KERNEL: &str = "[kernel]";
 /// Mappings that are read.
 const MAPPINGS_MAX: usize = 1 << 16;
 
@@ -108,7 +110,7 @@ impl Symbols {
     fn resolve(&mut self, address: u64) -> Vec<Frame> {
         let plain = |function: Box<str>, place| vec![Frame { function, file: None, line: 0, place, address }];
         if address >> 63 == 1 {
-            let name = kernel().and_then(|kernel| kernel.name(address)).unwrap_or("[kernel]");
+            let name = kernel().and_then(|kernel| kernel.name(address)).unwrap_or(NAMELESS_KERNEL);
             return plain(name.into(), Place::Kernel);
         }
         let after = self.maps.partition_point(|map| map.start <= address);
