@@ -334,6 +334,37 @@ fn off_cpu_shows_who_waits_for_a_mutex_and_not_who_waits_for_work() {
 }
 
 #[test]
+fn off_cpu_is_bounded_whatever_the_rate_of_switches() {
+    let _alone = alone();
+    // Two threads that hand one byte to and fro: each hand-over is a switch.
+    let ((mut from_one, mut to_two), (mut from_two, mut to_one)) =
+        (std::io::pipe().expect("a pipe"), std::io::pipe().expect("a pipe"));
+    let there = Worker::new("there", move || {
+        // Fails when the other has gone.
+        let _ = to_two.write_all(&[1]).and_then(|()| from_two.read_exact(&mut [0]));
+    });
+    let back = Worker::new("back", move || {
+        let _ = from_one.read_exact(&mut [0]).and_then(|()| to_one.write_all(&[1]));
+    });
+    match offcpu::capture_off_cpu(&OffCpuRequest { seconds: 2, idle: false, stop: Arc::default() }) {
+        Ok(capture) => {
+            println!("{} samples; {}", capture.samples.len(), capture.engine);
+            // What a ring of each processor holds may come on top, each second.
+            let beyond = 2048 * std::thread::available_parallelism().expect("processors").get();
+            assert!(capture.samples.len() < 3 * (offcpu::RATE_MAX as usize + beyond));
+            for tid in [there.tid, back.tid] {
+                let waited = sum(of_thread(&capture, tid));
+                assert!(waited <= capture.duration_ns as f64 * 1.01, "{waited} ns in {}", capture.duration_ns);
+            }
+        }
+        Err(error) => println!("skipped: {error}"),
+    }
+    // Both are let go: whichever stops first closes its ends.
+    there.stop.store(true, Ordering::Relaxed);
+    back.stop.store(true, Ordering::Relaxed);
+}
+
+#[test]
 fn a_stop_ends_a_capture_with_what_there_is() {
     let _alone = alone();
     let _hot = hot();
@@ -350,6 +381,7 @@ fn a_stop_ends_a_capture_with_what_there_is() {
         });
         let capture = engine::capture_cpu_by(engine, &request).expect("a capture");
         stopper.join().expect("no panic");
+        println!("{:?} for a capture of {} ms", began.elapsed(), capture.duration_ns / 1_000_000);
         assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
         assert!(capture.duration_ns < 5_000_000_000 && !capture.samples.is_empty(), "{}", capture.engine);
     }

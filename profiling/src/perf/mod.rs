@@ -68,15 +68,22 @@ pub(crate) fn permitted() -> Result<(), EngineError> {
     Event::open(&Attr::cpu(1), first).map(drop).map_err(refused)
 }
 
+/// What the kernel permits now: it lowers the limit by itself when samples take it long, and refuses events beyond.
+fn rate_max() -> u32 {
+    let limit = std::fs::read_to_string("/proc/sys/kernel/perf_event_max_sample_rate").ok();
+    limit.and_then(|limit| limit.trim().parse().ok()).map_or(u32::MAX, |limit: u32| limit.max(1))
+}
+
 /// Captures on the calling thread, until the request is over.
 pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
-    let mut events = open(&Attr::cpu(request.hz))?;
+    let hz = request.hz.min(rate_max());
+    let mut events = open(&Attr::cpu(hz))?;
     let types = vec![ValueType::new("samples", "count"), ValueType::new("cpu", "nanoseconds")];
     let mut capture = Capture::new(What::Cpu, threads::unix_ms(), types, 1);
     let mut cpu = Cpu {
         pid: std::process::id(),
         resolution_ns: threads::timer_resolution_ns(),
-        period_ns: 1_000_000_000 / u64::from(request.hz),
+        period_ns: 1_000_000_000 / u64::from(hz),
         ..Cpu::default()
     };
     let (began, used) = (threads::monotonic_ns(), threads::process_cpu_ns());
@@ -98,6 +105,9 @@ pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
     drop(events);
     (capture.lost, capture.throttled) = (cpu.lost, cpu.throttled);
     capture.period = Some((ValueType::new("cpu", "nanoseconds"), cpu.period_ns as i64));
+    if hz < request.hz {
+        capture.engine = format!("; {hz} Hz is what perf_event_max_sample_rate permits");
+    }
     cpu.collected.into_capture(&mut capture, began, &mut Symbols::new());
     Ok(capture)
 }
