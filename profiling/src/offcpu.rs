@@ -96,8 +96,9 @@ fn capture(request: &OffCpuRequest) -> Result<Capture, EngineError> {
     let mut symbols = Symbols::new();
     let mut idle_ns = 0;
     if !request.idle {
-        let mut is_idle =
-            |address: &u64| symbols.frames(*address).iter().any(|frame| IDLE.contains(&frame.function.as_ref()));
+        // What a compiler has split is called `do_epoll_wait.part.0`.
+        let idle = |name: &str| IDLE.contains(&name.split_once('.').map_or(name, |(name, _)| name));
+        let mut is_idle = |address: &u64| symbols.frames(*address).iter().any(|frame| idle(&frame.function));
         let removed = switches.collected.remove_chains(|chain| chain.iter().any(&mut is_idle));
         idle_ns = removed.iter().map(|raw| raw.values[1] as u64).sum();
     }

@@ -94,6 +94,17 @@ fn idle_in_epoll() {
     }
 }
 
+/// Waits 50 ms for a completion; says whether io_uring may be used.
+#[allow(unsafe_code)]
+fn idle_in_io_uring() -> bool {
+    let Ok(mut ring) = io_uring::IoUring::new(2) else { return false };
+    let time = io_uring::types::Timespec::new().nsec(50_000_000);
+    let entry = io_uring::opcode::Timeout::new(&time).build();
+    // SAFETY: the kernel reads the time as the entry is submitted, below, while it lives.
+    unsafe { ring.submission().push(&entry).expect("room") };
+    ring.submit_and_wait(1).is_ok()
+}
+
 /// All the time in `a_hot_leaf`.
 fn hot() -> Worker {
     Worker::new("hot", || {
@@ -307,6 +318,11 @@ fn off_cpu_shows_who_waits_for_a_mutex_and_not_who_waits_for_work() {
         drop(theirs.lock().expect("no panic"));
     });
     let idler = Worker::new("idler", idle_in_epoll);
+    let ring = Symbols::kernel_named() && idle_in_io_uring();
+    let core = Worker::new("core", move || match ring {
+        true => assert!(idle_in_io_uring()),
+        false => std::thread::park_timeout(Duration::from_millis(50)),
+    });
     let capture = match ask(false) {
         Ok(capture) => capture,
         Err(EngineError::Forbidden { capability, detail }) => {
@@ -329,6 +345,14 @@ fn off_cpu_shows_who_waits_for_a_mutex_and_not_who_waits_for_work() {
     let with_idle = ask(true).expect("permitted a moment ago");
     let idle = sum(of_thread(&with_idle, idler.tid).filter(|sample| has(&with_idle, sample, "epoll_wait")));
     assert!(idle > 0.7e9 && !with_idle.engine.contains("left out"), "{idle} ns in epoll_wait");
+    if ring {
+        let in_ring = |capture: &Capture| {
+            sum(of_thread(capture, core.tid).filter(|sample| has(capture, sample, "io_cqring_wait")))
+        };
+        assert!(in_ring(&capture) == 0.0 && in_ring(&with_idle) > 0.7e9, "{} ns", in_ring(&with_idle));
+    } else {
+        println!("skipped: waiting in io_uring, for want of kernel names or io_uring");
+    }
     let of_all = sum(of_thread(&capture, waiter.tid));
     assert!(of_all < 1.2e9, "one thread waits one second a second, not {of_all} ns");
 }
