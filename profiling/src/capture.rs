@@ -80,7 +80,7 @@ pub enum Place {
 /// One frame.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Frame {
-    /// Demangled, without the hash; `0x…` where there is no name.
+    /// Demangled, without the hash; `[libc.so.6]` where only the file is known, `0x…` where nothing is.
     pub function: Box<str>,
     /// Source file, if known.
     pub file: Option<Box<str>>,
@@ -152,6 +152,8 @@ pub struct Capture {
     pub began_unix_ms: u64,
     /// How long it took; 0 for a state such as the live heap.
     pub duration_ns: u64,
+    /// CPU time: what the kernel accounts to the process over the same span, to hold the samples' total against; 0 if not known.
+    pub accounted_ns: u64,
     /// What the values are; 1 to 4.
     pub types: Vec<ValueType>,
     /// Which of them is shown unless told.
@@ -187,6 +189,7 @@ impl Capture {
             event,
             began_unix_ms,
             duration_ns: 0,
+            accounted_ns: 0,
             types,
             default_type,
             period: None,

@@ -1,10 +1,17 @@
 //! What a process can tell about itself: where its CPU goes, who allocates, what waits; as data, then as files and pages.
 //!
 //! [`capture`] is the middle: every engine makes a [`capture::Capture`], every format is a function of one. The crate knows no HTTP
-//! and no runtime; a program that serves profiles calls it from a thread that may be slow.
+//! and no runtime; a program that serves profiles calls it from a thread that may be slow. [`engine`] and [`offcpu`] capture.
 
 pub mod capture;
 pub mod page;
 pub mod proto;
 pub mod svg;
 pub mod text;
+mod collect;
+pub mod engine;
+pub mod offcpu;
+mod perf;
+mod signal;
+pub mod symbols;
+mod threads;

@@ -1,0 +1,115 @@
+//! What an engine has gathered, before it is symbolised: chains of addresses, once each, and samples that point to them.
+//!
+//! Owner: the thread that captures. Bounds: [`capture::STACKS_MAX`] chains and [`capture::SAMPLES_MAX`] samples; more are counted.
+//! Invariant: the chain of a sample exists.
+
+use std::collections::HashMap;
+
+use crate::capture::{self, Capture, Frame, FrameId, Place, Sample, StackId, Thread, ThreadIndex};
+use crate::symbols::{self, Symbols};
+use crate::threads::Names;
+
+/// A chain's index.
+pub(crate) type Chain = u32;
+
+/// One sample; as [`Sample`], with what is not resolved yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raw {
+    pub(crate) at_ns: u64,
+    pub(crate) tid: u32,
+    pub(crate) cpu: u16,
+    pub(crate) chain: Chain,
+    pub(crate) values: [i64; 4],
+}
+
+/// See the head of the file.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    pub(crate) names: Names,
+    pub(crate) dropped: u64,
+    chains: Vec<Box<[u64]>>,
+    ids: HashMap<Box<[u64]>, Chain>,
+    samples: Vec<Raw>,
+}
+
+impl Collected {
+    /// The id of a chain, leaf first; `None`, and counted, when there are too many.
+    pub(crate) fn chain(&mut self, leaf_first: &[u64]) -> Option<Chain> {
+        if let Some(&id) = self.ids.get(leaf_first) {
+            return Some(id);
+        }
+        if self.chains.len() >= capture::STACKS_MAX {
+            self.dropped += 1;
+            return None;
+        }
+        let id = self.chains.len() as Chain;
+        self.chains.push(leaf_first.into());
+        self.ids.insert(leaf_first.into(), id);
+        Some(id)
+    }
+
+    /// Adds a sample, or counts it.
+    pub(crate) fn push(&mut self, sample: Raw) {
+        assert!((sample.chain as usize) < self.chains.len());
+        if self.samples.len() >= capture::SAMPLES_MAX {
+            self.dropped += 1;
+            return;
+        }
+        self.names.see(sample.tid);
+        self.samples.push(sample);
+    }
+
+    /// Samples so far.
+    #[cfg(test)]
+    pub(crate) fn samples(&self) -> &[Raw] {
+        &self.samples
+    }
+
+    /// Takes out the samples whose chain is one of these.
+    pub(crate) fn remove_chains(&mut self, mut one_of_these: impl FnMut(&[u64]) -> bool) -> Vec<Raw> {
+        let remove: Vec<bool> = self.chains.iter().map(|chain| one_of_these(chain)).collect();
+        self.samples.extract_if(.., |raw| remove[raw.chain as usize]).collect()
+    }
+
+    /// Moves everything into a capture that began at `began_ns`, with names for addresses.
+    pub(crate) fn into_capture(mut self, capture: &mut Capture, began_ns: u64, symbols: &mut Symbols) {
+        self.samples.sort_by_key(|sample| sample.at_ns);
+        let stacks: Vec<Option<StackId>> = self.chains.iter().map(|chain| stack(capture, chain, symbols)).collect();
+        let mut threads: HashMap<u32, Option<ThreadIndex>> = HashMap::new();
+        for raw in &self.samples {
+            let thread = *threads.entry(raw.tid).or_insert_with(|| {
+                let index = u16::try_from(capture.threads.len()).ok()?;
+                capture.threads.push(Thread { tid: raw.tid, name: self.names.name(raw.tid) });
+                Some(ThreadIndex(index))
+            });
+            let (Some(stack), Some(thread)) = (stacks[raw.chain as usize], thread) else {
+                capture.dropped += 1;
+                continue;
+            };
+            let at_ns = raw.at_ns.saturating_sub(began_ns);
+            capture.push(Sample { at_ns, thread, cpu: raw.cpu, stack, values: raw.values });
+        }
+        capture.dropped += self.dropped;
+        capture.mappings = symbols.mappings();
+    }
+}
+
+/// A chain with names. One of nothing (a thread on its way out) gets a frame that says so: a stack is never empty.
+fn stack(capture: &mut Capture, chain: &[u64], of: &mut Symbols) -> Option<StackId> {
+    let mut ids: Vec<FrameId> = Vec::with_capacity(chain.len() + 8);
+    for &address in chain {
+        for frame in of.frames(address).iter() {
+            // A kernel without names is one frame, not one for each function that it does not name.
+            let again = |&last: &FrameId| *capture.frame_at(last).function == *symbols::NAMELESS_KERNEL;
+            if *frame.function == *symbols::NAMELESS_KERNEL && ids.last().is_some_and(again) {
+                continue;
+            }
+            ids.push(capture.frame(frame.clone())?);
+        }
+    }
+    if ids.is_empty() {
+        let function = "[no stack]".into();
+        ids.push(capture.frame(Frame { function, file: None, line: 0, place: Place::Label, address: 0 })?);
+    }
+    capture.stack(&ids)
+}

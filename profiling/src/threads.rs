@@ -1,0 +1,154 @@
+//! What an engine asks the kernel about its process: clocks, threads, processors, CPU time; and how its own thread steps aside.
+//!
+//! Bounds: `/proc/self/task` is read for at most [`THREADS_MAX`] threads.
+
+#![allow(unsafe_code)]
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Threads that a capture tells apart: what a `ThreadIndex` can count.
+pub(crate) const THREADS_MAX: usize = u16::MAX as usize;
+
+/// What a pinned process was allowed before it pinned itself.
+static ALLOWED: OnceLock<libc::cpu_set_t> = OnceLock::new();
+
+/// Notes the processors that the calling thread may use: a program that pins its threads calls it at the start of `main`.
+pub(crate) fn remember_processors() {
+    if let Some(set) = affinity(0) {
+        let _ = ALLOWED.set(set);
+    }
+}
+
+fn affinity(tid: libc::pid_t) -> Option<libc::cpu_set_t> {
+    // SAFETY: an array of bits, for which all zeros is a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes at most the size given, of a set of that size.
+    let done = unsafe { libc::sched_getaffinity(tid, size_of_val(&set), &mut set) };
+    (done == 0).then_some(set)
+}
+
+/// Lets the calling thread run on every processor that the process was started with, after everybody else.
+///
+/// A thread inherits the pin of the one that spawned it; without [`remember_processors`] those of the main thread are taken.
+pub(crate) fn step_aside() {
+    if let Some(set) = ALLOWED.get().copied().or_else(|| affinity(std::process::id() as libc::pid_t)) {
+        // SAFETY: the kernel reads a set of the size given. A refusal leaves the thread where it is.
+        unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
+    }
+    // SAFETY: no memory is involved; 0 is the calling thread on Linux.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 5) };
+}
+
+fn clock(id: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec.
+    unsafe { libc::clock_gettime(id, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, which perf events are stamped with too.
+pub(crate) fn monotonic_ns() -> u64 {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+/// CPU nanoseconds of the process so far: the scheduler's own sum, as `/proc/self/task/*/schedstat` has it, but up to this moment
+/// for threads that run, and with those that have ended.
+pub(crate) fn process_cpu_ns() -> u64 {
+    clock(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// What a timer of the kernel rounds up to: 1 where it has high-resolution timers, else a tick.
+pub(crate) fn timer_resolution_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec.
+    unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC, &mut time) };
+    (time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64).max(1)
+}
+
+/// The calling thread.
+pub(crate) fn own_tid() -> u32 {
+    // SAFETY: no memory is involved.
+    unsafe { libc::gettid() as u32 }
+}
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// The threads of the process.
+pub(crate) fn tids() -> Vec<u32> {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok()).take(THREADS_MAX).collect()
+}
+
+fn name(tid: u32) -> Option<Box<str>> {
+    let name = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).ok()?;
+    Some(name.trim_end().into())
+}
+
+/// Names of threads, read when one is first seen, since it may be gone at the end.
+#[derive(Debug, Default)]
+pub(crate) struct Names(HashMap<u32, Option<Box<str>>>);
+
+impl Names {
+    /// Notes a thread.
+    pub(crate) fn see(&mut self, tid: u32) {
+        if self.0.len() < THREADS_MAX {
+            self.0.entry(tid).or_insert_with(|| name(tid));
+        }
+    }
+
+    /// The name: the latest there is, since threads name themselves after they have begun.
+    pub(crate) fn name(&self, tid: u32) -> Box<str> {
+        let seen = self.0.get(&tid).and_then(Clone::clone);
+        name(tid).or(seen).unwrap_or_else(|| format!("thread {tid}").into())
+    }
+}
+
+/// Processors that are online.
+pub(crate) fn processors() -> Vec<u32> {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let found = parse_list(list.trim());
+    if found.is_empty() {
+        (0..std::thread::available_parallelism().map_or(1, |n| n.get() as u32)).collect()
+    } else {
+        found
+    }
+}
+
+/// `0-3,8` as numbers; what is no list gives none.
+fn parse_list(list: &str) -> Vec<u32> {
+    const PROCESSORS_MAX: u32 = 8192;
+    let mut found = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        if let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) {
+            found.extend(first..=last.min(PROCESSORS_MAX));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors() {
+        assert_eq!(parse_list("0-2,5"), [0, 1, 2, 5]);
+        assert_eq!(parse_list("0"), [0]);
+        assert!(parse_list("").is_empty() && parse_list("x,3-1").is_empty());
+        assert_eq!(parse_list("0-4294967295").len(), 8193);
+    }
+
+    #[test]
+    fn the_process_has_a_thread_with_a_name_and_time() {
+        let mut names = Names::default();
+        let tids = tids();
+        names.see(tids[0]);
+        assert!(!names.name(tids[0]).is_empty() && process_cpu_ns() > 0 && monotonic_ns() > 0);
+    }
+}
