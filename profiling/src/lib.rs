@@ -3,4 +3,5 @@
 //! [`capture`] is the middle: every engine makes a [`capture::Capture`], every format is a function of one. The crate knows no HTTP
 //! and no runtime; a program that serves profiles calls it from a thread that may be slow.
 
+pub mod alloc;
 pub mod capture;
