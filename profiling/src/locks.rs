@@ -17,7 +17,7 @@ use std::cell::Cell;
 use std::time::Instant;
 
 use crate::alloc::table::{self, OVERFLOW, Row, Table};
-use crate::alloc::{Stacks, Symbolise, random, seed, unix_ms, walk};
+use crate::alloc::{Engine, Stacks, Symbolise, random, seed, unix_ms, walk};
 use crate::capture::{Capture, Event, ValueType};
 
 pub use parking_lot::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
@@ -220,7 +220,8 @@ fn capture(
         "named locks: a sample each {} µs that a thread has waited; at most {STACKS_MAX} distinct stacks",
         INTERVAL_NS / 1000
     );
-    let mut stacks = Stacks::new(symbolise, "koltso_profiling::locks::");
+    let mut stacks =
+        Stacks::new(symbolise, Engine { names: "koltso_profiling::locks::", source: "profiling/src/locks.rs" });
     for (row, [contentions, delay_ns, ..]) in table::difference(before, after) {
         let values = [(contentions + CONTENTION as i64 / 2) / CONTENTION as i64, delay_ns, 0, 0];
         let label = (row.slot != OVERFLOW).then(|| format!("lock:{}", name_of(&row)));
@@ -233,4 +234,34 @@ fn name_of(row: &Row) -> &'static str {
     let at = std::ptr::with_exposed_provenance(row.words[0] as usize);
     // SAFETY: invariant 1: `record` alone writes this table, and the row is published, so its words are complete.
     unsafe { std::str::from_utf8_unchecked(std::slice::from_raw_parts(at, row.words[1] as usize)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_waits_count_as_what_they_stand_for() {
+        // One lock is waited for 1 µs, another 4 µs, now and then one for 50 µs: in an order without a period.
+        let order: Cell<u64> = Cell::new(0);
+        let (mut sampled, mut waits) = ([[0; 2]; 3], [[0; 2]; 3]);
+        for i in 0_u64..300_000 {
+            order.set(order.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(i | 1));
+            let (lock, waited_ns) = match order.get() >> 33 & 127 {
+                0 => (2, 50_000),
+                1..80 => (0, 1000),
+                _ => (1, 4000),
+            };
+            waits[lock] = [waits[lock][0] + CONTENTION, waits[lock][1] + waited_ns];
+            if let Some((contentions, delay_ns)) = weights(waited_ns) {
+                sampled[lock] = [sampled[lock][0] + contentions, sampled[lock][1] + delay_ns];
+            }
+        }
+        for (sampled, waits) in sampled.iter().flatten().zip(waits.iter().flatten()) {
+            let percent = 100.0 * (*sampled as f64 / *waits as f64 - 1.0);
+            assert!(percent.abs() < 3.0, "{sampled} for {waits}");
+        }
+        assert_eq!(sampled[2], waits[2]);
+        assert_eq!(weights(0), None);
+    }
 }

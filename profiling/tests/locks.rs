@@ -108,7 +108,7 @@ fn short_waits_add_up() {
                 let began = Instant::now();
                 let mut guard = SHORT.lock();
                 waited_ns += began.elapsed().as_nanos() as u64;
-                *guard = (0..300).fold(*guard, |sum, x| std::hint::black_box(sum ^ x));
+                *guard = (0..2000).fold(*guard, |sum, x| std::hint::black_box(sum ^ x));
                 drop(guard);
                 if i % 64 == 0 {
                     std::thread::yield_now();
@@ -123,6 +123,6 @@ fn short_waits_add_up() {
     let (contentions, delay) = (with(&capture, 0, "lock:short"), with(&capture, 1, "lock:short"));
     println!("{contentions} contentions, {delay} ns; outside {waited} ns, with 60000 uncontended calls");
     // What is measured outside has the clock and the free locks in it.
-    assert!(delay as u64 <= waited + waited / 20 + 100_000 && delay as u64 * 2 > waited.saturating_sub(60_000 * 100));
+    assert!(delay as u64 <= waited + waited / 20 + 100_000 && delay as u64 * 2 >= waited.saturating_sub(60_000 * 100));
     assert!(contentions <= 70_000);
 }

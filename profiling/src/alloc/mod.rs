@@ -4,7 +4,7 @@
 //! distributed gap (mean [`RATE`]) is used up, that allocation is a sample: its stack is walked and counted, weighted with
 //! 1/(1−e^(−size/rate)), which makes the expected sums those of all allocations (Poisson sampling, as gperftools and Go do it).
 //!
-//! A sampled block comes from mimalloc at an address whose low 12 bits are [`RESIDUE`], behind a [`Header`] of one cache line that
+//! A sampled block comes from mimalloc at an address whose low 12 bits are 0x840, behind a header of one cache line that
 //! names its stack. A free therefore tests 12 bits, which is all for 63 of 64 blocks, and then one word in the same page.
 //!
 //! Owner: one static of the program; the table of stacks is one a process. Bounds: [`BYTES`] of zero pages that fill up as stacks
@@ -13,7 +13,7 @@
 //! Cost: see `benches/alloc_pair.rs`.
 //!
 //! Invariants:
-//! 1. A header's tag is [`SECRET`] ^ the block's address only between the sample and its release; the release clears it before the
+//! 1. A header's tag is a secret ^ the block's address only between the sample and its release; the release clears it before the
 //!    memory goes back. The secret is random and never leaves the process, so other data has the tag with probability 2^−64.
 //! 2. A block with the residue is preceded by 64 bytes of the page of memory it lies in itself: mapped, whoever's they are.
 //! 3. A sampled block is what `mi_malloc_aligned_at` gave, plus 64, which keeps any alignment up to 64; it goes back to `mi_free` only.
@@ -29,8 +29,8 @@ mod snapshot;
 pub(crate) mod table;
 pub(crate) mod walk;
 
+pub(crate) use snapshot::{Engine, Stacks, unix_ms};
 pub use snapshot::{RawSnapshot, Symbolise, allocs, difference, heap, snapshot};
-pub(crate) use snapshot::{Stacks, unix_ms};
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;

@@ -12,7 +12,14 @@ impl Symbolise for Names {
         let first = out.len();
         backtrace::resolve(address as *mut _, |symbol| {
             let name = symbol.name().map_or_else(|| format!("{address:#x}"), |name| format!("{name:#}"));
-            out.push(Frame { function: name.into(), file: None, line: 0, place: Place::Inlined, address });
+            let file = symbol.filename().map(|file| file.to_string_lossy().into());
+            out.push(Frame {
+                function: name.into(),
+                file,
+                line: symbol.lineno().unwrap_or(0),
+                place: Place::Inlined,
+                address,
+            });
         });
         if let Some(last) = out[first..].last_mut() {
             last.place = Place::User;
