@@ -239,6 +239,51 @@ fn name_of(row: &Row) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::{Frame, Place};
+
+    struct Addresses;
+
+    impl Symbolise for Addresses {
+        fn frames(&mut self, address: u64, _: bool, out: &mut Vec<Frame>) {
+            let function = address.to_string().into();
+            out.push(Frame { function, file: None, line: 0, place: Place::User, address });
+        }
+    }
+
+    /// Another stack for each path: even and odd turns are in different functions.
+    fn paths(path: u32, turns: u32) -> u32 {
+        match (turns, path & 1) {
+            (0, _) => {
+                record("many", 20_000);
+                0
+            }
+            (_, 0) => even(path >> 1, turns - 1),
+            _ => odd(path >> 1, turns - 1),
+        }
+    }
+
+    #[inline(never)]
+    fn even(path: u32, turns: u32) -> u32 {
+        std::hint::black_box(paths(path, turns))
+    }
+
+    #[inline(never)]
+    fn odd(path: u32, turns: u32) -> u32 {
+        std::hint::black_box(paths(path, turns)) + 1
+    }
+
+    #[test]
+    fn stacks_beyond_the_bound_count_without_their_stack() {
+        let before = snapshot();
+        for path in 0..2 * STACKS_MAX as u32 {
+            assert_eq!(paths(path, 12), path.count_ones());
+        }
+        let capture = difference(&before, &snapshot(), &mut Addresses);
+        assert_eq!((capture.total(0), capture.total(1)), (2 * STACKS_MAX as i64, 40_000 * STACKS_MAX as i64));
+        assert!(capture.stacks().len() <= STACKS_MAX + 1 && capture.dropped >= STACKS_MAX as u64);
+        let is_known = |name: &str| ["lock:many", "stacks beyond the bound"].contains(&name);
+        assert!(capture.stacks().iter().all(|stack| is_known(&capture.frame_at(stack[0]).function)));
+    }
 
     #[test]
     fn short_waits_count_as_what_they_stand_for() {
