@@ -3,15 +3,17 @@
 //! [`capture`] is the middle: every engine makes a [`capture::Capture`], every format is a function of one. The crate knows no HTTP
 //! and no runtime; a program that serves profiles calls it from a thread that may be slow. [`engine`] and [`offcpu`] capture.
 
+pub mod alloc;
 pub mod capture;
-pub mod page;
-pub mod proto;
-pub mod svg;
-pub mod text;
 mod collect;
 pub mod engine;
+pub mod locks;
 pub mod offcpu;
+pub mod page;
 mod perf;
+pub mod proto;
 mod signal;
+pub mod svg;
 pub mod symbols;
+pub mod text;
 mod threads;

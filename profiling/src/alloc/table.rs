@@ -1,0 +1,224 @@
+//! Stacks and what they add up to, in memory of a fixed size: written from inside the allocator, read by a profile.
+//!
+//! Layout: an open-addressing array of slots (64 bytes: hash, place, four counters) and an arena of words, filled from its start, that
+//! holds the stacks; both zero pages until they are used. Owner: a static; every thread adds, nobody removes. Adding takes no lock, does
+//! not allocate and never waits, so that it may happen anywhere.
+//! Bounds: `SLOTS / 2` distinct stacks and `WORDS` words of them; what comes beyond either is added to one slot of its own
+//! ([`OVERFLOW`]), so that totals stay right and only the stack is missing.
+//! Invariants: a slot's hash is set once; its words are complete before its place is published; counters only grow; what a block adds
+//! to the last two (freed) comes after what it added to the first two (allocated), and who reads backwards never sees more freed.
+//! Two stacks with one 64-bit hash would be one: with 8192 stacks that happens to one program in 10^11.
+//! Deliberately absent: removal (a stack that was seen may be seen again), unsafe.
+
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+
+/// The slot of what has no room.
+pub(crate) const OVERFLOW: u32 = u32::MAX;
+/// A slot whose words found no room.
+const NO_ROOM: u64 = u64::MAX;
+
+#[repr(align(64))]
+struct Slot {
+    /// 0 until claimed.
+    hash: AtomicU64,
+    /// Start of the words `<< 32`, their count `<< 1`, 1; 0 until published.
+    place: AtomicU64,
+    counts: [AtomicU64; 4],
+}
+
+impl Slot {
+    const fn new() -> Self {
+        Self { hash: AtomicU64::new(0), place: AtomicU64::new(0), counts: [const { AtomicU64::new(0) }; 4] }
+    }
+
+    /// Backwards, see the head of the file.
+    fn counts(&self) -> [u64; 4] {
+        let mut counts = [0; 4];
+        for (count, counter) in counts.iter_mut().zip(&self.counts).rev() {
+            *count = counter.load(Acquire);
+        }
+        counts
+    }
+}
+
+/// See the head of the file.
+pub(crate) struct Table<const SLOTS: usize, const WORDS: usize> {
+    slots: [Slot; SLOTS],
+    words: [AtomicU64; WORDS],
+    overflow: Slot,
+    words_used: AtomicU64,
+    slots_used: AtomicU32,
+}
+
+/// One stack, as it was.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    /// The same in all snapshots of a table.
+    pub(crate) slot: u32,
+    pub(crate) words: Box<[u64]>,
+    pub(crate) counts: [u64; 4],
+}
+
+impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
+    pub(crate) const BYTES: usize = size_of::<Self>();
+
+    pub(crate) const fn new() -> Self {
+        assert!(SLOTS.is_power_of_two() && SLOTS >= 2 && WORDS < 1 << 31);
+        Self {
+            slots: [const { Slot::new() }; SLOTS],
+            words: [const { AtomicU64::new(0) }; WORDS],
+            overflow: Slot::new(),
+            words_used: AtomicU64::new(0),
+            slots_used: AtomicU32::new(0),
+        }
+    }
+
+    /// The slot of a stack, new or old, or [`OVERFLOW`].
+    pub(crate) fn slot(&self, words: &[u64]) -> u32 {
+        let hash = hash(words);
+        let mut at = hash as usize % SLOTS;
+        for _ in 0..SLOTS {
+            let slot = &self.slots[at];
+            let mut seen = slot.hash.load(Relaxed);
+            if seen == 0 {
+                let room = self.words_used.load(Relaxed) + words.len() as u64 <= WORDS as u64;
+                if !room || self.slots_used.load(Relaxed) as usize >= SLOTS / 2 {
+                    return OVERFLOW;
+                }
+                match slot.hash.compare_exchange(0, hash, AcqRel, Relaxed) {
+                    Ok(_) => {
+                        self.publish(slot, words);
+                        return at as u32;
+                    }
+                    Err(theirs) => seen = theirs,
+                }
+            }
+            if seen == hash {
+                return at as u32;
+            }
+            at = (at + 1) % SLOTS;
+        }
+        OVERFLOW
+    }
+
+    fn publish(&self, slot: &Slot, words: &[u64]) {
+        self.slots_used.fetch_add(1, Relaxed);
+        let start = self.words_used.fetch_add(words.len() as u64, Relaxed) as usize;
+        let Some(room) = self.words.get(start..start + words.len()) else {
+            slot.place.store(NO_ROOM, Release);
+            return;
+        };
+        for (room, word) in room.iter().zip(words) {
+            room.store(*word, Relaxed);
+        }
+        slot.place.store((start as u64) << 32 | (words.len() as u64) << 1 | 1, Release);
+    }
+
+    /// Adds to a slot that [`Self::slot`] gave.
+    pub(crate) fn add(&self, slot: u32, counts: [u64; 4]) {
+        let slot = self.slots.get(slot as usize).unwrap_or(&self.overflow);
+        for (counter, count) in slot.counts.iter().zip(counts) {
+            if count > 0 {
+                counter.fetch_add(count, Release);
+            }
+        }
+    }
+
+    /// All stacks by slot, and last, with [`OVERFLOW`] and no words, what had no room.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let mut rows = Vec::with_capacity(self.slots_used.load(Relaxed) as usize + 64);
+        let mut beyond = self.overflow.counts();
+        for (index, slot) in self.slots.iter().enumerate() {
+            match slot.place.load(Acquire) {
+                0 => {}
+                NO_ROOM => beyond.iter_mut().zip(slot.counts()).for_each(|(sum, count)| *sum += count),
+                place => {
+                    let (start, count) = ((place >> 32) as usize, (place as u32 >> 1) as usize);
+                    let words = self.words[start..start + count].iter().map(|word| word.load(Relaxed)).collect();
+                    rows.push(Row { slot: index as u32, words, counts: slot.counts() });
+                }
+            }
+        }
+        rows.push(Row { slot: OVERFLOW, words: Box::new([]), counts: beyond });
+        rows
+    }
+}
+
+/// `after` less `before`, both from one table: in the order of slots, as [`Table::rows`] gives them.
+pub(crate) fn difference(before: &[Row], after: &[Row]) -> Vec<(Row, [i64; 4])> {
+    let mut before = before.iter().peekable();
+    let less = |row: &Row| {
+        while before.next_if(|old| old.slot < row.slot).is_some() {}
+        let old = before.next_if(|old| old.slot == row.slot).map_or([0; 4], |old| old.counts);
+        let counts = std::array::from_fn(|i| row.counts[i].wrapping_sub(old[i]) as i64);
+        (row.clone(), counts)
+    };
+    after.iter().map(less).collect()
+}
+
+fn hash(words: &[u64]) -> u64 {
+    let mut hash = 0x9E37_79B9_7F4A_7C15 ^ words.len() as u64;
+    for word in words {
+        let product = u128::from(hash ^ word) * 0xA076_1D64_78BD_642F;
+        hash = (product as u64 ^ (product >> 64) as u64).rotate_left(23);
+    }
+    hash.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_table_counts_what_has_no_room() {
+        // Slots run out first, then words.
+        for (table, stacks, kept) in
+            [(&Table::<16, 64>::new() as &dyn Probe, 100, 8), (&Table::<64, 64>::new(), 100, 16)]
+        {
+            for round in 0..2 {
+                for stack in 0..stacks {
+                    table.count(&[stack, 1, 2, 3]);
+                }
+                let rows = table.read();
+                assert_eq!(rows.len(), kept + 1);
+                assert_eq!(rows.iter().map(|row| row.counts[0]).sum::<u64>(), (round + 1) * stacks);
+                assert_eq!(rows[kept].slot, OVERFLOW);
+                assert_eq!(rows[kept].counts[0], (round + 1) * (stacks - kept as u64));
+                assert!(rows[..kept].iter().all(|row| row.words[1..] == [1, 2, 3]));
+            }
+        }
+    }
+
+    #[test]
+    fn threads_that_meet_in_a_slot_all_count() {
+        static TABLE: Table<64, 1024> = Table::new();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..1000).for_each(|i| TABLE.count(&[i % 50, i % 50, 7])));
+            }
+        });
+        let rows = TABLE.rows();
+        assert_eq!(rows.iter().map(|row| row.counts[0]).sum::<u64>(), 8000);
+        assert!(rows.len() == 33 && rows.iter().all(|row| row.slot == OVERFLOW || row.counts[0] == 160));
+        let later = difference(&rows[3..], &TABLE.rows());
+        assert_eq!(later.iter().map(|(_, counts)| counts[0]).sum::<i64>(), 480);
+    }
+
+    trait Probe {
+        fn count(&self, words: &[u64]);
+        fn read(&self) -> Vec<Row>;
+    }
+
+    impl<const SLOTS: usize, const WORDS: usize> Probe for Table<SLOTS, WORDS> {
+        fn count(&self, words: &[u64]) {
+            self.add(self.slot(words), [1, 0, 0, 0]);
+        }
+
+        fn read(&self) -> Vec<Row> {
+            self.rows()
+        }
+    }
+}
