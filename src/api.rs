@@ -168,6 +168,7 @@ fn route(path: &str) -> Route {
         "/v0/entities" => Route::Entities,
         "/health" => Route::Health,
         "/status" | "/metrics" => Route::Control,
+        path if path.starts_with("/debug/") => Route::Control,
         _ => Route::Nowhere,
     }
 }

@@ -22,11 +22,12 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Semaphore, mpsc};
 
+use crate::debug;
 use crate::metrics::Scrape;
 use crate::node::Node;
 use crate::status;
@@ -34,7 +35,10 @@ use crate::status;
 /// Connections that wait for the control plane.
 pub const WAITING_MAX: usize = 1024;
 const SERVED_MAX: usize = 64;
+/// A request must be here by then.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// And answered by then: the longest capture takes 300 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(330);
 
 /// A connection on its way from a data core.
 pub struct Handover {
@@ -81,6 +85,8 @@ impl AsyncWrite for Prefixed {
 #[derive(Clone)]
 struct App {
     node: Arc<Node>,
+    /// Profiles: one set of captures for all listeners.
+    debug: Router,
     /// This listener is the one for administration.
     dedicated: bool,
 }
@@ -160,10 +166,11 @@ fn router(app: &App) -> Router {
     Router::new()
         .route("/metrics", get(metrics).fallback(wrong))
         .route("/status", get(status).fallback(wrong))
+        .with_state(app.clone())
+        .merge(app.debug.clone())
         .fallback(nowhere)
         .layer(middleware::from_fn_with_state(app.clone(), guard))
         .layer(middleware::from_fn(close_after))
-        .with_state(app.clone())
 }
 
 async fn serve(handover: Handover, router: Router) {
@@ -175,9 +182,11 @@ async fn serve(handover: Handover, router: Router) {
     };
     let stream = Prefixed { prefix: handover.read_so_far, taken: 0, socket };
     let service = TowerToHyperService::new(router);
-    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
     // A client that goes away, or dawdles, is its own affair.
-    let _ = tokio::time::timeout(REQUEST_TIMEOUT, connection).await;
+    let _ = tokio::time::timeout(ANSWER_TIMEOUT, connection).await;
 }
 
 async fn accept(listener: TcpListener, router: Router, served: Arc<Semaphore>) {
@@ -209,7 +218,7 @@ async fn start(handover: Handover, router: &Router, served: &Arc<Semaphore>) {
 }
 
 async fn run(node: Arc<Node>, mut handovers: mpsc::Receiver<Handover>, own: Option<TcpListener>) {
-    let app = App { node: node.clone(), dedicated: false };
+    let app = App { node: node.clone(), debug: debug::router(), dedicated: false };
     let served = Arc::new(Semaphore::new(SERVED_MAX));
     if let Some(listener) = own {
         let dedicated = router(&App { dedicated: true, ..app.clone() });

@@ -12,6 +12,7 @@ mod commit;
 mod config;
 mod control;
 mod cores;
+mod debug;
 mod engine;
 mod local;
 mod metrics;
@@ -25,9 +26,10 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use koltso_profiling::alloc::Sampling;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Sampling<mimalloc::MiMalloc> = Sampling::new(mimalloc::MiMalloc);
 
 /// A distributed key-value storage server for Linux.
 #[derive(Parser)]
@@ -72,6 +74,8 @@ fn explain(error: &clap::Error) -> ExitCode {
 }
 
 fn main() -> ExitCode {
+    // Before a core is pinned: captures run on any processor.
+    koltso_profiling::engine::remember_processors();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

@@ -65,7 +65,9 @@ fn contended_locks_have_their_shares() {
     let expected = 100.0 * thirty_ns as f64 / (thirty_ns + seventy_ns) as f64;
     println!("{share:.2} %, as measured outside {expected:.2} %");
     assert!((share - expected).abs() < 3.0 && (20.0..40.0).contains(&share), "{share}, not {expected}");
-    assert_eq!((with(&capture, 0, "lock:thirty"), with(&capture, 0, "lock:seventy")), (60, 60));
+    // On a busy machine a waiter may come when the lock is free again.
+    let waits = (with(&capture, 0, "lock:thirty"), with(&capture, 0, "lock:seventy"));
+    assert!((40..=60).contains(&waits.0) && (40..=60).contains(&waits.1), "{waits:?}");
     // The waiter's stack is below the label, and all of it is there.
     assert_eq!((with(&capture, 1, "waits_for_thirty"), with(&capture, 1, "waits_for_seventy")), (thirty, seventy));
     assert_eq!(with(&capture, 1, "contended_locks_have_their_shares"), thirty + seventy);

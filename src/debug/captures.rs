@@ -1,0 +1,187 @@
+//! Captures that run and captures that are kept.
+//!
+//! Owner: the control plane, behind an `Arc`; captures run on threads of their own, never on a data core. Bounds: two of a kind
+//! run at a time; [`KEPT_MAX`] captures and about [`KEPT_BYTES_MAX`] bytes are kept, the oldest go first.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use koltso_profiling::alloc::{self, Symbolise};
+use koltso_profiling::capture::{Capture, Event, Frame};
+use koltso_profiling::engine::{CpuRequest, EngineError, capture_cpu};
+use koltso_profiling::offcpu::{OffCpuRequest, capture_off_cpu};
+use koltso_profiling::symbols::Symbols;
+use parking_lot::Mutex;
+
+use super::request::Asked;
+
+/// Captures kept.
+pub const KEPT_MAX: usize = 16;
+/// Bytes that they take, about.
+pub const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Captures of a kind at a time.
+const RUNNING_MAX: usize = 2;
+/// How often a wait looks whether it should end.
+const LOOK: Duration = Duration::from_millis(50);
+
+struct Running {
+    number: u64,
+    event: Event,
+    stop: Arc<AtomicBool>,
+}
+
+/// A capture that was made.
+#[derive(Clone)]
+pub struct Kept {
+    /// Its number, which never comes again.
+    pub id: u64,
+    /// Itself.
+    pub capture: Arc<Capture>,
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    running: Vec<Running>,
+    kept: VecDeque<Kept>,
+}
+
+/// See above.
+#[derive(Default)]
+pub struct Captures {
+    state: Mutex<State>,
+}
+
+/// Two of the kind run already.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Busy;
+
+/// A capture's place among those that run. When it is dropped, the capture ends.
+pub struct Turn {
+    captures: Arc<Captures>,
+    number: u64,
+    /// Says that it is to end early.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.captures.state.lock().running.retain(|running| running.number != self.number);
+    }
+}
+
+/// What a capture takes in memory, about.
+fn bytes_of(capture: &Capture) -> usize {
+    let frames = capture.frames().iter().map(|frame| 160 + 2 * frame.function.len()).sum::<usize>();
+    let stacks = capture.stacks().iter().map(|stack| 64 + 8 * stack.len()).sum::<usize>();
+    frames + stacks + capture.samples.len() * size_of::<koltso_profiling::capture::Sample>()
+}
+
+impl Captures {
+    /// A turn for a capture; with `force`, the oldest of the kind makes room.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub fn begin(self: &Arc<Self>, event: Event, force: bool) -> Result<Turn, Busy> {
+        let mut state = self.state.lock();
+        if state.running.iter().filter(|running| running.event == event).count() >= RUNNING_MAX {
+            let oldest = state.running.iter().position(|running| running.event == event);
+            match oldest.filter(|_| force) {
+                Some(oldest) => state.running.remove(oldest).stop.store(true, Ordering::Relaxed),
+                None => return Err(Busy),
+            }
+        }
+        state.next += 1;
+        let (number, stop) = (state.next, Arc::new(AtomicBool::new(false)));
+        state.running.push(Running { number, event, stop: stop.clone() });
+        Ok(Turn { captures: self.clone(), number, stop })
+    }
+
+    /// Keeps a capture.
+    pub fn keep(&self, capture: Capture) -> Kept {
+        let mut state = self.state.lock();
+        state.next += 1;
+        let kept = Kept { id: state.next, bytes: bytes_of(&capture), capture: Arc::new(capture) };
+        state.kept.push_back(kept.clone());
+        while state.kept.len() > KEPT_MAX || state.kept.iter().map(|kept| kept.bytes).sum::<usize>() > KEPT_BYTES_MAX {
+            state.kept.pop_front();
+        }
+        kept
+    }
+
+    /// Those that are kept, the oldest first.
+    pub fn kept(&self) -> Vec<Kept> {
+        self.state.lock().kept.iter().cloned().collect()
+    }
+
+    /// What runs now.
+    pub fn running(&self) -> Vec<Event> {
+        self.state.lock().running.iter().map(|running| running.event).collect()
+    }
+}
+
+/// Names for the addresses of the sampling allocator.
+struct Names(Symbols);
+
+impl Symbolise for Names {
+    fn frames(&mut self, address: u64, is_leaf: bool, out: &mut Vec<Frame>) {
+        out.extend_from_slice(&self.0.frames(address - u64::from(!is_leaf)));
+    }
+}
+
+/// Makes a capture, on the calling thread, which waits for it.
+///
+/// # Errors
+/// See [`EngineError`].
+pub fn capture(asked: &Asked, stop: &Arc<AtomicBool>) -> Result<Capture, EngineError> {
+    let seconds = asked.seconds.unwrap_or(30);
+    match (asked.event, asked.seconds) {
+        (Event::OffCpu, _) => capture_off_cpu(&OffCpuRequest { seconds, idle: false, stop: stop.clone() }),
+        (Event::Allocs, None) => Ok(alloc::allocs(&mut Names(Symbols::new()))),
+        (Event::Heap, None) => Ok(alloc::heap(&mut Names(Symbols::new()))),
+        (Event::Allocs | Event::Heap, Some(seconds)) => {
+            let (before, until) = (alloc::snapshot(), Instant::now() + Duration::from_secs(seconds.into()));
+            while Instant::now() < until && !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(LOOK);
+            }
+            Ok(alloc::difference(asked.event, &before, &alloc::snapshot(), &mut Names(Symbols::new())))
+        }
+        _ => capture_cpu(&CpuRequest { seconds, hz: asked.hz, stop: stop.clone() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use koltso_profiling::capture::ValueType;
+
+    use super::*;
+
+    #[test]
+    fn two_of_a_kind_run_and_force_ends_the_oldest() {
+        let captures = Arc::new(Captures::default());
+        let first = captures.begin(Event::Cpu, false).expect("room");
+        let second = captures.begin(Event::Cpu, false).expect("room");
+        assert!(captures.begin(Event::Cpu, false).is_err());
+        let other = captures.begin(Event::OffCpu, false).expect("another kind");
+        let third = captures.begin(Event::Cpu, true).expect("forced");
+        assert!(first.stop.load(Ordering::Relaxed) && !second.stop.load(Ordering::Relaxed));
+        drop((second, other));
+        assert_eq!(captures.running(), [Event::Cpu]);
+        drop((first, third));
+        assert!(captures.running().is_empty());
+    }
+
+    #[test]
+    fn the_last_sixteen_are_kept() {
+        let captures = Captures::default();
+        let ids: Vec<u64> = (0..100)
+            .map(|_| captures.keep(Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0)).id)
+            .collect();
+        let kept: Vec<u64> = captures.kept().iter().map(|kept| kept.id).collect();
+        assert_eq!(kept, ids[100 - KEPT_MAX..]);
+    }
+}
