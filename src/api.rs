@@ -341,7 +341,8 @@ impl Api {
             }
             Err(koltso_cluster::coordinator::Full) => {
                 self.metrics.event(Event::Overloaded);
-                let sentence = "Too many replicated operations are in flight on this core; try again in a second.";
+                let sentence = "Too many replicated operations are in flight on this core (--max-in-flight, \
+                                --max-in-flight-bytes); try again in a second.";
                 self.refuse(operation, &Refusal { status: 503, sentence: sentence.into() }, reply)
             }
         }

@@ -17,7 +17,6 @@
 //! Deliberately absent: a sync at each bound. A power loss may bring back a bound that is as old as the kernel's write-back
 //! (30 s); it only counts where the wall clock was set back by that much, too.
 
-// The cluster uses the file; a single node does not.
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;

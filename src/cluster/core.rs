@@ -57,6 +57,8 @@ pub struct Core {
     clients: RefCell<Clients>,
     /// What a batch of replies has led to, until the batch ends.
     gathered: RefCell<Vec<Action>>,
+    /// Room for what comes of that.
+    spare: RefCell<Vec<Action>>,
     origin: Instant,
     /// Bytes of large values that came from peers and are not sent yet.
     held: Arc<AtomicUsize>,
@@ -256,6 +258,7 @@ impl Core {
             links: RefCell::new(Vec::new()),
             clients: RefCell::default(),
             gathered: RefCell::default(),
+            spare: RefCell::default(),
             origin: Instant::now(),
             held: Arc::default(),
             closed: Cell::new(false),
@@ -346,7 +349,7 @@ impl Core {
 
     /// Does what the coordinator wants, and what comes of that.
     fn carry_out(&self, now: Now, mut actions: Vec<Action>) {
-        let mut more = Vec::new();
+        let mut more = self.spare.take();
         while !actions.is_empty() {
             for action in actions.drain(..) {
                 match action {
@@ -375,8 +378,10 @@ impl Core {
             }
             std::mem::swap(&mut actions, &mut more);
         }
+        // Both are empty: the next ones need not be allocated.
+        self.spare.replace(more);
         let mut kept = self.gathered.borrow_mut();
-        if kept.capacity() < actions.capacity() && kept.is_empty() {
+        if kept.capacity() == 0 {
             *kept = actions;
         }
     }

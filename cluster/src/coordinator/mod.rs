@@ -23,7 +23,8 @@
 //! A replica that cannot be asked, or falls silent, is replaced by another of `from` where there is one; where there is none,
 //! it is asked all the same. Every operation has a deadline.
 //!
-//! Owner: one core. Bounds: [`Settings::in_flight_max`] operations; a request is sent to a replica at most once a stage.
+//! Owner: one core. Bounds: [`Settings::in_flight_max`] operations; a replica is asked at most once a stage, and
+//! for a value or with a repair once for each version that comes to be the newest.
 //! Invariants:
 //! 1. Each token is answered exactly once, at its deadline (plus a tick) at the latest.
 //! 2. `Written` is answered only after `ack` replicas confirmed the same version, or have a newer one.
