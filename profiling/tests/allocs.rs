@@ -312,3 +312,40 @@ fn what_is_allocated_while_a_sample_is_taken_is_no_sample() {
     // Such an alignment is not followed into the live heap.
     assert_eq!(with(&capture, INUSE_SPACE, "outer_of_nested"), 0);
 }
+
+#[inline(never)]
+fn burst_of_allocations() {
+    (0..40).for_each(|_| drop(black_box(Vec::<u8>::with_capacity(3 << 20))));
+}
+
+#[test]
+fn a_timeline_tells_when_and_adds_up() {
+    let before = engine::snapshot();
+    let burst = std::thread::spawn(|| {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        let at = std::time::Instant::now();
+        burst_of_allocations();
+        at
+    });
+    let began = std::time::Instant::now();
+    let capture = engine::timeline(1, &std::sync::atomic::AtomicBool::new(false), &mut Names);
+    let at_ms = (burst.join().unwrap() - began).as_millis() as i64;
+    let whole = engine::difference(Event::Allocs, &before, &engine::snapshot(), &mut Names);
+    let of = |capture: &Capture| with(capture, ALLOC_SPACE, "burst_of_allocations");
+    close(of(&capture), 40 * (3 << 20), 25);
+    assert_eq!(of(&capture), of(&whole), "each sample is in one cell");
+    assert!(with(&capture, INUSE_SPACE, "burst_of_allocations") == 0, "all was freed");
+    assert!(capture.duration_ns >= 1_000_000_000 && capture.dropped == 0);
+    // All of the burst lies in the cells around its time, give or take what a busy machine delays.
+    let near = capture.samples.iter().filter(|sample| {
+        let stack = capture.stack_at(sample.stack).iter();
+        stack.into_iter().any(|id| capture.frame_at(*id).function.contains("burst_of_allocations"))
+    });
+    for sample in near {
+        let ms = (sample.at_ns / 1_000_000) as i64;
+        assert!((ms - at_ms).abs() < 200, "a sample at {ms} ms of a burst at {at_ms} ms");
+    }
+    // Told to stop, it ends with what there is.
+    let stop = std::sync::atomic::AtomicBool::new(true);
+    assert!(engine::timeline(300, &stop, &mut Names).duration_ns < 1_000_000_000);
+}

@@ -28,10 +28,12 @@
 
 mod snapshot;
 pub(crate) mod table;
+mod timeline;
 pub(crate) mod walk;
 
 pub(crate) use snapshot::{Engine, Stacks, unix_ms};
 pub use snapshot::{RawSnapshot, Symbolise, allocs, difference, heap, snapshot};
+pub use timeline::{CELL_MS, SECONDS_MAX, timeline};
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;

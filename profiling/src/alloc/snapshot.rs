@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::table::{self, OVERFLOW, Row};
 use super::{OBJECT, RATE, STACKS_MAX, TABLE};
-use crate::capture::{Capture, Event, Frame, FrameId, Place, Sample, Thread, ThreadIndex, ValueType};
+use crate::capture::{Capture, Event, Frame, FrameId, Place, Sample, StackId, Thread, ThreadIndex, ValueType};
 
 /// Names for addresses.
 pub trait Symbolise {
@@ -21,9 +21,9 @@ pub trait Symbolise {
 /// What had been allocated and freed at one moment.
 #[derive(Clone, Debug)]
 pub struct RawSnapshot {
-    at: Instant,
-    unix_ms: u64,
-    rows: Vec<Row>,
+    pub(super) at: Instant,
+    pub(super) unix_ms: u64,
+    pub(super) rows: Vec<Row>,
 }
 
 /// What has been allocated and freed until now. Sums of different stacks are not of the very same instant.
@@ -59,6 +59,20 @@ fn capture(
     after: &[Row],
     symbolise: &mut impl Symbolise,
 ) -> Capture {
+    let mut capture = empty(event, began_unix_ms, duration_ns);
+    let mut stacks = Stacks::new(symbolise, ENGINE);
+    for (row, counts) in table::difference(before, after) {
+        // A cumulative capture keeps what was freed: it tells of all that ever was.
+        stacks.push(&mut capture, &row, &row.words, None, values(counts));
+    }
+    capture
+}
+
+pub(super) const ENGINE: Engine =
+    Engine { names: "koltso_profiling::alloc::Sampling", source: "profiling/src/alloc/mod.rs" };
+
+/// A capture without samples.
+pub(super) fn empty(event: Event, began_unix_ms: u64, duration_ns: u64) -> Capture {
     let types = vec![
         ValueType::new("alloc_objects", "count"),
         ValueType::new("alloc_space", "bytes"),
@@ -72,17 +86,13 @@ fn capture(
         "sampling allocator: one allocation in {} KiB on average, weighted to stand for all; at most {STACKS_MAX} distinct stacks",
         RATE / 1024
     );
-    let mut stacks = Stacks::new(
-        symbolise,
-        Engine { names: "koltso_profiling::alloc::Sampling", source: "profiling/src/alloc/mod.rs" },
-    );
-    for (row, [objects, space, freed_objects, freed_space]) in table::difference(before, after) {
-        let whole = |objects: i64| (objects + OBJECT as i64 / 2).div_euclid(OBJECT as i64);
-        let values = [whole(objects), space, whole(objects - freed_objects), space - freed_space];
-        // A cumulative capture keeps what was freed: it tells of all that ever was.
-        stacks.push(&mut capture, &row, &row.words, None, values);
-    }
     capture
+}
+
+/// What a table's counts mean.
+pub(super) fn values([objects, space, freed_objects, freed_space]: [i64; 4]) -> [i64; 4] {
+    let whole = |objects: i64| (objects + OBJECT as i64 / 2).div_euclid(OBJECT as i64);
+    [whole(objects), space, whole(objects - freed_objects), space - freed_space]
 }
 
 /// What is the engine, not the program: by the names of functions or, where debug information has only their last segments, by the files.
@@ -135,15 +145,31 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
         if values == [0; 4] {
             return;
         }
+        if row.slot == OVERFLOW {
+            // In the first value's unit: objects, contentions.
+            capture.dropped += values[0].unsigned_abs();
+        }
+        match self.stack(capture, row, addresses, label) {
+            Some(stack) => capture.push(Sample { at_ns: 0, thread: ThreadIndex(0), cpu: u16::MAX, stack, values }),
+            None => capture.dropped += 1,
+        }
+    }
+
+    /// The stack of a row, in the capture; `None` if that has no room for more.
+    pub(crate) fn stack(
+        &mut self,
+        capture: &mut Capture,
+        row: &Row,
+        addresses: &[u64],
+        label: Option<&str>,
+    ) -> Option<StackId> {
         if capture.threads.is_empty() {
             // The engines that add up do not tell threads apart.
             capture.threads.push(Thread { tid: std::process::id(), name: "all".into() });
         }
         let mut labels = Vec::new();
         if row.slot == OVERFLOW {
-            // In the first value's unit: objects, contentions.
             labels.push("stacks beyond the bound".to_owned());
-            capture.dropped += values[0].unsigned_abs();
         }
         labels.extend(label.map(ToOwned::to_owned));
         let mut ids: Vec<FrameId> = labels.into_iter().filter_map(|name| capture.frame(named(name))).collect();
@@ -160,10 +186,7 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
         if ids.is_empty() {
             ids.extend(capture.frame(named("no stack".to_owned())));
         }
-        match capture.stack(&ids) {
-            Some(stack) => capture.push(Sample { at_ns: 0, thread: ThreadIndex(0), cpu: u16::MAX, stack, values }),
-            None => capture.dropped += 1,
-        }
+        capture.stack(&ids)
     }
 
     fn look_up(&mut self, address: u64) {

@@ -127,6 +127,26 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
         }
     }
 
+    /// Counters of the slots that are `known` (none at first), each brought up to date; new slots are added as they appear. `each` gets a
+    /// slot's index and what it had before and has now, where that differs. A pass over known slots is one cache line each; only
+    /// where the number of slots in use has changed are all of them looked at.
+    pub(crate) fn changes(&self, known: &mut Vec<(u32, [u64; 4])>, mut each: impl FnMut(u32, [u64; 4], [u64; 4])) {
+        // (One that is claimed and not published yet makes the next pass look again.)
+        if known.len() != self.slots_used.load(Acquire) as usize + 1 {
+            let old: std::collections::HashMap<u32, [u64; 4]> = known.drain(..).collect();
+            let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.place.load(Acquire) != 0);
+            let used = used.map(|(index, _)| index as u32).chain([OVERFLOW]);
+            known.extend(used.map(|slot| (slot, old.get(&slot).copied().unwrap_or_default())));
+        }
+        for (slot, before) in known {
+            let now = self.slots.get(*slot as usize).unwrap_or(&self.overflow).counts();
+            if now != *before {
+                each(*slot, *before, now);
+                *before = now;
+            }
+        }
+    }
+
     /// All stacks by slot, and last, with [`OVERFLOW`] and no words, what had no room.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::with_capacity(self.slots_used.load(Relaxed) as usize + 64);
@@ -205,6 +225,28 @@ mod tests {
         assert!(rows.len() == 33 && rows.iter().all(|row| row.slot == OVERFLOW || row.counts[0] == 160));
         let later = difference(&rows[3..], &TABLE.rows());
         assert_eq!(later.iter().map(|(_, counts)| counts[0]).sum::<i64>(), 480);
+    }
+
+    #[test]
+    fn changes_are_told_once_also_of_slots_that_are_new() {
+        let table = Table::<16, 16>::new();
+        let mut known = Vec::new();
+        let mut told = || {
+            let mut told = Vec::new();
+            table.changes(&mut known, |_, before, now| told.push(now[0] - before[0]));
+            told.sort_unstable();
+            told
+        };
+        assert_eq!(told(), []);
+        table.count(&[1, 2]);
+        table.add(table.slot(&[1, 2]), [4, 0, 0, 0]);
+        table.count(&[3]);
+        assert_eq!(told(), [1, 5]);
+        assert_eq!(told(), []);
+        table.count(&[3]);
+        // More than there is room for: what is beyond is one row.
+        (10..30).for_each(|stack| table.count(&[stack, 0]));
+        assert_eq!(told(), [1, 1, 1, 1, 1, 1, 1, 14]);
     }
 
     trait Probe {
