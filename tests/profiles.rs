@@ -43,9 +43,10 @@ fn the_index_leads_to_every_profile() {
     for path in ["/debug/pprof/", "/debug/pprof"] {
         let page = server.ask("GET", path).expect(200, path);
         assert!(page.header("content-type").unwrap().starts_with("text/html"));
-        for link in
-            ["flamegraph?event=cpu", "heatmap?", "flamegraph?event=allocs", "flamegraph?event=heap", "event=offcpu"]
-        {
+        for event in ["cpu", "allocs", "heap", "mutex", "block", "offcpu", "stalls"] {
+            assert!(page.text().contains(&format!("flamegraph?event={event}")), "{event} is not in\n{}", page.text());
+        }
+        for link in ["heatmap?event=cpu", "heatmap?event=allocs", "cmdline", "symbol", "captures"] {
             assert!(page.text().contains(link), "{link} is not in\n{}", page.text());
         }
     }
@@ -108,11 +109,22 @@ fn captures_are_kept_and_compared() {
     assert!(list.contains(&format!("{base}\tallocs")) && list.contains(&format!("{new}\tallocs")), "{list}");
     let page = ask(&server, &format!("diff?base={base}&new={new}")).expect(200, "diff");
     assert!(page.text().contains("<!doctype html>"));
-    ask(&server, &format!("captures?id={new}")).expect(200, "a capture again");
+    for (format, word) in
+        [("html", "<!doctype html>"), ("svg", "<svg"), ("text", "alloc_space"), ("folded", ""), ("perfscript", "")]
+    {
+        let again = ask(&server, &format!("captures?id={new}&format={format}")).expect(200, format);
+        assert_eq!(id(&again), new);
+        assert!(again.text().to_lowercase().contains(word), "{format}");
+    }
+    let refused = ask(&server, &format!("captures?id={new}&format=heatmap")).expect(400, "without times");
+    assert!(refused.text().contains("no times"), "{}", refused.text());
+    let timed = id(&ask(&server, "heatmap?event=allocs&seconds=1").expect(200, "with times"));
+    ask(&server, &format!("captures?id={timed}&format=heatmap")).expect(200, "a heatmap again");
+    ask(&server, &format!("captures?id={timed}&format=svg")).expect(200, "its flame graph");
     let heap = id(&ask(&server, "heap").expect(200, "heap"));
     ask(&server, &format!("diff?base={base}&new={heap}")).expect(400, "two kinds");
     for _ in 0..20 {
-        ask(&server, "heap").expect(200, "heap");
+        ask(&server, "mutex").expect(200, "mutex");
     }
     ask(&server, &format!("captures?id={base}")).expect(400, "one that was forgotten");
     assert_eq!(ask(&server, "captures").text().lines().count(), 16);
@@ -122,6 +134,17 @@ fn captures_are_kept_and_compared() {
 fn what_is_wrong_is_said_in_a_way_that_go_prints() {
     let server = Server::fresh("--threads 1");
     for (target, status) in [
+        ("heatmap?event=heap", 400),
+        ("mutex?seconds=0", 400),
+        ("block?hz=9", 400),
+        ("stalls?seconds=9", 400),
+        ("offcpu?seconds=61", 400),
+        ("flamegraph?event=nonsense", 400),
+        ("profile?force=perhaps", 400),
+        ("captures?id=999", 400),
+        ("captures?id=x", 400),
+        ("captures?page=2", 400),
+        ("symbol?nonsense", 400),
         ("profile?seconds=0", 400),
         ("profile?seconds=1&seconds=1", 400),
         ("profile?hz=1000", 400),
@@ -167,4 +190,188 @@ fn beyond_loopback_profiles_need_a_token() {
     let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags("--threads 1").start();
     let mut client = Client::connect(([127, 0, 0, 1], server.port()).into()).unwrap();
     client.request("GET", "/debug/pprof/heap", &[], None).expect(403, "without a token");
+}
+
+/// The column of `/proc/PID/status`, in KiB.
+fn memory_kib(server: &Server, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+}
+
+#[test]
+fn a_hundred_captures_in_a_row_leave_sixteen_and_no_more_memory_than_these() {
+    let server = Server::fresh("--threads 1");
+    let _load = Load::on(&server);
+    let round = || {
+        for target in ["heap", "allocs", "mutex", "block", "stalls", "profile?seconds=1&hz=999"] {
+            ask(&server, target).expect(200, target);
+        }
+    };
+    // Symbols are read, and as many are kept as ever will be.
+    (0..3).for_each(|_| round());
+    let before = memory_kib(&server, "RssAnon:");
+    (0..3).for_each(|_| round());
+    for turn in 0..82 {
+        ask(&server, ["heap", "allocs", "mutex", "block"][turn % 4]).expect(200, "a capture");
+    }
+    let after = memory_kib(&server, "RssAnon:");
+    println!("{before} KiB, {after} KiB after a hundred captures");
+    // What is kept is bounded by 64 MiB; these are small.
+    assert!(after < before + (24 << 10), "{before} KiB became {after} KiB");
+    assert_eq!(ask(&server, "captures").text().lines().count(), 16);
+    let threads = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().count();
+    assert!(threads < 20, "{threads} threads");
+}
+
+#[test]
+fn locks_and_waits_are_there_and_empty_profiles_are_valid() {
+    let server = Server::fresh("--threads 1");
+    for name in ["mutex", "block", "stalls?format=pprof", "mutex?seconds=1", "block?seconds=1"] {
+        assert_eq!(&ask(&server, name).expect(200, name).body[..2], b"\x1f\x8b", "{name}");
+    }
+    for event in ["mutex", "block", "stalls"] {
+        for format in ["html", "svg", "folded", "text"] {
+            ask(&server, &format!("flamegraph?event={event}&format={format}")).expect(200, event);
+        }
+    }
+}
+
+#[test]
+fn addresses_have_names_as_go_asks_for_them() {
+    let server = Server::fresh("--threads 1");
+    let _load = Load::on(&server);
+    assert_eq!(ask(&server, "symbol").expect(200, "symbol").text(), "num_symbols: 1\n");
+    // An address of the program, from a capture of it.
+    let script = ask(&server, "profile?seconds=1&hz=499&format=perfscript").expect(200, "perfscript").text();
+    let frame = script.lines().find(|line| line.starts_with('\t') && line.contains("koltso_net::")).unwrap();
+    let (address, name) = frame.trim().split_once(' ').unwrap();
+    let function = name.rsplit_once(" (").unwrap().0;
+    let named = ask(&server, &format!("symbol?0x{address}")).expect(200, "by GET").text();
+    assert!(named.lines().nth(1).unwrap().starts_with(&format!("0x{address}\t")), "{named}");
+    let mut client = server.connect();
+    let posted = client.request("POST", "/debug/pprof/symbol", &[], Some(format!("0x{address}+0x1").as_bytes()));
+    let posted = posted.expect(200, "by POST").text();
+    assert_eq!(posted.lines().count(), 3, "{posted}");
+    assert!(named.contains("koltso") && posted.contains("koltso"), "{function}: {named}");
+    server.ask("PUT", "/debug/pprof/symbol").expect(405, "PUT");
+    let mut client = server.connect();
+    let long = "1+".repeat(5000);
+    client.request("POST", "/debug/pprof/symbol", &[], Some(long.as_bytes())).expect(400, "too many");
+}
+
+/// A server that runs as nobody, with these capabilities alone; `None`, with a sentence, where that cannot be had.
+fn as_nobody(capabilities: &str, folder: &std::path::Path) -> Option<Server> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    if !std::process::Command::new("setpriv").arg("--version").output().is_ok_and(|o| o.status.success())
+        || chown(folder, Some(65534), Some(65534)).is_err()
+    {
+        eprintln!("skipped: this needs root, and setpriv of util-linux");
+        return None;
+    }
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    // The build's own folder may be root's alone.
+    let copy = folder.join("koltso");
+    std::fs::copy(env!("CARGO_BIN_EXE_koltso"), &copy).unwrap();
+    let privileges = format!("--inh-caps=-all{capabilities} --ambient-caps=-all{capabilities}");
+    let command =
+        format!("exec setpriv --reuid=65534 --regid=65534 --clear-groups {privileges} {} \"$@\"", copy.display());
+    Some(Launch::on(&folder.join("data")).within(&["sh", "-c", &command]).flags("--threads 1").start())
+}
+
+#[test]
+fn without_privilege_cpu_is_seen_by_signals_and_off_cpu_says_what_it_needs() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(server) = as_nobody("", folder.path()) else { return };
+    let _load = Load::on(&server);
+    let page = ask(&server, "").expect(200, "index").text();
+    let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
+    if paranoid.trim().parse::<i32>().unwrap() <= 0 {
+        return eprintln!("skipped: perf_event_paranoid is {paranoid}");
+    }
+    assert!(page.contains("signals") && page.contains("CAP_PERFMON"), "{page}");
+    let text = ask(&server, "profile?seconds=2&hz=99&format=text").expect(200, "cpu").text();
+    assert!(text.contains("koltso-core-0") && text.contains("signals"), "{text}");
+    let refused = ask(&server, "offcpu?seconds=1").expect(501, "off-CPU");
+    assert!(refused.text().contains("CAP_PERFMON") && refused.header("x-go-pprof") == Some("1"), "{}", refused.text());
+    for target in ["allocs", "heap", "mutex", "block", "stalls", "heatmap?seconds=1", "heatmap?event=allocs&seconds=1"]
+    {
+        ask(&server, target).expect(200, target);
+    }
+}
+
+#[test]
+fn with_cap_perfmon_alone_the_kernel_is_seen_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(server) = as_nobody(",+perfmon", folder.path()) else { return };
+    let _load = Load::on(&server);
+    let folded = ask(&server, "profile?seconds=2&hz=99&format=folded").expect(200, "cpu").text();
+    assert!(folded.contains("koltso-core-0") && folded.contains("_[k]"), "{folded}");
+    let page = ask(&server, "").expect(200, "index").text();
+    assert!(page.contains("perf events"), "{page}");
+    ask(&server, "offcpu?seconds=1").expect(200, "off-CPU");
+    // Two at once share what memory may be locked.
+    let mut second = server.connect().patience(Duration::from_secs(30));
+    second.send(&request_bytes("GET", "/debug/pprof/profile?seconds=2", &[], None)).unwrap();
+    ask(&server, "profile?seconds=1").expect(200, "beside another");
+    second.read("GET").expect(200, "the other");
+}
+
+/// `go tool pprof` and what it says on standard output; `None`, with a sentence, where there is none.
+fn go_tool_pprof(arguments: &[&str], url: &str) -> Option<String> {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new("go");
+    command.args(["tool", "pprof"]).args(arguments).arg(url);
+    command.env("PPROF_TMPDIR", home.path()).env("HOME", home.path()).env("GOFLAGS", "");
+    let Ok(output) = command.output() else {
+        eprintln!("skipped: there is no go here");
+        return None;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{url}: {errors}");
+    for line in errors.lines() {
+        assert!(line.starts_with("Fetching profile over HTTP") || line.starts_with("Saved profile in"), "{line}");
+    }
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn go_tool_pprof_reads_every_profile_with_the_right_units() {
+    let server = Server::fresh("--threads 1 --sync always");
+    let _load = Load::on(&server);
+    for (profile, kind, unit) in [
+        ("profile?seconds=2", "Type: cpu", "ms"),
+        ("heap", "Type: inuse_space", "B"),
+        ("allocs", "Type: alloc_space", "B"),
+        ("mutex", "Type: delay", ""),
+        ("block", "Type: delay", ""),
+        ("offcpu?seconds=1", "Type: delay", ""),
+    ] {
+        let url = format!("http://127.0.0.1:{}/debug/pprof/{profile}", server.port());
+        let Some(top) = go_tool_pprof(&["-top", "-nodecount=5"], &url) else { return };
+        println!("{profile}\n{top}");
+        assert!(top.lines().any(|line| line == kind), "{profile}: {top}");
+        assert!(top.lines().any(|line| line.starts_with("Showing nodes accounting for")), "{profile}: {top}");
+        assert!(top.lines().skip(1).any(|line| line.contains(unit)), "{profile}: {top}");
+    }
+    // What the server refuses, the tool prints.
+    let url = format!("http://127.0.0.1:{}/debug/pprof/profile?seconds=999", server.port());
+    let output = std::process::Command::new("go").args(["tool", "pprof", "-top", &url]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("1 to 300"), "{output:?}");
+}
+
+#[test]
+fn scrapers_get_what_their_documentation_asks_for() {
+    let server = Server::fresh("--threads 1");
+    let _load = Load::on(&server);
+    // Alloy's pyroscope.scrape and Parca's scrape configuration, by default paths; both send these parameters and take the
+    // answer gzipped.
+    for target in ["profile?seconds=1", "allocs", "heap", "mutex", "block", "allocs?seconds=1", "mutex?seconds=1"] {
+        let mut client = server.connect().patience(Duration::from_secs(30));
+        let headers = [("Accept-Encoding", "gzip"), ("User-Agent", "scraper")];
+        let answer = client.request("GET", &format!("/debug/pprof/{target}"), &headers, None).expect(200, target);
+        assert_eq!(answer.header("content-type"), Some("application/octet-stream"), "{target}");
+        // It is gzip by itself, and not once more.
+        assert!(answer.header("content-encoding").is_none() && answer.body.starts_with(b"\x1f\x8b"), "{target}");
+    }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use koltso_profiling::alloc::{self, Symbolise};
 use koltso_profiling::capture::{Capture, Event, Frame};
 use koltso_profiling::engine::{CpuRequest, EngineError, capture_cpu};
+use koltso_profiling::locks;
 use koltso_profiling::offcpu::{OffCpuRequest, capture_off_cpu};
 use koltso_profiling::symbols::Symbols;
 use parking_lot::Mutex;
@@ -40,6 +41,13 @@ pub struct Kept {
     /// Itself.
     pub capture: Arc<Capture>,
     bytes: usize,
+}
+
+impl Kept {
+    /// Whether its samples have times.
+    pub fn has_times(&self) -> bool {
+        self.capture.samples.iter().any(|sample| sample.at_ns > 0) || self.capture.samples.is_empty()
+    }
 }
 
 #[derive(Default)]
@@ -124,7 +132,7 @@ impl Captures {
     }
 }
 
-/// Names for the addresses of the sampling allocator.
+/// Names for the addresses that are counted all the time.
 struct Names(Symbols);
 
 impl Symbolise for Names {
@@ -133,25 +141,47 @@ impl Symbolise for Names {
     }
 }
 
+/// Waits for so long, or until it is to end early.
+fn wait(seconds: u32, stop: &AtomicBool) {
+    let until = Instant::now() + Duration::from_secs(seconds.into());
+    while Instant::now() < until && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
+    }
+}
+
 /// Makes a capture, on the calling thread, which waits for it.
 ///
 /// # Errors
 /// See [`EngineError`].
 pub fn capture(asked: &Asked, stop: &Arc<AtomicBool>) -> Result<Capture, EngineError> {
-    let seconds = asked.seconds.unwrap_or(30);
-    match (asked.event, asked.seconds) {
-        (Event::OffCpu, _) => capture_off_cpu(&OffCpuRequest { seconds, idle: false, stop: stop.clone() }),
-        (Event::Allocs, None) => Ok(alloc::allocs(&mut Names(Symbols::new()))),
-        (Event::Heap, None) => Ok(alloc::heap(&mut Names(Symbols::new()))),
-        (Event::Allocs | Event::Heap, Some(seconds)) => {
-            let (before, until) = (alloc::snapshot(), Instant::now() + Duration::from_secs(seconds.into()));
-            while Instant::now() < until && !stop.load(Ordering::Relaxed) {
-                std::thread::sleep(LOOK);
-            }
-            Ok(alloc::difference(asked.event, &before, &alloc::snapshot(), &mut Names(Symbols::new())))
+    let mut names = Names(Symbols::new());
+    Ok(match (asked.event, asked.seconds) {
+        (Event::Cpu, seconds) => {
+            let seconds = seconds.unwrap_or(30);
+            return capture_cpu(&CpuRequest { seconds, hz: asked.hz, stop: stop.clone() });
         }
-        _ => capture_cpu(&CpuRequest { seconds, hz: asked.hz, stop: stop.clone() }),
-    }
+        (Event::OffCpu, seconds) => {
+            let seconds = seconds.unwrap_or(10);
+            return capture_off_cpu(&OffCpuRequest { seconds, idle: false, stop: stop.clone() });
+        }
+        (Event::Allocs, Some(seconds)) if asked.timed => alloc::timeline(seconds, stop, &mut names),
+        (Event::Allocs, None) => alloc::allocs(&mut names),
+        (Event::Heap, None) => alloc::heap(&mut names),
+        (event @ (Event::Allocs | Event::Heap), Some(seconds)) => {
+            let before = alloc::snapshot();
+            wait(seconds, stop);
+            alloc::difference(event, &before, &alloc::snapshot(), &mut names)
+        }
+        (Event::Mutex | Event::Block, None) => locks::mutex(&mut names),
+        (Event::Mutex | Event::Block, Some(seconds)) => {
+            let before = locks::snapshot();
+            wait(seconds, stop);
+            locks::difference(&before, &locks::snapshot(), &mut names)
+        }
+        (Event::Stalls, _) => {
+            Capture::new(Event::Stalls, 0, vec![koltso_profiling::capture::ValueType::new("stalls", "count")], 0)
+        }
+    })
 }
 
 #[cfg(test)]

@@ -11,16 +11,17 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderName, Method, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use koltso_net::http::query;
+use bytes::Bytes;
 use koltso_profiling::capture::Capture;
 use koltso_profiling::engine::{EngineError, cpu_engine};
+use koltso_profiling::symbols::Symbols;
 use koltso_profiling::{page, proto, svg, text};
 use tokio::sync::oneshot;
 
-use self::captures::{Busy, Captures, Kept};
+use self::captures::{Busy, Captures, KEPT_BYTES_MAX, KEPT_MAX, Kept};
 use self::request::Format;
 
 const GO_PPROF: HeaderName = HeaderName::from_static("x-go-pprof");
@@ -74,6 +75,17 @@ fn busy(sentence: &str) -> Response {
     response
 }
 
+/// Does what takes time (waiting, symbols, formats) on a thread of its own, so that the control plane goes on answering.
+async fn on_thread(work: impl FnOnce() -> Response + Send + 'static) -> Response {
+    let (sender, made) = oneshot::channel();
+    // A client that went away wants nothing.
+    let body = move || _ = sender.send(work());
+    if let Err(e) = std::thread::Builder::new().name("koltso-capture".to_owned()).spawn(body) {
+        return refuse(StatusCode::INTERNAL_SERVER_ERROR, &format!("No thread can be started for the capture: {e}."));
+    }
+    made.await.unwrap_or_else(|_| refuse(StatusCode::INTERNAL_SERVER_ERROR, "The capture ended without a result."))
+}
+
 async fn profile(
     State(captures): State<Arc<Captures>>,
     Path(name): Path<String>,
@@ -90,45 +102,34 @@ async fn profile(
             return busy("Two captures of this kind run already; force=true ends the oldest of them.");
         }
     };
-    let (sender, made) = oneshot::channel();
     let stop = turn.stop.clone();
-    // What takes time, symbols and formats too, happens there.
-    let work = move || {
-        let response = match self::captures::capture(&asked, &stop) {
-            Ok(capture) => give(&captures.keep(capture), asked.format),
-            Err(error) => failed(&error),
-        };
-        // A client that went away wants nothing.
-        let _ = sender.send(response);
-    };
-    if let Err(e) = std::thread::Builder::new().name("koltso-capture".to_owned()).spawn(work) {
-        return refuse(StatusCode::INTERNAL_SERVER_ERROR, &format!("No thread can be started for the capture: {e}."));
-    }
+    let response = on_thread(move || match self::captures::capture(&asked, &stop) {
+        Ok(capture) => give(&captures.keep(capture), asked.format),
+        Err(error) => failed(&error),
+    })
+    .await;
     // If this future is dropped, the turn is, and the capture ends.
-    let response = made.await;
     drop(turn);
-    response.unwrap_or_else(|_| refuse(StatusCode::INTERNAL_SERVER_ERROR, "The capture ended without a result."))
+    response
 }
 
-fn kept_by(captures: &Captures, query: &str, name: &str) -> Result<Kept, String> {
-    let mut ids = query::pairs(query).filter(|(known, _)| *known == name).map(|(_, value)| value);
-    let id = ids.next().and_then(|text| text.parse().ok());
-    let found = id.and_then(|id: u64| captures.kept().into_iter().find(|kept| kept.id == id));
+fn kept(captures: &Captures, id: u64) -> Result<Kept, String> {
+    let found = captures.kept().into_iter().find(|kept| kept.id == id);
     found.ok_or_else(|| {
-        format!("The parameter {name} is the number of a capture that is kept; /debug/pprof/captures lists them.")
+        format!("Capture {id} is not kept (the last {KEPT_MAX} are); /debug/pprof/captures lists those that are.")
     })
 }
 
 async fn diff(State(captures): State<Arc<Captures>>, RawQuery(query): RawQuery) -> Response {
-    let query = query.unwrap_or_default();
-    let pair = kept_by(&captures, &query, "base").and_then(|base| Ok((base, kept_by(&captures, &query, "new")?)));
+    let pair = request::parse_diff(&query.unwrap_or_default())
+        .and_then(|(base, new)| Ok((kept(&captures, base)?, kept(&captures, new)?)));
     match pair {
         Ok((base, new)) if base.capture.event != new.capture.event => {
             refuse(StatusCode::BAD_REQUEST, "The two captures are of different kinds.")
         }
         Ok((base, new)) => {
             let title = format!("Koltso: {}, capture {} against {}", new.capture.event.name(), new.id, base.id);
-            Html(page::diff(&base.capture, &new.capture, &title)).into_response()
+            on_thread(move || Html(page::diff(&base.capture, &new.capture, &title)).into_response()).await
         }
         Err(sentence) => refuse(StatusCode::BAD_REQUEST, &sentence),
     }
@@ -138,8 +139,12 @@ async fn diff(State(captures): State<Arc<Captures>>, RawQuery(query): RawQuery) 
 async fn list(State(captures): State<Arc<Captures>>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     if !query.is_empty() {
-        return match kept_by(&captures, &query, "id") {
-            Ok(kept) => give(&kept, Format::Html),
+        let asked = request::parse_again(&query).and_then(|(id, format)| Ok((kept(&captures, id)?, format)));
+        return match asked {
+            Ok((kept, Format::Heatmap)) if !kept.has_times() => {
+                refuse(StatusCode::BAD_REQUEST, &format!("Capture {} has no times, as a heatmap needs them.", kept.id))
+            }
+            Ok((kept, format)) => on_thread(move || give(&kept, format)).await,
             Err(sentence) => refuse(StatusCode::BAD_REQUEST, &sentence),
         };
     }
@@ -154,12 +159,42 @@ async fn list(State(captures): State<Arc<Captures>>, RawQuery(query): RawQuery) 
         );
         rows.push_str(&line);
     }
-    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], rows).into_response()
+    plain(rows)
+}
+
+fn plain(text: String) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+}
+
+/// Names of addresses of this process, for tools that have none: as Go's, the addresses come in the query or as the body of a POST.
+async fn symbol(method: Method, RawQuery(query): RawQuery, body: Bytes) -> Response {
+    let text = if method == Method::POST { String::from_utf8(body.into()).ok() } else { query.or(Some(String::new())) };
+    let addresses = match text.ok_or_else(|| "Addresses are hexadecimal and joined by +.".to_owned()) {
+        Ok(text) => request::parse_addresses(&text),
+        Err(sentence) => Err(sentence),
+    };
+    match addresses {
+        Err(sentence) => refuse(StatusCode::BAD_REQUEST, &sentence),
+        Ok(addresses) => {
+            // What Go says where it has symbols at all; the number itself means nothing.
+            let mut text = "num_symbols: 1\n".to_owned();
+            let work = move || {
+                let mut symbols = Symbols::new();
+                for address in addresses {
+                    let frames = symbols.frames(address);
+                    let function = frames.last().map_or("", |frame| &frame.function);
+                    text.push_str(&format!("{address:#x}\t{function}\n"));
+                }
+                plain(text)
+            };
+            on_thread(work).await
+        }
+    }
 }
 
 async fn cmdline() -> Response {
     let arguments: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
-    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], arguments.join("\0")).into_response()
+    plain(arguments.join("\0"))
 }
 
 async fn index(State(captures): State<Arc<Captures>>) -> Response {
@@ -182,6 +217,8 @@ async fn index(State(captures): State<Arc<Captures>>) -> Response {
         include_str!("index.html"),
         engine = page::escaped(&engine),
         running = running,
+        kept_max = KEPT_MAX,
+        kept_mib = KEPT_BYTES_MAX >> 20,
         kept = if kept.is_empty() { "<li>none yet</li>" } else { &kept },
     );
     Html(body).into_response()
@@ -194,7 +231,13 @@ pub fn router() -> Router {
         response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET"));
         response
     };
+    let wrong_for_symbol = || async {
+        let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "This path knows GET and POST only.");
+        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, POST"));
+        response
+    };
     Router::new()
+        .route("/debug/pprof/symbol", get(symbol).post(symbol).fallback(wrong_for_symbol))
         .route("/debug/pprof/", get(index).fallback(wrong))
         .route("/debug/pprof", get(index).fallback(wrong))
         .route("/debug/pprof/cmdline", get(cmdline).fallback(wrong))

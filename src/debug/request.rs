@@ -3,6 +3,9 @@
 use koltso_net::http::query;
 use koltso_profiling::capture::Event;
 
+/// Addresses that `symbol` names at a time.
+pub const ADDRESSES_MAX: usize = 4096;
+
 /// How a capture is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -31,6 +34,8 @@ pub struct Asked {
     pub seconds: Option<u32>,
     /// Samples a second of a processor, for CPU.
     pub hz: u32,
+    /// Allocations with their times.
+    pub timed: bool,
     /// How it is given.
     pub format: Format,
     /// If two of the kind run, the oldest is ended.
@@ -45,8 +50,17 @@ fn number(name: &str, text: &str, least: u32, most: u32) -> Result<u32, String> 
     }
 }
 
+/// Events by the names of `event=`.
+const EVENTS: [Event; 7] =
+    [Event::Cpu, Event::Allocs, Event::Heap, Event::Mutex, Event::Block, Event::OffCpu, Event::Stalls];
+
 fn event_of(name: &str) -> Option<Event> {
-    [Event::Cpu, Event::Allocs, Event::Heap, Event::OffCpu].into_iter().find(|event| event.name() == name)
+    EVENTS.into_iter().find(|event| event.name() == name)
+}
+
+/// Those whose samples have times.
+const fn is_timed(event: Event) -> bool {
+    matches!(event, Event::Cpu | Event::Allocs)
 }
 
 /// What a path's last part and a query ask for. `None`: there is no such profile.
@@ -56,29 +70,23 @@ fn event_of(name: &str) -> Option<Event> {
 pub fn parse(profile: &str, text: &str) -> Option<Result<Asked, String>> {
     let (event, format) = match profile {
         "profile" => (Some(Event::Cpu), Format::Pprof),
-        "allocs" => (Some(Event::Allocs), Format::Pprof),
-        "heap" => (Some(Event::Heap), Format::Pprof),
-        "offcpu" => (Some(Event::OffCpu), Format::Pprof),
         "flamegraph" => (None, Format::Html),
         "heatmap" => (None, Format::Heatmap),
-        _ => return None,
+        // People read it as a list.
+        "stalls" => (Some(Event::Stalls), Format::Text),
+        "cpu" => return None,
+        name => (Some(event_of(name)?), Format::Pprof),
     };
     Some(parameters(profile, event, format, text))
 }
 
-fn parameters(profile: &str, event: Option<Event>, format: Format, text: &str) -> Result<Asked, String> {
+/// Parameters by name; each is known to `profile` and given once.
+fn given<'a>(profile: &str, text: &'a str, known: impl Fn(&str) -> bool) -> Result<Vec<(&'a str, &'a str)>, String> {
     let mut given: Vec<(&str, &str)> = Vec::new();
     for (name, value) in query::pairs(text) {
         // Two names of one parameter.
         let name = if name == "frequency" { "hz" } else { name };
-        let known = match name {
-            "seconds" | "force" => true,
-            "hz" => !matches!(event, Some(Event::Allocs | Event::Heap | Event::OffCpu)),
-            "format" => format != Format::Heatmap,
-            "event" => event.is_none(),
-            _ => false,
-        };
-        if !known {
+        if !known(name) {
             return Err(format!("/debug/pprof/{profile} knows no parameter {name}."));
         }
         if given.iter().any(|&(before, _)| before == name) {
@@ -86,54 +94,125 @@ fn parameters(profile: &str, event: Option<Event>, format: Format, text: &str) -
         }
         given.push((name, value));
     }
-    let get = |name: &str| given.iter().find(|(known, _)| *known == name).map(|&(_, value)| value);
+    Ok(given)
+}
+
+fn value<'a>(given: &[(&str, &'a str)], name: &str) -> Option<&'a str> {
+    given.iter().find(|(known, _)| *known == name).map(|&(_, value)| value)
+}
+
+fn parameters(profile: &str, event: Option<Event>, page: Format, text: &str) -> Result<Asked, String> {
+    let given = given(profile, text, |name| match name {
+        "seconds" | "force" => true,
+        "hz" => matches!(event, Some(Event::Cpu) | None),
+        "format" => page != Format::Heatmap,
+        "event" => event.is_none(),
+        _ => false,
+    })?;
+    let get = |name: &str| value(&given, name);
     let event = match (event, get("event")) {
         (Some(event), _) => event,
         (None, None) => Event::Cpu,
         (None, Some(name)) => match event_of(name) {
-            Some(Event::Cpu) => Event::Cpu,
-            Some(Event::Heap | Event::OffCpu) | None if format == Format::Heatmap => {
-                return Err(format!("The parameter event is cpu for a heatmap, not `{name}`."));
+            Some(event) if page != Format::Heatmap || is_timed(event) => event,
+            _ if page == Format::Heatmap => {
+                return Err(format!("The parameter event is cpu or allocs for a heatmap, not `{name}`."));
             }
-            Some(Event::Allocs) if format == Format::Heatmap => {
-                return Err("A heatmap of allocations is not made yet; event=cpu is.".to_owned());
+            _ => {
+                let names = EVENTS.map(Event::name).join(", ");
+                return Err(format!("The parameter event is one of {names}, not `{name}`."));
             }
-            Some(event) => event,
-            None => return Err(format!("The parameter event is one of cpu, allocs, heap and offcpu, not `{name}`.")),
         },
     };
     if event != Event::Cpu && get("hz").is_some() {
         return Err(format!("The parameter hz is for CPU, not for {}.", event.name()));
     }
+    if event == Event::Stalls && get("seconds").is_some() {
+        return Err("The last stalls are kept without being asked for: there are no seconds to choose.".to_owned());
+    }
     let (most, default) = match event {
+        _ if page == Format::Heatmap => (300, Some(60)),
+        Event::Cpu => (300, Some(30)),
         Event::OffCpu => (60, Some(10)),
-        Event::Allocs | Event::Heap => (300, None),
-        _ if format == Format::Heatmap => (300, Some(60)),
-        _ => (300, Some(30)),
+        Event::Allocs | Event::Heap | Event::Mutex | Event::Block | Event::Stalls => (300, None),
     };
     let seconds = get("seconds").map(|text| number("seconds", text, 1, most)).transpose()?.or(default);
-    let hz =
-        get("hz").map_or(Ok(if format == Format::Heatmap { 499 } else { 99 }), |text| number("hz", text, 1, 999))?;
-    let format = match get("format") {
-        None => format,
-        Some("pprof") => Format::Pprof,
-        Some("html") => Format::Html,
-        Some("svg") => Format::Svg,
-        Some("folded") => Format::Folded,
-        Some("perfscript") => Format::PerfScript,
-        Some("text") => Format::Text,
-        Some(other) => {
-            return Err(format!(
-                "The parameter format is one of pprof, html, svg, folded, perfscript and text, not `{other}`."
-            ));
-        }
-    };
+    let hz = get("hz").map_or(Ok(if page == Format::Heatmap { 499 } else { 99 }), |text| number("hz", text, 1, 999))?;
+    let format = get("format").map_or(Ok(page), |name| format_of(name, false))?;
     let force = match get("force") {
         None | Some("false") => false,
         Some("true") => true,
         Some(other) => return Err(format!("The parameter force is true or false, not `{other}`.")),
     };
-    Ok(Asked { event, seconds, hz, format, force })
+    Ok(Asked { event, seconds, hz, timed: page == Format::Heatmap, format, force })
+}
+
+fn format_of(name: &str, heatmap: bool) -> Result<Format, String> {
+    Ok(match name {
+        "pprof" => Format::Pprof,
+        "html" => Format::Html,
+        "svg" => Format::Svg,
+        "folded" => Format::Folded,
+        "perfscript" => Format::PerfScript,
+        "text" => Format::Text,
+        "heatmap" if heatmap => Format::Heatmap,
+        other => {
+            let heatmap = if heatmap { ", heatmap" } else { "" };
+            return Err(format!(
+                "The parameter format is one of pprof, html, svg, folded, perfscript{heatmap} and text, not `{other}`."
+            ));
+        }
+    })
+}
+
+fn id(given: &[(&str, &str)], name: &str) -> Result<u64, String> {
+    let text = value(given, name).ok_or_else(|| {
+        format!("The parameter {name} is missing: the number of a capture; /debug/pprof/captures lists them.")
+    })?;
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).ok_or_else(|| {
+        format!("The parameter {name} is the number of a capture, not `{text}`; /debug/pprof/captures lists them.")
+    })
+}
+
+/// What `captures?id=N&format=F` asks for.
+///
+/// # Errors
+/// One sentence about the parameter that is wrong.
+pub fn parse_again(text: &str) -> Result<(u64, Format), String> {
+    let given = given("captures", text, |name| matches!(name, "id" | "format"))?;
+    let format = value(&given, "format").map_or(Ok(Format::Html), |name| format_of(name, true))?;
+    Ok((id(&given, "id")?, format))
+}
+
+/// What `diff?base=N&new=M&format=html` asks for.
+///
+/// # Errors
+/// One sentence about the parameter that is wrong.
+pub fn parse_diff(text: &str) -> Result<(u64, u64), String> {
+    let given = given("diff", text, |name| matches!(name, "base" | "new" | "format"))?;
+    match value(&given, "format") {
+        None | Some("html") => Ok((id(&given, "base")?, id(&given, "new")?)),
+        Some(other) => Err(format!("The parameter format is html for a difference, not `{other}`.")),
+    }
+}
+
+/// Addresses that `symbol` asks for, as Go's: `0x4a10+0x4b20`.
+///
+/// # Errors
+/// One sentence about what is no address.
+pub fn parse_addresses(text: &str) -> Result<Vec<u64>, String> {
+    let words: Vec<&str> = text.split('+').map(str::trim).filter(|word| !word.is_empty()).collect();
+    if words.len() > ADDRESSES_MAX {
+        return Err(format!("At most {ADDRESSES_MAX} addresses are named at a time, not {}.", words.len()));
+    }
+    let address = |word: &str| {
+        let digits = word.strip_prefix("0x").or_else(|| word.strip_prefix("0X")).unwrap_or(word);
+        let shown = || word.chars().take(40).collect::<String>();
+        u64::from_str_radix(digits, 16)
+            .map_err(|_| format!("Addresses are hexadecimal and joined by +, and `{}` is none.", shown()))
+    };
+    words.into_iter().map(address).collect()
 }
 
 #[cfg(test)]
@@ -146,7 +225,8 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_go() {
-        let all = Asked { event: Event::Cpu, seconds: Some(30), hz: 99, format: Format::Pprof, force: false };
+        let all =
+            Asked { event: Event::Cpu, seconds: Some(30), hz: 99, timed: false, format: Format::Pprof, force: false };
         assert_eq!(asked("profile", ""), Ok(all));
         assert_eq!(asked("heap", ""), Ok(Asked { event: Event::Heap, seconds: None, ..all }));
         assert_eq!(asked("offcpu", "").map(|a| a.seconds), Ok(Some(10)));
@@ -155,8 +235,19 @@ mod tests {
             asked("flamegraph", "event=allocs&format=svg").map(|a| (a.event, a.format)),
             Ok((Event::Allocs, Format::Svg))
         );
+        for event in [Event::Mutex, Event::Block, Event::Allocs] {
+            assert_eq!(asked(event.name(), ""), Ok(Asked { event, seconds: None, ..all }));
+        }
+        assert_eq!(asked("stalls", ""), Ok(Asked { event: Event::Stalls, seconds: None, format: Format::Text, ..all }));
+        let heat = asked("heatmap", "event=allocs").expect("a heatmap");
+        assert!(heat.timed && heat.event == Event::Allocs && heat.seconds == Some(60));
         assert_eq!(asked("profile", "frequency=999&force=true").map(|a| (a.hz, a.force)), Ok((999, true)));
-        assert!(parse("nonsense", "").is_none());
+        assert!(parse("nonsense", "").is_none() && parse("cpu", "").is_none());
+        assert_eq!(parse_again("id=7"), Ok((7, Format::Html)));
+        assert_eq!(parse_again("id=7&format=heatmap"), Ok((7, Format::Heatmap)));
+        assert_eq!(parse_diff("base=7&new=9"), Ok((7, 9)));
+        assert_eq!(parse_addresses("0x10+ff"), Ok(vec![16, 255]));
+        assert_eq!(parse_addresses(""), Ok(vec![]));
     }
 
     #[test]
@@ -177,9 +268,36 @@ mod tests {
             ("flamegraph", "event=heap&hz=9", "hz"),
             ("flamegraph", "event=nonsense", "nonsense"),
             ("heatmap", "event=heap", "heatmap"),
+            ("heatmap", "event=allocs&hz=9", "hz"),
+            ("heatmap", "format=svg", "format"),
+            ("profile", "format=heatmap", "heatmap"),
+            ("mutex", "hz=9", "hz"),
+            ("block", "seconds=301", "1 to 300"),
+            ("stalls", "seconds=1", "seconds"),
+            ("profile", "seconds=", "``"),
+            ("profile", "seconds=-1", "`-1`"),
+            ("profile", "seconds=4294967297", "1 to 300"),
         ] {
             let sentence = asked(profile, query).expect_err(query);
             assert!(sentence.contains(word), "{profile}?{query}: {sentence}");
         }
+        for (query, word) in [
+            ("", "missing"),
+            ("id=x", "`x`"),
+            ("id=1&id=2", "more than once"),
+            ("id=1&format=pdf", "pdf"),
+            ("id=1&colour=red", "colour"),
+        ] {
+            let sentence = parse_again(query).expect_err(query);
+            assert!(sentence.contains(word), "captures?{query}: {sentence}");
+        }
+        for (query, word) in [("base=1", "new"), ("base=1&new=-1", "`-1`"), ("base=1&new=2&format=svg", "svg")] {
+            let sentence = parse_diff(query).expect_err(query);
+            assert!(sentence.contains(word), "diff?{query}: {sentence}");
+        }
+        for text in ["0x", "0xg", "5 6", "0x10000000000000000", "-1", "5+zz"] {
+            assert!(parse_addresses(text).is_err(), "{text}");
+        }
+        assert!(parse_addresses(&"1+".repeat(ADDRESSES_MAX + 1)).is_err());
     }
 }
