@@ -293,7 +293,9 @@ impl Builder {
         let next = self.function.len() as u64 + 1;
         let id = *self.function_ids.entry((name, filename)).or_insert(next);
         if id == next {
-            self.function.push(message::Function { id, name, system_name: name, filename, start_line: 0 });
+            // No system name: `go tool pprof` takes a name that is also the system's for one to be simplified as if it were C++, and
+            // makes `::serve` of `<Core as Service>::serve`.
+            self.function.push(message::Function { id, name, system_name: 0, filename, start_line: 0 });
         }
         message::Line { function_id: id, line: i64::from(frame.line) }
     }
