@@ -22,6 +22,9 @@ pub(crate) struct Raw {
     pub(crate) values: [i64; 4],
 }
 
+// What a sample takes while a capture is finished: docs/PROFILING.md tells users.
+const _: () = assert!(size_of::<Raw>() + size_of::<Sample>() == 104);
+
 /// See the head of the file.
 #[derive(Debug, Default)]
 pub(crate) struct Collected {
@@ -76,6 +79,7 @@ impl Collected {
         self.samples.sort_by_key(|sample| sample.at_ns);
         let stacks: Vec<Option<StackId>> = self.chains.iter().map(|chain| stack(capture, chain, symbols)).collect();
         let mut threads: HashMap<u32, Option<ThreadIndex>> = HashMap::new();
+        capture.samples.reserve_exact(self.samples.len());
         for raw in &self.samples {
             let thread = *threads.entry(raw.tid).or_insert_with(|| {
                 let index = u16::try_from(capture.threads.len()).ok()?;
@@ -112,4 +116,29 @@ fn stack(capture: &mut Capture, chain: &[u64], of: &mut Symbols) -> Option<Stack
         ids.push(capture.frame(Frame { function, file: None, line: 0, place: Place::Label, address: 0 })?);
     }
     capture.stack(&ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::{Event, ValueType};
+
+    #[test]
+    fn samples_and_chains_beyond_the_bounds_are_counted_and_not_kept() {
+        let mut collected = Collected::default();
+        let chain = collected.chain(&[1]).expect("room");
+        for at_ns in 0..capture::SAMPLES_MAX as u64 + 5 {
+            collected.push(Raw { at_ns, tid: 1, cpu: 0, chain, values: [1, 0, 0, 0] });
+        }
+        assert_eq!((collected.samples().len(), collected.dropped), (capture::SAMPLES_MAX, 5));
+        for address in 0..capture::STACKS_MAX as u64 + 7 {
+            collected.chain(&[address, 2]);
+        }
+        assert_eq!(collected.dropped, 5 + 8);
+        let mut capture = Capture::new(Event::Cpu, 0, vec![ValueType::new("samples", "count")], 0);
+        collected.chains.truncate(1);
+        collected.into_capture(&mut capture, 0, &mut Symbols::new());
+        assert_eq!((capture.samples.len(), capture.dropped), (capture::SAMPLES_MAX, 13));
+        assert!(capture.samples.capacity() == capture::SAMPLES_MAX);
+    }
 }

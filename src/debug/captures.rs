@@ -214,4 +214,26 @@ mod tests {
         let kept: Vec<u64> = captures.kept().iter().map(|kept| kept.id).collect();
         assert_eq!(kept, ids[100 - KEPT_MAX..]);
     }
+
+    #[test]
+    fn large_captures_push_each_other_out_and_one_that_is_too_large_is_not_kept() {
+        use koltso_profiling::capture::{Place, Sample, ThreadIndex};
+        let large = |samples: usize| {
+            let mut capture = Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0);
+            let frame = Frame { function: "f".into(), file: None, line: 0, place: Place::User, address: 1 };
+            let frame = capture.frame(frame).expect("room");
+            let stack = capture.stack(&[frame]).expect("room");
+            let sample = Sample { at_ns: 0, thread: ThreadIndex(0), cpu: 0, stack, values: [1; 4] };
+            (0..samples).for_each(|_| capture.push(sample));
+            capture
+        };
+        let captures = Captures::default();
+        let of_20_mb = 20_000_000 / size_of::<Sample>();
+        let ids: Vec<u64> = (0..5).map(|_| captures.keep(large(of_20_mb)).id).collect();
+        assert_eq!(captures.kept().iter().map(|kept| kept.id).collect::<Vec<_>>(), ids[2..]);
+        // It is given to who asked for it all the same.
+        let largest = captures.keep(large(4 * of_20_mb));
+        assert_eq!(largest.capture.samples.len(), 4 * of_20_mb);
+        assert!(captures.kept().is_empty());
+    }
 }
