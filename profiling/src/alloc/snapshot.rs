@@ -103,9 +103,11 @@ pub(crate) struct Engine {
 
 impl Engine {
     fn has(&self, frame: &Frame) -> bool {
-        // The compiler's calls of the global allocator are of no interest either: `__rustc::__rust_alloc`.
+        // The compiler's calls of the global allocator are of no interest either: `__rustc::__rust_alloc`. (Not all that begins so:
+        // `__rust_begin_short_backtrace` is at the root of a thread.)
         let last = frame.function.rsplit("::").next().unwrap_or_default();
-        ["__rust_", "__rg_", "__rdl_"].iter().any(|shim| last.starts_with(shim))
+        let shim = ["__rust_", "__rg_", "__rdl_"].iter().find_map(|shim| last.strip_prefix(shim));
+        shim.is_some_and(|call| ["alloc", "alloc_zeroed", "dealloc", "realloc"].contains(&call))
             || frame.function.trim_start_matches('<').starts_with(self.names)
             || frame.file.as_ref().is_some_and(|file| file.contains(self.source))
     }
@@ -235,6 +237,7 @@ mod tests {
                     out.push(name("koltso_profiling::alloc::Sampling<A>::sampled_alloc", Place::Inlined));
                     out.push(name("program", Place::User));
                 }
+                12 => out.push(name("std::sys::backtrace::__rust_begin_short_backtrace", Place::User)),
                 _ => out.push(name(&address.to_string(), Place::User)),
             }
         }
@@ -246,7 +249,7 @@ mod tests {
         let objects = |n: u64| n * OBJECT;
         let before = [row(4, &[1, 2, 10, 11], [objects(1), 100, 0, 0]), row(OVERFLOW, &[], [0; 4])];
         let after = [
-            row(3, &[1, 3, 11], [objects(2), 20, objects(2), 20]),
+            row(3, &[1, 3, 11, 12], [objects(2), 20, objects(2), 20]),
             row(4, &[1, 2, 10, 11], [objects(3), 300, objects(2), 200]),
             row(9, &[], [objects(1), 5, 0, 0]),
             row(OVERFLOW, &[], [objects(7), 70, 0, 0]),
@@ -261,7 +264,7 @@ mod tests {
             })
             .collect();
         let expected = vec![
-            (vec!["program", "11"], [2, 20, 0, 0]),
+            (vec!["program", "11", "std::sys::backtrace::__rust_begin_short_backtrace"], [2, 20, 0, 0]),
             (vec!["10", "11"], [2, 200, 0, 0]),
             (vec!["no stack"], [1, 5, 1, 5]),
             (vec!["stacks beyond the bound"], [7, 70, 7, 70]),
