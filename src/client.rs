@@ -1,20 +1,21 @@
-//! `koltso get|put|delete|scan`: one request for people and scripts, over a blocking socket.
+//! `koltso get|put|delete|scan`: one request for people and scripts.
 //!
 //! Values go to standard output as they are. Exit codes: 0 done, 1 there is no such key, 2 anything else, with one
 //! sentence on standard error.
 
 use std::fmt::Write as _;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
+use crate::http_client::{Answer, Patience, Request, Server};
 use crate::units::Span;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-const HEAD_MAX: usize = 64 << 10;
+/// A key and the largest value that a server may be told to take.
+const RECORD_MAX: u64 = 33 << 20;
 
 /// Which server, and how many replicas.
 #[derive(Args)]
@@ -126,106 +127,20 @@ fn encoded(text: &str) -> String {
     out
 }
 
-/// An answer whose head was read.
-struct Answer {
-    status: u16,
-    length: Option<u64>,
-    chunked: bool,
-    body: BufReader<TcpStream>,
-}
-
 impl Target {
     fn ask(&self, method: &str, path: &str, body: &[u8]) -> Result<Answer, String> {
-        let host = self.url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
-        let host = host.filter(|host| !host.is_empty() && !host.contains(['/', ' ', '?']));
-        let host = host.ok_or_else(|| format!("--url {} is not a URL such as http://127.0.0.1:1337", self.url))?;
-        let address = if host.rsplit(']').next().unwrap_or(host).contains(':') {
-            host.to_owned()
-        } else {
-            format!("{host}:1337")
-        };
-        self.exchange(&address, host, method, path, body).map_err(|e| match e.kind() {
-            io::ErrorKind::ConnectionRefused => format!("nobody listens at {}: is the server running?", self.url),
-            _ => format!("{} did not answer: {e}", self.url),
-        })
-    }
-
-    fn exchange(&self, address: &str, host: &str, method: &str, path: &str, body: &[u8]) -> io::Result<Answer> {
-        let socket = TcpStream::connect(address)?;
-        socket.set_read_timeout(Some(TIMEOUT))?;
-        socket.set_write_timeout(Some(TIMEOUT))?;
-        let length = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
-        );
-        (&socket).write_all(head.as_bytes())?;
-        // A server that refuses a body answers before it is sent whole: the answer says more than the broken pipe.
-        let sent = (&socket).write_all(body);
-        let answer = read_head(BufReader::new(socket));
-        if answer.is_err() {
-            sent?;
-        }
-        answer
+        let server = Server::of(&self.url)
+            .ok_or_else(|| format!("--url {} is not a URL such as http://127.0.0.1:1337", self.url))?;
+        let request = Request { method, path, token: None, body, patience: Patience::Idle(TIMEOUT) };
+        server.ask(&request).map_err(|e| e.to_string())
     }
 }
 
-fn read_head(mut body: BufReader<TcpStream>) -> io::Result<Answer> {
-    let garbage = || io::Error::new(io::ErrorKind::InvalidData, "this is not an HTTP answer");
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let read = (&mut body).take((HEAD_MAX - head.len()) as u64).read_until(b'\n', &mut head)?;
-        if read == 0 {
-            return Err(garbage());
-        }
-    }
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut parsed = httparse::Response::new(&mut headers);
-    parsed.parse(&head).map_err(|_| garbage())?;
-    let find = |name: &str| parsed.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value);
-    let length = find("content-length").and_then(|v| std::str::from_utf8(v).ok()?.trim().parse().ok());
-    let chunked = find("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case(b"chunked"));
-    let status = parsed.code.ok_or_else(garbage)?;
-    Ok(Answer { status, length, chunked, body })
-}
-
-impl Answer {
-    /// The body of an answer that is no success, as the reason.
-    fn refusal(self) -> String {
-        let mut text = String::new();
-        let _ = self.body.take(4096).read_to_string(&mut text);
-        format!("the server answered {}: {}", self.status, text.lines().next().unwrap_or_default())
-    }
-
-    /// Copies a body of known length to standard output.
-    fn print(mut self) -> Result<(), String> {
-        let wrong = |e: io::Error| format!("the value could not be read or written: {e}");
-        let mut out = io::stdout().lock();
-        match self.length {
-            Some(length) => {
-                let copied = io::copy(&mut self.body.take(length), &mut out).map_err(wrong)?;
-                if copied != length {
-                    return Err(format!("the server sent {copied} of {length} bytes and closed"));
-                }
-            }
-            None => drop(io::copy(&mut self.body, &mut out).map_err(wrong)?),
-        }
-        out.flush().map_err(wrong)
-    }
-
-    /// The next chunk, which is one record. `None` after the last.
-    fn chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let garbage = || io::Error::new(io::ErrorKind::InvalidData, "the list is cut short");
-        let mut line = String::new();
-        (&mut self.body).take(64).read_line(&mut line)?;
-        let size = usize::from_str_radix(line.trim_end(), 16).map_err(|_| garbage())?;
-        let mut record = Vec::new();
-        let read = (&mut self.body).take(size as u64 + 2).read_to_end(&mut record)?;
-        if read != size + 2 {
-            return Err(garbage());
-        }
-        record.truncate(size);
-        Ok((size > 0).then_some(record))
-    }
+/// Copies a value to standard output.
+fn print(mut answer: Answer) -> Result<(), String> {
+    let mut out = io::stdout().lock();
+    answer.copy(&mut out, u64::MAX).map_err(|e| format!("the value could not be read or written: {e}"))?;
+    out.flush().map_err(|e| format!("the value could not be written: {e}"))
 }
 
 impl Quorum {
@@ -244,7 +159,7 @@ impl Get {
     pub fn run(self) -> Result<Done, String> {
         let answer = self.target.ask("GET", &entity(&self.key, &self.quorum), &[])?;
         match answer.status {
-            200 => answer.print().map(|()| Done::Yes),
+            200 => print(answer).map(|()| Done::Yes),
             404 => Ok(Done::Absent),
             _ => Err(answer.refusal()),
         }
@@ -292,7 +207,7 @@ impl Scan {
         }
         let wrong = |e: io::Error| format!("the list could not be read or written: {e}");
         let mut out = io::BufWriter::new(io::stdout().lock());
-        while let Some(record) = answer.chunk().map_err(wrong)? {
+        while let Some(record) = answer.chunk(RECORD_MAX).map_err(wrong)? {
             let at = record.iter().position(|&b| b == b'\n').unwrap_or(record.len());
             let (key, value) = (&record[..at], record.get(at + 1..).unwrap_or_default());
             let print = |out: &mut dyn Write| {

@@ -612,7 +612,7 @@ impl Flags {
             flag.or(file).map_or(Duration::from_secs(default), |span| span.0)
         };
         let token_file = self.admin_token_file.or(file.admin_token_file);
-        let admin_token = token_file.as_deref().map(read_token).transpose()?;
+        let admin_token = token_file.as_deref().map(|path| read_token("--admin-token-file", path)).transpose()?;
         Ok(Config {
             listen,
             data: self.data.or(file.data).unwrap_or_else(|| PathBuf::from(DATA_DEFAULT)),
@@ -633,11 +633,12 @@ impl Flags {
     }
 }
 
-fn read_token(path: &Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("--admin-token-file {}: {e}", path.display()))?;
+/// The token in the file of a flag.
+pub fn read_token(flag: &str, path: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{flag} {}: {e}", path.display()))?;
     let token = text.trim();
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(format!("--admin-token-file {} does not hold one token of printable characters", path.display()));
+        return Err(format!("{flag} {} does not hold one token of printable characters", path.display()));
     }
     Ok(token.to_owned())
 }

@@ -14,9 +14,11 @@ mod control;
 mod cores;
 mod debug;
 mod engine;
+mod http_client;
 mod local;
 mod metrics;
 mod node;
+mod profile;
 mod range;
 mod serve;
 mod status;
@@ -55,6 +57,8 @@ enum Command {
     Delete(client::Delete),
     /// Lists the records of a range of keys, on the node that is asked
     Scan(client::Scan),
+    /// Captures a profile of a running node, or shows one that was saved
+    Profile(profile::Profile),
 }
 
 /// A wrong flag is one sentence and exit code 2; help and version are not errors.
@@ -91,6 +95,7 @@ fn main() -> ExitCode {
             Command::Put(put) => client::run(|| put.run()),
             Command::Delete(delete) => client::run(|| delete.run()),
             Command::Scan(scan) => client::run(|| scan.run()),
+            Command::Profile(profile) => client::run(|| profile.run()),
         },
     }
 }

@@ -4,6 +4,7 @@
 //! Bounds: [`FRAMES_MAX`], [`STACKS_MAX`] and [`SAMPLES_MAX`]; what is beyond is counted in [`Capture::dropped`].
 //! Invariants: an id given out is an index that exists; a sample has one value for each of the [`Capture::types`].
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// Distinct frames of a capture.
@@ -32,9 +33,18 @@ pub enum Event {
     OffCpu,
     /// Turns of an event loop that took too long.
     Stalls,
+    /// Something else, which another program captured.
+    Other,
 }
 
 impl Event {
+    /// The event of a name, as [`Event::name`] gives it.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        use Event::{Allocs, Block, Cpu, Heap, Mutex, OffCpu, Other, Stalls};
+        [Cpu, Allocs, Heap, Mutex, Block, OffCpu, Stalls, Other].into_iter().find(|event| event.name() == name)
+    }
+
     /// As URLs and file names have it.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -46,24 +56,25 @@ impl Event {
             Self::Block => "block",
             Self::OffCpu => "offcpu",
             Self::Stalls => "stalls",
+            Self::Other => "profile",
         }
     }
 }
 
 /// What a number of a sample means, in the words that `go tool pprof`, Pyroscope and Parca know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValueType {
     /// `cpu`, `alloc_space`, `delay`, …
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// `nanoseconds`, `bytes`, `count`.
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
 }
 
 impl ValueType {
     /// A type.
     #[must_use]
     pub const fn new(name: &'static str, unit: &'static str) -> Self {
-        Self { name, unit }
+        Self { name: Cow::Borrowed(name), unit: Cow::Borrowed(unit) }
     }
 }
 
@@ -171,6 +182,8 @@ pub struct Capture {
     pub mappings: Vec<Mapping>,
     /// Which engine, and why, in one sentence for people.
     pub engine: String,
+    /// How many samples were taken, where those of [`Capture::samples`] were added up before (in a file); 0 if they are as they were taken.
+    pub taken: u64,
     /// Samples that the kernel lost.
     pub lost: u64,
     /// Times that the kernel throttled.
@@ -200,6 +213,7 @@ impl Capture {
             samples: Vec::new(),
             mappings: Vec::new(),
             engine: String::new(),
+            taken: 0,
             lost: 0,
             throttled: 0,
             dropped: 0,
@@ -271,6 +285,12 @@ impl Capture {
     #[must_use]
     pub fn stacks(&self) -> &[Box<[FrameId]>] {
         &self.stacks
+    }
+
+    /// How many samples were taken.
+    #[must_use]
+    pub fn sample_count(&self) -> u64 {
+        if self.taken > 0 { self.taken } else { self.samples.len() as u64 }
     }
 
     /// The sum of one value over all samples.

@@ -90,7 +90,7 @@ fn data(kind: &str, captures: &[&Capture]) -> String {
     for (index, (of, scale)) in last.types.iter().zip(&columns.scales).enumerate() {
         let comma = if index > 0 { "," } else { "" };
         let column = columns.column_of[index];
-        _ = write!(json, "{comma}[{},{},{scale},{column}]", quoted(of.name), quoted(of.unit));
+        _ = write!(json, "{comma}[{},{},{scale},{column}]", quoted(&of.name), quoted(&of.unit));
     }
     _ = write!(json, "],\"type\":{},\"threads\":[", last.default_type);
     list(&mut json, forest.threads.iter().map(|name| quoted(name)));

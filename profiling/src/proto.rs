@@ -1,12 +1,18 @@
-//! profile.proto, gzipped: what `go tool pprof`, Pyroscope and Parca read.
+//! profile.proto, gzipped: what `go tool pprof`, Pyroscope and Parca read; [`decode`] reads it back.
 //!
 //! The messages are those of <https://github.com/google/pprof/blob/main/proto/profile.proto>, written out so that no build needs
 //! `protoc`. Leaf first; frames inlined at one address are lines of one location, the innermost first; kernel frames have a mapping of
 //! their own; the thread's name is the label `thread`. Invariants: string 0 is empty; every id that is used is defined; ids start at 1,
 //! and 0 means none. A capture without samples is a valid profile. Absent: times of samples, which the format cannot hold.
-//! Tested in `tests/proto.rs`, also with the real `go tool pprof`.
+//! The first comment is the engine's sentence; another, which begins with [`NOTE`], has what the format has no field for.
+//! Tested in `tests/proto.rs`, also with the real `go tool pprof`, and in `tests/decode.rs`.
 
-use crate::capture::{Capture, Frame, FrameId, Place, ValueType};
+mod decode;
+
+pub use decode::{DecodeError, INFLATED_MAX, MESSAGE_MAX, decode};
+
+use crate::capture::{Capture, Frame, FrameId, Place, ThreadIndex, ValueType};
+use crate::text::thread_name;
 use flate2::{Compression, write::GzEncoder};
 use prost::Message;
 use std::collections::HashMap;
@@ -14,6 +20,9 @@ use std::io::Write;
 
 /// The name of the mapping in which kernel frames are.
 pub const KERNEL_MAPPING: &str = "[kernel.kallsyms]";
+
+/// How the comment begins that says what was captured and what is missing from it: `koltso event=cpu samples=2970 lost=0 …`.
+pub const NOTE: &str = "koltso ";
 
 /// The kernel's half of the addresses.
 const KERNEL_START: u64 = 0xffff_8000_0000_0000;
@@ -153,14 +162,15 @@ pub fn encode(capture: &Capture) -> Vec<u8> {
 pub fn profile(capture: &Capture) -> message::Profile {
     let mut builder = Builder { strings: vec![String::new()], ..Builder::default() };
     builder.string_ids.insert(String::new(), 0);
-    let types = capture.types.iter().map(|&of| builder.value_type(of)).collect();
+    let types = capture.types.iter().map(|of| builder.value_type(of)).collect();
     builder.mappings(capture);
     let locations: Vec<Vec<u64>> = capture.stacks().iter().map(|stack| builder.locations(capture, stack)).collect();
     let key = builder.string("thread");
-    let threads: Vec<i64> = capture.threads.iter().map(|thread| builder.string(&thread.name)).collect();
+    let threads: Vec<i64> = (0..capture.threads.len())
+        .map(|index| builder.string(&thread_name(capture, ThreadIndex(index as u16))))
+        .collect();
     let samples = capture.folded().into_iter().map(|sample| {
-        // A thread without a name has no label: its string would be the empty one.
-        let name = threads.get(usize::from(sample.thread.0)).copied().filter(|&name| name != 0);
+        let name = threads.get(usize::from(sample.thread.0)).copied();
         message::Sample {
             location_id: locations[sample.stack.0 as usize].clone(),
             value: sample.values[..capture.types.len()].to_vec(),
@@ -168,9 +178,10 @@ pub fn profile(capture: &Capture) -> message::Profile {
         }
     });
     let samples = samples.collect();
-    let period_type = capture.period.map(|(of, _)| builder.value_type(of));
-    let comment = if capture.engine.is_empty() { Vec::new() } else { vec![builder.string(&capture.engine)] };
-    let default_sample_type = builder.string(capture.types[capture.default_type].name);
+    let period_type = capture.period.as_ref().map(|(of, _)| builder.value_type(of));
+    let engine = (!capture.engine.is_empty()).then(|| builder.string(&capture.engine));
+    let comment = engine.into_iter().chain([builder.string(&note(capture))]).collect();
+    let default_sample_type = builder.string(&capture.types[capture.default_type].name);
     message::Profile {
         sample_type: types,
         sample: samples,
@@ -181,10 +192,19 @@ pub fn profile(capture: &Capture) -> message::Profile {
         time_nanos: i64::try_from(capture.began_unix_ms).unwrap_or(0).saturating_mul(1_000_000),
         duration_nanos: i64::try_from(capture.duration_ns).unwrap_or(i64::MAX),
         period_type,
-        period: capture.period.map_or(0, |(_, period)| period),
+        period: capture.period.as_ref().map_or(0, |&(_, period)| period),
         comment,
         default_sample_type,
     }
+}
+
+fn note(capture: &Capture) -> String {
+    let Capture { lost, throttled, dropped, accounted_ns, .. } = capture;
+    let (event, samples) = (capture.event.name(), capture.sample_count());
+    format!(
+        "{NOTE}event={event} samples={samples} lost={lost} throttled={throttled} dropped={dropped} \
+         accounted_ns={accounted_ns}"
+    )
 }
 
 #[derive(Default)]
@@ -210,8 +230,8 @@ impl Builder {
         id
     }
 
-    fn value_type(&mut self, of: ValueType) -> message::ValueType {
-        message::ValueType { r#type: self.string(of.name), unit: self.string(of.unit) }
+    fn value_type(&mut self, of: &ValueType) -> message::ValueType {
+        message::ValueType { r#type: self.string(&of.name), unit: self.string(&of.unit) }
     }
 
     /// Those of the program, then the kernel's if a frame is there. They claim to be symbolised: or tools would look for the binary
@@ -268,7 +288,8 @@ impl Builder {
         self.location.push(message::Location {
             id,
             mapping_id: self.mapping_of(capture, outermost),
-            address: outermost.address,
+            // A label is nowhere.
+            address: if outermost.place == Place::Label { 0 } else { outermost.address },
             line,
             is_folded: false,
         });

@@ -30,7 +30,7 @@ pub fn flamegraph(capture: &Capture, title: &str, value: usize) -> String {
     let mut options = Options::default();
     title.clone_into(&mut options.title);
     options.subtitle = text::summary(capture).lines().next().map(str::to_owned);
-    capture.types[value].unit.clone_into(&mut options.count_name);
+    options.count_name = capture.types[value].unit.to_string();
     options.image_width = Some(1200);
     // Per cent: narrower than half a pixel is not drawn, which keeps the file small.
     options.min_width = 0.04;

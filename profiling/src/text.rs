@@ -80,7 +80,7 @@ fn perf_line(capture: &Capture, frame: &Frame) -> String {
 /// The functions with the largest sums of a value, for people: self, total, and their shares.
 #[must_use]
 pub fn top(capture: &Capture, value: usize) -> String {
-    let kind = capture.types[value];
+    let kind = &capture.types[value];
     let names: Vec<Cow<'_, str>> = capture.frames().iter().map(marked).collect();
     let mut sums: HashMap<&str, (i64, i64)> = HashMap::new();
     let mut threads: BTreeMap<ThreadIndex, i64> = BTreeMap::new();
@@ -106,10 +106,10 @@ pub fn top(capture: &Capture, value: usize) -> String {
     rows.sort_unstable_by_key(|&(name, (own, all))| (std::cmp::Reverse((own, all)), name));
 
     let mut text = summary(capture);
-    _ = writeln!(text, "\n{} in all ({} in {})\n", amount(total, kind.unit), kind.name, kind.unit);
+    _ = writeln!(text, "\n{} in all ({} in {})\n", amount(total, &kind.unit), kind.name, kind.unit);
     _ = writeln!(text, "{:>12} {:>7} {:>12} {:>7}  function", "self", "", "total", "");
     for (name, (own, all)) in rows.iter().take(TOP_MAX) {
-        let (own_text, all_text) = (amount(*own, kind.unit), amount(*all, kind.unit));
+        let (own_text, all_text) = (amount(*own, &kind.unit), amount(*all, &kind.unit));
         let (own_share, all_share) = (share(*own, total), share(*all, total));
         let name = name.replace(char::is_control, "?");
         _ = writeln!(text, "{own_text:>12} {own_share:>7} {all_text:>12} {all_share:>7}  {name}");
@@ -122,7 +122,7 @@ pub fn top(capture: &Capture, value: usize) -> String {
     _ = writeln!(text, "\n{:>12} {:>7}  thread", "total", "");
     for (thread, sum) in threads {
         let name = thread_name(capture, thread).replace(char::is_control, "?");
-        _ = writeln!(text, "{:>12} {:>7}  {name}", amount(sum, kind.unit), share(sum, total));
+        _ = writeln!(text, "{:>12} {:>7}  {name}", amount(sum, &kind.unit), share(sum, total));
     }
     text
 }
@@ -134,7 +134,7 @@ pub fn summary(capture: &Capture) -> String {
     if capture.duration_ns > 0 {
         _ = write!(text, " over {}", amount(i64::try_from(capture.duration_ns).unwrap_or(i64::MAX), "nanoseconds"));
     }
-    _ = writeln!(text, ", {} samples", amount(capture.samples.len() as i64, "count"));
+    _ = writeln!(text, ", {} samples", amount(i64::try_from(capture.sample_count()).unwrap_or(i64::MAX), "count"));
     if !capture.engine.is_empty() {
         _ = writeln!(text, "{}", capture.engine.replace(char::is_control, " "));
     }

@@ -244,12 +244,12 @@ fn cumulative_values_only_grow_and_types_have_their_names() {
     for value in [ALLOC_OBJECTS, ALLOC_SPACE] {
         assert!(first.total(value) <= second.total(value) && first.total(value) > 0);
     }
-    let names: Vec<_> = first.types.iter().map(|t| (t.name, t.unit)).collect();
+    let names: Vec<_> = first.types.iter().map(|t| (&*t.name, &*t.unit)).collect();
     let expected =
         [("alloc_objects", "count"), ("alloc_space", "bytes"), ("inuse_objects", "count"), ("inuse_space", "bytes")];
     assert_eq!(names, expected);
     assert_eq!((first.default_type, engine::heap(&mut Names).default_type), (1, 3));
-    assert_eq!(first.period.map(|(_, bytes)| bytes), Some(524_288));
+    assert_eq!(first.period.as_ref().map(|&(_, bytes)| bytes), Some(524_288));
 }
 
 /// Runs before `main`, when neither the runtime nor this thread's sampling has begun.

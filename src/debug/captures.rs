@@ -178,7 +178,7 @@ pub fn capture(asked: &Asked, stop: &Arc<AtomicBool>) -> Result<Capture, EngineE
             wait(seconds, stop);
             locks::difference(&before, &locks::snapshot(), &mut names)
         }
-        (Event::Stalls, _) => {
+        (Event::Stalls | Event::Other, _) => {
             Capture::new(Event::Stalls, 0, vec![koltso_profiling::capture::ValueType::new("stalls", "count")], 0)
         }
     })

@@ -74,7 +74,7 @@ pub fn parse(profile: &str, text: &str) -> Option<Result<Asked, String>> {
         "heatmap" => (None, Format::Heatmap),
         // People read it as a list.
         "stalls" => (Some(Event::Stalls), Format::Text),
-        "cpu" => return None,
+        "cpu" => return None, // It is called `profile`.
         name => (Some(event_of(name)?), Format::Pprof),
     };
     Some(parameters(profile, event, format, text))
@@ -134,7 +134,7 @@ fn parameters(profile: &str, event: Option<Event>, page: Format, text: &str) -> 
         _ if page == Format::Heatmap => (300, Some(60)),
         Event::Cpu => (300, Some(30)),
         Event::OffCpu => (60, Some(10)),
-        Event::Allocs | Event::Heap | Event::Mutex | Event::Block | Event::Stalls => (300, None),
+        _ => (300, None),
     };
     let seconds = get("seconds").map(|text| number("seconds", text, 1, most)).transpose()?.or(default);
     let hz = get("hz").map_or(Ok(if page == Format::Heatmap { 499 } else { 99 }), |text| number("hz", text, 1, 999))?;

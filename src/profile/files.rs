@@ -1,0 +1,87 @@
+//! Saved profiles: read, and shown in another form, or as the difference of two.
+//!
+//! Bounds: those of [`proto::decode`]; no more of a file is read than it would take.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+
+use koltso_profiling::capture::Capture;
+use koltso_profiling::{page, proto, svg, text};
+
+use super::output::{Form, Output, told};
+use super::watch::end_on_signals;
+
+fn read(path: &Path) -> Result<Capture, String> {
+    let name = path.display();
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(proto::INFLATED_MAX as u64 + 1).read_to_end(&mut bytes));
+    read.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => format!("there is no file {name}; a node is given as http://HOST:PORT"),
+        _ => format!("{name} cannot be read: {e}"),
+    })?;
+    proto::decode(&bytes).map_err(|e| format!("{name}: {e}"))
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// Shows a file in another form.
+///
+/// # Errors
+/// One sentence.
+pub fn show(path: &Path, form: Form, out: Option<&Path>) -> Result<(), String> {
+    let capture = read(path)?;
+    let value = capture.default_type;
+    let title = match capture.duration_ns {
+        0 => format!("{}: {}", file_name(path), capture.event.name()),
+        ns => format!("{}: {}, {:.1} s", file_name(path), capture.event.name(), ns as f64 / 1e9),
+    };
+    let bytes = match form {
+        Form::Html => page::flamegraph(&capture, &title).into_bytes(),
+        Form::Svg => svg::flamegraph(&capture, &title, value).into_bytes(),
+        Form::Pprof => proto::encode(&capture),
+        Form::Folded => text::folded(&capture, value).into_bytes(),
+        Form::Text => text::top(&capture, value).into_bytes(),
+        Form::PerfScript => return Err("a saved profile has no times of samples, which .perf needs".to_owned()),
+    };
+    write(&bytes, Some(capture.sample_count()), out)
+}
+
+/// What changed from one file to another, as a page.
+///
+/// # Errors
+/// One sentence.
+pub fn difference(base: &Path, new: &Path, out: Option<&Path>) -> Result<(), String> {
+    let (before, after) = (read(base)?, read(new)?);
+    if !after.types.iter().any(|of| before.types.contains(of)) {
+        let types = |capture: &Capture| {
+            let names: Vec<&str> = capture.types.iter().map(|of| &*of.name).collect();
+            names.join(", ")
+        };
+        return Err(format!(
+            "{} has {}, {} has {}: there is nothing to compare",
+            base.display(),
+            types(&before),
+            new.display(),
+            types(&after)
+        ));
+    }
+    let title = format!("{} against {}: {}", file_name(new), file_name(base), after.event.name());
+    write(page::diff(&before, &after, &title).as_bytes(), None, out)
+}
+
+fn write(bytes: &[u8], samples: Option<u64>, out: Option<&Path>) -> Result<(), String> {
+    let mut output = Output::open(out)?;
+    end_on_signals(output.temporary())?;
+    if let Err(error) = output.write_all(bytes) {
+        return output.failure(&error).map_or(Ok(()), Err);
+    }
+    let (name, is_file) = (output.name(), output.temporary().is_some());
+    output.finish()?;
+    if is_file {
+        eprintln!("{}", told(&name, bytes.len() as u64, samples, None));
+    }
+    Ok(())
+}
