@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::table::{self, OVERFLOW, Row};
+use koltso_locks::table::{self, OVERFLOW, Row};
+
 use super::{OBJECT, RATE, STACKS_MAX, TABLE};
 use crate::capture::{Capture, Event, Frame, FrameId, Place, Sample, Thread, ThreadIndex, ValueType};
 
@@ -74,13 +75,13 @@ fn capture(
     );
     let mut stacks = Stacks::new(
         symbolise,
-        Engine { names: "koltso_profiling::alloc::Sampling", source: "profiling/src/alloc/mod.rs" },
+        Engine { names: "koltso_profiling::alloc::Sampling", sources: &["profiling/src/alloc/mod.rs"] },
     );
     for (row, [objects, space, freed_objects, freed_space]) in table::difference(before, after) {
         let whole = |objects: i64| (objects + OBJECT as i64 / 2).div_euclid(OBJECT as i64);
         let values = [whole(objects), space, whole(objects - freed_objects), space - freed_space];
         // A cumulative capture keeps what was freed: it tells of all that ever was.
-        stacks.push(&mut capture, &row, &row.words, None, values);
+        stacks.push(&mut capture, row.slot == OVERFLOW, &row.words, None, values);
     }
     capture
 }
@@ -88,7 +89,7 @@ fn capture(
 /// What is the engine, not the program: by the names of functions or, where debug information has only their last segments, by the files.
 pub(crate) struct Engine {
     pub(crate) names: &'static str,
-    pub(crate) source: &'static str,
+    pub(crate) sources: &'static [&'static str],
 }
 
 impl Engine {
@@ -97,7 +98,7 @@ impl Engine {
         let last = frame.function.rsplit("::").next().unwrap_or_default();
         ["__rust_", "__rg_", "__rdl_"].iter().any(|shim| last.starts_with(shim))
             || frame.function.trim_start_matches('<').starts_with(self.names)
-            || frame.file.as_ref().is_some_and(|file| file.contains(self.source))
+            || frame.file.as_ref().is_some_and(|file| self.sources.iter().any(|source| file.contains(source)))
     }
 }
 
@@ -123,11 +124,12 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
         Self { symbolise, engine, known: HashMap::new() }
     }
 
-    /// Adds a sample, unless it is all zeros. `addresses` are return addresses, innermost first.
+    /// Adds a sample, unless it is all zeros. `addresses` are return addresses, innermost first; none, and `is_overflow`, for what had no
+    /// room.
     pub(crate) fn push(
         &mut self,
         capture: &mut Capture,
-        row: &Row,
+        is_overflow: bool,
         addresses: &[u64],
         label: Option<&str>,
         values: [i64; 4],
@@ -140,7 +142,7 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
             capture.threads.push(Thread { tid: std::process::id(), name: "all".into() });
         }
         let mut labels = Vec::new();
-        if row.slot == OVERFLOW {
+        if is_overflow {
             // In the first value's unit: objects, contentions.
             labels.push("stacks beyond the bound".to_owned());
             capture.dropped += values[0].unsigned_abs();
