@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use koltso_locks::Mutex;
 use koltso_profiling::alloc::{self, Symbolise};
 use koltso_profiling::capture::{Capture, Event, Frame};
 use koltso_profiling::engine::{CpuRequest, EngineError, capture_cpu};
 use koltso_profiling::offcpu::{OffCpuRequest, capture_off_cpu};
 use koltso_profiling::symbols::Symbols;
-use parking_lot::Mutex;
 
 use super::request::Asked;
 
@@ -50,9 +50,14 @@ struct State {
 }
 
 /// See above.
-#[derive(Default)]
 pub struct Captures {
     state: Mutex<State>,
+}
+
+impl Default for Captures {
+    fn default() -> Self {
+        Self { state: Mutex::new(&"captures", State::default()) }
+    }
 }
 
 /// Two of the kind run already.
