@@ -1,6 +1,6 @@
 //! A mutex and a read-write lock with names, around parking_lot's.
 //!
-//! Taking a free lock is parking_lot's `try_lock` and nothing else; who must wait is timed, see [`waits`](crate::waits).
+//! Taking a free lock is parking_lot's `try_lock` and nothing else (`benches/pair.rs`); who must wait is timed, see [`waits`](crate::waits).
 //!
 //! Layout: a name is a reference to a `&'static str`, one word and not two: the index's stripes, 56 bytes of mutex, then fill one
 //! cache line. (A type for each name would take none, and make two types of two locks that change places.)
