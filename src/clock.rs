@@ -24,7 +24,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
+use koltso_locks::{Mutex, waiting};
 
 /// Bits of the counter below the milliseconds.
 const COUNTER_BITS: u32 = 16;
@@ -103,7 +103,7 @@ struct ClockFile {
 
 impl ClockFile {
     fn write(&mut self, bound: u64) {
-        match self.file.write_all_at(&encoded(bound), 0) {
+        match waiting(&"write of the clock's bound", || self.file.write_all_at(&encoded(bound), 0)) {
             Ok(()) => self.written = bound,
             Err(e) if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) => {
                 self.complained = Some(Instant::now());
@@ -128,7 +128,7 @@ pub struct Clock {
 impl Default for Clock {
     /// A clock that persists nothing.
     fn default() -> Self {
-        Self { last: AtomicU64::new(0), bound: AtomicU64::new(u64::MAX), file: Mutex::new(None) }
+        Self { last: AtomicU64::new(0), bound: AtomicU64::new(u64::MAX), file: Mutex::new(&"clock", None) }
     }
 }
 

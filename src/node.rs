@@ -5,9 +5,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use koltso_locks::Mutex;
 use koltso_net::server::Shared;
 use koltso_storage::{Store, Writer};
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
@@ -100,7 +100,7 @@ impl Node {
 
     /// The engine is open: from now on requests are served. Once.
     pub fn open(&self, store: Arc<Store>, writers: Vec<Writer>) {
-        let writers = Mutex::new(writers.into_iter().map(Some).collect());
+        let writers = Mutex::new(&"writers", writers.into_iter().map(Some).collect());
         let opened = self.engine.set(Engine { store, writers });
         assert!(opened.is_ok(), "the engine is opened once");
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use koltso_locks::waited_for;
 use koltso_net::server::{Fill, Sink, Source};
 use koltso_storage::{Cursor, Step, Store, Value};
 
@@ -30,13 +31,15 @@ pub struct RangeSource {
     begun: Instant,
     /// How long to wait for the sealing thread.
     patience: Duration,
+    /// It does.
+    waits: bool,
     cursor: Option<(Cursor, Instant)>,
 }
 
 impl RangeSource {
     /// The records from `start`, `limit` at most.
     pub fn new(store: Arc<Store>, start: Vec<u8>, end: Option<Vec<u8>>, limit: u64, patience: Duration) -> Self {
-        Self { store, start, end, left: limit, begun: Instant::now(), patience, cursor: None }
+        Self { store, start, end, left: limit, begun: Instant::now(), patience, waits: false, cursor: None }
     }
 }
 
@@ -45,8 +48,16 @@ impl Source for RangeSource {
         let (cursor, opened) = match &mut self.cursor {
             Some(cursor) => cursor,
             slot => match self.store.scan(&self.start, self.end.as_deref()) {
-                Ok(cursor) => slot.insert((cursor, Instant::now())),
-                Err(_) if self.begun.elapsed() < self.patience => return Fill::Wait(NOT_READY_PAUSE),
+                Ok(cursor) => {
+                    if self.waits {
+                        waited_for(&"sorting for a range", self.begun.elapsed(), 1);
+                    }
+                    slot.insert((cursor, Instant::now()))
+                }
+                Err(_) if self.begun.elapsed() < self.patience => {
+                    self.waits = true;
+                    return Fill::Wait(NOT_READY_PAUSE);
+                }
                 Err(e) => {
                     tracing::warn!("a range was given up: {e}");
                     return Fill::Abort;

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use koltso_cluster::message::Record;
 use koltso_cluster::pace::Pace;
-use parking_lot::Mutex;
+use koltso_locks::{Mutex, waiting};
 
 use crate::log::{Bounds, Log, OncePerMinute};
 
@@ -144,7 +144,6 @@ enum Item {
 }
 
 /// What a peer's thread and everybody else have in common.
-#[derive(Default)]
 struct Shared {
     queued: AtomicUsize,
     queued_bytes: AtomicUsize,
@@ -152,6 +151,18 @@ struct Shared {
     overflowed: AtomicU64,
     stopping: AtomicBool,
     published: Mutex<Published>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            queued: AtomicUsize::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            overflowed: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            published: Mutex::new(&"figures of hints", Published::default()),
+        }
+    }
 }
 
 /// What the thread says of itself, after each turn.
@@ -243,7 +254,8 @@ impl Keeper {
                 worker.run();
                 drop(ended);
             })?;
-            queues.push(Queue { node: peer.node, sender, shared, thread: Mutex::new(Some((thread, has_ended))) });
+            let thread = Mutex::new(&"threads of hints", Some((thread, has_ended)));
+            queues.push(Queue { node: peer.node, sender, shared, thread });
         }
         Ok(Arc::new(Self { queues }))
     }
@@ -452,7 +464,7 @@ impl Worker {
     /// Sends one window. An error is one of the connection, and ends it.
     fn try_replay(&mut self) -> Result<(), String> {
         if self.target.is_none() {
-            self.target = Some(self.dial.dial(self.node)?);
+            self.target = Some(waiting(&"connection for hints", || self.dial.dial(self.node))?);
         }
         let window = match self.log.window(self.pace.window(), WINDOW_BYTES) {
             Ok(window) => window,
@@ -465,7 +477,7 @@ impl Worker {
             return Ok(());
         };
         let begun = Instant::now();
-        let answers = target.write(&window.records)?;
+        let answers = waiting(&"replies to hints", || target.write(&window.records))?;
         if answers.len() != window.records.len() {
             return Err(format!("{} hints were answered with {} confirmations", window.records.len(), answers.len()));
         }

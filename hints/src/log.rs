@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use koltso_cluster::message::Record;
+use koltso_locks::waiting;
 
 use crate::entry::{self, FORMAT, HEADER, Header, Position, Scanner};
 
@@ -362,7 +363,7 @@ impl Log {
             self.drop_first(&format!("they take more than {limit} bytes"));
         }
         let file = self.active.as_ref().expect("segment_for made it");
-        if let Err(error) = (self.write)(file, &self.buffer, segment.end) {
+        if let Err(error) = waiting(&"write of hints", || (self.write)(file, &self.buffer, segment.end)) {
             // Part of it may be there: invariant 2.
             if file.set_len(segment.end).is_err() {
                 self.active = None;
@@ -570,10 +571,11 @@ impl Log {
         if std::mem::take(&mut self.bytes_dirty)
             && let Some(file) = &self.active
         {
-            result = (self.sync)(file);
+            result = waiting(&"sync of hints", || (self.sync)(file));
         }
         if std::mem::take(&mut self.names_dirty) {
-            result = result.and(File::open(&self.folder).and_then(|folder| (self.sync)(&folder)));
+            let sync = || File::open(&self.folder).and_then(|folder| (self.sync)(&folder));
+            result = result.and(waiting(&"sync of a folder", sync));
         }
         if let Err(error) = result {
             // The kernel may have dropped the pages: what is read back is checked again.

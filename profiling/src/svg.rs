@@ -58,7 +58,7 @@ fn empty(title: &str) -> String {
 fn colour(name: &str) -> Color {
     let (r, g, b) = match name {
         _ if name.ends_with("_[k]") => (0x9f, 0xbf, 0xe0),
-        _ if name.starts_with("lock:") => (0xcb, 0xb2, 0xdd),
+        _ if name.starts_with("lock:") || name.starts_with("wait:") => (0xcb, 0xb2, 0xdd),
         _ if is_standard(name) => (0xb4, 0xcd, 0xb4),
         _ if name.ends_with("_[i]") => (0xf3, 0xd3, 0x9b),
         _ => (0xee, 0xb4, 0x77),

@@ -19,10 +19,10 @@ use std::sync::{Arc, OnceLock};
 
 use koltso_cluster::placement::{NodeIndex, Topology, TopologyError};
 use koltso_hints::Keeper;
+use koltso_locks::Mutex;
 use koltso_net::replica::Identity;
 use koltso_net::server::Shared;
 use koltso_storage::Store;
-use parking_lot::Mutex;
 use socket2::Socket;
 
 pub use self::answers::{Pending, replicas_line};
@@ -63,7 +63,7 @@ impl Cluster {
         let topology = Topology::new(&names, &names[config.me])?;
         assert_eq!(topology.me().at(), config.me, "the configuration is sorted as the topology is");
         let peers = Peers::new(names, topology.me(), cores);
-        let listeners = Mutex::new(sockets.into_iter().map(Some).collect());
+        let listeners = Mutex::new(&"replica listeners", sockets.into_iter().map(Some).collect());
         let topology = Arc::new(topology);
         Ok(Self { config, topology, peers, shared: Shared::new(), hints: OnceLock::new(), listeners })
     }

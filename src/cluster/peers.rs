@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use koltso_cluster::coordinator::{Coordinator, Counters};
 use koltso_cluster::health::RoundTrips;
 use koltso_cluster::placement::NodeIndex;
-use parking_lot::Mutex;
+use koltso_locks::Mutex;
 
 use super::SKEW_MAX_MS;
 
@@ -59,7 +59,6 @@ pub struct PeerFigures {
     pub round_trips: RoundTrips,
 }
 
-#[derive(Default)]
 struct Peer {
     url: String,
     cores: Vec<Mutex<PeerFigures>>,
@@ -116,19 +115,22 @@ impl Peers {
     pub fn new(urls: Vec<String>, me: NodeIndex, cores: usize) -> Self {
         let peer = |url| Peer {
             url,
-            cores: (0..cores).map(|_| Mutex::default()).collect(),
+            cores: (0..cores).map(|_| Mutex::new(&"figures of a peer", PeerFigures::default())).collect(),
             connected: (0..cores).map(|_| AtomicBool::new(false)).collect(),
+            arrivals: AtomicU64::new(0),
+            trouble: Mutex::new(&"trouble with a peer", None),
+            away_since: Mutex::new(&"absence of a peer", Some(Instant::now())),
+            logged: Mutex::new(&"log lines about a peer", None),
+            skew_ms: AtomicI64::new(0),
             skew_error_ms: AtomicU64::new(u64::MAX),
-            away_since: Mutex::new(Some(Instant::now())),
-            ..Peer::default()
         };
         Self {
             peers: urls.into_iter().map(peer).collect(),
             me,
-            counters: (0..cores).map(|_| Mutex::default()).collect(),
+            counters: (0..cores).map(|_| Mutex::new(&"counters of a coordinator", Counters::default())).collect(),
             served: (0..cores).map(|_| Served::default()).collect(),
-            refused: Mutex::default(),
-            refused_logged: Mutex::default(),
+            refused: Mutex::new(&"refusals", None),
+            refused_logged: Mutex::new(&"log lines about refusals", None),
             refusals: AtomicU64::new(0),
             started: Instant::now(),
         }
@@ -346,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_sentence_is_logged_once_and_a_new_one_again() {
-        let logged = Mutex::default();
+        let logged = Mutex::new(&"log lines", None);
         assert!(worth_a_line(&logged, "one"));
         assert!(!worth_a_line(&logged, "one"));
         assert!(worth_a_line(&logged, "two"));

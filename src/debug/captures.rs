@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use koltso_locks::Mutex;
 use koltso_profiling::alloc::{self, Symbolise};
 use koltso_profiling::capture::{Capture, Event, Frame};
 use koltso_profiling::engine::{CpuRequest, EngineError, capture_cpu};
 use koltso_profiling::locks;
 use koltso_profiling::offcpu::{OffCpuRequest, capture_off_cpu};
 use koltso_profiling::symbols::Symbols;
-use parking_lot::Mutex;
 
 use super::request::Asked;
 
@@ -58,9 +58,14 @@ struct State {
 }
 
 /// See above.
-#[derive(Default)]
 pub struct Captures {
     state: Mutex<State>,
+}
+
+impl Default for Captures {
+    fn default() -> Self {
+        Self { state: Mutex::new(&"captures", State::default()) }
+    }
 }
 
 /// Two of the kind run already.
@@ -172,11 +177,11 @@ pub fn capture(asked: &Asked, stop: &Arc<AtomicBool>) -> Result<Capture, EngineE
             wait(seconds, stop);
             alloc::difference(event, &before, &alloc::snapshot(), &mut names)
         }
-        (Event::Mutex | Event::Block, None) => locks::mutex(&mut names),
-        (Event::Mutex | Event::Block, Some(seconds)) => {
+        (event @ (Event::Mutex | Event::Block), None) => locks::capture(event, &mut names),
+        (event @ (Event::Mutex | Event::Block), Some(seconds)) => {
             let before = locks::snapshot();
             wait(seconds, stop);
-            locks::difference(&before, &locks::snapshot(), &mut names)
+            locks::difference(event, &before, &locks::snapshot(), &mut names)
         }
         (Event::Stalls | Event::Other, _) => {
             Capture::new(Event::Stalls, 0, vec![koltso_profiling::capture::ValueType::new("stalls", "count")], 0)

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use koltso_locks::{Mutex, waiting};
 
 use crate::WriteError;
 use crate::compact;
@@ -37,11 +37,20 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How often the threads look without being called.
 const TICK: Duration = Duration::from_millis(100);
 
-#[derive(Default)]
 pub(crate) struct Background {
     joins: Mutex<Vec<JoinHandle<()>>>,
     provision: Mutex<Option<Thread>>,
     seal: Mutex<Option<Thread>>,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Self {
+            joins: Mutex::new(&"storage threads", Vec::new()),
+            provision: Mutex::new(&"provisioning thread", None),
+            seal: Mutex::new(&"sealing thread", None),
+        }
+    }
 }
 
 #[allow(unsafe_code)]
@@ -119,7 +128,7 @@ impl Shared {
         segment.order.extend(segment, true);
         let run = segment.order.finish(segment);
         // Not to be tried again: after a failed sync the kernel may have dropped the pages, and the next one succeeds.
-        self.options.disk.sync(&segment.file).inspect_err(|e| self.fail(e))?;
+        waiting(&"sync of a sealed segment", || self.options.disk.sync(&segment.file)).inspect_err(|e| self.fail(e))?;
         if self.failed.load(Ordering::SeqCst) {
             return Err(std::io::Error::other("the disk failed before"));
         }
@@ -176,7 +185,7 @@ impl Shared {
         }
         let started = Instant::now();
         for (_, file) in batch.files() {
-            self.options.disk.sync(file).inspect_err(|e| self.fail(e))?;
+            waiting(&"sync of the log", || self.options.disk.sync(file)).inspect_err(|e| self.fail(e))?;
         }
         if !self.complete_sync(log, &batch) {
             return Err(failed());

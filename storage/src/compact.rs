@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use koltso_locks::waiting;
+
 use crate::WriteError;
 use crate::disk::sync_folder;
 use crate::hash::KeyHash;
@@ -254,7 +256,7 @@ fn give_back(shared: &Arc<Shared>, empty: Vec<Arc<Segment>>) -> Result<(), Write
     // Invariant 1. What recovery found unsealed was written by a process that did not come to sync it.
     let unsealed = shared.sealing.lock().clone();
     for segment in unsealed.iter().filter(|s| s.sidecar().is_none()) {
-        shared.options.disk.sync(&segment.file).map_err(|e| {
+        waiting(&"sync of an unsealed segment", || shared.options.disk.sync(&segment.file)).map_err(|e| {
             shared.fail(&e);
             WriteError::Failed
         })?;

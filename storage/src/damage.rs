@@ -3,15 +3,21 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use koltso_locks::Mutex;
 
 /// Remembered places; beyond this many, a place that is found again is counted again.
 const REMEMBERED_MAX: usize = 65_536;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct DamageLog {
     seen: Mutex<HashSet<(u64, u32)>>,
     count: AtomicU64,
+}
+
+impl Default for DamageLog {
+    fn default() -> Self {
+        Self { seen: Mutex::new(&"damaged records", HashSet::new()), count: AtomicU64::new(0) }
+    }
 }
 
 impl DamageLog {

@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use koltso_locks::waiting;
+
 /// The part of the outside world that can run out or break.
 pub trait Disk: Send + Sync + 'static {
     /// Reserves blocks for `len` bytes of `file` from `offset`, so that writing there through a mapping cannot fail.
@@ -91,5 +93,5 @@ impl Disk for RealDisk {
 
 /// Makes a new, removed or renamed name in `folder` survive a power loss.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
+    waiting(&"sync of a folder", || File::open(folder)?.sync_all())
 }

@@ -18,7 +18,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use koltso_locks::{Mutex, MutexGuard};
 
 use crate::hash::{KeyHash, PARTITIONS, TAG_BITS};
 use crate::record::{ALIGN, Record};
@@ -77,6 +77,9 @@ struct Partition {
 #[repr(align(64))]
 struct Stripe(Mutex<Partition>);
 
+// Lock, name and partition are one cache line: taking the lock brings in what a look-up needs next.
+const _: () = assert!(size_of::<Stripe>() == 64);
+
 pub(crate) struct Index {
     stripes: Box<[Stripe]>,
     segments: Box<[AtomicPtr<Segment>]>,
@@ -130,7 +133,8 @@ pub(crate) enum Find<'a> {
 impl Index {
     pub(crate) fn new() -> Self {
         let slabs = Slabs::default();
-        let stripe = || Stripe(Mutex::new(Partition { entries: Table::new_in(slabs.clone()), tombstones: 0 }));
+        let stripe =
+            || Stripe(Mutex::new(&"index stripe", Partition { entries: Table::new_in(slabs.clone()), tombstones: 0 }));
         Self {
             stripes: (0..PARTITIONS).map(|_| stripe()).collect(),
             segments: (0..SLOTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),

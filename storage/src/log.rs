@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use koltso_locks::{Mutex, waiting};
 
 use crate::hash::KeyHash;
 use crate::index::Place;
@@ -45,9 +45,9 @@ pub(crate) struct LogState {
 impl LogState {
     pub(crate) fn new(segment: &Arc<Segment>, privileged: bool) -> Self {
         Self {
-            active: Mutex::new(segment.clone()),
-            spare: Mutex::new(None),
-            unsynced: Mutex::new(vec![segment.clone()]),
+            active: Mutex::new(&"active segment", segment.clone()),
+            spare: Mutex::new(&"spare segment", None),
+            unsynced: Mutex::new(&"unsynced segments", vec![segment.clone()]),
             appended: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             nudged: AtomicBool::new(false),
@@ -202,7 +202,7 @@ impl Writer {
             Some(tail) => tail,
             None => {
                 self.shared.stats.stalls.fetch_add(1, Ordering::Relaxed);
-                self.shared.create_segment(need).map_err(|e| self.shared.write_error(&e))?
+                waiting(&"new segment", || self.shared.create_segment(need)).map_err(|e| self.shared.write_error(&e))?
             }
         };
         let old = std::mem::replace(&mut self.tail, tail);
@@ -219,7 +219,8 @@ impl Writer {
             self.shared.stats.stalls.fetch_add(1, Ordering::Relaxed);
             let segment = self.tail.segment();
             self.shared.room_for(u64::from(SLICE), need)?;
-            let more = segment.extend(&*self.shared.options.disk, false).map_err(|e| self.shared.write_error(&e))?;
+            let more = waiting(&"space for the log", || segment.extend(&*self.shared.options.disk, false))
+                .map_err(|e| self.shared.write_error(&e))?;
             assert!(more, "a record that fits a segment fits its ready part in the end");
         }
         Ok(())

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use koltso_locks::Mutex;
 
 use crate::record::{ALIGN, Record};
 use crate::segment::{SEGMENT_HEADER, Segment};
@@ -24,9 +24,15 @@ const PREFETCH: usize = 8;
 /// Offsets of records, sorted.
 pub(crate) type Run = Arc<[u32]>;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Order {
     state: Mutex<State>,
+}
+
+impl Default for Order {
+    fn default() -> Self {
+        Self { state: Mutex::new(&"order of a segment", State::default()) }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
+use koltso_locks::Mutex;
 
 use crate::Version;
 use crate::damage::DamageLog;
@@ -230,8 +230,8 @@ pub(crate) fn recover(folder: &Folder, index: &Index, damage: &DamageLog) -> Res
         )));
     }
     let next_sequence = sequences.last().map_or(1, |last| last + 1);
-    let opened = Mutex::new(Vec::new());
-    let failed = Mutex::new(None);
+    let opened = Mutex::new(&"recovered segments", Vec::new());
+    let failed = Mutex::new(&"failed recovery", None);
     in_parallel(sequences.len(), |number| match open_one(folder, number as u32, sequences[number], damage) {
         Ok(Some(one)) => opened.lock().push(one),
         Ok(None) => {}

@@ -16,7 +16,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use allocator_api2::alloc::{AllocError, Allocator};
-use parking_lot::Mutex;
+use koltso_locks::Mutex;
 
 const SLAB: usize = 2 << 20;
 /// Buckets of a table are cache lines.
@@ -42,8 +42,14 @@ struct State {
 }
 
 /// A handle to the slabs; clones share them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Slabs(Arc<Mutex<State>>);
+
+impl Default for Slabs {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(&"index memory", State::default())))
+    }
+}
 
 fn block_of(layout: Layout) -> usize {
     layout.size().next_multiple_of(BLOCK_ALIGN)

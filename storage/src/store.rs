@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use koltso_locks::Mutex;
 
 use crate::background::Background;
 use crate::damage::DamageLog;
@@ -382,9 +382,9 @@ impl Store {
             reserve: (space.total / 16).min(u64::from(options.segment_size)),
             folder,
             index,
-            segments: Mutex::new(found.segments),
-            logs: Mutex::new(Vec::new()),
-            sealing: Mutex::new(found.unsealed),
+            segments: Mutex::new(&"segments", found.segments),
+            logs: Mutex::new(&"logs", Vec::new()),
+            sealing: Mutex::new(&"segments to seal", found.unsealed),
             damage,
             stats: Counters::default(),
             failed: AtomicBool::new(false),
@@ -392,7 +392,7 @@ impl Store {
             closing: AtomicBool::new(false),
             tombstones_kept: AtomicBool::new(false),
             next_sequence: AtomicU64::new(next_sequence),
-            free_slots: Mutex::new(free_slots),
+            free_slots: Mutex::new(&"free segment slots", free_slots),
             threads: Background::default(),
             options,
         });

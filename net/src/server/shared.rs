@@ -5,13 +5,15 @@
 
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use koltso_locks::Mutex;
 
 use super::sys;
 
 /// One for the process; every call of [`serve`](super::serve) gets it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shared {
     connections: AtomicUsize,
     draining: AtomicBool,
@@ -23,13 +25,14 @@ impl Shared {
     /// No connections, not draining.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Arc::default()
+        let listeners = Mutex::new(&"listeners", Vec::new());
+        Arc::new(Self { connections: AtomicUsize::new(0), draining: AtomicBool::new(false), listeners })
     }
 
     /// Stops accepting on all cores and lets them finish what is in flight. Returns at once; `serve` returns when done.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listeners = self.listeners.lock();
         for listener in listeners.drain(..) {
             // A pending accept ends with an error, on io_uring and on epoll.
             sys::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR);
@@ -52,7 +55,7 @@ impl Shared {
     /// Registers a duplicate of a listening socket. If draining has begun, it is shut down at once.
     pub(crate) fn register(&self, listener: &TcpListener) -> std::io::Result<()> {
         let duplicate = listener.try_clone()?;
-        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listeners = self.listeners.lock();
         if self.draining.load(Ordering::SeqCst) {
             sys::shutdown(duplicate.as_raw_fd(), libc::SHUT_RDWR);
         } else {

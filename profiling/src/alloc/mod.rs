@@ -27,9 +27,7 @@
 #![allow(unsafe_code)]
 
 mod snapshot;
-pub(crate) mod table;
 mod timeline;
-pub(crate) mod walk;
 
 pub(crate) use snapshot::{Engine, Stacks, unix_ms};
 pub use snapshot::{RawSnapshot, Symbolise, allocs, difference, heap, snapshot};
@@ -38,12 +36,10 @@ pub use timeline::{CELL_MS, SECONDS_MAX, timeline};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
 use std::ptr;
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed},
-};
 
-use table::Table;
+use koltso_locks::random::{random, secret, seed};
+use koltso_locks::table::Table;
+use koltso_locks::walk;
 
 /// Bytes between two samples, on average.
 pub const RATE: u64 = 512 * 1024;
@@ -68,9 +64,6 @@ const OFFSET: usize = PAGE + HEADER - RESIDUE;
 const PARKED: i64 = i64::MAX / 2;
 
 const _: () = assert!(HEADER == 64 && RESIDUE >= HEADER && RESIDUE.is_multiple_of(HEADER) && BYTES < 4 << 20);
-
-/// Random, not 0; 0 until the first sample.
-static SECRET: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     /// Bytes until the next sample.
@@ -267,7 +260,7 @@ unsafe fn sampled_block(layout: Layout, zeroed: bool, header: Header) -> Option<
         raw.cast::<Header>().write(header);
         raw.cast::<u8>().add(HEADER)
     };
-    let tag = SECRET.load(Relaxed) ^ block.expose_provenance() as u64;
+    let tag = secret() ^ block.expose_provenance() as u64;
     // SAFETY: the header just written. Invariant 1 begins.
     unsafe { raw.cast::<u64>().write_volatile(tag) };
     Some(block)
@@ -281,7 +274,7 @@ fn has_residue(block: *mut u8) -> bool {
 /// Whether a block that has the residue is a sample.
 #[inline]
 fn is_sampled(block: *mut u8) -> bool {
-    let secret = SECRET.load(Relaxed);
+    let secret = secret();
     if secret == 0 {
         return false;
     }
@@ -345,40 +338,4 @@ fn gap() -> i64 {
     // 53 bits, from (0, 1].
     let uniform = ((random(&RANDOM) >> 11) + 1) as f64 / (1u64 << 53) as f64;
     (-uniform.ln() * RATE as f64) as i64
-}
-
-/// xorshift64*; the state is not 0.
-pub(crate) fn random(state: &'static std::thread::LocalKey<Cell<u64>>) -> u64 {
-    let mut x = state.get();
-    x ^= x >> 12;
-    x ^= x << 25;
-    x ^= x >> 27;
-    state.set(x);
-    x.wrapping_mul(0x2545_F491_4F6C_DD1D)
-}
-
-/// Another for each thread, not 0; makes the secret if there is none.
-pub(crate) fn seed() -> u64 {
-    static THREADS: AtomicU64 = AtomicU64::new(0);
-    let mut secret = SECRET.load(Acquire);
-    if secret == 0 {
-        let mut bytes = [0; 8];
-        // SAFETY: the buffer is as long as is said.
-        let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
-        // Early in the life of a machine: where the loader put us is random too.
-        let fresh = if got == 8 { u64::from_ne_bytes(bytes) } else { mixed((&raw const bytes).addr() as u64) };
-        secret = match SECRET.compare_exchange(0, fresh.max(1), AcqRel, Acquire) {
-            Ok(_) => fresh.max(1),
-            Err(theirs) => theirs,
-        };
-    }
-    let thread = THREADS.fetch_add(1, Relaxed);
-    mixed(secret.wrapping_add(thread.wrapping_mul(0x9E37_79B9_7F4A_7C15))).max(1)
-}
-
-/// The finaliser of splitmix64.
-const fn mixed(x: u64) -> u64 {
-    let x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ x >> 31
 }

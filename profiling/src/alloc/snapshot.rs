@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use super::table::{self, OVERFLOW, Row};
+use koltso_locks::table::{self, OVERFLOW, Row};
+
 use super::{OBJECT, RATE, STACKS_MAX, TABLE};
 use crate::capture::{Capture, Event, Frame, FrameId, Place, Sample, StackId, Thread, ThreadIndex, ValueType};
 
@@ -63,13 +64,13 @@ fn capture(
     let mut stacks = Stacks::new(symbolise, ENGINE);
     for (row, counts) in table::difference(before, after) {
         // A cumulative capture keeps what was freed: it tells of all that ever was.
-        stacks.push(&mut capture, &row, &row.words, None, values(counts));
+        stacks.push(&mut capture, row.slot == OVERFLOW, &row.words, None, values(counts));
     }
     capture
 }
 
 pub(super) const ENGINE: Engine =
-    Engine { names: "koltso_profiling::alloc::Sampling", source: "profiling/src/alloc/mod.rs" };
+    Engine { names: "koltso_profiling::alloc::Sampling", sources: &["profiling/src/alloc/mod.rs"] };
 
 /// A capture without samples.
 pub(super) fn empty(event: Event, began_unix_ms: u64, duration_ns: u64) -> Capture {
@@ -98,7 +99,7 @@ pub(super) fn values([objects, space, freed_objects, freed_space]: [i64; 4]) -> 
 /// What is the engine, not the program: by the names of functions or, where debug information has only their last segments, by the files.
 pub(crate) struct Engine {
     pub(crate) names: &'static str,
-    pub(crate) source: &'static str,
+    pub(crate) sources: &'static [&'static str],
 }
 
 impl Engine {
@@ -109,7 +110,7 @@ impl Engine {
         let shim = ["__rust_", "__rg_", "__rdl_"].iter().find_map(|shim| last.strip_prefix(shim));
         shim.is_some_and(|call| ["alloc", "alloc_zeroed", "dealloc", "realloc"].contains(&call))
             || frame.function.trim_start_matches('<').starts_with(self.names)
-            || frame.file.as_ref().is_some_and(|file| file.contains(self.source))
+            || frame.file.as_ref().is_some_and(|file| self.sources.iter().any(|source| file.contains(source)))
     }
 }
 
@@ -135,11 +136,12 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
         Self { symbolise, engine, known: HashMap::new() }
     }
 
-    /// Adds a sample, unless it is all zeros. `addresses` are return addresses, innermost first.
+    /// Adds a sample, unless it is all zeros. `addresses` are return addresses, innermost first; none, and `is_overflow`, for what had no
+    /// room.
     pub(crate) fn push(
         &mut self,
         capture: &mut Capture,
-        row: &Row,
+        is_overflow: bool,
         addresses: &[u64],
         label: Option<&str>,
         values: [i64; 4],
@@ -147,21 +149,21 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
         if values == [0; 4] {
             return;
         }
-        if row.slot == OVERFLOW {
+        if is_overflow {
             // In the first value's unit: objects, contentions.
             capture.dropped += values[0].unsigned_abs();
         }
-        match self.stack(capture, row, addresses, label) {
+        match self.stack(capture, is_overflow, addresses, label) {
             Some(stack) => capture.push(Sample { at_ns: 0, thread: ThreadIndex(0), cpu: u16::MAX, stack, values }),
             None => capture.dropped += 1,
         }
     }
 
-    /// The stack of a row, in the capture; `None` if that has no room for more.
+    /// A stack as [`Stacks::push`] takes it, in the capture; `None` if that has no room for more.
     pub(crate) fn stack(
         &mut self,
         capture: &mut Capture,
-        row: &Row,
+        is_overflow: bool,
         addresses: &[u64],
         label: Option<&str>,
     ) -> Option<StackId> {
@@ -170,7 +172,7 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
             capture.threads.push(Thread { tid: std::process::id(), name: "all".into() });
         }
         let mut labels = Vec::new();
-        if row.slot == OVERFLOW {
+        if is_overflow {
             labels.push("stacks beyond the bound".to_owned());
         }
         labels.extend(label.map(ToOwned::to_owned));

@@ -11,9 +11,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use koltso_locks::table::{OVERFLOW, Row};
+
 use super::TABLE;
 use super::snapshot::{ENGINE, Stacks, Symbolise, empty, snapshot, values};
-use super::table::{OVERFLOW, Row};
 use crate::capture::{Capture, Event, SAMPLES_MAX, Sample, ThreadIndex};
 
 /// Time between two readings of the counters: a cell of a heatmap.
@@ -68,7 +69,8 @@ pub fn timeline(seconds: u32, stop: &AtomicBool, symbolise: &mut impl Symbolise)
     for Gain { at_ns, slot, values } in gains {
         // A slot without words is part of what had no room.
         let row = rows.get(&slot).unwrap_or_else(|| &rows[&OVERFLOW]);
-        let id = *ids.entry(row.slot).or_insert_with(|| stacks.stack(&mut capture, row, &row.words, None));
+        let id =
+            *ids.entry(row.slot).or_insert_with(|| stacks.stack(&mut capture, row.slot == OVERFLOW, &row.words, None));
         if row.slot == OVERFLOW {
             capture.dropped += values[0].unsigned_abs();
         }

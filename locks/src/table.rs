@@ -16,10 +16,11 @@ use std::sync::atomic::{
 };
 
 /// The slot of what has no room.
-pub(crate) const OVERFLOW: u32 = u32::MAX;
+pub const OVERFLOW: u32 = u32::MAX;
 /// A slot whose words found no room.
 const NO_ROOM: u64 = u64::MAX;
 
+#[derive(Debug)]
 #[repr(align(64))]
 struct Slot {
     /// 0 until claimed.
@@ -45,7 +46,8 @@ impl Slot {
 }
 
 /// See the head of the file.
-pub(crate) struct Table<const SLOTS: usize, const WORDS: usize> {
+#[derive(Debug)]
+pub struct Table<const SLOTS: usize, const WORDS: usize> {
     slots: [Slot; SLOTS],
     words: [AtomicU64; WORDS],
     overflow: Slot,
@@ -55,17 +57,23 @@ pub(crate) struct Table<const SLOTS: usize, const WORDS: usize> {
 
 /// One stack, as it was.
 #[derive(Clone, Debug)]
-pub(crate) struct Row {
+pub struct Row {
     /// The same in all snapshots of a table.
-    pub(crate) slot: u32,
-    pub(crate) words: Box<[u64]>,
-    pub(crate) counts: [u64; 4],
+    pub slot: u32,
+    /// What was given to [`Table::slot`]; nothing in [`OVERFLOW`].
+    pub words: Box<[u64]>,
+    /// What was added.
+    pub counts: [u64; 4],
 }
 
 impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
-    pub(crate) const BYTES: usize = size_of::<Self>();
+    /// Its size.
+    pub const BYTES: usize = size_of::<Self>();
 
-    pub(crate) const fn new() -> Self {
+    /// Nothing in it: zeros.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "for statics: it is large for a stack")]
+    pub const fn new() -> Self {
         assert!(SLOTS.is_power_of_two() && SLOTS >= 2 && WORDS < 1 << 31);
         Self {
             slots: [const { Slot::new() }; SLOTS],
@@ -77,7 +85,8 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
     }
 
     /// The slot of a stack, new or old, or [`OVERFLOW`].
-    pub(crate) fn slot(&self, words: &[u64]) -> u32 {
+    #[must_use]
+    pub fn slot(&self, words: &[u64]) -> u32 {
         let hash = hash(words);
         let mut at = hash as usize % SLOTS;
         for _ in 0..SLOTS {
@@ -118,7 +127,7 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
     }
 
     /// Adds to a slot that [`Self::slot`] gave.
-    pub(crate) fn add(&self, slot: u32, counts: [u64; 4]) {
+    pub fn add(&self, slot: u32, counts: [u64; 4]) {
         let slot = self.slots.get(slot as usize).unwrap_or(&self.overflow);
         for (counter, count) in slot.counts.iter().zip(counts) {
             if count > 0 {
@@ -130,7 +139,7 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
     /// Counters of the slots that are `known` (none at first), each brought up to date; new slots are added as they appear. `each` gets a
     /// slot's index and what it had before and has now, where that differs. A pass over known slots is one cache line each; only
     /// where the number of slots in use has changed are all of them looked at.
-    pub(crate) fn changes(&self, known: &mut Vec<(u32, [u64; 4])>, mut each: impl FnMut(u32, [u64; 4], [u64; 4])) {
+    pub fn changes(&self, known: &mut Vec<(u32, [u64; 4])>, mut each: impl FnMut(u32, [u64; 4], [u64; 4])) {
         // (One that is claimed and not published yet makes the next pass look again.)
         if known.len() != self.slots_used.load(Acquire) as usize + 1 {
             let old: std::collections::HashMap<u32, [u64; 4]> = known.drain(..).collect();
@@ -148,7 +157,8 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
     }
 
     /// All stacks by slot, and last, with [`OVERFLOW`] and no words, what had no room.
-    pub(crate) fn rows(&self) -> Vec<Row> {
+    #[must_use]
+    pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::with_capacity(self.slots_used.load(Relaxed) as usize + 64);
         let mut beyond = self.overflow.counts();
         for (index, slot) in self.slots.iter().enumerate() {
@@ -168,7 +178,8 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
 }
 
 /// `after` less `before`, both from one table: in the order of slots, as [`Table::rows`] gives them.
-pub(crate) fn difference(before: &[Row], after: &[Row]) -> Vec<(Row, [i64; 4])> {
+#[must_use]
+pub fn difference(before: &[Row], after: &[Row]) -> Vec<(Row, [i64; 4])> {
     let mut before = before.iter().peekable();
     let less = |row: &Row| {
         while before.next_if(|old| old.slot < row.slot).is_some() {}
