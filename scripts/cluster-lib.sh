@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2153
 # A cluster of three nodes on this machine, for bench-cluster.sh and report.sh.
 #
 # Owner: the script that sources this file after bench-lib.sh; it sets what that wants, and SYNC, KEYS and VALUE_SIZE. It sets
