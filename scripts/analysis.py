@@ -24,11 +24,14 @@ TOP = 8
 NAME_MAX = 110
 
 # Functions of ours, whatever they are instantiated with.
-OURS = re.compile(r"[<&]*(?:dyn |mut |\*const |\*mut )?koltso(?:_[a-z]+)?::")
-PROFILER = re.compile(r"[<&]*koltso_profiling::|[<&]*koltso::debug")
+OURS = re.compile(r"[<&]*(?:dyn |mut |\*const |\*mut )?koltso(?:_(?!profiling)[a-z]+)?::")
+# What a node does for its captures and for the counters that a report reads; its allocator and its locks are not of that.
+PROFILER = re.compile(r"[<&]*(?:koltso_profiling::(?!alloc|locks)|koltso::(?:debug|control|metrics::Scrape)\b)")
 # What stands between an allocation and who wanted it.
-LIBRARY = re.compile(r"[<&]*(?:core|std|alloc|hashbrown|smallvec|bytes)::|__rust|_*mi_|alloc<|koltso_profiling|(?:m|c|re)alloc$|\[libc"
+LIBRARY = re.compile(r"[<&]*(?:core|std|alloc|hashbrown|smallvec|bytes)::|__rust|_*mi_|alloc<|koltso_profiling|(?:m|c|re)alloc$"
                      r"|(?:lifecycle|panic|panicking|unwind_safe|raw_vec|vec|boxed|::call_once|::new)(?:::|$)")
+# Of the C library, which has no frame pointers: often all that is known of who called the kernel.
+C_LIBRARY = re.compile(r"\[|(?:syscall|_*(?:send|recv)\w*|clock_nanosleep)$")
 PREEMPTED = {"exit_to_user_mode_loop", "irqentry_exit_to_user_mode", "irqentry_exit", "preempt_schedule_irq"}
 
 Frame = collections.namedtuple("Frame", "name place")  # place: user, kernel or inlined
@@ -117,8 +120,9 @@ def frame(name):
     return Frame(name, "user")
 
 
-def is_profiler(thread, frames):
-    return thread in PROFILER_THREADS or any(PROFILER.match(f.name) for f in frames if "koltso_profiling::alloc" not in f.name)
+def is_profiler(kind, thread, frames):
+    """Whether it is for captures. Allocations do not know their thread."""
+    return thread in PROFILER_THREADS or kind == "alloc" and any(PROFILER.match(f.name) for f in frames)
 
 
 def unit_and_engine(folder, kind):
@@ -181,8 +185,10 @@ def short(name):
 
 def site(frames):
     """Who wanted it: the innermost function of ours that is not the profiler's; else the innermost that is no library's."""
-    ours = next((f.name for f in frames if f.place != "kernel" and OURS.match(f.name) and not PROFILER.match(f.name)), None)
-    other = next((f.name for f in frames if f.place != "kernel" and not LIBRARY.match(f.name)), None)
+    names = [f.name for f in frames if f.place != "kernel"]
+    ours = next(filter(OURS.match, names), None)
+    others = [name for name in names if not LIBRARY.match(name)]
+    other = next((name for name in others if not C_LIBRARY.match(name)), next(iter(others), None))
     return short(ours or other or "a stack without functions of ours")
 
 
@@ -201,6 +207,7 @@ def what(kind, thread, frames):
     if kind == "alloc":
         return site(frames)
     if kind == "lock":
+        # The innermost frame is the name of the lock or of the wait.
         return "%s in %s" % (short(frames[0].name), site(frames[1:])) if frames else "?"
     return "%s, %s, %s" % (thread, reason(frames), site(frames))
 
@@ -217,7 +224,7 @@ def top(folder, kind):
         if kind == "offcpu" and not thread.startswith(fold.CORE_THREAD):
             background += value
             continue
-        if kind != "cpu" and is_profiler(thread, frames):
+        if kind != "cpu" and is_profiler(kind, thread, frames):
             profiler += value
             continue
         total += value

@@ -266,7 +266,7 @@ def top_text(run, kind):
     if kind == "alloc":
         own = amount(top["profiler"], top["unit"])
         each = " %.0f bytes a request," % (top["total"] / requests) if requests else ""
-        notes = "In all %s,%s without the %s of the profiler itself (its threads, the control plane while it answers with captures)." % (
+        notes = "In all %s,%s without %s that captures and counters took while this report asked for them." % (
             amount(top["total"], top["unit"]), each, own)
     return table(head, rows) + "\n" + notes + "\n"
 
@@ -277,7 +277,7 @@ def class_value(classes, name):
 
 def classes_note(run):
     classes = run["classes"]
-    return "Kernel network of the exchange by system call: %.1f %%. Segments out: %s HTTP, %s exchange; in: %s HTTP, %s exchange. %s CPU samples' time; %s" % (
+    return "Kernel network of the exchange by system call: %.1f %%. Segments out: %s HTTP, %s exchange; in: %s HTTP, %s exchange. Samples of %s of CPU, taken by %s" % (
         classes["exchange_kernel_by_call"], *(whole(count) for count in classes["segments"]), amount(classes["total"], "nanoseconds"), classes["engine"])
 
 
@@ -373,7 +373,8 @@ def summary_text(runs, older, conclusions):
     rows = [[title(run), "%.2f" % run["cpu"]["user_us"], "%.2f" % run["cpu"]["system_us"], "%.2f" % run["cpu"]["asked_us"],
              "%.0f %%" % run["others_percent"], "%.0f %%" % run["steal_percent"]] for run in runs]
     parts.append(table(["run", "user, µs a request", "system", "of both, asked node", "others meanwhile", "steal"], rows))
-    parts.append("CPU of all three nodes, without the profiler's threads; `others` and `steal` are per cent of one processor.\n")
+    parts.append("CPU of all three nodes, without the profiler's threads; `others` and `steal` are per cent of one processor.%s\n" % (
+        " wrk2 waits in whole milliseconds, rounded up, and counts that as latency: up to 1 ms of each is its own." if first["tool"] == "wrk2" else ""))
     parts.append("## Where the CPU goes\n")
     parts.append(classes_text(runs))
     parts += ["### The rule\n", RULE + "\n"]
@@ -408,8 +409,9 @@ def classes_text(runs):
         return "Not available: %s\n" % (missing(runs[0], "cpu") or "the node gave no folded stacks of CPU.")
     rows = [[name] + [class_value(run["classes"], name) for run in there] for name in analysis.CLASSES]
     rows.append(["kernel network, exchange, by system call"] + ["%.1f %%" % run["classes"]["exchange_kernel_by_call"] for run in there])
-    engines = {run["classes"]["engine"] for run in there}
-    return table(["per cent of the asked node's CPU"] + [title(run) for run in there], rows) + "\n%s\n" % " ".join(sorted(engines))
+    rows.append(["CPU time of the samples"] + [amount(run["classes"]["total"], "nanoseconds") for run in there])
+    engines = {run["classes"]["engine"].split(";")[0].rstrip(".") + "." for run in there}
+    return table(["share of the asked node's CPU"] + [title(run) for run in there], rows) + "\nTaken by %s\n" % " ".join(sorted(engines))
 
 
 def main():
