@@ -38,7 +38,7 @@ need_koltso() {
 bench_begin() { # bench_begin PARENT_FOLDER
   (($(nproc) > 1)) || fail "This needs two cores: one for the server, one for the load."
   taskset -c "$SERVER_CORE,$LOAD_CORE" true 2>/dev/null || fail "Cores $SERVER_CORE and $LOAD_CORE cannot be used here."
-  WORK=$(mktemp -d "$1/koltso-bench.XXXXXX") || fail "Cannot make a folder in $1."
+  WORK=$(mktemp -d "$1/koltso-bench.XXXXXX" 2>/dev/null) || fail "Cannot make a folder in $1."
   exec {NEVER}<> <(:) # never readable: `read -t` on it is a sleep without a process
   trap bench_end EXIT
   trap 'exit 130' INT

@@ -11,6 +11,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::eventually;
@@ -126,16 +127,19 @@ fn small<'a>(port: &'a str, runs: &'a str) -> Vec<&'a str> {
     arguments
 }
 
-/// The first of three ports in a row that are free, with their replica ports.
+/// The first of three ports in a row that are free, with their replica ports, and that no other test is given.
 fn three_ports() -> String {
-    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let port = loop {
-        let first = free_port();
-        if (first..first + 3).all(|port| is_free(port) && is_free(port + 10_000)) {
-            break first;
+    static CLAIM: Mutex<()> = Mutex::new(());
+    let _claim = CLAIM.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut row = vec![free_port()];
+    while row.len() < 3 {
+        let port = free_port();
+        if row.last().is_some_and(|last| last + 1 != port) {
+            row.clear();
         }
-    };
-    port.to_string()
+        row.push(port);
+    }
+    row[0].to_string()
 }
 
 /// Every link and picture of a markdown file that does not lead to another host is there.
@@ -272,8 +276,9 @@ fn what_is_wrong_is_one_sentence_and_leaves_nothing() {
     }
     let busy: u16 = three_ports().parse().unwrap();
     let _taken = TcpListener::bind(("127.0.0.1", busy + 1)).unwrap();
-    let _replica_taken = TcpListener::bind(("127.0.0.1", busy + 10_005)).unwrap();
-    let (first, third) = (busy.to_string(), (busy + 3).to_string());
+    let other: u16 = three_ports().parse().unwrap();
+    let _replica_taken = TcpListener::bind(("127.0.0.1", other + 10_002)).unwrap();
+    let (first, second) = (busy.to_string(), other.to_string());
     let file = tempfile::NamedTempFile::new().unwrap();
     let file = file.path().to_str().unwrap();
     for (arguments, word) in [
@@ -290,7 +295,7 @@ fn what_is_wrong_is_one_sentence_and_leaves_nothing() {
         (&["--tag", "a_b"], "'a_b'"),
         (&["--port", "60000"], "--port"),
         (&["--port", &first], "cannot be used"),
-        (&["--port", &third], "cannot be used"),
+        (&["--port", &second], "cannot be used"),
         (&["--out", file], "--out"),
         (&["--koltso", "/nonexistent"], "/nonexistent"),
         (&["--folder", "/nonexistent"], "/nonexistent"),
@@ -312,7 +317,8 @@ fn a_tool_that_is_missing_is_named() {
     if !can_run() {
         return;
     }
-    for (missing, package) in [("python3", "python3"), ("ss", "iproute2"), ("taskset", "util-linux"), ("wrk2", "wrk2")] {
+    for (missing, package) in [("python3", "python3"), ("ss", "iproute2"), ("taskset", "util-linux"), ("wrk2", "wrk2")]
+    {
         let mut script = Script::new();
         let path = script.folder.path().join("path");
         fs::create_dir(&path).unwrap();
@@ -336,8 +342,11 @@ fn an_interrupted_report_leaves_neither_processes_nor_half_a_folder() {
     }
     let script = Script::new();
     let port = three_ports();
-    let child = script.start(&small(&port, "put"));
-    eventually("the load runs", Duration::from_secs(60), || script.said("stderr").contains("captures from second"));
+    let mut child = script.start(&small(&port, "put"));
+    eventually("the load runs", Duration::from_secs(60), || {
+        assert!(child.try_wait().unwrap().is_none(), "it ended: {}", script.said("stderr"));
+        script.said("stderr").contains("captures from second")
+    });
     terminate(&child);
     let ended = script.finish(child);
     assert_eq!(ended.code, Some(143), "{}", ended.stderr);
