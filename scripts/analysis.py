@@ -29,9 +29,9 @@ OURS = re.compile(r"[<&]*(?:dyn |mut |\*const |\*mut )?koltso(?:_(?!profiling)[a
 PROFILER = re.compile(r"[<&]*(?:koltso_profiling::(?!alloc|locks)|koltso::(?:debug|control|metrics::Scrape)\b)")
 # What stands between an allocation and who wanted it.
 LIBRARY = re.compile(r"[<&]*(?:core|std|alloc|hashbrown|smallvec|bytes)::|__rust|_*mi_|alloc<|koltso_profiling|(?:m|c|re)alloc$"
-                     r"|(?:lifecycle|panic|panicking|unwind_safe|raw_vec|vec|boxed|::call_once|::new)(?:::|$)")
+                     r"|\[libc|(?:lifecycle|panic|panicking|unwind_safe|raw_vec|vec|boxed|::call_once|::new)(?:::|$)")
 # Of the C library, which has no frame pointers: often all that is known of who called the kernel.
-C_LIBRARY = re.compile(r"\[|(?:syscall|_*(?:send|recv)\w*|clock_nanosleep)$")
+C_LIBRARY = re.compile(r"(?:syscall|_*(?:send|recv)\w*|clock_nanosleep)$")
 PREEMPTED = {"exit_to_user_mode_loop", "irqentry_exit_to_user_mode", "irqentry_exit", "preempt_schedule_irq"}
 
 Frame = collections.namedtuple("Frame", "name place")  # place: user, kernel or inlined
