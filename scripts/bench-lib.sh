@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What compare-peers.sh, bench-goals.sh and bench-cluster.sh share: starting servers on given cores, reading their CPU and
+# What compare-peers.sh, bench-goals.sh, bench-cluster.sh and report.sh share: starting servers on given cores, reading their CPU and
 # memory, running wrk and wrk2, tables.
 #
 # Owner: the script that sources this file; it sets SERVER_CORE, LOAD_CORE, KOLTSO, SCRIPTS and calls bench_begin.
@@ -27,7 +27,7 @@ need_tools() { # need_tools COMMAND=PACKAGE...
   done
   if ((${#missing[@]})); then
     pair=$(printf ', %s' "${missing[@]}")
-    fail "Missing: ${pair:2}; on Debian: apt-get install wrk nginx-light redis-server python3 curl jq util-linux; wrk2 is to be built from github.com/giltene/wrk2."
+    fail "Missing: ${pair:2}; on Debian, apt-get install what is in brackets; wrk2 is to be built from github.com/giltene/wrk2."
   fi
 }
 
@@ -38,7 +38,7 @@ need_koltso() {
 bench_begin() { # bench_begin PARENT_FOLDER
   (($(nproc) > 1)) || fail "This needs two cores: one for the server, one for the load."
   taskset -c "$SERVER_CORE,$LOAD_CORE" true 2>/dev/null || fail "Cores $SERVER_CORE and $LOAD_CORE cannot be used here."
-  WORK=$(mktemp -d "$1/koltso-bench.XXXXXX") || fail "Cannot make a folder in $1."
+  WORK=$(mktemp -d "$1/koltso-bench.XXXXXX" 2>/dev/null) || fail "Cannot make a folder in $1."
   exec {NEVER}<> <(:) # never readable: `read -t` on it is a sleep without a process
   trap bench_end EXIT
   trap 'exit 130' INT
@@ -207,6 +207,13 @@ read_cpu() { # read_cpu PID...
     USER_TICKS=$((USER_TICKS + fields[11]))
     SYS_TICKS=$((SYS_TICKS + fields[12]))
   done
+}
+
+# User and system seconds of the programs that this shell has waited for.
+children_seconds() {
+  local fields
+  read -r -a fields </proc/$$/stat # its name has no blank
+  awk -v ticks=$((fields[15] + fields[16])) -v hz="$CLOCK_TICKS" 'BEGIN { print ticks / hz }'
 }
 
 # What disturbs a measurement: CPU used by neither the server (MEASURED, or PID) nor the load tool, and CPU that the hypervisor took.

@@ -88,13 +88,6 @@ figures() { # figures OPERATION TOOL LOG CPU_SECONDS
       at[50], at[90], at[99], at[99.9], at[100], bad, cpu / t * 100 }' "$3"
 }
 
-# User and system seconds of the programs that this shell has waited for.
-children_seconds() {
-  local fields
-  read -r -a fields </proc/$$/stat # its name has no blank
-  awk -v ticks=$((fields[15] + fields[16])) -v hz="$CLOCK_TICKS" 'BEGIN { print ticks / hz }'
-}
-
 measure() { # measure TOOL OPERATION: appends to $WORK/table
   local before
   if [[ $1 == wrk2 ]]; then

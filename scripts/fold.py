@@ -7,7 +7,7 @@
 --nodes are the processes, the first one being the node that the clients ask; --ports are their HTTP ports, in that order,
 with the replica ports 10000 above. The snapshots are of `ss -tinpOH`, from the begin and the end of the recording.
 scripts/bench-cluster.sh has the rule by which samples are divided, above its section `profile`. Prints a table, tab-separated;
-then lines `name value` in per cent of all CPU of the cluster.
+then lines `name value` in per cent of all CPU of the cluster. scripts/report.py divides the captures of a report by the same rule.
 """
 
 import argparse
@@ -61,6 +61,23 @@ def class_by_name(frames):
     return None
 
 
+def own_class(thread, frames):
+    """The class that the thread or a name decides; None for the work of a core that HTTP and exchange share."""
+    found = "storage" if thread.startswith(STORAGE_THREADS) else class_by_name(frames)
+    return found if found or thread.startswith(CORE_THREAD) else "other"
+
+
+def shared_work(frames, shares):
+    """Of a sample without a class of its own: (HTTP's share of it, "send", "receive" or "turn", whether it is a direct send)."""
+    kernel = {function for function, is_kernel in frames if is_kernel}
+    send, receive, both = shares
+    if kernel & SENDS:
+        return send, "send", bool(kernel & DIRECT_SENDS)
+    if kernel & RECEIVES:
+        return receive, "receive", False
+    return both, "turn", False
+
+
 def segments(path, nodes, http_ports):
     """Data segments of each socket of the nodes: {(process, is HTTP, addresses): (out, in)}."""
     replica_ports = {port + 10000 for port in http_ports}
@@ -83,11 +100,11 @@ def segments(path, nodes, http_ports):
     return found
 
 
-def operations(arguments, nodes):
-    """{process: {True (HTTP) or False (exchange): (data segments out, in) during the recording}}"""
-    before = segments(arguments.before, nodes, arguments.ports)
+def operations(before_path, after_path, nodes, http_ports):
+    """{process: {True (HTTP) or False (exchange): (data segments out, in) between two snapshots}}"""
+    before = segments(before_path, nodes, http_ports)
     counts = {pid: {True: [0, 0], False: [0, 0]} for pid in nodes}
-    for (pid, is_http, ports), after in segments(arguments.after, nodes, arguments.ports).items():
+    for (pid, is_http, ports), after in segments(after_path, nodes, http_ports).items():
         was = before.get((pid, is_http, ports), (0, 0))
         for i in range(2):
             counts[pid][is_http][i] += max(after[i] - was[i], 0)
@@ -112,7 +129,7 @@ def main():
     parser.add_argument("--after", required=True)
     arguments = parser.parse_args()
     nodes, first = arguments.nodes, arguments.nodes[0]
-    counts = operations(arguments, nodes)
+    counts = operations(arguments.before, arguments.after, nodes, arguments.ports)
     shares = {pid: http_shares(counts[pid]) for pid in nodes}
 
     weight = collections.Counter()  # (class, in the kernel, on the first node) -> samples
@@ -126,9 +143,7 @@ def main():
         total += 1
         in_kernel = bool(frames) and frames[0][1]
         here = pid == first
-        found = "storage" if thread.startswith(STORAGE_THREADS) else class_by_name(frames)
-        if not found and not thread.startswith(CORE_THREAD):
-            found = "other"
+        found = own_class(thread, frames)
         if not here:
             replica_total += 1
             replica_storage += found == "storage"
@@ -136,14 +151,11 @@ def main():
             weight[found, in_kernel, here] += 1
             by_call += found == "exchange"
             continue
-        kernel = {function for function, is_kernel in frames if is_kernel}
-        send, receive, both = shares[pid]
-        is_send, is_receive = bool(kernel & SENDS), bool(kernel & RECEIVES)
-        share = send if is_send else receive if is_receive else both
+        share, kind, is_direct = shared_work(frames, shares[pid])
         weight["HTTP", in_kernel, here] += share
         weight["exchange", in_kernel, here] += 1 - share
-        by_call += bool(kernel & DIRECT_SENDS) if is_send else 1 - share
-        shared += 0 if is_send or is_receive else share
+        by_call += is_direct if kind == "send" else 1 - share
+        shared += share if kind == "turn" else 0
     if not total:
         sys.exit("perf took no sample of the nodes.")
 
