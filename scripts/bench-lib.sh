@@ -1,8 +1,9 @@
 # shellcheck shell=bash
-# What compare-peers.sh, bench-goals.sh and bench-cluster.sh share: starting servers on given cores, reading their CPU and
-# memory, running wrk and wrk2, tables.
+# What compare-peers.sh, bench-goals.sh, bench-cluster.sh and bench-profiling.sh share: starting servers and clusters on given
+# cores, reading their CPU and memory, running wrk and wrk2, tables.
 #
-# Owner: the script that sources this file; it sets SERVER_CORE, LOAD_CORE, KOLTSO, SCRIPTS and calls bench_begin.
+# Owner: the script that sources this file; it sets SERVER_CORE, LOAD_CORE, KOLTSO, SCRIPTS, STYLE, for clusters also SYNC, and
+# calls bench_begin. Where it starts clusters, its trap at EXIT is cluster_bench_end.
 # Bounds: every wait here has a limit in seconds. Ends only processes that it started, by their ids, and removes only
 # the folder that it made.
 
@@ -12,11 +13,18 @@ CONNECTIONS=64
 WRK_THREADS=1 # of wrk and wrk2
 STARTED=()
 MEASURED=() # processes whose CPU together is the server's; where there are none, it is PID
+NODES=() NODE_PORTS=() # of the cluster that runs, in the order of the ports
 WORK=''
 
 fail() { # fail SENTENCE...: exit code 2, as for everything that is wrong before a measurement begins
   printf '%s\n' "$*" >&2
   exit 2
+}
+
+progress() { printf '%s\n' "$*" >&2; }
+
+verdict() { # verdict AWK_CONDITION: yes or no
+  awk "BEGIN { exit !($1) }" && printf 'yes' || printf 'no'
 }
 
 # The tools that are missing, in one sentence.
@@ -154,6 +162,99 @@ check_pinned() { # check_pinned PID
       printf 'Warning: thread %s of process %s may run on cores %s, not only %s.\n' \
         "$(awk '/^Name:/ { print $2 }' "$status")" "$1" "$cores" "$SERVER_CORE" >&2
   done
+}
+
+# What was started last ends first, so that the load is gone before the nodes drain; they have the time that they give
+# themselves for it, or they would go on writing into the folder. A stopped process does not end by SIGTERM.
+cluster_bench_end() {
+  local pid i started=("${STARTED[@]}")
+  for pid in "${NODES[@]}"; do kill -s CONT "$pid" 2>/dev/null; done
+  for ((i = ${#started[@]} - 1; i >= 0; i--)); do stop_server "${started[i]}" TERM 20; done
+  bench_end
+}
+
+# Starts three nodes on a fresh folder. Sets NODES, NODE_PORTS, MEASURED (all of them), LOCAL, and PORT, the first node's.
+start_cluster() {
+  local log=$WORK/cluster.log pid port children
+  rm -rf -- "$WORK/data"
+  PORT=$(free_port 3)
+  [[ -n $PORT ]] || fail "There are no three free ports in a row."
+  start_pinned "$log" "$KOLTSO" local --nodes 3 --threads 1 --port "$PORT" --data "$WORK/data" --sync "$SYNC"
+  LOCAL=$PID
+  wait_for_text "$log" 'cluster ready http://' 70 "$LOCAL" 'The cluster'
+  NODES=() NODE_PORTS=()
+  read -r -a children <<<"$(cat "/proc/$LOCAL/task/"*/children)"
+  for port in "$PORT" $((PORT + 1)) $((PORT + 2)); do
+    for pid in "${children[@]}"; do
+      [[ $(tr '\0' ' ' <"/proc/$pid/cmdline") == *"--listen=127.0.0.1:$port "* ]] && NODES+=("$pid") NODE_PORTS+=("$port")
+    done
+  done
+  ((${#NODES[@]} == 3)) || {
+    printf 'The processes of the cluster were not found among the children of %s.\n' "$LOCAL" >&2
+    exit 1
+  }
+  MEASURED=("${NODES[@]}")
+  await_calm 30 || exit 1
+}
+
+stop_cluster() {
+  local pid
+  for pid in "${NODES[@]}"; do
+    kill -s CONT "$pid" 2>/dev/null
+    [[ " ${STARTED[*]} " != *" $pid "* ]] || stop_server "$pid" TERM 15 # one that was started again
+  done
+  stop_server "$LOCAL" TERM 20
+  NODES=() NODE_PORTS=() MEASURED=()
+  rm -rf -- "$WORK/data"
+}
+
+# Waits until all nodes say that all their peers are up and miss nothing, and node INDEX has as many records as the most of
+# them. Sets CALM_SECONDS, since the moment SINCE_US (0: since now), and CALM_RECORDS, those of node INDEX. If that takes
+# longer than LIMIT_SECONDS, it says what was missing and returns 1.
+await_calm() { # await_calm LIMIT_SECONDS [SINCE_US INDEX]
+  local is_calm
+  # shellcheck disable=SC2034
+  read -r CALM_SECONDS CALM_RECORDS is_calm < <(ask_calm "$1" "${2:-0}" "${3:--1}" "${NODE_PORTS[@]}")
+  [[ ${is_calm:-} == calm ]]
+}
+
+ask_calm() {
+  python3 - "$@" <<'PYTHON'
+import json, sys, time, urllib.request
+limit, since, index = float(sys.argv[1]), int(sys.argv[2]) / 1e6, int(sys.argv[3])
+ports = sys.argv[4:]
+since = since or time.time()
+deadline = time.monotonic() + limit
+
+def look():
+    """Returns what is missing, or None, and the records of node `index`."""
+    records, missing = [], []
+    for port in ports:
+        try:
+            with urllib.request.urlopen("http://127.0.0.1:%s/status" % port, timeout=2) as answer:
+                status = json.load(answer)
+        except (OSError, ValueError) as error:
+            return "node %s does not answer: %s" % (port, error), 0
+        if not status.get("storage"):
+            return "node %s recovers" % port, 0
+        records.append(status["storage"]["records"])
+        for peer in status["cluster"]["peers"]:
+            if peer["state"] != "up" or peer["hints_pending"] or peer["needs_repair"]:
+                missing.append("for node %s, %s is %s, with %s hints pending" % (port, peer["node"], peer["state"], peer["hints_pending"]))
+    if index >= 0 and records[index] < max(records):
+        missing.append("the nodes have %s records" % ", ".join(map(str, records)))
+    return "; ".join(missing), records[index]
+
+while True:
+    missing, records = look()
+    is_over = time.monotonic() > deadline
+    if not missing or is_over:
+        print("%.3f %d %s" % (time.time() - since, records, "late" if missing else "calm"))
+        if missing:
+            sys.stderr.write("The cluster was not whole within %g s: %s.\n" % (limit, missing))
+        break
+    time.sleep(0.02)
+PYTHON
 }
 
 # nginx that answers everything with VALUE_SIZE bytes, as one worker. Sets PID to the worker's and PORT.
@@ -402,6 +503,11 @@ print_table() { # print_table plain|markdown
         }
       }
     }'
+}
+
+report() { # report TITLE: prints $WORK/table
+  printf '\n%s\n\n' "$1"
+  print_table "$STYLE" <"$WORK/table"
 }
 
 # The machine, for the head of a report.
