@@ -114,8 +114,6 @@ trap cluster_bench_end EXIT
 
 VICTIM=2 # which of the nodes is disturbed
 
-each_second() { awk -v n="$REQUESTS" -v t="$SECONDS_RUN" 'BEGIN { printf "%.0f", n / t }'; }
-
 later() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", a + b }'; }
 
 # Starts a node again with the flags it had: they are in $WORK/cmdline. Sets READY_US, the moment of its ready line.

@@ -27,6 +27,12 @@ verdict() { # verdict AWK_CONDITION: yes or no
   awk "BEGIN { exit !($1) }" && printf 'yes' || printf 'no'
 }
 
+among() { # among WHAT ALLOWED LIST: all words of LIST are ALLOWED, and there is one
+  local word
+  [[ $3 =~ [a-z] ]] || fail "$1 needs at least one of: $2."
+  for word in $3; do [[ " $2 " == *" $word "* ]] || fail "$1 knows $2, not '$word'."; done
+}
+
 # The tools that are missing, in one sentence.
 need_tools() { # need_tools COMMAND=PACKAGE...
   local pair missing=()
@@ -297,6 +303,27 @@ start_redis() {
   wait_for_port "$PORT" 10 "$PID" Redis "$folder/log"
 }
 
+# A capture through the API, in the background. capture_end waits for it, and sets CODE, TOOK (seconds, from asking to the
+# last byte) and BYTES; the answer is in $WORK/capture. What is not 200 ends the script.
+capture_begin() { # capture_begin SECONDS PATH?QUERY
+  timeout $(($1 + 90)) curl -s -m $(($1 + 80)) -o "$WORK/capture" -w '%{http_code} %{time_total} %{size_download}\n' \
+    "http://127.0.0.1:$PORT/debug/pprof/$2&seconds=$1" >"$WORK/capture.said" &
+  CAPTURE_PID=$!
+  STARTED+=("$CAPTURE_PID")
+}
+
+capture_end() {
+  wait "$CAPTURE_PID"
+  forget "$CAPTURE_PID"
+  # shellcheck disable=SC2034
+  read -r CODE TOOK BYTES <"$WORK/capture.said"
+  [[ ${CODE:-000} == 200 ]] && return
+  printf 'A capture was answered %s: %s\n' "${CODE:-not at all}" "$(head -n 1 "$WORK/capture" 2>/dev/null)" >&2
+  exit 1
+}
+
+capture() { capture_begin "$@" && capture_end; }
+
 # CPU of processes together, all their threads, in clock ticks: sets USER_TICKS and SYS_TICKS. A process that is gone
 # counts with what $WORK/stat.PID has of it, a copy of its /proc/PID/stat, where there is one.
 read_cpu() { # read_cpu PID...
@@ -358,6 +385,11 @@ load_keys() { # load_keys PORT COUNT [FLAG...]
     exit 1
   }
 }
+
+each_second() { awk -v n="$REQUESTS" -v t="$SECONDS_RUN" 'BEGIN { printf "%.0f", n / t }'; }
+
+
+ticks_to() { awk -v t="$1" -v hz="$CLOCK_TICKS" -v unit="$2" 'BEGIN { printf "%.3f", t / hz * unit }'; } # TICKS UNITS_A_SECOND
 
 # One wrk run against the server at PORT. Sets REQUESTS, SECONDS_RUN, NOT_2XX (socket errors included), USER_US,
 # SYS_US (a request), SERVER_BUSY, LOAD_BUSY (per cent of a core). WRK_ARGUMENTS follow the script.
@@ -452,6 +484,39 @@ wrk2_end() {
     /Detailed Percentile/ { on = 0 }
     on && $1 ~ /%$/ { at[$1 + 0] = ms($2) }
     END { printf "%.2f %.2f %.2f %.2f\n", at[50], at[99], at[99.9], at[100] }' "$LOAD_LOG")
+}
+
+# `koltso bench` as wrk2_begin and wrk2_end have wrk2, but nothing of the server's CPU. It records from 2 s on.
+koltso_begin() { # koltso_begin METHOD SECONDS RATE --keys N --size BYTES [--ack A --from F]
+  local method=$1 seconds=$2 rate=$3 arguments=(--keys "$5" --size "$7")
+  [[ ${8:-} != --ack ]] || arguments+=(--query "ack=$9&from=${11}")
+  noise_begin
+  LOAD_CPU=$(children_ticks)
+  ln -sf "$(realpath "$KOLTSO")" "$WORK/bench"
+  LOAD_LOG=$WORK/bench.json
+  timeout $((seconds + 60)) taskset -c "$LOAD_CORE" "$WORK/bench" bench -t"$WRK_THREADS" -c"$CONNECTIONS" -d"${seconds}s" -R"$rate" --warmup 2s \
+    --timeout 10s --json "--$method" "${arguments[@]}" "http://127.0.0.1:$PORT" >"$LOAD_LOG" 2>"$WORK/bench.said" &
+  LOAD_PID=$!
+  STARTED+=("$LOAD_PID")
+}
+
+koltso_end() {
+  wait "$LOAD_PID"
+  forget "$LOAD_PID"
+  noise_end "$(ticks_to $(($(children_ticks) - LOAD_CPU)) 1)"
+  # shellcheck disable=SC2034
+  read -r REQUESTS SECONDS_RUN NOT_2XX P50 P99 P999 MAX < <(jq -r '[.requests, .seconds, .non_2xx_3xx + ([.errors[]] | add),
+    (.latency_us | (.p50, .p99, ."p99.9", .max) / 1000)] | map(tostring) | join(" ")' "$LOAD_LOG" 2>/dev/null)
+  [[ -n ${MAX:-} ]] || {
+    printf 'koltso bench failed: %s\n' "$(tail -n 3 "$WORK/bench.said")" >&2
+    exit 1
+  }
+}
+
+children_ticks() { # of all programs that this shell has waited for
+  local fields
+  read -r -a fields </proc/$$/stat # its name has no blank
+  printf '%s' $((fields[15] + fields[16]))
 }
 
 # Of lines of several rounds, tab-separated, one line for each first field, in the order in which they were first seen.

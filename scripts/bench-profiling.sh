@@ -16,18 +16,16 @@
 # have both on all processors that this process may use, unpinned, as the standard runs of bench-cluster.sh do.
 #
 # Noise is measured in the same session, by the same sum: runs without a capture are set against their own neighbours. A figure
-# that misses its goal by no more than those did is `within noise`, which is neither reached nor missed: measure on a quieter machine.
+# above its goal but no larger than those are in the middle is `within noise`, neither reached nor missed: measure where it is quieter.
 #
 # The rule of `stacks`: of the folded stack, from the outermost frame on, frames of libraries without symbols (`[libc.so.6]`) are passed
 # over; the first one with a name has to be clone3, clone, start_thread, _start, main, what calls it in glibc or std, the std thread's
 # thread_start, or ret_from_fork of a kernel thread (scripts/profiling-figures.py has the list). Everything else counts as not rooted, also
 # what is known to be lost: the vdso, and leaves in glibc, which has no frame pointers.
 #
-# A build for --plain is this tree with the allocator's line in src/main.rs, the one below #[global_allocator], replaced by
-#
+# A build for --plain is this tree with the line below #[global_allocator] in src/main.rs replaced by
 #   static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-#
-# built with `cargo build --release` and copied elsewhere (one import is unused then). Build both from the same path with the same compiler.
+# built with `cargo build --release` and copied elsewhere (one import is unused then); both from the same path, with the same compiler.
 #
 # Every wait has a limit. Ends only processes that it started (nodes of a cluster are children of one of them).
 set -u -o pipefail
@@ -37,20 +35,19 @@ KOLTSO=$SCRIPTS/../target/release/koltso
 PLAIN=''
 PINNED_SERVER=0 PINNED_LOAD=1
 ALL_CORES=$(awk '/^Cpus_allowed_list:/ { print $2 }' /proc/self/status)
-SERVER_CORE=$PINNED_SERVER LOAD_CORE=$PINNED_LOAD
 STYLE=plain FOLDER=${TMPDIR:-/tmp} SYNC=1s VALUE_SIZE=128 KEYS=100000 RATE=10000
 ROUNDS=3 SECONDS_EACH=8 CAPTURE_SECONDS=10 ANSWER_SECONDS=30
-RECORDED=24 LATENCY_ROUNDS=1 TOOL=wrk2
-CAPTURES=100 REST=30
-OPERATIONS='get put' TARGETS='alone cluster' KINDS=''
-SECTIONS=()
-KINDS_ALL='cpu-99 cpu-499 cpu-999 allocs allocs-heatmap heap block mutex offcpu'
+RECORDED=24 LATENCY_ROUNDS=1 TOOL=wrk2 CAPTURES=100 REST=30
+OPERATIONS='get put' TARGETS='alone cluster'
+KINDS_ALL='cpu-99 cpu-499 cpu-999 allocs allocs-heatmap heap block mutex offcpu' KINDS=$KINDS_ALL
+SECTIONS=() ENGINE='an engine that was not asked'
 declare -A PATHS=( # below /debug/pprof/, with seconds= to come
   [cpu-99]='profile?hz=99' [cpu-499]='profile?hz=499' [cpu-999]='profile?hz=999' [allocs]='allocs?format=pprof'
   [allocs-heatmap]='heatmap?event=allocs' [heap]='heap?format=pprof' [block]='block?format=pprof' [mutex]='mutex?format=pprof'
   [offcpu]='offcpu?format=pprof')
 LARGE_SIZE=20000 LARGE_KEYS=3000 # what fits into wrk's pool
-ANSWER_SECONDS_MAX=1 ROOTED_MIN=95 ACCOUNTED_WITHIN=5 GROWTH_MAX_MB=64
+ANSWER_SECONDS_MAX=1 ROOTED_MIN=95 ACCOUNTED_WITHIN=5
+GROWTH_MAX_KB=8192 # from the 16th CPU capture to the last: with as many others, twice what is kept is made by then
 
 # shellcheck source-path=SCRIPTDIR source=bench-lib.sh
 source "$SCRIPTS/bench-lib.sh"
@@ -58,7 +55,7 @@ source "$SCRIPTS/bench-lib.sh"
 usage() {
   cat <<USAGE
 usage: scripts/bench-profiling.sh [options] [overhead] [sampling] [accounting] [stacks] [answer] [latency] [memory]
-                                  (all sections unless named; about 100 minutes, 60 of them for latency)
+                                  (all sections unless named; about 90 minutes, half of them for latency)
   --koltso PATH        the binary (target/release/koltso of this repository)
   --plain PATH         the same without sampled allocations, for sampling; how that is built is in the head of this script
   --rounds N           rounds of all sections but latency and memory (3)
@@ -74,64 +71,34 @@ usage: scripts/bench-profiling.sh [options] [overhead] [sampling] [accounting] [
   --captures N         CPU captures of memory, at least 17; as many others go with them (100)
   --rest N             seconds of memory's load before and its pause after the captures (30)
   --rate N             requests/s of answer, latency and memory (10000)
-  --keys N, --connections N, --value-size N   (100000, 64, 128)
-  --sync MODE          Koltso's --sync (1s)
+  --keys N, --connections N, --value-size N, --sync MODE   (100000, 64, 128, 1s)
   --server-core N, --load-core N   of the sections that pin (0 and 1)
   --folder PATH        where the data go, on a real disk with 20 GB free ($FOLDER)
   --markdown           tables in markdown
 USAGE
 }
 
+declare -A TEXTS=([--koltso]=KOLTSO [--plain]=PLAIN [--folder]=FOLDER [--sync]=SYNC [--tool]=TOOL [--kinds]=KINDS [--targets]=TARGETS
+  [--operations]=OPERATIONS)
+declare -A NUMBERS=([--rounds]=ROUNDS [--seconds]=SECONDS_EACH [--capture-seconds]=CAPTURE_SECONDS [--answer-seconds]=ANSWER_SECONDS
+  [--recorded]=RECORDED [--latency-rounds]=LATENCY_ROUNDS [--captures]=CAPTURES [--rest]=REST [--rate]=RATE [--keys]=KEYS
+  [--connections]=CONNECTIONS [--value-size]=VALUE_SIZE [--server-core]=PINNED_SERVER [--load-core]=PINNED_LOAD)
 while (($#)); do
   case $1 in
     --markdown) STYLE=markdown ;;
     --help | -h) usage && exit 0 ;;
     overhead | sampling | accounting | stacks | answer | latency | memory) SECTIONS+=("$1") ;;
-    --koltso | --plain | --folder | --sync | --tool | --kinds | --targets | --operations | --rounds | --seconds | --capture-seconds | \
-      --answer-seconds | --recorded | --latency-rounds | --captures | --rest | --rate | --keys | --connections | --value-size | \
-      --server-core | --load-core)
+    *)
+      variable=${TEXTS[$1]:-${NUMBERS[$1]:-}}
+      [[ -n $variable ]] || { usage >&2 && fail "Unknown option or section $1."; }
       (($# > 1)) || fail "$1 needs a value."
-      case $1 in
-        --koltso) KOLTSO=$2 ;;
-        --plain) PLAIN=$2 ;;
-        --folder) FOLDER=$2 ;;
-        --sync) SYNC=$2 ;;
-        --tool) TOOL=$2 ;;
-        --kinds) KINDS=$2 ;;
-        --targets) TARGETS=$2 ;;
-        --operations) OPERATIONS=$2 ;;
-        *)
-          [[ $2 =~ ^[0-9]{1,8}$ ]] || fail "$1 needs a number, not '$2'."
-          case $1 in
-            --rounds) ROUNDS=$2 ;;
-            --seconds) SECONDS_EACH=$2 ;;
-            --capture-seconds) CAPTURE_SECONDS=$2 ;;
-            --answer-seconds) ANSWER_SECONDS=$2 ;;
-            --recorded) RECORDED=$2 ;;
-            --latency-rounds) LATENCY_ROUNDS=$2 ;;
-            --captures) CAPTURES=$2 ;;
-            --rest) REST=$2 ;;
-            --rate) RATE=$2 ;;
-            --keys) KEYS=$2 ;;
-            --connections) CONNECTIONS=$2 ;;
-            --value-size) VALUE_SIZE=$2 ;;
-            --server-core) PINNED_SERVER=$2 ;;
-            --load-core) PINNED_LOAD=$2 ;;
-          esac
-          ;;
-      esac
+      [[ -n ${TEXTS[$1]:-} || $2 =~ ^[0-9]{1,8}$ ]] || fail "$1 needs a number, not '$2'."
+      printf -v "$variable" %s "$2"
       shift
       ;;
-    *) usage >&2 && fail "Unknown option or section $1." ;;
   esac
   shift
 done
-among() { # among WHAT ALLOWED LIST: all words of LIST are ALLOWED, and there is one
-  local word
-  [[ $3 =~ [a-z] ]] || fail "$1 needs at least one of: $2."
-  for word in $3; do [[ " $2 " == *" $word "* ]] || fail "$1 knows $2, not '$word'."; done
-}
-KINDS=${KINDS:-$KINDS_ALL}
 among --kinds "$KINDS_ALL" "$KINDS"
 among --targets 'alone cluster' "$TARGETS"
 among --operations 'get put' "$OPERATIONS"
@@ -174,32 +141,10 @@ stop_alone() {
 
 warm() { capture 1 'profile?hz=999&format=text' && ENGINE=$(sed -n '2s/; samples.*//p' "$WORK/capture"); }
 
-# A capture through the API, in the background. capture_end waits for it, and sets CODE, TOOK (seconds, from asking to the
-# last byte) and BYTES; the answer is in $WORK/capture. What is not 200 ends the script.
-capture_begin() { # capture_begin SECONDS PATH?QUERY
-  timeout $(($1 + 90)) curl -s -m $(($1 + 80)) -o "$WORK/capture" -w '%{http_code} %{time_total} %{size_download}\n' \
-    "http://127.0.0.1:$PORT/debug/pprof/$2&seconds=$1" >"$WORK/capture.said" &
-  CAPTURE_PID=$!
-  STARTED+=("$CAPTURE_PID")
-}
-
-capture_end() {
-  wait "$CAPTURE_PID"
-  forget "$CAPTURE_PID"
-  read -r CODE TOOK BYTES <"$WORK/capture.said"
-  [[ ${CODE:-000} == 200 ]] && return
-  printf 'A capture was answered %s: %s\n' "${CODE:-not at all}" "$(head -n 1 "$WORK/capture" 2>/dev/null)" >&2
-  exit 1
-}
-
-capture() { capture_begin "$@" && capture_end; }
-
 process_ticks() {
   read_cpu "${MEASURED[@]}"
   printf '%s' $((USER_TICKS + SYS_TICKS))
 }
-
-ticks_to() { awk -v t="$1" -v hz="$CLOCK_TICKS" -v unit="$2" 'BEGIN { printf "%.3f", t / hz * unit }'; } # TICKS UNITS_A_SECOND
 
 core_ns() { # CPU of the data core's thread so far
   local name ns
@@ -210,8 +155,6 @@ core_ns() { # CPU of the data core's thread so far
   done
 }
 
-each_second() { awk -v n="$REQUESTS" -v t="$SECONDS_RUN" 'BEGIN { printf "%.0f", n / t }'; }
-
 all_2xx() { ((NOT_2XX == 0)) || progress "Not a fair figure: $NOT_2XX answers of $1 were not 2xx."; }
 
 # ---- overhead
@@ -219,8 +162,7 @@ all_2xx() { ((NOT_2XX == 0)) || progress "Not a fair figure: $NOT_2XX answers of
 section_overhead() {
   local round method hz order=(99 199 999)
   pinned
-  : >"$WORK/runs"
-  : >"$WORK/ends"
+  : >"$WORK/runs" >"$WORK/ends"
   for ((round = 1; round <= ROUNDS; round++)); do
     start_alone
     for method in $OPERATIONS; do
@@ -313,41 +255,33 @@ sampling_slices() { # sampling_slices ROUND WHAT METHOD [ARGUMENT...]
 
 # ---- accounting and stacks
 
-# A capture in the middle of a closed loop.
-capture_in_loop() { # capture_in_loop METHOD SECONDS PATH: sets TICKS, those of the process in that time
-  local from
-  wrk_begin "$1" $(($2 + 4)) --keys "$KEYS" --size "$VALUE_SIZE"
-  pause 2
-  from=$(process_ticks)
-  capture_begin "$2" "$3"
-  pause "$2"
-  TICKS=$(($(process_ticks) - from))
-  capture_end
-  wrk_end
-  all_2xx "$1"
-}
-
-section_accounting() {
-  local round method hz said
-  local says='add up to ([0-9.]+) s of CPU, the scheduler accounts ([0-9.]+) s; lost ([0-9]+), throttled ([0-9]+)'
+# In each round a capture at each rate in the middle of a closed loop of each operation, each taken by COMMAND ROUND WHAT.
+in_loops() { # in_loops FORMAT COMMAND: sets TICKS, those of the process in that time
+  local round method hz from
   pinned
   : >"$WORK/runs"
   for ((round = 1; round <= ROUNDS; round++)); do
     start_alone
     for method in $OPERATIONS; do
       for hz in 99 999; do
-        capture_in_loop "$method" "$CAPTURE_SECONDS" "profile?hz=$hz&format=text"
-        said=$(sed -n 2p "$WORK/capture")
-        [[ $said =~ $says ]] || fail "The capture's text does not say what its samples add up to: $said"
-        awk -v OFS='\t' -v what="${method^^}, $hz Hz" -v a="${BASH_REMATCH[1]}" -v b="${BASH_REMATCH[2]}" -v lost="${BASH_REMATCH[3]}" \
-          -v throttled="${BASH_REMATCH[4]}" -v stat="$(ticks_to "$TICKS" 1)" 'BEGIN {
-            off = b > 0 ? (a / b - 1) * 100 : 100; off_stat = stat > 0 ? (a / stat - 1) * 100 : 100
-            print what, a, b, off, (off < 0 ? -off : off), stat, off_stat, lost, throttled }' | tee -a "$WORK/runs" |
-          awk -F '\t' -v round="$round" '{ printf "accounting, round %d, %s: %.3f s in samples, %.3f s by the scheduler (%+.2f %%)\n", round, $1, $2, $3, $4 }' >&2
+        wrk_begin "$method" $((CAPTURE_SECONDS + 4)) --keys "$KEYS" --size "$VALUE_SIZE"
+        pause 2
+        from=$(process_ticks)
+        capture_begin "$CAPTURE_SECONDS" "profile?hz=$hz&format=$1"
+        pause "$CAPTURE_SECONDS"
+        TICKS=$(($(process_ticks) - from))
+        capture_end
+        wrk_end
+        all_2xx "$method"
+        "$2" "$round" "${method^^}, $hz Hz"
       done
     done
     stop_alone
   done
+}
+
+section_accounting() {
+  in_loops text accounted
   {
     printf 'capture\tsamples, s\tscheduler, s\tdifference\tlargest\twanted\treached\t/proc/PID/stat, s\tdifference\tlost\tthrottled\n'
     over_rounds mmmxmmss <"$WORK/runs" | awk -F '\t' -v OFS='\t' -v most="$ACCOUNTED_WITHIN" '{ print $1, sprintf("%.3f", $2), sprintf("%.3f", $3),
@@ -356,23 +290,19 @@ section_accounting() {
   report "accounting: CPU that the samples of $CAPTURE_SECONDS s add up to, closed loop; medians of $ROUNDS rounds, the largest difference of all, lost and throttled together. By $ENGINE"
 }
 
+accounted() { # accounted ROUND WHAT
+  local says='add up to ([0-9.]+) s of CPU, the scheduler accounts ([0-9.]+) s; lost ([0-9]+), throttled ([0-9]+)'
+  [[ $(sed -n 2p "$WORK/capture") =~ $says ]] || fail "The text of a capture does not say what its samples add up to."
+  awk -v OFS='\t' -v what="$2" -v a="${BASH_REMATCH[1]}" -v b="${BASH_REMATCH[2]}" -v lost="${BASH_REMATCH[3]}" \
+    -v throttled="${BASH_REMATCH[4]}" -v stat="$(ticks_to "$TICKS" 1)" 'BEGIN {
+      off = b > 0 ? (a / b - 1) * 100 : 100; off_stat = stat > 0 ? (a / stat - 1) * 100 : 100
+      print what, a, b, off, (off < 0 ? -off : off), stat, off_stat, lost, throttled }' >>"$WORK/runs"
+  progress "accounting, round $1, $2: ${BASH_REMATCH[1]} s in samples, ${BASH_REMATCH[2]} s by the scheduler"
+}
+
 section_stacks() {
-  local round method hz seconds rooted count
-  pinned
-  : >"$WORK/runs"
   : >"$WORK/left"
-  for ((round = 1; round <= ROUNDS; round++)); do
-    start_alone
-    for method in $OPERATIONS; do
-      for hz in 99 999; do
-        capture_in_loop "$method" "$CAPTURE_SECONDS" "profile?hz=$hz&format=folded"
-        read -r seconds rooted count < <(figures stacks --left "$WORK/left" <"$WORK/capture") || exit 1
-        printf '%s, %s Hz\t%s\t%s\t%s\n' "${method^^}" "$hz" "$seconds" "$rooted" "$count" >>"$WORK/runs"
-        progress "stacks, round $round, ${method^^}, $hz Hz: $rooted % of $seconds s are rooted"
-      done
-    done
-    stop_alone
-  done
+  in_loops folded rooted
   {
     printf 'capture\tsamples, s\tstacks\trooted\twanted\treached\n'
     over_rounds mmm <"$WORK/runs" | awk -F '\t' -v OFS='\t' -v least="$ROOTED_MIN" \
@@ -381,6 +311,14 @@ section_stacks() {
   report "stacks: samples whose stack reaches its thread's entry, closed loop, medians of $ROUNDS rounds; the rule is in scripts/bench-profiling.sh. By $ENGINE"
   awk -F '\t' '{ sum[$2] += $1 } END { for (what in sum) printf "%12.3f ms  %s\n", sum[what] / 1e6, what }' "$WORK/left" | sort -rn | head -n 8 >"$WORK/worst"
   [[ ! -s $WORK/worst ]] || printf '\nWhat is not rooted, most first (thread: outermost frame … leaf; all rounds):\n%s\n' "$(cut -c -200 "$WORK/worst")"
+}
+
+rooted() { # rooted ROUND WHAT
+  local seconds share count
+  read -r seconds share count < <(figures stacks --left "$WORK/left" <"$WORK/capture")
+  [[ -n ${count:-} ]] || fail "The stacks of a capture cannot be read."
+  printf '%s\t%s\t%s\t%s\n' "$2" "$seconds" "$share" "$count" >>"$WORK/runs"
+  progress "stacks, round $1, $2: $share % of $seconds s are rooted"
 }
 
 # ---- answer
@@ -428,9 +366,9 @@ section_latency() {
   : >"$WORK/runs"
   for target in $TARGETS; do
     for ((round = 1; round <= LATENCY_ROUNDS; round++)); do
+      QUERY=()
       if [[ $target == alone ]]; then
         start_alone
-        QUERY=()
       else
         start_cluster
         load_keys "$PORT" "$KEYS" --value-size "$VALUE_SIZE" --ack 2 --from 3
@@ -455,11 +393,8 @@ section_latency() {
 }
 
 latency_line() { # latency_line KIND VALUE...
-  local what="$target, ${method^^}"
-  printf '%s\t%s\t%s' "$what $round" "$what" "$1" >>"$WORK/runs"
-  shift
-  printf '\t%s' "$@" >>"$WORK/runs"
-  printf '\n' >>"$WORK/runs"
+  local what="$target, ${method^^}" IFS=$'\t'
+  printf '%s\n' "$what $round"$'\t'"$what"$'\t'"$*" >>"$WORK/runs"
 }
 
 # Whether this server has that kind; a short capture shows it, and reads what symbols it needs.
@@ -470,10 +405,7 @@ latency_offered() { # latency_offered KIND
     200) return 0 ;;
     400 | 404) latency_line "$1" - 'not available' ;;
     501) latency_line "$1" - 'not permitted' ;;
-    *)
-      printf 'A capture (%s) was answered %s: %s\n' "$1" "$code" "$(head -n 1 "$WORK/capture")" >&2
-      exit 1
-      ;;
+    *) fail "A capture ($1) was answered $code: $(head -n 1 "$WORK/capture")" ;;
   esac
   progress "latency, $target, $1: answered $code, left out"
   return 1
@@ -492,38 +424,6 @@ latency_run() { # latency_run KIND
   "${TOOL}_end"
   latency_line "$1" "$P50" "$P99" "$P999" "$MAX" "$(each_second)" "$NOT_2XX" "$OTHERS" "$STOLEN"
   progress "latency, $target, ${method^^}, $1: p50 $P50, p99 $P99, p99.9 $P999, max $MAX ms, $(each_second)/s, $NOT_2XX not 2xx$said"
-}
-
-# `koltso bench` as wrk2_begin and wrk2_end have wrk2.
-koltso_begin() { # koltso_begin METHOD SECONDS RATE [ARGUMENT...]
-  local method=$1 seconds=$2 rate=$3 arguments=(--keys "$5" --size "$7")
-  [[ ${8:-} != --ack ]] || arguments+=(--query "ack=$9&from=${11}")
-  noise_begin
-  LOAD_CPU=$(children_ticks)
-  ln -sf "$(realpath "$KOLTSO")" "$WORK/bench"
-  LOAD_LOG=$WORK/bench.json
-  timeout $((seconds + 60)) taskset -c "$LOAD_CORE" "$WORK/bench" bench -t"$WRK_THREADS" -c"$CONNECTIONS" -d"${seconds}s" -R"$rate" --warmup 2s \
-    --timeout 10s --json "--$method" "${arguments[@]}" "http://127.0.0.1:$PORT" >"$LOAD_LOG" 2>"$WORK/bench.said" &
-  LOAD_PID=$!
-  STARTED+=("$LOAD_PID")
-}
-
-koltso_end() {
-  wait "$LOAD_PID"
-  forget "$LOAD_PID"
-  noise_end "$(ticks_to $(($(children_ticks) - LOAD_CPU)) 1)"
-  read -r REQUESTS SECONDS_RUN NOT_2XX P50 P99 P999 MAX < <(jq -r '[.requests, .seconds, .non_2xx_3xx + ([.errors[]] | add),
-    (.latency_us | (.p50, .p99, ."p99.9", .max) / 1000)] | map(tostring) | join(" ")' "$LOAD_LOG" 2>/dev/null)
-  [[ -n ${MAX:-} ]] || {
-    printf 'koltso bench failed: %s\n' "$(tail -n 3 "$WORK/bench.said")" >&2
-    exit 1
-  }
-}
-
-children_ticks() { # of all programs that this shell has waited for
-  local fields
-  read -r -a fields </proc/$$/stat # its name has no blank
-  printf '%s' $((fields[15] + fields[16]))
 }
 
 # ---- memory
@@ -560,10 +460,7 @@ section_memory() {
 
 rest_under_load() {
   local rested
-  for ((rested = 0; rested < REST; rested++)); do
-    keep_load
-    pause 1
-  done
+  for ((rested = 0; rested < REST; rested++)); do keep_load && pause 1; done
 }
 
 # A steady load, started again whenever it has ended.
@@ -572,10 +469,7 @@ keep_load() {
     alive "$LOAD_PID" && return
     wait "$LOAD_PID"
     forget "$LOAD_PID"
-    grep -q '^answers:' "$LOAD_LOG" || {
-      printf 'wrk2 failed: %s\n' "$(tail -n 3 "$LOAD_LOG")" >&2
-      exit 1
-    }
+    grep -q '^answers:' "$LOAD_LOG" || fail "wrk2 failed: $(tail -n 3 "$LOAD_LOG")"
   fi
   start_load 120 wrk2 -t4 -c"$CONNECTIONS" -d120s -R"$RATE" --timeout 10s -s "$SCRIPTS/mix.lua" "http://127.0.0.1:$PORT" -- \
     --keys "$KEYS" --size "$VALUE_SIZE"
@@ -586,13 +480,10 @@ memory_row() { # memory_row WHEN
   resident=$(awk '/^VmRSS:/ { print $2 }' "/proc/$PID/status")
   anonymous=$(anonymous_kb "$PID")
   case $1 in
-    '16 '*) SIXTEEN=$anonymous ;;
+    '16 CPU '*) SIXTEEN=$anonymous ;;
     'under load'*) BEFORE=$anonymous ;;
-    '1 '*) ;;
-    *)
-      since=$((anonymous - SIXTEEN)) goal="<= $((GROWTH_MAX_MB * 1024))"
-      is_reached=$(verdict "$since <= $GROWTH_MAX_MB * 1024")
-      ;;
+    '1 CPU '*) ;;
+    *) since=$((anonymous - SIXTEEN)) goal="<= $GROWTH_MAX_KB" is_reached=$(verdict "$((anonymous - SIXTEEN)) <= $GROWTH_MAX_KB") ;;
   esac
   printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$1" "$resident" "$anonymous" "$((anonymous - BEFORE))" "$since" "$goal" "$is_reached" >>"$WORK/table"
   progress "memory, $1: $resident KB resident, $anonymous KB anonymous"
@@ -600,7 +491,6 @@ memory_row() { # memory_row WHEN
 
 machine_line
 printf '%s\n' "$("$KOLTSO" --version 2>/dev/null || echo 'koltso, version unknown')"
-ENGINE='an engine that was not asked'
 for section in "${SECTIONS[@]}"; do
   progress "section $section"
   "section_$section"

@@ -67,11 +67,12 @@ def beside(lines, compared):
     return found, missing
 
 
-def verdict(middle, most, equal):
-    """Of a middle value against a limit; `equal` is the largest that runs without a difference had."""
+def verdict(middle, most, equal, none=0.0):
+    """Of a middle value against a limit; `equal` are those of runs without a difference, which should have had `none`."""
     if middle <= most:
         return "yes"
-    return "within noise" if equal and middle <= max(equal) else "no"
+    noise = median([abs(one - none) for one in equal])
+    return "within noise" if middle <= none + noise else "no"
 
 
 def span(values, pattern):
@@ -111,7 +112,7 @@ def latency(lines):
         ratios = [ratio[0] for _, ratio, _ in made if ratio]
         row += ["%.2f" % median(ratios), span(ratios, "%.2f")]
         equal = [ratio[0] for _, ratio, _ in found.get((label, "none"), []) if ratio]
-        row += ["", ""] if kind == "none" else ["<= %.2f" % LATENCY_MAX, verdict(median(ratios), LATENCY_MAX, equal)]
+        row += ["", ""] if kind == "none" else ["<= %.2f" % LATENCY_MAX, verdict(median(ratios), LATENCY_MAX, equal, 1.0)]
         print(*row, "%.0f %%" % max(columns[6]), "%.0f %%" % max(columns[7]), sep="\t")
 
 
