@@ -64,7 +64,7 @@ usage: scripts/bench-profiling.sh [options] [overhead] [sampling] [accounting] [
   --answer-seconds N   seconds a capture of answer, at most 200 (30)
   --recorded N         recorded seconds of a run of latency, 6 to 64; the capture has four less (24)
   --latency-rounds N   rounds of latency (1)
-  --tool wrk2|koltso   load tool of latency: wrk2 needs 10 s before it records, koltso bench 2 (wrk2)
+  --tool wrk2|koltso   load tool of latency: wrk2 records after 10 s and adds up to 1 ms; koltso bench after 2 s, none (wrk2)
   --kinds LIST         captures of latency ('$KINDS_ALL')
   --targets LIST       what latency asks ('$TARGETS')
   --operations LIST    of overhead, accounting, stacks and latency ('$OPERATIONS')
@@ -162,7 +162,7 @@ all_2xx() { ((NOT_2XX == 0)) || progress "Not a fair figure: $NOT_2XX answers of
 section_overhead() {
   local round method hz order=(99 199 999)
   pinned
-  : >"$WORK/runs" >"$WORK/ends"
+  : | tee "$WORK/runs" >"$WORK/ends"
   for ((round = 1; round <= ROUNDS; round++)); do
     start_alone
     for method in $OPERATIONS; do
