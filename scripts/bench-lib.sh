@@ -337,6 +337,24 @@ read_cpu() { # read_cpu PID...
   done
 }
 
+process_ticks() { # of MEASURED together
+  read_cpu "${MEASURED[@]}"
+  printf '%s' $((USER_TICKS + SYS_TICKS))
+}
+
+# Until MEASURED have nothing left to do, such as sealing what was put: so a slice does none of the work of the one before it.
+await_idle() {
+  local before after waited idle=0
+  before=$(process_ticks)
+  for ((waited = 0; waited < 60 && idle < 2; waited++)); do
+    pause 0.5
+    after=$(process_ticks)
+    if ((after - before <= 1)); then ((idle++)); else idle=0; fi
+    before=$after
+  done
+  ((idle == 2)) || progress 'Not a fair figure: 30 s after its load the server was still at work.'
+}
+
 # What disturbs a measurement: CPU used by neither the server (MEASURED, or PID) nor the load tool, and CPU that the hypervisor took.
 # noise_end sets OTHERS and STOLEN, per cent of one core, and notes both in $WORK/noise.
 noise_begin() {

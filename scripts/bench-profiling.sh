@@ -4,6 +4,7 @@
 #   overhead    closed loop, CPU a request: slices without a capture and with one of 99, 199 and 999 Hz in turn; of the whole process
 #               (so the profiler's thread counts) and of the data core's thread alone (where perf's interrupts land). A capture
 #               begins before its slice and lasts longer: what its end costs, symbols above all, is printed apart
+#               (sealing and compaction come in bursts, so equal slices of PUT differ more in the process than in the core's thread)
 #   sampling    the same of the always-on allocation sampling, against a build without it (--plain, see below)
 #   accounting  what the samples of a CPU capture add up to, against the scheduler's and against /proc/PID/stat's account
 #   stacks      the share of samples whose stack reaches its thread's entry
@@ -141,11 +142,6 @@ stop_alone() {
 
 warm() { capture 1 'profile?hz=999&format=text' && ENGINE=$(sed -n '2s/; samples.*//p' "$WORK/capture"); }
 
-process_ticks() {
-  read_cpu "${MEASURED[@]}"
-  printf '%s' $((USER_TICKS + SYS_TICKS))
-}
-
 core_ns() { # CPU of the data core's thread so far
   local name ns
   for name in /proc/"$PID"/task/*/comm; do
@@ -167,6 +163,7 @@ section_overhead() {
     start_alone
     for method in $OPERATIONS; do
       run_wrk "$method" 2 --keys "$KEYS" --size "$VALUE_SIZE"
+      await_idle
       overhead_slice "$round" "$method" none
       for hz in "${order[@]}"; do
         overhead_slice "$round" "$method" "$hz"
@@ -203,7 +200,7 @@ overhead_slice() { # overhead_slice ROUND METHOD none|HZ
   all_2xx "$what"
   printf '%s\t%s\t%s\t%s\t%s\n' "${2^^} $1" "${2^^}" "$3" "$(awk -v u="$USER_US" -v s="$SYS_US" 'BEGIN { print u + s }')" "$core" >>"$WORK/runs"
   progress "overhead, round $1, $what: $(each_second)/s, $USER_US + $SYS_US us a request, of the core's thread $core"
-  pause 0.5
+  await_idle
 }
 
 # ---- sampling
@@ -243,13 +240,13 @@ sampling_slices() { # sampling_slices ROUND WHAT METHOD [ARGUMENT...]
   shift 3
   for kind in "${order[@]}"; do
     PID=${pids[$kind]} PORT=${ports[$kind]} MEASURED=("${pids[$kind]}")
-    [[ $warmed == *"$kind"* ]] || run_wrk "$method" 1 "$@"
+    [[ $warmed == *"$kind"* ]] || { run_wrk "$method" 1 "$@" && await_idle; }
     warmed+=" $kind"
     run_wrk "$method" "$SECONDS_EACH" "$@"
     all_2xx "$what, $kind"
     printf '%s\t%s\t%s\t%s\n' "$what $round" "$what" "$kind" "$(awk -v u="$USER_US" -v s="$SYS_US" 'BEGIN { print u + s }')" >>"$WORK/runs"
     progress "sampling, round $round, $what, $kind: $(each_second)/s, $USER_US + $SYS_US us a request"
-    pause 0.5
+    await_idle
   done
 }
 
