@@ -474,6 +474,7 @@ keep_load() {
 
 memory_row() { # memory_row WHEN
   local resident anonymous goal='' is_reached='' since=''
+  pause 2 # what the last capture took for itself is given back by then
   resident=$(awk '/^VmRSS:/ { print $2 }' "/proc/$PID/status")
   anonymous=$(anonymous_kb "$PID")
   case $1 in
