@@ -114,20 +114,7 @@ need_koltso
 bench_begin "$FOLDER"
 trap cluster_bench_end EXIT
 
-VICTIM=2 # which of them is disturbed
-
-progress() { printf '%s\n' "$*" >&2; }
-
-verdict() { # verdict AWK_CONDITION: yes or no
-  awk "BEGIN { exit !($1) }" && printf 'yes' || printf 'no'
-}
-
-report() { # report TITLE: prints $WORK/table
-  printf '\n%s\n\n' "$1"
-  print_table "$STYLE" <"$WORK/table"
-}
-
-each_second() { awk -v n="$REQUESTS" -v t="$SECONDS_RUN" 'BEGIN { printf "%.0f", n / t }'; }
+VICTIM=2 # which of the nodes is disturbed
 
 later() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", a + b }'; }
 

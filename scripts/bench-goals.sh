@@ -73,13 +73,7 @@ need_tools "${TOOLS[@]}"
 need_koltso
 bench_begin "$FOLDER"
 
-progress() { printf '%s\n' "$*" >&2; }
-
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", b ? a / b : 0 }'; }
-
-verdict() { # verdict AWK_CONDITION: yes or no
-  awk "BEGIN { exit !($1) }" && printf 'yes' || printf 'no'
-}
 
 remove_data() { rm -rf -- "$WORK/data"; }
 
@@ -312,11 +306,6 @@ section_always() {
     done
   } >"$WORK/table"
   report "PUT with --sync always against --sync os, $CONNECTIONS connections, values of 128 bytes"
-}
-
-report() { # report TITLE: prints $WORK/table
-  printf '\n%s\n\n' "$1"
-  print_table "$STYLE" <"$WORK/table"
 }
 
 machine_line

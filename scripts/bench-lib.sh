@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# What compare-peers.sh, bench-goals.sh, bench-cluster.sh and report.sh share: starting servers on given cores, reading their CPU and
-# memory, running wrk and wrk2, tables.
+# What compare-peers.sh, bench-goals.sh, bench-cluster.sh, bench-profiling.sh and report.sh share: starting servers on given cores,
+# reading their CPU and memory, running wrk and wrk2, tables. Clusters are in cluster-lib.sh.
 #
-# Owner: the script that sources this file; it sets SERVER_CORE, LOAD_CORE, KOLTSO, SCRIPTS and calls bench_begin.
+# Owner: the script that sources this file; it sets SERVER_CORE, LOAD_CORE, KOLTSO, SCRIPTS, STYLE, and calls bench_begin.
 # Bounds: every wait here has a limit in seconds. Ends only processes that it started, by their ids, and removes only
 # the folder that it made.
 
@@ -17,6 +17,18 @@ WORK=''
 fail() { # fail SENTENCE...: exit code 2, as for everything that is wrong before a measurement begins
   printf '%s\n' "$*" >&2
   exit 2
+}
+
+progress() { printf '%s\n' "$*" >&2; }
+
+verdict() { # verdict AWK_CONDITION: yes or no
+  awk "BEGIN { exit !($1) }" && printf 'yes' || printf 'no'
+}
+
+among() { # among WHAT ALLOWED LIST: all words of LIST are ALLOWED, and there is one
+  local word
+  [[ $3 =~ [a-z] ]] || fail "$1 needs at least one of: $2."
+  for word in $3; do [[ " $2 " == *" $word "* ]] || fail "$1 knows $2, not '$word'."; done
 }
 
 # The tools that are missing, in one sentence.
@@ -196,6 +208,27 @@ start_redis() {
   wait_for_port "$PORT" 10 "$PID" Redis "$folder/log"
 }
 
+# A capture through the API, in the background. capture_end waits for it, and sets CODE, TOOK (seconds, from asking to the
+# last byte) and BYTES; the answer is in $WORK/capture. What is not 200 ends the script.
+capture_begin() { # capture_begin SECONDS PATH?QUERY
+  timeout $(($1 + 90)) curl -s -m $(($1 + 80)) -o "$WORK/capture" -w '%{http_code} %{time_total} %{size_download}\n' \
+    "http://127.0.0.1:$PORT/debug/pprof/$2&seconds=$1" >"$WORK/capture.said" &
+  CAPTURE_PID=$!
+  STARTED+=("$CAPTURE_PID")
+}
+
+capture_end() {
+  wait "$CAPTURE_PID"
+  forget "$CAPTURE_PID"
+  # shellcheck disable=SC2034
+  read -r CODE TOOK BYTES <"$WORK/capture.said"
+  [[ ${CODE:-000} == 200 ]] && return
+  printf 'A capture was answered %s: %s\n' "${CODE:-not at all}" "$(head -n 1 "$WORK/capture" 2>/dev/null)" >&2
+  exit 1
+}
+
+capture() { capture_begin "$@" && capture_end; }
+
 # CPU of processes together, all their threads, in clock ticks: sets USER_TICKS and SYS_TICKS. A process that is gone
 # counts with what $WORK/stat.PID has of it, a copy of its /proc/PID/stat, where there is one.
 read_cpu() { # read_cpu PID...
@@ -209,11 +242,22 @@ read_cpu() { # read_cpu PID...
   done
 }
 
-# User and system seconds of the programs that this shell has waited for.
-children_seconds() {
-  local fields
-  read -r -a fields </proc/$$/stat # its name has no blank
-  awk -v ticks=$((fields[15] + fields[16])) -v hz="$CLOCK_TICKS" 'BEGIN { print ticks / hz }'
+process_ticks() { # of MEASURED together
+  read_cpu "${MEASURED[@]}"
+  printf '%s' $((USER_TICKS + SYS_TICKS))
+}
+
+# Until MEASURED have nothing left to do, such as sealing what was put: so a slice does none of the work of the one before it.
+await_idle() {
+  local before after waited idle=0
+  before=$(process_ticks)
+  for ((waited = 0; waited < 60 && idle < 2; waited++)); do
+    pause 0.5
+    after=$(process_ticks)
+    if ((after - before <= 1)); then ((idle++)); else idle=0; fi
+    before=$after
+  done
+  ((idle == 2)) || progress 'Not a fair figure: 30 s after its load the server was still at work.'
 }
 
 # What disturbs a measurement: CPU used by neither the server (MEASURED, or PID) nor the load tool, and CPU that the hypervisor took.
@@ -264,6 +308,11 @@ load_keys() { # load_keys PORT COUNT [FLAG...]
     exit 1
   }
 }
+
+each_second() { awk -v n="$REQUESTS" -v t="$SECONDS_RUN" 'BEGIN { printf "%.0f", n / t }'; }
+
+
+ticks_to() { awk -v t="$1" -v hz="$CLOCK_TICKS" -v unit="$2" 'BEGIN { printf "%.3f", t / hz * unit }'; } # TICKS UNITS_A_SECOND
 
 # One wrk run against the server at PORT. Sets REQUESTS, SECONDS_RUN, NOT_2XX (socket errors included), USER_US,
 # SYS_US (a request), SERVER_BUSY, LOAD_BUSY (per cent of a core). WRK_ARGUMENTS follow the script.
@@ -360,6 +409,41 @@ wrk2_end() {
     END { printf "%.2f %.2f %.2f %.2f\n", at[50], at[99], at[99.9], at[100] }' "$LOAD_LOG")
 }
 
+# `koltso bench` as wrk2_begin and wrk2_end have wrk2, but nothing of the server's CPU. It records from 2 s on.
+koltso_begin() { # koltso_begin METHOD SECONDS RATE --keys N --size BYTES [--ack A --from F]
+  local method=$1 seconds=$2 rate=$3 arguments=(--keys "$5" --size "$7")
+  [[ ${8:-} != --ack ]] || arguments+=(--query "ack=$9&from=${11}")
+  noise_begin
+  LOAD_CPU=$(children_ticks)
+  ln -sf "$(realpath "$KOLTSO")" "$WORK/bench"
+  LOAD_LOG=$WORK/bench.json
+  timeout $((seconds + 60)) taskset -c "$LOAD_CORE" "$WORK/bench" bench -t"$WRK_THREADS" -c"$CONNECTIONS" -d"${seconds}s" -R"$rate" --warmup 2s \
+    --timeout 10s --json "--$method" "${arguments[@]}" "http://127.0.0.1:$PORT" >"$LOAD_LOG" 2>"$WORK/bench.said" &
+  LOAD_PID=$!
+  STARTED+=("$LOAD_PID")
+}
+
+koltso_end() {
+  wait "$LOAD_PID"
+  forget "$LOAD_PID"
+  noise_end "$(ticks_to $(($(children_ticks) - LOAD_CPU)) 1)"
+  # shellcheck disable=SC2034
+  read -r REQUESTS SECONDS_RUN NOT_2XX P50 P99 P999 MAX < <(jq -r '[.requests, .seconds, .non_2xx_3xx + ([.errors[]] | add),
+    (.latency_us | (.p50, .p99, ."p99.9", .max) / 1000)] | map(tostring) | join(" ")' "$LOAD_LOG" 2>/dev/null)
+  [[ -n ${MAX:-} ]] || {
+    printf 'koltso bench failed: %s\n' "$(tail -n 3 "$WORK/bench.said")" >&2
+    exit 1
+  }
+}
+
+children_ticks() { # of all programs that this shell has waited for
+  local fields
+  read -r -a fields </proc/$$/stat # its name has no blank
+  printf '%s' $((fields[15] + fields[16]))
+}
+
+children_seconds() { ticks_to "$(children_ticks)" 1; }
+
 # Of lines of several rounds, tab-separated, one line for each first field, in the order in which they were first seen.
 # MODES has a letter for each other field: m median, x most, s sum, t the text of the last round.
 over_rounds() { # over_rounds MODES
@@ -409,6 +493,11 @@ print_table() { # print_table plain|markdown
         }
       }
     }'
+}
+
+report() { # report TITLE: prints $WORK/table
+  printf '\n%s\n\n' "$1"
+  print_table "$STYLE" <"$WORK/table"
 }
 
 # The machine, for the head of a report.

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""What scripts/bench-profiling.sh works out of its runs and of the profiles that it took.
+
+    scripts/profiling-figures.py beside overhead|latency <runs     a table, tab-separated
+    scripts/profiling-figures.py builds <runs                      a table, tab-separated
+    scripts/profiling-figures.py stacks [--left PATH] <folded      one line: seconds, share that is rooted in per cent, stacks
+
+Runs are lines, tab-separated, in the order in which they were made: series, label, kind, values. A series is what was run in one
+go on one server. In `beside` each run is set against the mean of the nearest two runs of kind `none` before and after it in its
+series, and the runs of kind `none` against their own neighbours, in the same way: what equal runs differ by is the noise. A kind whose
+values begin with `-` was not measured, and what follows says why.
+"""
+
+import argparse
+import collections
+import re
+import statistics
+import sys
+
+# What is wanted of each kind: of overhead as per cent more CPU a request, of latency as p99 to that of the neighbours.
+OVERHEAD_MAX = {"99": 1.0, "999": 8.0}
+LATENCY_MAX = 1.2
+SAMPLING_MAX = 1.0
+
+# A stack is rooted if the outermost frame that has a name is one of these. Frames of a library without symbols, `[libc.so.6]`, are
+# passed over before it: they are start_thread and clone3 of a stripped glibc. A stack of nothing else is not rooted.
+ENTRY = re.compile(
+    r"^(?:clone3?|__clone3?|start_thread|_start|main|__libc_start_main(?:_impl)?|__libc_start_call_main|ret_from_fork(?:_asm)?"
+    r"|<?std::sys::.*\bthread_start|std::rt::lang_start(?:_internal)?)$"
+)
+NAMELESS = re.compile(r"^\[[^\]]*\]$")
+MARK = re.compile(r"_\[[ki]\]$")
+
+
+def median(values):
+    return statistics.median(values) if values else float("nan")
+
+
+def runs(lines):
+    """Yields (series, label, kind, values) of each line."""
+    for line in lines:
+        series, label, kind, *values = line.rstrip("\n").split("\t")
+        yield series, label, kind, values
+
+
+def beside(lines, compared):
+    """Of all runs: {(label, kind): [(values, [ratio of value i to the neighbours', for i in compared], base)]}, and what was not measured."""
+    of_series, found, missing = collections.OrderedDict(), collections.OrderedDict(), {}
+    for series, label, kind, values in runs(lines):
+        found.setdefault((label, kind), [])
+        if values[0] == "-":
+            missing[label, kind] = values[1]
+        else:
+            of_series.setdefault(series, []).append((label, kind, values))
+    for made in of_series.values():
+        nones = [at for at, (_, kind, _) in enumerate(made) if kind == "none"]
+        for at, (label, kind, values) in enumerate(made):
+            before = [other for other in nones if other < at][-1:]
+            after = [other for other in nones if other > at][:1]
+            if kind == "none" and not (before and after):
+                found[label, kind].append((values, None, None))
+                continue
+            near = [made[other][2] for other in before + after]
+            base = [statistics.fmean(float(one[i]) for one in near) for i in compared]
+            ratios = [float(values[i]) / b if b else float("nan") for i, b in zip(compared, base)]
+            found[label, kind].append((values, ratios, base))
+    return found, missing
+
+
+def verdict(middle, most, equal, none=0.0):
+    """Of a middle value against a limit; `equal` are those of runs without a difference, which should have had `none`."""
+    if middle <= most:
+        return "yes"
+    noise = median([abs(one - none) for one in equal])
+    return "within noise" if middle <= none + noise else "no"
+
+
+def span(values, pattern):
+    return "%s to %s" % (pattern % min(values), pattern % max(values)) if values else ""
+
+
+def overhead(lines):
+    # Values: CPU a request of the process, and of the core's thread, in us.
+    found, _ = beside(lines, (0, 1))
+    print("what", "without, us", "with, us", "more", "rounds", "core thread without", "with", "more", "rounds", "wanted", "reached", sep="\t")
+    for (label, kind), made in found.items():
+        equal = [100 * (r[0] - 1) for _, r, _ in found[label, "none"] if r]
+        compared = [one for one in made if one[1]]
+        row = ["%s, %s" % (label, "equal slices" if kind == "none" else kind + " Hz")]
+        for i in (0, 1):
+            more = [100 * (ratios[i] - 1) for _, ratios, _ in compared]
+            row += ["%.3f" % median([base[i] for _, _, base in compared]), "%.3f" % median([float(v[i]) for v, _, _ in compared])]
+            row += ["%+.2f %%" % median(more), span(more, "%+.2f")]
+        limit = OVERHEAD_MAX.get(kind)
+        middle = median([100 * (ratios[0] - 1) for _, ratios, _ in compared])
+        row += ["", ""] if limit is None else ["<= %g %%" % limit, verdict(middle, limit, equal)]
+        print(*row, sep="\t")
+
+
+def latency(lines):
+    # Values: p50, p99, p99.9, max in ms, served/s, not 2xx, per cent of others and stolen.
+    found, missing = beside(lines, (1,))
+    print("what", "capture", "p50, ms", "p99", "p99.9", "max", "served/s", "not 2xx", "p99 to neighbours'", "rounds", "wanted", "reached",
+          "others", "stolen", sep="\t")
+    for (label, kind), made in found.items():
+        if (label, kind) in missing:
+            print(label, kind, *[""] * 9, missing[label, kind], sep="\t")
+            continue
+        columns = list(zip(*[[float(value) for value in values] for values, _, _ in made]))
+        row = [label, kind] + ["%.2f" % median(column) for column in columns[:3]]
+        row += ["%.2f" % max(columns[3]), "%.0f" % median(columns[4]), "%d" % sum(columns[5])]
+        ratios = [ratio[0] for _, ratio, _ in made if ratio]
+        row += ["%.2f" % median(ratios), span(ratios, "%.2f")]
+        equal = [ratio[0] for _, ratio, _ in found.get((label, "none"), []) if ratio]
+        row += ["", ""] if kind == "none" else ["<= %.2f" % LATENCY_MAX, verdict(median(ratios), LATENCY_MAX, equal, 1.0)]
+        print(*row, "%.0f %%" % max(columns[6]), "%.0f %%" % max(columns[7]), sep="\t")
+
+
+def builds(lines):
+    """CPU a request of the kinds `sampling` and `plain`, series by series; equal slices of a series are the noise."""
+    labels = collections.OrderedDict()
+    for series, label, kind, values in runs(lines):
+        of_kind = labels.setdefault(label, collections.OrderedDict()).setdefault(series, {"plain": [], "sampling": []})
+        of_kind[kind].append(float(values[0]))
+    print("what", "without, us", "with, us", "more", "rounds", "equal slices differ by", "wanted", "reached", sep="\t")
+    for label, of_series in labels.items():
+        more, equal, plain, sampling = [], [], [], []
+        for made in of_series.values():
+            plain.append(statistics.fmean(made["plain"]))
+            sampling.append(statistics.fmean(made["sampling"]))
+            more.append(100 * (sampling[-1] / plain[-1] - 1))
+            equal += [100 * (max(same) - min(same)) / statistics.fmean(same) for same in made.values()]
+        print(label, "%.3f" % median(plain), "%.3f" % median(sampling), "%+.2f %%" % median(more), span(more, "%+.2f"),
+              "%.2f %% (most %.2f)" % (median(equal), max(equal)), "<= %g %%" % SAMPLING_MAX,
+              verdict(median(more), SAMPLING_MAX, equal), sep="\t")
+
+
+def is_rooted(frames):
+    for frame in frames:
+        if not NAMELESS.match(frame):
+            return bool(ENTRY.match(MARK.sub("", frame)))
+    return False
+
+
+def stacks(lines, left):
+    """The weight of rooted stacks; those that are not go to `left` as `weight thread: outermost … innermost`."""
+    total = rooted = count = 0
+    lost = collections.Counter()
+    for line in lines:
+        stack, _, weight = line.rstrip("\n").rpartition(" ")
+        thread, *frames = stack.split(";")
+        weight = int(weight)
+        total += weight
+        count += 1
+        if is_rooted(frames):
+            rooted += weight
+        else:
+            ends = [frames[0], frames[-1]] if len(frames) > 1 else frames
+            lost["%s: %s" % (thread, " … ".join(ends) or "no frame")] += weight
+    if left:
+        with open(left, "a", encoding="utf-8") as out:
+            for what, weight in lost.items():
+                print(weight, what, sep="\t", file=out)
+    print("%.3f %.2f %d" % (total / 1e9, 100 * rooted / total if total else 0, count))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("beside").add_argument("what", choices=("overhead", "latency"))
+    commands.add_parser("builds")
+    commands.add_parser("stacks").add_argument("--left", help="a file that gets the stacks that are not rooted")
+    asked = parser.parse_args()
+    if asked.command == "beside":
+        {"overhead": overhead, "latency": latency}[asked.what](sys.stdin)
+    elif asked.command == "builds":
+        builds(sys.stdin)
+    else:
+        stacks(sys.stdin, asked.left)
+
+
+if __name__ == "__main__":
+    main()
