@@ -30,6 +30,8 @@ pub enum Event {
     Block,
     /// All time off the processor.
     OffCpu,
+    /// Turns of a core's loop that took too long.
+    Stalls,
 }
 
 impl Event {
@@ -43,6 +45,7 @@ impl Event {
             Self::Mutex => "mutex",
             Self::Block => "block",
             Self::OffCpu => "offcpu",
+            Self::Stalls => "stalls",
         }
     }
 }
