@@ -146,6 +146,7 @@ async fn metrics(State(app): State<App>) -> Response {
         connections: node.connections.connections() as u64,
         storage: node.store().map(|store| store.stats()),
         cluster: node.cluster.clone(),
+        stalls: node.stalls.as_ref().map(|stalls| (stalls.count(), stalls.longest())),
     };
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], scrape.text()).into_response()

@@ -19,6 +19,7 @@ mod metrics;
 mod node;
 mod range;
 mod serve;
+mod stalls;
 mod status;
 mod units;
 

@@ -111,7 +111,7 @@ fn a_stall_is_counted_measured_and_named_whether_the_core_runs_or_waits() {
         };
         let samples = capture.samples.iter().filter(|sample| in_it(capture.stack_at(sample.stack)));
         let (count, share) = samples.fold((0, 0), |(n, sum), sample| (n + 1, sum + sample.values[1]));
-        assert!(count > 5, "{function} has {count} samples of 180 ms");
+        assert!(count > 2, "{function} has {count} samples of 180 ms");
         assert!(share > 190_000_000, "{function} has {share} ns of 200 ms");
     }
     let kernel_told = std::fs::read_to_string("/proc/self/stack").is_ok_and(|stack| stack.contains('+'));

@@ -15,7 +15,8 @@
 //! Invariants:
 //! 1. [`Stalls::count`] and [`Stalls::longest`] miss no turn that is over, whatever the watcher does.
 //! 2. No core waits for the watcher: it stores, and only for a stall or a watcher that sleeps it leaves a message, if there is room.
-//! 3. A thread is asked for its stack only while its turn is open, and never after its `Core` is gone.
+//! 3. A thread is asked for its stack only while its turn is seen open, and never after its `Core` is gone. (The turn may end in the
+//!    microsecond after that: a core has to bear an EINTR of the system call that it waits in.)
 //! 4. While no core has anything to do the watcher sleeps until one has.
 //!
 //! Deliberately absent: the runtime; time that a core spends in its driver, where work and waiting cannot be told apart. Tested below, in
@@ -29,6 +30,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use self::view::{capture, text};
@@ -49,10 +51,12 @@ const CLOSED: u64 = 1;
 const TIMER: u64 = 2;
 const FLAGS: u32 = 2;
 
-/// All cores of a process, and what they were caught at.
+/// All cores of a process, and what they were caught at. The watcher ends with it.
 pub struct Stalls {
     shared: Arc<Shared>,
     messages: SyncSender<Message>,
+    /// Until it is joined.
+    watcher: Option<JoinHandle<()>>,
 }
 
 /// What cores, watcher and readers share.
@@ -63,6 +67,8 @@ struct Shared {
     origin_ns: u64,
     /// The watcher waits for a message, and for nothing else.
     asleep: AtomicBool,
+    /// The watcher is to end.
+    stop: AtomicBool,
     count: AtomicU64,
     longest_ns: AtomicU64,
     cores: Mutex<Vec<Tracked>>,
@@ -138,17 +144,18 @@ impl Stalls {
             origin: Instant::now(),
             origin_ns: threads::monotonic_ns(),
             asleep: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
             count: AtomicU64::new(0),
             longest_ns: AtomicU64::new(0),
             cores: Mutex::default(),
             kept: Mutex::default(),
         });
         let watcher = Watcher::new(Arc::clone(&shared), receiver, Box::new(report));
-        std::thread::Builder::new().name("koltso-stalls".to_owned()).spawn(move || {
+        let watcher = std::thread::Builder::new().name("koltso-stalls".to_owned()).spawn(move || {
             threads::step_aside();
             watcher.run();
         })?;
-        Ok(Self { shared, messages })
+        Ok(Self { shared, messages, watcher: Some(watcher) })
     }
 
     /// The calling thread is core number `core` from now on.
@@ -225,6 +232,16 @@ impl Core {
         self.shared.longest_ns.fetch_max(lasted_ns, Ordering::Relaxed);
         // Invariant 2: counted, if no more.
         let _ = self.messages.try_send(Message::Stalled { line: Arc::clone(&self.line), began_ns, lasted_ns });
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        // If there is no room, there is something to wake it.
+        let _ = self.messages.try_send(Message::Awake);
+        // A watcher that panicked has said so.
+        let _ = self.watcher.take().map(JoinHandle::join);
     }
 }
 

@@ -17,14 +17,10 @@ const NO_SAMPLES: &str = "[not sampled]";
 
 /// All frames of a sample, innermost first.
 fn frames(sample: &Sample, symbols: &mut Symbols) -> Vec<Frame> {
-    let in_kernel = |function: &Box<str>| Frame {
-        function: function.clone(),
-        file: None,
-        line: 0,
-        place: Place::Kernel,
-        address: 0,
-    };
-    let mut frames: Vec<Frame> = sample.kernel.iter().map(in_kernel).collect();
+    let mut frames = Vec::with_capacity(sample.kernel.len() + sample.chain.len());
+    for function in sample.kernel.iter() {
+        frames.push(Frame { function: function.clone(), file: None, line: 0, place: Place::Kernel, address: 0 });
+    }
     for &address in sample.chain.iter() {
         frames.extend_from_slice(&symbols.frames(address));
     }

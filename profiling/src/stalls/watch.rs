@@ -29,6 +29,9 @@ const SPARSER: u64 = 32;
 /// An answer that takes longer may have been lost: another signal of the profiler's was on its way to that thread.
 const ANSWER: u64 = 50 * MS;
 
+/// Who is told of every stall that was kept.
+pub(super) type Report = Box<dyn Fn(&Arc<Stall>) + Send>;
+
 /// What wakes the watcher.
 pub(super) enum Message {
     /// A turn has begun while it slept.
@@ -79,7 +82,7 @@ impl Turn {
 pub(super) struct Watcher {
     shared: Arc<Shared>,
     messages: Receiver<Message>,
-    report: Box<dyn Fn(&Arc<Stall>) + Send>,
+    report: Report,
     /// From the first stall on.
     asker: Option<Asker>,
     /// The kernel does not say where threads are blocked.
@@ -89,16 +92,12 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        messages: Receiver<Message>,
-        report: Box<dyn Fn(&Arc<Stall>) + Send>,
-    ) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, messages: Receiver<Message>, report: Report) -> Self {
         Self { shared, messages, report, asker: None, no_kernel: false, active_ns: 0 }
     }
 
     pub(super) fn run(mut self) {
-        loop {
+        while !self.shared.stop.load(Ordering::Acquire) {
             let wait_ns = self.look();
             let idle = self.shared.ns(Instant::now()).saturating_sub(self.active_ns) > IDLE;
             let message = if idle { self.sleep() } else { self.messages.recv_timeout(Duration::from_nanos(wait_ns)) };
@@ -106,7 +105,7 @@ impl Watcher {
                 Ok(Message::Awake) => self.active_ns = self.shared.ns(Instant::now()),
                 Ok(Message::Stalled { line, began_ns, lasted_ns }) => self.ended(&line, began_ns, lasted_ns),
                 Err(RecvTimeoutError::Timeout) => {}
-                // There are no cores, and nobody who could ask.
+                // Not before `stop`.
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
