@@ -11,7 +11,7 @@ use std::cell::OnceCell;
 use std::net::TcpStream;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use koltso_cluster::message::{Record, Want};
@@ -27,6 +27,7 @@ use crate::engine::{Engine, Written};
 use crate::metrics::{CoreMetrics, Operation, tag};
 use crate::node::Node;
 use crate::range::RangeSource;
+use crate::stalls::Turn;
 
 /// Expiry is 48 bits of milliseconds in the log.
 const TTL_MAX: u64 = (1 << 47) - 1;
@@ -37,6 +38,8 @@ pub struct Api {
     metrics: Arc<CoreMetrics>,
     /// Which of the node's writers is this core's.
     core: usize,
+    /// Unless nobody looks for stalls.
+    turn: Option<Rc<Turn>>,
     local: OnceCell<Local>,
 }
 
@@ -175,9 +178,9 @@ fn route(path: &str) -> Route {
 
 impl Api {
     /// The service of core number `core`.
-    pub fn new(node: Arc<Node>, core: usize) -> Self {
+    pub fn new(node: Arc<Node>, core: usize, turn: Option<Rc<Turn>>) -> Self {
         let metrics = node.metrics[core].clone();
-        Self { node, metrics, core, local: OnceCell::new() }
+        Self { node, metrics, core, turn, local: OnceCell::new() }
     }
 
     /// Ends the core's part in the cluster and lets go of the writer, so that the store can be closed. No request comes any
@@ -210,7 +213,7 @@ impl Api {
         let (store, writer) = self.node.take_writer(self.core)?;
         let engine = Rc::new(Engine::new(store, writer, self.node.config.sync));
         let cluster = self.node.cluster.as_ref().map(|cluster| {
-            cluster::Core::start(&self.node, cluster, self.core, engine.clone())
+            cluster::Core::start(&self.node, cluster, self.core, engine.clone(), self.turn.clone())
                 .expect("the replica address was bound at the start, and nobody else can listen there")
         });
         let number = self.node.cluster.as_ref().map_or(0, |cluster| cluster.number());
@@ -561,6 +564,13 @@ impl Service for Api {
     #[inline]
     fn event(&self, event: Event) {
         self.metrics.event(event);
+    }
+
+    #[inline]
+    fn resumed(&self, now: Instant) {
+        if let Some(turn) = &self.turn {
+            turn.begin(now);
+        }
     }
 
     fn hand_off(&self, socket: TcpStream, read_so_far: Vec<u8>) {

@@ -33,6 +33,7 @@ const SECRET_MAX: usize = 4096;
 const CLUSTER_NAME_MAX: usize = 64;
 const LISTEN_DEFAULT: &str = "127.0.0.1:1337";
 const DATA_DEFAULT: &str = "koltso-data";
+const STALL_BOUND_DEFAULT: Duration = Duration::from_millis(5);
 
 /// The value of `--cluster`: URLs with commas between them; in the file also a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +118,10 @@ pub struct Flags {
     /// Compaction reads at most this many bytes a second [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     compaction_rate: Option<Size>,
+    /// A turn of a core's loop that takes longer is a stall: counted, and shown with its stacks; 1ms to 60s, `0` to leave
+    /// that out [default: 5ms]
+    #[arg(long, value_name = "DURATION")]
+    stall_bound: Option<String>,
     /// Leave the cores to the scheduler instead of pinning each to a processor
     #[arg(long)]
     #[serde(default)]
@@ -182,6 +187,8 @@ pub struct Config {
     pub admin_token: Option<String>,
     /// Bytes a second.
     pub compaction_rate: u64,
+    /// A turn of a core's loop that takes longer is a stall; `None`: nobody looks.
+    pub stall_bound: Option<Duration>,
     /// The cores are not pinned to processors.
     pub no_pin: bool,
     /// The cluster, if this node is not alone.
@@ -494,6 +501,7 @@ impl Flags {
             admin_listen,
             admin_token_file,
             compaction_rate,
+            stall_bound,
             no_pin,
             cluster,
             node,
@@ -531,6 +539,7 @@ impl Flags {
             text("admin-listen", shown(admin_listen)),
             path("admin-token-file", admin_token_file.as_ref()),
             text("compaction-rate", shown(compaction_rate)),
+            text("stall-bound", shown(stall_bound)),
             no_pin.then(|| "--no-pin".into()),
             text("cluster", shown(cluster)),
             text("node", shown(node)),
@@ -627,9 +636,23 @@ impl Flags {
             admin_listen: admin_listen.map(|text| address("admin-listen", &text)).transpose()?,
             admin_token,
             compaction_rate,
+            stall_bound: stall_bound(self.stall_bound.or(file.stall_bound).as_deref())?,
             no_pin: self.no_pin || file.no_pin,
             cluster,
         })
+    }
+}
+
+/// A turn of a core takes microseconds; a minute of it is a dead core.
+fn stall_bound(text: Option<&str>) -> Result<Option<Duration>, String> {
+    const RANGE: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(60);
+    match text {
+        None => Ok(Some(STALL_BOUND_DEFAULT)),
+        Some("0") => Ok(None),
+        Some(text) => match text.parse::<Span>() {
+            Ok(Span(bound)) if RANGE.contains(&bound) => Ok(Some(bound)),
+            _ => Err(format!("--stall-bound {text} is neither 0 nor a duration from 1ms to 60s")),
+        },
     }
 }
 

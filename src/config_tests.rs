@@ -27,6 +27,20 @@ fn what_is_wrong_is_said_with_its_range() {
     assert!(message.contains("colour"), "{message}");
 }
 
+#[test]
+fn a_bound_of_stalls_is_a_time_or_nothing() {
+    let bound = |flags: &str| checked(flags).expect(flags).stall_bound;
+    assert_eq!(bound(""), Some(Duration::from_millis(5)));
+    assert_eq!(bound("--stall-bound 20ms"), Some(Duration::from_millis(20)));
+    assert_eq!(bound("--stall-bound 0"), None);
+    let file = file_with(b"stall-bound = \"0\"\n");
+    assert_eq!(bound(&format!("--config {}", file.path().display())), None);
+    for wrong in ["5", "0ms", "61s", "-1ms", "soon"] {
+        let sentence = checked(&format!("--stall-bound={wrong}")).expect_err(wrong);
+        assert!(sentence.contains(wrong) && sentence.contains("1ms to 60s"), "{sentence}");
+    }
+}
+
 #[derive(clap::Parser)]
 struct Serve {
     #[command(flatten)]
@@ -181,8 +195,8 @@ fn the_file_has_the_cluster_and_the_replica_addresses() {
 fn flags_as_arguments_are_the_same_flags() {
     let every = "--listen=a:1 --data=/d --threads=2 --sync=250ms --max-value=1500 --max-connections=3 \
                  --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 --max-in-flight-bytes=64KiB \
-                 --admin-listen=b:2 --admin-token-file=/t --compaction-rate=1MB --no-pin --cluster=c:1,d:2 --node=c:1 \
-                 --replica-listen=e:3 --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms \
+                 --admin-listen=b:2 --admin-token-file=/t --compaction-rate=1MB --stall-bound=7ms --no-pin \
+                 --cluster=c:1,d:2 --node=c:1 --replica-listen=e:3 --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms \
                  --tombstone-grace=1h --config=/c";
     let flags = parse(every.split_whitespace());
     assert_eq!(flags.to_args().len(), every.split_whitespace().count());

@@ -146,6 +146,7 @@ async fn metrics(State(app): State<App>) -> Response {
         connections: node.connections.connections() as u64,
         storage: node.store().map(|store| store.stats()),
         cluster: node.cluster.clone(),
+        stalls: node.stalls.as_ref().map(|stalls| (stalls.count(), stalls.longest())),
     };
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], scrape.text()).into_response()
@@ -218,7 +219,7 @@ async fn start(handover: Handover, router: &Router, served: &Arc<Semaphore>) {
 }
 
 async fn run(node: Arc<Node>, mut handovers: mpsc::Receiver<Handover>, own: Option<TcpListener>) {
-    let app = App { node: node.clone(), debug: debug::router(), dedicated: false };
+    let app = App { node: node.clone(), debug: debug::router(node.clone()), dedicated: false };
     let served = Arc::new(Semaphore::new(SERVED_MAX));
     if let Some(listener) = own {
         let dedicated = router(&App { dedicated: true, ..app.clone() });

@@ -17,6 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::api::Api;
 use crate::metrics::CoreMetrics;
 use crate::node::{Node, Runtime};
+use crate::stalls::{self, Turn};
 
 /// Connections that the kernel holds until a core accepts them.
 const BACKLOG: i32 = 4096;
@@ -133,12 +134,19 @@ fn limits(node: &Node) -> Limits {
     }
 }
 
-/// Serves until the drain is over.
+/// Serves until the drain is over. What a core's `block_on` is given.
 async fn serve(node: Arc<Node>, core: usize, listener: TcpListener) -> io::Result<()> {
+    match node.stalls.as_ref().map(|stalls| stalls::turn(stalls, core)) {
+        Some(turn) => turn.clone().run(serve_with(node, core, listener, Some(turn))).await,
+        None => serve_with(node, core, listener, None).await,
+    }
+}
+
+async fn serve_with(node: Arc<Node>, core: usize, listener: TcpListener, turn: Option<Rc<Turn>>) -> io::Result<()> {
     let limits = limits(&node);
     let shared = node.connections.clone();
-    let api = Rc::new(Api::new(node.clone(), core));
-    monoio::spawn(measure_lag(node.metrics[core].clone()));
+    let api = Rc::new(Api::new(node.clone(), core, turn.clone()));
+    monoio::spawn(measure_lag(node.metrics[core].clone(), turn));
     monoio::spawn(join_when_open(api.clone()));
     let result = server::serve(listener, api.clone(), limits, shared).await;
     api.close().await;
@@ -152,11 +160,15 @@ async fn join_when_open(api: Rc<Api>) {
     }
 }
 
-async fn measure_lag(metrics: Arc<CoreMetrics>) {
+async fn measure_lag(metrics: Arc<CoreMetrics>, turn: Option<Rc<Turn>>) {
     loop {
         let due = Instant::now() + LAG_EVERY;
         monoio::time::sleep(LAG_EVERY).await;
-        metrics.lagged(Instant::now().saturating_duration_since(due));
+        let now = Instant::now();
+        if let Some(turn) = &turn {
+            turn.begin_by_timer(now);
+        }
+        metrics.lagged(now.saturating_duration_since(due));
     }
 }
 

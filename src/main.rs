@@ -21,6 +21,7 @@ mod node;
 mod profile;
 mod range;
 mod serve;
+mod stalls;
 mod status;
 mod units;
 

@@ -185,6 +185,8 @@ pub struct Scrape {
     pub storage: Option<Stats>,
     /// Of the peers, in a cluster.
     pub cluster: Option<Arc<Cluster>>,
+    /// Turns of the cores that took too long, and the longest; unless nobody looks.
+    pub stalls: Option<(u64, Duration)>,
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> std::fmt::Result {
@@ -229,6 +231,14 @@ impl Scrape {
         }
         let help = "How late a data core's event loop came round to a timer";
         lag.encode(encoder.encode_descriptor("koltso_event_loop_lag", help, Some(&Unit::Seconds), lag.metric_type())?)
+    }
+
+    fn encode_stalls(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let Some((count, longest)) = self.stalls else { return Ok(()) };
+        counter(encoder, "koltso_core_stalls", "Turns of a data core that took longer than --stall-bound", count)?;
+        let longest = ConstGauge::new(longest.as_secs_f64());
+        let (name, help) = ("koltso_core_stall_longest", "The longest of them since the start");
+        longest.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), longest.metric_type())?)
     }
 
     fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
@@ -389,6 +399,7 @@ impl std::fmt::Debug for Scrape {
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
         self.encode_requests(&mut encoder)?;
+        self.encode_stalls(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
         if let Some(stats) = &self.storage {
             encode_storage(&mut encoder, stats)?;
@@ -424,15 +435,17 @@ mod tests {
         cores[1].finished(tag(Operation::Get, 200), Duration::from_micros(400));
         cores[1].finished(tag(Operation::Put, 507), Duration::from_secs(60));
         cores[1].event(Event::Overloaded);
-        let text =
-            Scrape { cores, connections: 3, storage: Some(Stats { records: 5, ..Stats::default() }), cluster: None };
-        let text = text.text();
+        let storage = Some(Stats { records: 5, ..Stats::default() });
+        let stalls = Some((2, Duration::from_millis(12)));
+        let text = Scrape { cores, connections: 3, storage, cluster: None, stalls }.text();
         for line in [
             "koltso_request_duration_seconds_count{operation=\"get\",status=\"200\"} 2",
             "koltso_request_duration_seconds_bucket{le=\"0.0001\",operation=\"get\",status=\"200\"} 1",
             "koltso_request_duration_seconds_bucket{le=\"+Inf\",operation=\"put\",status=\"507\"} 1",
             "koltso_limits_hit_total{limit=\"in_flight\"} 1",
             "koltso_connections 3",
+            "koltso_core_stalls_total 2",
+            "koltso_core_stall_longest_seconds 0.012",
             "koltso_storage_records 5",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

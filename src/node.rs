@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use koltso_locks::Mutex;
 use koltso_net::server::Shared;
+use koltso_profiling::stalls::Stalls;
 use koltso_storage::{Store, Writer};
 use tokio::sync::mpsc;
 
@@ -55,6 +56,8 @@ pub struct Node {
     pub runtime: Runtime,
     /// The cluster that it is a member of, if there are more members.
     pub cluster: Option<Arc<Cluster>>,
+    /// Where its cores were held up, unless nobody looks.
+    pub stalls: Option<Stalls>,
     /// Cores that have taken their writer and serve peers.
     joined: AtomicUsize,
     engine: OnceLock<Engine>,
@@ -67,6 +70,7 @@ impl Node {
         config: Config,
         runtime: Runtime,
         cluster: Option<Arc<Cluster>>,
+        stalls: Option<Stalls>,
         control: mpsc::Sender<Handover>,
     ) -> Self {
         let metrics = (0..config.threads).map(|_| Arc::default()).collect();
@@ -77,6 +81,7 @@ impl Node {
             metrics,
             runtime,
             cluster,
+            stalls,
             joined: AtomicUsize::new(0),
             engine: OnceLock::new(),
             control,

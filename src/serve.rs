@@ -18,6 +18,7 @@ use crate::config::{Config, Flags};
 use crate::control;
 use crate::cores;
 use crate::node::{Node, Runtime};
+use crate::stalls;
 
 /// How often the bound of the clock is written.
 const CLOCK_EVERY: Duration = Duration::from_millis(100);
@@ -154,7 +155,8 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         Runtime::IoUring(_) => {}
     }
     let (sender, handovers) = mpsc::channel(control::WAITING_MAX);
-    let node = Arc::new(Node::new(config, runtime, cluster, sender));
+    let stalls = config.stall_bound.map(stalls::watch).transpose().map_err(cannot_start)?;
+    let node = Arc::new(Node::new(config, runtime, cluster, stalls, sender));
     if node.cluster.is_some() {
         was_not_away_for_long(&node)?;
     }

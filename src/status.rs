@@ -76,6 +76,14 @@ pub fn document(node: &Node) -> String {
     };
     // In a cluster, the name that the others have for it.
     let url = cluster.map_or_else(|| format!("http://{}", config.listen), |c| c.nodes[c.me].url.clone());
+    let stall_bound = config.stall_bound.map_or_else(|| "0".to_owned(), |bound| Span(bound).to_string());
+    let stalls = node.stalls.as_ref().map(|stalls| {
+        json!({
+            "count": stalls.count(),
+            "bound": stall_bound,
+            "longest_ms": stalls.longest().as_micros() as f64 / 1000.0,
+        })
+    });
     let document = json!({
         "node": url,
         "version": env!("CARGO_PKG_VERSION"),
@@ -83,6 +91,8 @@ pub fn document(node: &Node) -> String {
         "runtime": node.runtime.name(),
         "ring_flags": ring_flags,
         "connections": node.connections.connections(),
+        // Null where nobody looks.
+        "stalls": stalls,
         "storage": storage,
         "cluster": node.cluster.as_deref().map(members),
         "config": {
@@ -99,6 +109,7 @@ pub fn document(node: &Node) -> String {
             "admin_listen": config.admin_listen.map(|address| address.to_string()),
             "admin_token": config.admin_token.is_some(),
             "compaction_rate": Size(config.compaction_rate).to_string(),
+            "stall_bound": stall_bound,
             "no_pin": config.no_pin,
             // Null on a node that is alone.
             "cluster": cluster.map(|c| c.nodes.iter().map(|node| &node.url).collect::<Vec<_>>()),

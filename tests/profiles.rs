@@ -228,6 +228,11 @@ fn locks_and_waits_are_there_and_empty_profiles_are_valid() {
     for name in ["mutex", "block", "stalls?format=pprof", "mutex?seconds=1", "block?seconds=1"] {
         assert_eq!(&ask(&server, name).expect(200, name).body[..2], b"\x1f\x8b", "{name}");
     }
+    let list = ask(&server, "stalls").expect(200, "a list").text();
+    assert!(list.starts_with("No turn of a core") || list.contains("  core 0  "), "{list}");
+    let unwatched = Server::fresh("--threads 1 --stall-bound 0");
+    let refused = ask(&unwatched, "stalls").expect(501, "not watched").text();
+    assert!(refused.contains("--stall-bound"), "{refused}");
     for event in ["mutex", "block", "stalls"] {
         for format in ["html", "svg", "folded", "text"] {
             ask(&server, &format!("flamegraph?event={event}&format={format}")).expect(200, event);

@@ -7,7 +7,7 @@
 //! it on every core.
 //!
 //! Deliberately absent: routes, storage, quorums, TLS, HTTP/2, a thread of its own. Nothing here knows where a key
-//! belongs.
+//! belongs. [`turn`] tells how long a core goes without a look at its sockets.
 //!
 //! Tested in each file, in `tests/` over real sockets on both of monoio's drivers, and by `examples/constant.rs` for
 //! speed.
@@ -15,3 +15,4 @@
 pub mod http;
 pub mod replica;
 pub mod server;
+pub mod turn;

@@ -1,7 +1,8 @@
 //! What a process can tell about itself: where its CPU goes, who allocates, what waits; as data, then as files and pages.
 //!
 //! [`capture`] is the middle: every engine makes a [`capture::Capture`], every format is a function of one. The crate knows no HTTP
-//! and no runtime; a program that serves profiles calls it from a thread that may be slow. [`engine`] and [`offcpu`] capture.
+//! and no runtime; a program that serves profiles calls it from a thread that may be slow. [`engine`] and [`offcpu`] capture;
+//! [`stalls`] watches the threads that a program names.
 
 pub mod alloc;
 pub mod capture;
@@ -13,6 +14,7 @@ pub mod page;
 mod perf;
 pub mod proto;
 mod signal;
+pub mod stalls;
 pub mod svg;
 pub mod symbols;
 pub mod text;

@@ -1,10 +1,11 @@
-//! CPU time by signals, where perf events are not permitted: a timer of CPU time for each thread, a handler that walks frame pointers.
+//! Stacks by signals. CPU time, where perf events are not permitted: a timer of CPU time for each thread, a handler that walks frame
+//! pointers. And [`Asker`]: the stack of one thread, now, whether it runs or is blocked.
 //!
 //! A timer fires at a tick at best (250 Hz on many kernels), so a sample weighs 1 + what it overran: the total is right, at any rate.
 //! Time in the kernel appears at the system call's user frame. Threads are found at the start and every 100 ms.
 //!
-//! Owner: the thread that calls [`capture`]; the handler runs on every thread. Bounds: [`CAPTURES_MAX`] at once, [`SLOTS`] samples
-//! between two readings, [`DEPTH`] addresses a stack; what does not fit is counted as lost.
+//! Owner: the thread that calls [`capture`] or has the [`Asker`]; the handler runs on every thread. Bounds: [`CAPTURES_MAX`] at once and
+//! one asker, [`SLOTS`] samples between two readings ([`ASKED_SLOTS`]), [`DEPTH`] addresses a stack; what does not fit is counted as lost.
 //!
 //! Invariants:
 //! 1. The handler neither allocates nor locks nor waits: atomics of a ring that is never freed, the clock and the processor's number
@@ -29,8 +30,12 @@ use crate::threads;
 
 /// Captures at once; each has a ring.
 const CAPTURES_MAX: usize = 2;
+/// The session of the asker, after those of the captures.
+const ASKER: usize = CAPTURES_MAX;
 /// Samples of a ring: 80 000 a second.
 const SLOTS: usize = 4096;
+/// Of the asker's: so many cores at one moment. 34 KB.
+const ASKED_SLOTS: usize = 32;
 /// Addresses of a stack; deeper ones lose their root end.
 const DEPTH: usize = 128;
 /// Between two readings of the ring.
@@ -46,15 +51,15 @@ struct Session {
     ring: OnceLock<Ring>,
 }
 
-static SESSIONS: [Session; CAPTURES_MAX] =
+static SESSIONS: [Session; CAPTURES_MAX + 1] =
     [const { Session { taken: AtomicBool::new(false), generation: AtomicU32::new(0), ring: OnceLock::new() } };
-        CAPTURES_MAX];
+        CAPTURES_MAX + 1];
 static GENERATIONS: AtomicU32 = AtomicU32::new(0);
 /// End of the main thread's stack, 0 if not known.
 static MAIN_TOP: AtomicUsize = AtomicUsize::new(0);
 static INSTALLED: Mutex<bool> = Mutex::new(false);
 
-/// What a timer sends along: which capture, which thread.
+/// What a signal brings along: which capture, which thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cookie(u64);
 
@@ -77,7 +82,7 @@ impl Cookie {
 }
 
 /// Many writers, one reader, no locks (after Dmitry Vyukov's bounded queue). A slot's turn says who may touch it: `position` a writer,
-/// `position + 1` the reader, who gives it back for `position + SLOTS`.
+/// `position + 1` the reader, who gives it back for the next time round.
 struct Ring {
     slots: Box<[Slot]>,
     head: AtomicU64,
@@ -104,7 +109,7 @@ struct Taken<'a> {
 }
 
 impl Ring {
-    fn new() -> Self {
+    fn new(slots: usize) -> Self {
         let slot = |turn| Slot {
             turn: AtomicU64::new(turn),
             cookie: AtomicU64::new(0),
@@ -112,12 +117,12 @@ impl Ring {
             packed: AtomicU64::new(0),
             chain: [const { AtomicU64::new(0) }; DEPTH],
         };
-        let slots = (0..SLOTS as u64).map(slot).collect();
+        let slots = (0..slots as u64).map(slot).collect();
         Self { slots, head: AtomicU64::new(0), tail: AtomicU64::new(0), full: AtomicU64::new(0) }
     }
 
     fn slot(&self, position: u64) -> &Slot {
-        &self.slots[(position % SLOTS as u64) as usize]
+        &self.slots[(position % self.slots.len() as u64) as usize]
     }
 
     /// Writes one sample, or counts it; `walk` fills the chain and says how deep it is.
@@ -174,7 +179,7 @@ impl Ring {
                 cpu: (packed >> 16) as u16,
                 chain: &chain[..depth],
             });
-            slot.turn.store(position + SLOTS as u64, Ordering::Release);
+            slot.turn.store(position + self.slots.len() as u64, Ordering::Release);
             self.tail.store(position + 1, Ordering::Relaxed);
         }
     }
@@ -216,9 +221,10 @@ fn registers(context: &libc::ucontext_t) -> Registers {
     Registers { pc: machine.pc as usize, fp: machine.regs[29] as usize, sp: machine.sp as usize }
 }
 
-/// What the kernel tells of a timer's signal: `siginfo_t`, of which `libc` does not name the overrun.
+/// What the kernel tells of a timer's signal, or the asker of its own: `siginfo_t`, of which `libc` does not name the overrun. With
+/// `SI_QUEUE` the sender's process and user stand where timer and overrun do.
 #[repr(C)]
-struct TimerInfo {
+struct Info {
     signo: libc::c_int,
     errno: libc::c_int,
     code: libc::c_int,
@@ -228,15 +234,17 @@ struct TimerInfo {
     cookie: u64,
 }
 
-const _: () = assert!(size_of::<TimerInfo>() <= size_of::<libc::siginfo_t>());
+const _: () = assert!(size_of::<Info>() <= size_of::<libc::siginfo_t>());
 
 extern "C" fn on_sigprof(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives both to a handler with SA_SIGINFO, for the time of the call.
-    let (info, context) = unsafe { (&*info.cast::<TimerInfo>(), &*context.cast::<libc::ucontext_t>()) };
-    if info.code != libc::SI_TIMER {
-        return;
-    }
+    let (info, context) = unsafe { (&*info.cast::<Info>(), &*context.cast::<libc::ucontext_t>()) };
     let cookie = Cookie(info.cookie);
+    let overrun = match info.code {
+        libc::SI_TIMER if cookie.session() != ASKER => info.overrun.max(0) as u32,
+        libc::SI_QUEUE if cookie.session() == ASKER => 0,
+        _ => return,
+    };
     let Some(session) = SESSIONS.get(cookie.session()) else { return };
     // Invariant 3: of a capture that is over.
     if cookie.generation() == 0 || session.generation.load(Ordering::Acquire) != cookie.generation() {
@@ -250,7 +258,7 @@ extern "C" fn on_sigprof(_: libc::c_int, info: *mut libc::siginfo_t, context: *m
     let top = if (main.wrapping_sub(at.sp)) <= STACK_MAX { main } else { own as usize };
     // Not on a stack that is known: the leaf alone.
     let top = if top.wrapping_sub(at.sp) <= STACK_MAX { top } else { 0 };
-    let weight = (info.overrun.max(0) as u32).saturating_add(1);
+    let weight = overrun.saturating_add(1);
     let cpu = u16::try_from(cpu).unwrap_or(u16::MAX);
     ring.write(cookie, threads::monotonic_ns(), weight, cpu, |chain| {
         // SAFETY: invariant 2: `walk` asks for addresses between this thread's stack pointer and its top, all of which are mapped.
@@ -332,9 +340,11 @@ struct Lease {
 }
 
 impl Lease {
-    fn take() -> Result<Self, EngineError> {
-        let free = |session: &Session| !session.taken.swap(true, Ordering::AcqRel);
-        let index = SESSIONS.iter().position(free).ok_or(EngineError::Busy(CAPTURES_MAX))?;
+    /// One of these.
+    fn take(sessions: std::ops::Range<usize>) -> Result<Self, EngineError> {
+        let most = sessions.len();
+        let free = |index: &usize| !SESSIONS[*index].taken.swap(true, Ordering::AcqRel);
+        let index = sessions.into_iter().find(free).ok_or(EngineError::Busy(most))?;
         let generation = loop {
             let generation = GENERATIONS.fetch_add(1, Ordering::Relaxed) & 0xff_ffff;
             if generation != 0 {
@@ -350,7 +360,7 @@ impl Lease {
     }
 
     fn ring(&self) -> &'static Ring {
-        SESSIONS[self.index].ring.get_or_init(Ring::new)
+        SESSIONS[self.index].ring.get_or_init(|| Ring::new(if self.index == ASKER { ASKED_SLOTS } else { SLOTS }))
     }
 }
 
@@ -364,7 +374,7 @@ impl Drop for Lease {
 /// Captures on the calling thread, until the request is over.
 pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
     install()?;
-    let lease = Lease::take()?;
+    let lease = Lease::take(0..CAPTURES_MAX)?;
     let period_ns = 1_000_000_000 / u64::from(request.hz);
     let types = vec![ValueType::new("samples", "count"), ValueType::new("cpu", "nanoseconds")];
     let mut capture = Capture::new(Event::Cpu, threads::unix_ms(), types, 1);
@@ -422,6 +432,49 @@ pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
     Ok(capture)
 }
 
+/// Asks threads of this process for their stacks. One at a time in a process.
+pub(crate) struct Asker(Lease);
+
+impl Asker {
+    pub(crate) fn new() -> Result<Self, EngineError> {
+        install()?;
+        Lease::take(ASKER..ASKER + 1).map(Self)
+    }
+
+    /// Asks a thread: a blocking system call of its may end with EINTR. `false` if there is no such thread. An answer comes when the
+    /// thread is on a processor next; none comes if another signal of the profiler's was on its way to it.
+    pub(crate) fn ask(&self, tid: u32) -> bool {
+        // SAFETY: a structure for which all zeros is a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let cookie = Cookie::new(ASKER, self.0.generation, tid);
+        let pid = std::process::id() as libc::c_int;
+        let ours = Info {
+            signo: libc::SIGPROF,
+            errno: 0,
+            code: libc::SI_QUEUE,
+            padding: 0,
+            timer: pid,
+            overrun: 0,
+            cookie: cookie.0,
+        };
+        // SAFETY: `Info` is not larger, and is the beginning of this structure.
+        unsafe { (&raw mut info).cast::<Info>().write(ours) };
+        // SAFETY: the kernel reads one `siginfo_t`; the handler is in place (`new`) and stays (invariant 3).
+        unsafe {
+            libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid as libc::c_int, libc::SIGPROF, &raw const info) == 0
+        }
+    }
+
+    /// The answers that have come: thread, nanoseconds of the monotonic clock, stack with the leaf first.
+    pub(crate) fn answers(&self, mut each: impl FnMut(u32, u64, &[u64])) {
+        self.0.ring().read(|taken| {
+            if taken.cookie.generation() == self.0.generation {
+                each(taken.cookie.tid(), taken.at_ns, taken.chain);
+            }
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -434,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_full_ring_counts_and_goes_on_after_a_reading() {
-        let ring = Ring::new();
+        let ring = Ring::new(SLOTS);
         for _ in 0..2 {
             for at in 0..SLOTS as u64 + 3 {
                 ring.write(Cookie(7), at, 2, 1, |chain| {

@@ -78,6 +78,38 @@ pub(crate) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+/// A time as people read it, in UTC: `2026-11-25 18:50:01.123`.
+pub(crate) fn utc(unix_ms: u64) -> String {
+    let seconds = (unix_ms / 1000) as libc::time_t;
+    // SAFETY: a structure for which all zeros is a value.
+    let mut parts: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: the C library reads a time and writes a `tm`.
+    unsafe { libc::gmtime_r(&seconds, &mut parts) };
+    let (year, month) = (i64::from(parts.tm_year) + 1900, parts.tm_mon + 1);
+    let (day, hour, minute, second) = (parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{:03}", unix_ms % 1000)
+}
+
+/// What the calling thread is called.
+pub(crate) fn own_name() -> Box<str> {
+    std::thread::current().name().map_or_else(|| format!("thread {}", own_tid()).into(), Into::into)
+}
+
+/// Functions of the kernel that a thread is blocked in, innermost first: none while it runs. `None` if the kernel does not say
+/// (root only).
+pub(crate) fn kernel_stack(tid: u32) -> Option<Vec<Box<str>>> {
+    const DEPTH: usize = 64;
+    let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/stack")).ok()?;
+    Some(text.lines().filter_map(kernel_function).take(DEPTH).map(Into::into).collect())
+}
+
+/// `[<0>] hrtimer_nanosleep+0x9a/0x1c0`
+fn kernel_function(line: &str) -> Option<&str> {
+    let name = line.split_once("] ")?.1;
+    let name = name.split_once('+').map_or(name, |(name, _)| name).trim();
+    (!name.is_empty() && !name.starts_with("0x")).then_some(name)
+}
+
 /// The threads of the process.
 pub(crate) fn tids() -> Vec<u32> {
     let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
@@ -142,6 +174,14 @@ mod tests {
         assert_eq!(parse_list("0"), [0]);
         assert!(parse_list("").is_empty() && parse_list("x,3-1").is_empty());
         assert_eq!(parse_list("0-4294967295").len(), 8193);
+    }
+
+    #[test]
+    fn times_and_functions_of_the_kernel_are_read() {
+        assert_eq!(utc(1_795_632_601_023), "2026-11-25 18:50:01.023");
+        assert_eq!(kernel_function("[<0>] hrtimer_nanosleep+0x9a/0x1c0"), Some("hrtimer_nanosleep"));
+        assert_eq!(kernel_function("[<0>] 0xffffffffffffffff"), None);
+        assert_eq!(kernel_function(""), None);
     }
 
     #[test]

@@ -29,6 +29,7 @@ use super::{Cluster, SKEW_MAX_MS, replica};
 use crate::clock::now_ms;
 use crate::engine::{Engine, Written};
 use crate::node::Node;
+use crate::stalls::Turn;
 
 /// Between ticks while something is in flight.
 const TICK_BUSY: Duration = Duration::from_millis(2);
@@ -51,6 +52,8 @@ pub struct Core {
     cluster: Arc<Cluster>,
     core: usize,
     engine: Rc<Engine>,
+    /// Unless nobody looks for stalls.
+    turn: Option<Rc<Turn>>,
     coordinator: RefCell<Coordinator>,
     /// By node; none to this one, and none at all once the core is closed.
     links: RefCell<Vec<Option<Rc<Link<Self>>>>>,
@@ -236,6 +239,7 @@ impl Core {
         cluster: &Arc<Cluster>,
         core: usize,
         engine: Rc<Engine>,
+        turn: Option<Rc<Turn>>,
     ) -> std::io::Result<Rc<Self>> {
         let config = &node.config;
         let settings = Settings {
@@ -254,6 +258,7 @@ impl Core {
             cluster: cluster.clone(),
             core,
             engine,
+            turn,
             coordinator: RefCell::new(Coordinator::new(cluster.topology.clone(), settings, next_version)),
             links: RefCell::new(Vec::new()),
             clients: RefCell::default(),
@@ -287,7 +292,8 @@ impl Core {
         }
         monoio::spawn(this.clone().tick());
         if let Some(listener) = cluster.listen(core)? {
-            let serving = replica::serve(node.clone(), cluster.clone(), this.engine.clone(), core, listener, identity);
+            let served = (cluster.clone(), this.engine.clone(), this.turn.clone());
+            let serving = replica::serve(node.clone(), served, core, listener, identity);
             this.serving.set(Some(monoio::spawn(serving)));
         }
         Ok(this)
@@ -474,6 +480,9 @@ impl Core {
             let busy = self.coordinator.borrow().in_flight() > 0;
             monoio::time::sleep(if busy { TICK_BUSY } else { TICK_IDLE }).await;
             let instant = Instant::now();
+            if let Some(turn) = &self.turn {
+                turn.begin_by_timer(instant);
+            }
             let now = self.at(instant);
             let mut actions = self.gathered.take();
             self.coordinator.borrow_mut().tick(now, &mut actions);
@@ -554,6 +563,13 @@ fn read(engine: &Engine, key: &[u8], want: Want, now_ms: u64) -> Reply {
 
 /// What a link tells its core.
 impl LinkHandler for Core {
+    #[inline]
+    fn resumed(&self, now: Instant) {
+        if let Some(turn) = &self.turn {
+            turn.begin(now);
+        }
+    }
+
     fn connected(&self, peer: usize, now: Instant) {
         self.coordinator.borrow_mut().connected(self.at(now), NodeIndex(peer as u8));
         self.cluster.peers.connected(NodeIndex(peer as u8), self.core);

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use koltso_net::replica::{
@@ -21,6 +22,7 @@ use super::{Cluster, core};
 use crate::clock::now_ms;
 use crate::engine::{Engine, Written};
 use crate::node::Node;
+use crate::stalls::Turn;
 
 /// Versions further in the future than this are no versions.
 pub(super) const FUTURE_MAX_MS: u64 = 366 * 24 * 3_600_000;
@@ -31,6 +33,8 @@ struct Replica {
     node: Arc<Node>,
     cluster: Arc<Cluster>,
     engine: Rc<Engine>,
+    /// Unless nobody looks for stalls.
+    turn: Option<Rc<Turn>>,
     core: usize,
     /// Something was written since the last [`ReplicaService::settle`].
     written: Cell<bool>,
@@ -137,6 +141,13 @@ impl ReplicaService for Replica {
         Some(Box::pin(async move { durable.await.is_ok() }))
     }
 
+    #[inline]
+    fn resumed(&self, now: Instant) {
+        if let Some(turn) = &self.turn {
+            turn.begin(now);
+        }
+    }
+
     fn event(&self, event: ReplicaEvent) {
         match event {
             ReplicaEvent::Connected(number) => {
@@ -160,8 +171,7 @@ impl ReplicaService for Replica {
 /// Serves peers on one core until the cluster's connections are drained.
 pub(super) async fn serve(
     node: Arc<Node>,
-    cluster: Arc<Cluster>,
-    engine: Rc<Engine>,
+    (cluster, engine, turn): (Arc<Cluster>, Rc<Engine>, Option<Rc<Turn>>),
     core: usize,
     listener: TcpListener,
     identity: Rc<Identity>,
@@ -174,7 +184,7 @@ pub(super) async fn serve(
         connections_max: CONNECTIONS_MAX,
     };
     let shared = cluster.shared.clone();
-    let replica = Rc::new(Replica { node, cluster, engine, core, written: Cell::new(false) });
+    let replica = Rc::new(Replica { node, cluster, engine, turn, core, written: Cell::new(false) });
     if let Err(e) = wire::serve(listener, replica, config, shared).await {
         tracing::error!("this node cannot accept replica connections: {e}");
     }

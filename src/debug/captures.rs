@@ -14,6 +14,7 @@ use koltso_profiling::capture::{Capture, Event, Frame};
 use koltso_profiling::engine::{CpuRequest, EngineError, capture_cpu};
 use koltso_profiling::locks;
 use koltso_profiling::offcpu::{OffCpuRequest, capture_off_cpu};
+use koltso_profiling::stalls::{self, Stalls};
 use koltso_profiling::symbols::Symbols;
 
 use super::request::Asked;
@@ -154,11 +155,28 @@ fn wait(seconds: u32, stop: &AtomicBool) {
     }
 }
 
+fn not_watched() -> EngineError {
+    EngineError::Forbidden { capability: "--stall-bound", detail: "with 0 nobody watches for stalls".to_owned() }
+}
+
+/// The stalls that are kept, a line each.
+///
+/// # Errors
+/// [`EngineError::Forbidden`] if nobody watches.
+pub fn list_stalls(watched: Option<&Stalls>) -> Result<String, EngineError> {
+    let watched = watched.ok_or_else(not_watched)?;
+    let list = stalls::text(&watched.list(), &mut Symbols::new());
+    if list.is_empty() {
+        return Ok(format!("No turn of a core has taken longer than {:?} yet.\n", watched.bound()));
+    }
+    Ok(list)
+}
+
 /// Makes a capture, on the calling thread, which waits for it.
 ///
 /// # Errors
 /// See [`EngineError`].
-pub fn capture(asked: &Asked, stop: &Arc<AtomicBool>) -> Result<Capture, EngineError> {
+pub fn capture(asked: &Asked, watched: Option<&Stalls>, stop: &Arc<AtomicBool>) -> Result<Capture, EngineError> {
     let mut names = Names(Symbols::new());
     Ok(match (asked.event, asked.seconds) {
         (Event::Cpu, seconds) => {
@@ -183,9 +201,8 @@ pub fn capture(asked: &Asked, stop: &Arc<AtomicBool>) -> Result<Capture, EngineE
             wait(seconds, stop);
             locks::difference(event, &before, &locks::snapshot(), &mut names)
         }
-        (Event::Stalls | Event::Other, _) => {
-            Capture::new(Event::Stalls, 0, vec![koltso_profiling::capture::ValueType::new("stalls", "count")], 0)
-        }
+        (Event::Stalls, _) => stalls::capture(watched.ok_or_else(not_watched)?, &mut names.0),
+        (Event::Other, _) => unreachable!("nobody can ask for it"),
     })
 }
 

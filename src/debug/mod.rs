@@ -15,7 +15,7 @@ use axum::http::{HeaderName, Method, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
-use koltso_profiling::capture::Capture;
+use koltso_profiling::capture::{Capture, Event};
 use koltso_profiling::engine::{EngineError, cpu_engine};
 use koltso_profiling::symbols::Symbols;
 use koltso_profiling::{page, proto, svg, text};
@@ -23,9 +23,17 @@ use tokio::sync::oneshot;
 
 use self::captures::{Busy, Captures, KEPT_BYTES_MAX, KEPT_MAX, Kept};
 use self::request::Format;
+use crate::node::Node;
 
 const GO_PPROF: HeaderName = HeaderName::from_static("x-go-pprof");
 const CAPTURE: HeaderName = HeaderName::from_static("x-koltso-capture");
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Debug {
+    captures: Arc<Captures>,
+    node: Arc<Node>,
+}
 
 /// A refusal, which `go tool pprof` prints.
 fn refuse(status: StatusCode, sentence: &str) -> Response {
@@ -87,7 +95,7 @@ async fn on_thread(work: impl FnOnce() -> Response + Send + 'static) -> Response
 }
 
 async fn profile(
-    State(captures): State<Arc<Captures>>,
+    State(Debug { captures, node }): State<Debug>,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Response {
@@ -96,6 +104,10 @@ async fn profile(
         Some(Err(sentence)) => return refuse(StatusCode::BAD_REQUEST, &sentence),
         Some(Ok(asked)) => asked,
     };
+    if (asked.event, asked.format) == (Event::Stalls, Format::Text) {
+        let list = move || self::captures::list_stalls(node.stalls.as_ref()).map_or_else(|e| failed(&e), plain);
+        return on_thread(list).await;
+    }
     let turn = match captures.begin(asked.event, asked.force) {
         Ok(turn) => turn,
         Err(Busy) => {
@@ -103,7 +115,7 @@ async fn profile(
         }
     };
     let stop = turn.stop.clone();
-    let response = on_thread(move || match self::captures::capture(&asked, &stop) {
+    let response = on_thread(move || match self::captures::capture(&asked, node.stalls.as_ref(), &stop) {
         Ok(capture) => give(&captures.keep(capture), asked.format),
         Err(error) => failed(&error),
     })
@@ -120,7 +132,7 @@ fn kept(captures: &Captures, id: u64) -> Result<Kept, String> {
     })
 }
 
-async fn diff(State(captures): State<Arc<Captures>>, RawQuery(query): RawQuery) -> Response {
+async fn diff(State(Debug { captures, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
     let pair = request::parse_diff(&query.unwrap_or_default())
         .and_then(|(base, new)| Ok((kept(&captures, base)?, kept(&captures, new)?)));
     match pair {
@@ -136,7 +148,7 @@ async fn diff(State(captures): State<Arc<Captures>>, RawQuery(query): RawQuery) 
 }
 
 /// One capture again, by its number: `captures?id=N&format=…`, or the list of them.
-async fn list(State(captures): State<Arc<Captures>>, RawQuery(query): RawQuery) -> Response {
+async fn list(State(Debug { captures, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     if !query.is_empty() {
         let asked = request::parse_again(&query).and_then(|(id, format)| Ok((kept(&captures, id)?, format)));
@@ -197,7 +209,7 @@ async fn cmdline() -> Response {
     plain(arguments.join("\0"))
 }
 
-async fn index(State(captures): State<Arc<Captures>>) -> Response {
+async fn index(State(Debug { captures, .. }): State<Debug>) -> Response {
     let (_, engine) = cpu_engine();
     let running: Vec<&str> = captures.running().iter().map(|event| event.name()).collect();
     let mut kept = String::new();
@@ -225,7 +237,7 @@ async fn index(State(captures): State<Arc<Captures>>) -> Response {
 }
 
 /// The routes, to be joined with those of the control plane and behind its guard.
-pub fn router() -> Router {
+pub fn router(node: Arc<Node>) -> Router {
     let wrong = || async {
         let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "This path knows GET only.");
         response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET"));
@@ -244,5 +256,5 @@ pub fn router() -> Router {
         .route("/debug/pprof/captures", get(list).fallback(wrong))
         .route("/debug/pprof/diff", get(diff).fallback(wrong))
         .route("/debug/pprof/{name}", get(profile).fallback(wrong))
-        .with_state(Arc::new(Captures::default()))
+        .with_state(Debug { captures: Arc::default(), node })
 }

@@ -77,6 +77,12 @@ pub trait LinkHandler: 'static {
     /// Bytes of a blocked write were taken by the peer's kernel: it is slow, not dead.
     fn progress(&self, peer: usize, now: Instant);
 
+    /// A task of the core goes on after it has waited; `now` has just been read.
+    #[inline]
+    fn resumed(&self, now: Instant) {
+        let _ = now;
+    }
+
     /// The connection, or an attempt to get one, ended. Whatever was queued or unanswered is lost.
     fn lost(&self, peer: usize, why: &LostReason);
 }
@@ -405,6 +411,7 @@ impl<H: LinkHandler> Link<H> {
         let (peer, limits) = (self.config.peer, Limits { value_max: self.config.value_max });
         loop {
             let now = Instant::now();
+            self.handler.resumed(now);
             let mut any = false;
             let outcome = loop {
                 match frame::parse_reply(inbox.bytes(), limits) {
@@ -451,7 +458,12 @@ impl<H: LinkHandler> Link<H> {
             }
             std::mem::swap(&mut *self.outbox.borrow_mut(), &mut sending);
             self.sending.set(sending.len());
-            let sent = send_all(&mut writer, fd, &mut sending, |_| handler.progress(peer, Instant::now())).await;
+            let progress = |_| {
+                let now = Instant::now();
+                handler.resumed(now);
+                handler.progress(peer, now);
+            };
+            let sent = send_all(&mut writer, fd, &mut sending, progress).await;
             self.sending.set(0);
             if let Err(error) = sent {
                 sys::shutdown(fd, libc::SHUT_RDWR);

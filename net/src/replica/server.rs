@@ -65,6 +65,12 @@ pub trait ReplicaService: 'static {
 
     /// Something that metrics count or a log tells.
     fn event(&self, event: ReplicaEvent);
+
+    /// A task of the core goes on after it has waited; `now` has just been read.
+    #[inline]
+    fn resumed(&self, now: Instant) {
+        let _ = now;
+    }
 }
 
 /// Something that metrics count or a log tells.
@@ -403,6 +409,8 @@ impl<S: ReplicaService> Connection<S> {
         let service = &*core.service;
         let mut out = Outbox::default();
         loop {
+            let mut now = Instant::now();
+            service.resumed(now);
             seat.phase.set(Phase::Working);
             let next = loop {
                 match frame::parse_request(inbox.bytes(), core.limits) {
@@ -422,13 +430,16 @@ impl<S: ReplicaService> Connection<S> {
                 }
             };
             if !out.is_empty() {
-                if let Some(settled) = service.settle()
-                    && !settled.await
-                {
-                    return;
+                if let Some(settled) = service.settle() {
+                    if !settled.await {
+                        return;
+                    }
+                    now = Instant::now();
+                    service.resumed(now);
                 }
                 let count = out.len();
-                seat.set(Phase::Writing, Instant::now());
+                // Else the batch has been read just now, so the clock need not be asked again.
+                seat.set(Phase::Writing, now);
                 let sent = send_all(&mut self.stream, self.fd, &mut out, |_| seat.since.set(Instant::now())).await;
                 if sent.is_err() {
                     return;

@@ -6,7 +6,6 @@
 //! Tested in `tests/body.rs` and `tests/limits.rs`.
 
 use std::rc::Rc;
-use std::time::Instant;
 
 use monoio::buf::IoBufMut;
 use monoio::io::AsyncReadRent;
@@ -162,7 +161,7 @@ impl<S: Service> Connection<S> {
                 Err(_) => return Err(Gone),
             }
         }
-        self.now = Instant::now();
+        self.resumed();
         let next = self.call_with(head_len, &body, head_len);
         drop(reservation);
         Ok(next)

@@ -108,7 +108,7 @@ impl<S: Service> Connection<S> {
                         }
                         self.seat.deadline.set(Phase::Working, self.now);
                         self.seat.core.yield_turn().await;
-                        self.now = Instant::now();
+                        self.resumed();
                         self.handle()
                     }
                     Next::Body => match self.body().await {
@@ -184,7 +184,7 @@ impl<S: Service> Connection<S> {
             let (from, to) = (buffer.len(), buffer.capacity());
             let (result, buffer) = self.stream.read(buffer.slice_mut(from..to)).await;
             self.buffer = buffer.into_inner();
-            self.now = Instant::now();
+            self.resumed();
             match result {
                 Ok(0) => return Err(Gone),
                 Ok(more) => {
@@ -195,6 +195,13 @@ impl<S: Service> Connection<S> {
                 Err(_) => return Err(Gone),
             }
         }
+    }
+
+    /// Goes on after a wait: looks at the clock, and says so.
+    #[inline]
+    pub(super) fn resumed(&mut self) {
+        self.now = Instant::now();
+        self.seat.core.service.resumed(self.now);
     }
 
     /// Waits for the rest of a request from now on; the time counts from its first byte.

@@ -159,7 +159,9 @@ pub(crate) struct Seat<S: Service> {
 impl<S: Service> Seat<S> {
     fn new(core: &Rc<Core<S>>, fd: RawFd) -> Self {
         core.connections.set(core.connections.get() + 1);
-        let (place, deadline) = core.deadlines.insert(fd, Instant::now());
+        let now = Instant::now();
+        core.service.resumed(now);
+        let (place, deadline) = core.deadlines.insert(fd, now);
         Self { core: Rc::clone(core), deadline, place, requests: 0 }
     }
 

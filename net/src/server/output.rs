@@ -38,9 +38,9 @@ impl<S: Service> Connection<S> {
             } else {
                 self.send_parts().await?;
             }
-            let now = Instant::now();
-            let elapsed = now.saturating_duration_since(self.now);
-            self.now = now;
+            let before = self.now;
+            self.resumed();
+            let elapsed = self.now.saturating_duration_since(before);
             for tag in &self.answers.tags {
                 self.seat.core.service.finished(*tag, elapsed);
             }
@@ -91,7 +91,10 @@ impl<S: Service> Connection<S> {
         }
         let sent = if more { self.send_now(bytes)? } else { 0 };
         if sent < bytes.len() {
-            *bytes = self.send_rest(std::mem::take(bytes), sent, Instant::now()).await?;
+            let now = Instant::now();
+            // It may have waited for an answer that came later.
+            self.seat.core.service.resumed(now);
+            *bytes = self.send_rest(std::mem::take(bytes), sent, now).await?;
         }
         Ok(())
     }
@@ -151,13 +154,13 @@ impl<S: Service> Connection<S> {
                     self.flush().await?;
                     self.seat.deadline.set(Phase::Working, self.now);
                     self.seat.core.yield_turn().await;
-                    self.now = Instant::now();
+                    self.resumed();
                 }
                 Fill::Wait(pause) => {
                     self.flush().await?;
                     self.seat.deadline.set(Phase::Working, self.now);
                     monoio::time::sleep(pause.max(Duration::from_millis(1))).await;
-                    self.now = Instant::now();
+                    self.resumed();
                 }
                 Fill::End => {
                     if chunked {

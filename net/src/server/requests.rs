@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::rc::Rc;
-use std::time::Instant;
 
 use super::answers::Answers;
 use super::connection::{Connection, Next};
@@ -109,7 +108,7 @@ impl<S: Service> Connection<S> {
 
     /// The request did not come in time: says so and ends the connection.
     pub(super) async fn refuse_late(mut self) {
-        self.now = Instant::now();
+        self.resumed();
         let core = Rc::clone(&self.seat.core);
         let bad = BadRequest {
             status: 408,

@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::net::TcpStream;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -38,6 +38,13 @@ pub trait Service: 'static {
 
     /// Something that metrics count.
     fn event(&self, event: Event);
+
+    /// A task of the core goes on after it has waited; `now` has just been read. What [`Turn::begin`](crate::turn::Turn::begin)
+    /// is for.
+    #[inline]
+    fn resumed(&self, now: Instant) {
+        let _ = now;
+    }
 
     /// Takes over a connection: the socket, and the bytes already read, starting with the request that asked for it.
     /// Whether the socket blocks is not said: set it.

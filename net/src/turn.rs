@@ -1,0 +1,230 @@
+//! Turns of a core's loop: from the first task that goes on, to the moment before the core enters its driver again.
+//!
+//! ```text
+//! driver ─▶ a task that was woken: begin ─▶ all other tasks that are ready ─▶ the future of the runtime: end ─▶ driver
+//! ```
+//!
+//! monoio runs the tasks that are ready, then polls the future that `block_on` was given if somebody woke it, then enters the driver.
+//! [`Turn::run`] is that future: to begin a turn wakes it, which costs a store and no place in the queue, and to be polled is
+//! the end of the turn. Tasks say that they go on with a clock that they have read anyway ([`Service::resumed`] and its like); the
+//! first of a turn counts.
+//!
+//! Owner: one core, behind an `Rc`. What is made of turns is its [`Observer`]'s affair.
+//!
+//! Invariants:
+//! 1. The observer is told of begin and end in turns, beginning with a begin; what begins while a turn is open is a part of it.
+//! 2. A turn that has begun ends before the core waits, whatever its tasks wake, spawn or yield. Where tasks go on waking
+//!    each other, monoio looks into the driver after twice as many as there were: that ends the turn, too.
+//! 3. Outside of [`Turn::run`] nothing begins.
+//!
+//! Deliberately absent: time inside the driver, which sends, receives and waits there in one system call; turns in which nobody
+//! says that it goes on. Tested below on both drivers.
+//!
+//! [`Service::resumed`]: crate::server::Service::resumed
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Waker;
+use std::time::Instant;
+
+/// Who is told of a core's turns.
+pub trait Observer: 'static {
+    /// A turn has begun: the core was idle, or in its driver. By `timer`, it began because time has passed, and not because
+    /// there was anything to do.
+    fn began(&self, now: Instant, timer: bool);
+
+    /// It has ended; as many times as [`began`](Self::began).
+    fn ended(&self, now: Instant);
+}
+
+/// See the head of the file.
+pub struct Turn<O> {
+    observer: O,
+    /// Between two turns, inside [`run`](Self::run).
+    closed: Cell<bool>,
+    /// Of the future that the runtime polls last.
+    last: RefCell<Option<Waker>>,
+}
+
+impl<O: Observer> Turn<O> {
+    /// Turns that are not counted until [`run`](Self::run).
+    pub fn new(observer: O) -> Rc<Self> {
+        Rc::new(Self { observer, closed: Cell::new(false), last: RefCell::default() })
+    }
+
+    /// A task goes on after it has waited for the driver; `now` has just been read.
+    #[inline]
+    pub fn begin(&self, now: Instant) {
+        if self.closed.get() {
+            self.open(now, false);
+        }
+    }
+
+    /// A task goes on because time has passed.
+    #[inline]
+    pub fn begin_by_timer(&self, now: Instant) {
+        if self.closed.get() {
+            self.open(now, true);
+        }
+    }
+
+    #[inline]
+    fn open(&self, now: Instant, timer: bool) {
+        self.closed.set(false);
+        self.observer.began(now, timer);
+        if let Some(last) = &*self.last.borrow() {
+            last.wake_by_ref();
+        }
+    }
+
+    /// Runs `future` as a task; to be what `block_on` is given, since only that is polled after all tasks.
+    pub async fn run<F>(self: Rc<Self>, future: F) -> F::Output
+    where
+        F: Future + 'static,
+    {
+        let mut task = monoio::spawn(future);
+        let output = poll_fn(|context| {
+            match &mut *self.last.borrow_mut() {
+                Some(waker) if waker.will_wake(context.waker()) => {
+                    if !self.closed.replace(true) {
+                        self.observer.ended(Instant::now());
+                    }
+                }
+                // The first time, before any task has run.
+                last => {
+                    *last = Some(context.waker().clone());
+                    self.closed.set(true);
+                }
+            }
+            Pin::new(&mut task).poll(context)
+        })
+        .await;
+        self.closed.set(false);
+        output
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+
+    use super::*;
+
+    /// Begin and length of each turn; begins that came while one was open would panic.
+    #[derive(Clone, Default)]
+    struct Log {
+        open: Rc<Cell<Option<(Instant, bool)>>>,
+        turns: Rc<RefCell<Vec<(Duration, bool)>>>,
+    }
+
+    impl Observer for Log {
+        fn began(&self, now: Instant, timer: bool) {
+            assert!(self.open.replace(Some((now, timer))).is_none(), "invariant 1");
+        }
+
+        fn ended(&self, now: Instant) {
+            let (began, timer) = self.open.take().expect("invariant 1");
+            self.turns.borrow_mut().push((now - began, timer));
+        }
+    }
+
+    const WORK: Duration = Duration::from_millis(20);
+
+    async fn pause() {
+        monoio::time::sleep(Duration::from_millis(2)).await;
+    }
+
+    /// The turns that a future made, on each driver.
+    fn turns<F: Future<Output = ()> + 'static>(scenario: impl Fn(Rc<Turn<Log>>) -> F) -> [Vec<(Duration, bool)>; 2] {
+        [true, false].map(|uring| {
+            let log = Log::default();
+            let turn = Turn::new(log.clone());
+            turn.begin(Instant::now());
+            let main = Rc::clone(&turn).run(scenario(Rc::clone(&turn)));
+            if uring {
+                let runtime = RuntimeBuilder::<IoUringDriver>::new().enable_timer().build();
+                runtime.expect("io_uring is needed for this test").block_on(main);
+            } else {
+                RuntimeBuilder::<LegacyDriver>::new().enable_timer().build().expect("epoll").block_on(main);
+            }
+            turn.begin(Instant::now());
+            assert!(log.open.get().is_none(), "invariant 3, or a turn that did not end");
+            log.turns.take()
+        })
+    }
+
+    #[test]
+    fn tasks_of_one_batch_are_one_turn_and_so_is_what_they_wake() {
+        for turns in turns(|turn| async move {
+            let (second_generation, woken) = (Rc::new(Cell::new(false)), Rc::clone(&turn));
+            let seen = Rc::clone(&second_generation);
+            for _ in 0..2 {
+                let (turn, seen) = (Rc::clone(&turn), Rc::clone(&seen));
+                monoio::spawn(async move {
+                    // The same tick of the timer wakes both.
+                    pause().await;
+                    turn.begin(Instant::now());
+                    std::thread::sleep(WORK);
+                    // Queued behind everything that is ready, and without a clock of its own.
+                    monoio::spawn(async move {
+                        std::thread::sleep(WORK);
+                        seen.set(true);
+                    });
+                });
+            }
+            monoio::time::sleep(WORK).await;
+            assert!(second_generation.get());
+            woken.begin(Instant::now());
+            pause().await;
+        }) {
+            assert_eq!(turns.len(), 2, "{turns:?}");
+            assert!(turns[0].0 >= 4 * WORK, "{turns:?}");
+            assert!(turns[1].0 < WORK, "{turns:?}");
+        }
+    }
+
+    #[test]
+    fn the_wait_for_the_driver_is_no_part_of_a_turn() {
+        for turns in turns(|turn| async move {
+            for _ in 0..3 {
+                turn.begin(Instant::now());
+                monoio::time::sleep(WORK).await;
+            }
+            turn.begin_by_timer(Instant::now());
+            turn.begin(Instant::now());
+            pause().await;
+        }) {
+            assert_eq!(turns.len(), 4, "{turns:?}");
+            assert!(turns.iter().all(|(lasted, _)| *lasted < WORK), "{turns:?}");
+            assert_eq!(turns.iter().map(|(_, timer)| *timer).collect::<Vec<_>>(), [false, false, false, true]);
+        }
+    }
+
+    #[test]
+    fn tasks_that_never_cease_do_not_keep_a_turn_open() {
+        for turns in turns(|turn| async move {
+            let stop = Rc::new(Cell::new(false));
+            let (its, seen) = (Rc::clone(&turn), Rc::clone(&stop));
+            let looping = monoio::spawn(async move {
+                while !seen.get() {
+                    its.begin(Instant::now());
+                    std::thread::sleep(Duration::from_millis(1));
+                    monoio::spawn(std::future::ready(())).await;
+                }
+            });
+            let began = Instant::now();
+            while began.elapsed() < WORK * 5 {
+                monoio::spawn(std::future::ready(())).await;
+            }
+            stop.set(true);
+            looping.await;
+        }) {
+            assert!(turns.len() > 5, "{turns:?}");
+            assert!(turns.iter().all(|(lasted, _)| *lasted < WORK * 4), "{turns:?}");
+        }
+    }
+}

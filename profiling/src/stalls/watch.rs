@@ -1,0 +1,237 @@
+//! The watcher: looks at all cores, asks one that stalls for its stack, and keeps what came of it.
+//!
+//! It looks every [`LOOK`] while cores have something to do, and at the very moment at which a turn that it has seen open reaches the
+//! bound. From then on it takes a stack every millisecond, or every [`SPARSER`]th of the turn's age if that is more, so that
+//! [`SAMPLES_MAX`] of them cover seven seconds. After [`IDLE`] without a turn it sleeps until one begins.
+//!
+//! A stack is a signal to the thread (`signal.rs`), which answers when it is on a processor; what the kernel says of a blocked thread is read
+//! right before. Where there can be no signals the stalls are kept without samples.
+//!
+//! Owner: one thread. Invariant: an answer that came after the end of the turn is in no stall.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use super::{CLOSED, FLAGS, KEPT_BYTES_MAX, KEPT_MAX, Line, Sample, Shared, Stall, TIMER, locked};
+use crate::signal::Asker;
+use crate::threads;
+
+const MS: u64 = 1_000_000;
+/// Between two looks, unless the bound is less.
+const LOOK: u64 = 5 * MS;
+/// Without a turn for this long, the watcher sleeps.
+const IDLE: u64 = 1000 * MS;
+/// Samples of a stall.
+const SAMPLES_MAX: usize = 200;
+const SPARSER: u64 = 32;
+/// An answer that takes longer may have been lost: another signal of the profiler's was on its way to that thread.
+const ANSWER: u64 = 50 * MS;
+
+/// Who is told of every stall that was kept.
+pub(super) type Report = Box<dyn Fn(&Arc<Stall>) + Send>;
+
+/// What wakes the watcher.
+pub(super) enum Message {
+    /// A turn has begun while it slept.
+    Awake,
+    /// A turn has ended, too late.
+    Stalled { line: Arc<Line>, began_ns: u64, lasted_ns: u64 },
+}
+
+/// A core, as the watcher knows it.
+pub(super) struct Tracked {
+    line: Arc<Line>,
+    /// The last turn that was seen, and the one before it if its end has not been told yet.
+    turn: Turn,
+    before: Turn,
+}
+
+#[derive(Default)]
+struct Turn {
+    began_ns: u64,
+    /// When to take the next sample.
+    due_ns: u64,
+    /// When the thread was asked, if it has not answered, and what the kernel said then.
+    asked: Option<(u64, Arc<[Box<str>]>)>,
+    samples: Vec<Sample>,
+}
+
+impl Tracked {
+    pub(super) fn new(line: Arc<Line>) -> Self {
+        Self { line, turn: Turn::default(), before: Turn::default() }
+    }
+
+    pub(super) fn is(&self, line: &Arc<Line>) -> bool {
+        Arc::ptr_eq(&self.line, line)
+    }
+}
+
+impl Turn {
+    fn answered(&mut self, at_ns: u64, chain: &[u64]) {
+        let kernel = self.asked.take().map_or_else(|| Arc::from([]), |(_, kernel)| kernel);
+        // A core that waits for one thing is at one place: its stack is kept once.
+        let last = self.samples.last();
+        let chain = last.filter(|last| *last.chain == *chain).map_or_else(|| chain.into(), |last| last.chain.clone());
+        let kernel = last.filter(|last| last.kernel == kernel).map_or(kernel, |last| last.kernel.clone());
+        self.samples.push(Sample { at_ns: at_ns - self.began_ns, stands_for_ns: 0, kernel, chain });
+    }
+}
+
+pub(super) struct Watcher {
+    shared: Arc<Shared>,
+    messages: Receiver<Message>,
+    report: Report,
+    /// From the first stall on.
+    asker: Option<Asker>,
+    /// The kernel does not say where threads are blocked.
+    no_kernel: bool,
+    /// When a turn was last seen.
+    active_ns: u64,
+}
+
+impl Watcher {
+    pub(super) fn new(shared: Arc<Shared>, messages: Receiver<Message>, report: Report) -> Self {
+        Self { shared, messages, report, asker: None, no_kernel: false, active_ns: 0 }
+    }
+
+    pub(super) fn run(mut self) {
+        while !self.shared.stop.load(Ordering::Acquire) {
+            let wait_ns = self.look();
+            let idle = self.shared.ns(Instant::now()).saturating_sub(self.active_ns) > IDLE;
+            let message = if idle { self.sleep() } else { self.messages.recv_timeout(Duration::from_nanos(wait_ns)) };
+            match message {
+                Ok(Message::Awake) => self.active_ns = self.shared.ns(Instant::now()),
+                Ok(Message::Stalled { line, began_ns, lasted_ns }) => self.ended(&line, began_ns, lasted_ns),
+                Err(RecvTimeoutError::Timeout) => {}
+                // Not before `stop`.
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Until a core has something to do.
+    fn sleep(&mut self) -> Result<Message, RecvTimeoutError> {
+        self.shared.asleep.store(true, Ordering::SeqCst);
+        // A core that did not see this yet has begun its turn by now, and that is seen here.
+        let mut message = self.messages.recv_timeout(Duration::from_nanos(LOOK));
+        if matches!(message, Err(RecvTimeoutError::Timeout)) {
+            let before = self.active_ns;
+            self.look();
+            if self.active_ns == before {
+                message = self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected);
+            }
+        }
+        self.shared.asleep.store(false, Ordering::Relaxed);
+        message
+    }
+
+    /// Looks at all cores once; how long until the next time.
+    fn look(&mut self) -> u64 {
+        let shared = Arc::clone(&self.shared);
+        let bound = shared.bound_ns;
+        let now = shared.ns(Instant::now());
+        let mut next = now + LOOK.min(bound);
+        let mut cores = locked(&shared.cores);
+        self.answers(&mut cores);
+        for tracked in cores.iter_mut() {
+            let state = tracked.line.state.load(Ordering::Acquire);
+            let (began_ns, open) = (state >> FLAGS, state & CLOSED == 0);
+            if began_ns != tracked.turn.began_ns {
+                let fresh = Turn { began_ns, due_ns: began_ns + bound + 1, ..Turn::default() };
+                tracked.before = std::mem::replace(&mut tracked.turn, fresh);
+                if state & TIMER == 0 {
+                    self.active_ns = now;
+                }
+            }
+            if open && state & TIMER == 0 {
+                self.active_ns = now;
+            }
+            let (line, turn) = (&tracked.line, &mut tracked.turn);
+            if !open || turn.samples.len() >= SAMPLES_MAX {
+                continue;
+            }
+            let waits = turn.asked.as_ref().is_some_and(|(at, _)| now < at + ANSWER);
+            if now >= turn.due_ns && !waits {
+                let kernel = self.kernel_stack(line.thread.tid);
+                // It may have ended meanwhile: invariant 3 of `mod.rs`.
+                if line.state.load(Ordering::Acquire) == state && self.ask(line.thread.tid) {
+                    turn.asked = Some((now, kernel));
+                }
+                turn.due_ns = now + MS.max(now.saturating_sub(began_ns) / SPARSER);
+            }
+            next = next.min(turn.due_ns.max(now + MS / 2));
+        }
+        next - now
+    }
+
+    fn kernel_stack(&mut self, tid: u32) -> Arc<[Box<str>]> {
+        if !self.no_kernel {
+            match threads::kernel_stack(tid) {
+                Some(stack) => return stack.into(),
+                None => self.no_kernel = true,
+            }
+        }
+        Arc::from([])
+    }
+
+    fn ask(&mut self, tid: u32) -> bool {
+        if self.asker.is_none() {
+            self.asker = Asker::new().ok();
+        }
+        self.asker.as_ref().is_some_and(|asker| asker.ask(tid))
+    }
+
+    /// Gives the stacks that have come to the turns they are of.
+    fn answers(&self, cores: &mut [Tracked]) {
+        let Some(asker) = &self.asker else { return };
+        asker.answers(|tid, at_ns, chain| {
+            let at_ns = at_ns.saturating_sub(self.shared.origin_ns);
+            let Some(tracked) = cores.iter_mut().find(|tracked| tracked.line.thread.tid == tid) else { return };
+            for turn in [&mut tracked.turn, &mut tracked.before] {
+                if turn.began_ns <= at_ns && (turn.asked.is_some() || !turn.samples.is_empty()) {
+                    return turn.answered(at_ns, chain);
+                }
+            }
+        });
+    }
+
+    /// Keeps a stall.
+    fn ended(&mut self, line: &Arc<Line>, began_ns: u64, lasted_ns: u64) {
+        let mut cores = locked(&self.shared.cores);
+        self.answers(&mut cores);
+        let tracked = cores.iter_mut().find(|tracked| tracked.is(line));
+        let turn = tracked.and_then(|tracked| {
+            [&mut tracked.turn, &mut tracked.before].into_iter().find(|turn| turn.began_ns == began_ns)
+        });
+        // The turn stays, in case that it is asked about still; its samples go.
+        let mut samples = turn.map(|turn| std::mem::take(&mut turn.samples)).unwrap_or_default();
+        drop(cores);
+        samples.retain(|sample| sample.at_ns <= lasted_ns);
+        let mut before = 0;
+        for sample in &mut samples {
+            sample.stands_for_ns = sample.at_ns.saturating_sub(before);
+            before = sample.at_ns.max(before);
+        }
+        if let Some(last) = samples.last_mut() {
+            last.stands_for_ns += lasted_ns - before;
+        }
+        let ago_ns = self.shared.ns(Instant::now()).saturating_sub(began_ns);
+        let stall = Arc::new(Stall {
+            began_unix_ms: threads::unix_ms().saturating_sub(ago_ns / MS),
+            core: line.core,
+            thread: line.thread.clone(),
+            duration: Duration::from_nanos(lasted_ns),
+            samples,
+        });
+        let mut kept = locked(&self.shared.kept);
+        kept.push_back(Arc::clone(&stall));
+        let mut bytes: usize = kept.iter().map(|stall| stall.bytes()).sum();
+        while kept.len() > KEPT_MAX || (kept.len() > 1 && bytes > KEPT_BYTES_MAX) {
+            bytes -= kept.pop_front().map_or(0, |oldest| oldest.bytes());
+        }
+        drop(kept);
+        (self.report)(&stall);
+    }
+}
