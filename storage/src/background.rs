@@ -252,7 +252,9 @@ fn seal(shared: &Arc<Shared>) {
     // Since when there has been nothing to sort, after there was.
     let mut quiet_since: Option<Instant> = None;
     while !shared.is_closing() {
-        for log in shared.logs.lock().clone() {
+        // Not in the head of the loop, or the lock would be held until its end, and the provisioning thread wait for the sorting.
+        let logs = shared.logs.lock().clone();
+        for log in logs {
             // Compaction's log is kept sorted to its end, so that it can tell which keys it does not have.
             let segment = log.active.lock().clone();
             if segment.order.extend(&segment, log.privileged) {

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
+use crate::server::sys::send_now;
 pub(crate) use crate::server::sys::shutdown;
 
 /// Most parts of one [`replica_sendmsg`].
@@ -17,14 +18,10 @@ pub(crate) const PARTS_MAX: usize = 64;
 /// Sends what fits into the socket's buffer now.
 #[inline(never)]
 pub(crate) fn replica_send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: reads `bytes.len()` bytes from a live slice, during the call only; invariant 1.
-    #[allow(unsafe_code)]
-    let sent = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    send_now(fd, bytes, 0)
 }
 
-/// Sends what fits of several parts, [`PARTS_MAX`] at most.
+/// Sends what fits of several parts, [`PARTS_MAX`] at most. By `syscall`, as [`send_now`].
 #[inline(never)]
 pub(crate) fn replica_sendmsg(fd: RawFd, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
     let parts = &parts[..parts.len().min(PARTS_MAX)];
@@ -36,7 +33,8 @@ pub(crate) fn replica_sendmsg(fd: RawFd, parts: &[io::IoSlice<'_>]) -> io::Resul
     // SAFETY: `IoSlice` has the layout of `iovec`, by its documentation; the kernel only reads the slices, which are
     // live during the call; invariant 1.
     #[allow(unsafe_code)]
-    let sent = unsafe { libc::sendmsg(fd, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    let sent =
+        unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
