@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use koltso_cluster::message::{Record, Want};
 use koltso_net::http::{Head, Method, Reply, query};
-use koltso_net::server::{Admit, Answer, Event, Outcome, Service};
+use koltso_net::server::{Admit, Answered, Event, Outcome, Service};
 use koltso_storage::{KEY_MAX, Lookup, Unverified, Value, Version, WriteError};
 
 use crate::clock::now_ms;
@@ -340,7 +340,10 @@ impl Api {
             }
             Ok(Submitted::Waits(ticket)) => {
                 let (pending, cluster) = (pending(reply), cluster.clone());
-                Outcome::Later(Box::pin(async move { pending.later(&cluster, &ticket.await) }))
+                Outcome::when(ticket, move |answer, out| {
+                    let (tag, value) = pending.write(&cluster, &answer, out);
+                    Answered { value, tag }
+                })
             }
             Err(koltso_cluster::coordinator::Full) => {
                 self.metrics.event(Event::Overloaded);
@@ -448,18 +451,17 @@ impl Api {
             return Outcome::Done;
         };
         let context = reply.context();
-        Outcome::Later(Box::pin(async move {
-            let mut answer = Answer { tag, ..Answer::default() };
-            match durable.await {
-                Ok(()) => context.empty(&mut answer.head_and_body, status),
-                Err(commit::NotDurable) => {
-                    let refusal = refusal_of(&WriteError::Failed);
-                    answer.tag = crate::metrics::tag(operation, refusal.status);
-                    context.error_with(&mut answer.head_and_body, 503, "Retry-After", "1", &refusal.sentence);
+        Outcome::when(durable, move |durable, out| {
+            let refusal = match durable {
+                Ok(()) => {
+                    context.empty(out, status);
+                    return Answered { value: None, tag };
                 }
-            }
-            answer
-        }))
+                Err(commit::NotDurable) => refusal_of(&WriteError::Failed),
+            };
+            context.error_with(out, 503, "Retry-After", "1", &refusal.sentence);
+            Answered { value: None, tag: crate::metrics::tag(operation, refusal.status) }
+        })
     }
 
     fn entities(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Outcome {

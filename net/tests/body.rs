@@ -55,6 +55,19 @@ fn chunked_bodies_of_every_size_and_what_follows_in_the_same_segment() {
 }
 
 #[test]
+fn an_answer_that_comes_later_is_not_lost_to_what_follows_its_body() {
+    on_both(&limits(), |server| {
+        // The first request of the core: no buffer has been used before.
+        let mut client = server.connect();
+        client.send(put("/later?ms=20", "Transfer-Encoding: chunked") + "5\r\nhel");
+        std::thread::sleep(Duration::from_millis(30));
+        client.send("lo\r\n0\r\n\r\nGET /after HTTP/1.1\r\nHost: t\r\n\r\n");
+        assert_eq!(client.response().text(), "PUT /later ms=20");
+        assert_eq!(client.response().text(), "GET /after ");
+    });
+}
+
+#[test]
 fn continue_is_sent_only_to_a_client_that_waits_and_after_earlier_answers() {
     on_both(&limits(), |server| {
         let expecting = put("/echo", "Expect: 100-continue\r\nContent-Length: 5");

@@ -5,7 +5,6 @@
 use bytes::Bytes;
 use koltso_cluster::coordinator::{Answer, Outcome, Shortage};
 use koltso_net::http::{ExtraLine, ReplyContext};
-use koltso_net::server;
 
 use super::Cluster;
 use crate::api::{etag, matches};
@@ -30,7 +29,7 @@ pub fn replicas_line(answered: u32, asked: u32) -> ExtraLine {
 }
 
 impl Pending {
-    /// Writes the head, and the body unless it is large, to `out`; returns the tag for the metrics, and a large body.
+    /// Writes the head, and the body unless it is large, to the end of `out`; returns the tag for the metrics, and a large body.
     pub fn write(&self, cluster: &Cluster, answer: &Answer, out: &mut Vec<u8>) -> (u16, Option<Bytes>) {
         let mut context = self.context;
         context.set_extra(replicas_line(answer.answered, answer.asked));
@@ -74,20 +73,6 @@ impl Pending {
                 context.error(out, 504, &sentence(cluster, answer, shortage));
                 (tagged(504), None)
             }
-        }
-    }
-
-    /// As the answer of a future.
-    pub fn later(&self, cluster: &Cluster, answer: &Answer) -> server::Answer {
-        let mut head_and_body = Vec::with_capacity(256 + self.room(answer));
-        let (tag, value) = self.write(cluster, answer, &mut head_and_body);
-        server::Answer { head_and_body, value, tag }
-    }
-
-    fn room(&self, answer: &Answer) -> usize {
-        match &answer.outcome {
-            Outcome::Found { value: Some(value), .. } if value.len() <= COPY_MAX => value.len(),
-            _ => 0,
         }
     }
 }

@@ -6,12 +6,9 @@
 //! Bounds: [`Answers::full`] says when the batch must leave. Invariant: `at` of the parts never decreases.
 //! Tested through `tests/connection.rs`.
 
-use std::future::Future;
-use std::pin::Pin;
-
 use bytes::Bytes;
 
-use super::Answer;
+use super::Later;
 
 /// A batch leaves when it has this many bytes, counting the values it pins.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
@@ -24,7 +21,7 @@ pub(crate) enum Part {
     /// Goes out as it is.
     Value(Bytes),
     /// To be awaited. `request` is the index of its tag; `head` leaves out its value.
-    Later { future: Pin<Box<dyn Future<Output = Answer>>>, request: usize, head: bool },
+    Later { answer: Box<dyn Later>, request: usize, head: bool },
 }
 
 #[derive(Default)]
@@ -59,9 +56,9 @@ impl Answers {
     }
 
     /// The tag of the request has been pushed before.
-    pub(crate) fn push_later(&mut self, future: Pin<Box<dyn Future<Output = Answer>>>, head: bool) {
+    pub(crate) fn push_later(&mut self, answer: Box<dyn Later>, head: bool) {
         let request = self.tags.len() - 1;
-        self.parts.push((self.bytes.len(), Part::Later { future, request, head }));
+        self.parts.push((self.bytes.len(), Part::Later { answer, request, head }));
     }
 
     /// Empties it; the buffers stay.
@@ -73,7 +70,13 @@ impl Answers {
         self.value_bytes = 0;
     }
 
+    /// It has no buffers yet: one of the core's may take its place.
+    pub(crate) fn is_new(&self) -> bool {
+        // A batch of answers that come later has parts and no bytes.
+        self.bytes.capacity() == 0 && self.parts.capacity() == 0 && self.tags.capacity() == 0
+    }
+
     pub(crate) fn worth_keeping(&self) -> bool {
-        (1..=KEEP_MAX).contains(&self.bytes.capacity())
+        !self.is_new() && self.bytes.capacity() <= KEEP_MAX
     }
 }

@@ -29,7 +29,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use service::{Admit, Answer, Event, Fill, Outcome, Service, Source};
+pub use service::{Admit, Answered, Event, Fill, Later, Outcome, Service, Source};
 pub use shared::Shared;
 pub use sink::Sink;
 

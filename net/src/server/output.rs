@@ -7,6 +7,7 @@
 //!
 //! Bounds: a batch (see `answers.rs`) and the values it pins. Tested in `tests/connection.rs` and `tests/stream.rs`.
 
+use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
 use monoio::buf::{IoBuf, IoBufMut};
@@ -53,21 +54,21 @@ impl<S: Service> Connection<S> {
 
     /// Awaits what is not ready and sends everything in order, in as few writes as there are values, and one.
     async fn send_parts(&mut self) -> Result<(), Gone> {
-        let parts = std::mem::take(&mut self.answers.parts);
+        // The list is used again, as the buffers are: a batch of one answer that comes later is the usual one in a cluster.
+        let mut parts = std::mem::take(&mut self.answers.parts);
         let core = std::rc::Rc::clone(&self.seat.core);
         let mut joined = core.take_answers();
         let mut from = 0;
-        for (at, part) in parts {
+        for (at, part) in parts.drain(..) {
             joined.bytes.extend_from_slice(&self.answers.bytes[from..at]);
             from = at;
             let value = match part {
                 Part::Value(value) => Some(value),
-                Part::Later { future, request, head } => {
+                Part::Later { mut answer, request, head } => {
                     self.seat.deadline.set(Phase::Working, self.now);
-                    let answer = future.await;
-                    self.answers.tags[request] = answer.tag;
-                    joined.bytes.extend_from_slice(&answer.head_and_body);
-                    answer.value.filter(|value| !head && !value.is_empty())
+                    let answered = poll_fn(|cx| answer.poll_answer(cx, &mut joined.bytes)).await;
+                    self.answers.tags[request] = answered.tag;
+                    answered.value.filter(|value| !head && !value.is_empty())
                 }
             };
             if let Some(value) = value {
@@ -76,6 +77,7 @@ impl<S: Service> Connection<S> {
                 self.send_rest(value, 0, Instant::now()).await?;
             }
         }
+        self.answers.parts = parts;
         joined.bytes.extend_from_slice(&self.answers.bytes[from..]);
         self.send(&mut joined.bytes, false).await?;
         joined.clear();
@@ -146,7 +148,7 @@ impl<S: Service> Connection<S> {
         let chunked = context.version == Version::Http11;
         let read_at = self.now;
         loop {
-            if self.answers.bytes.capacity() == 0 {
+            if self.answers.is_new() {
                 self.answers = self.seat.core.take_answers();
             }
             match source.fill(&mut Sink::new(&mut self.answers, chunked)) {

@@ -33,7 +33,7 @@ impl<S: Service> Connection<S> {
         let core = Rc::clone(&self.seat.core);
         let limits = &core.limits;
         let date = core.date();
-        if self.answers.bytes.capacity() == 0 {
+        if self.answers.is_new() {
             self.answers = core.take_answers();
         }
         loop {
@@ -166,7 +166,7 @@ pub(super) fn call<S: Service>(
     answers.tags.push(tag);
     match outcome {
         Outcome::Value(value) if !context.head => answers.push_value(value),
-        Outcome::Later(future) => answers.push_later(future, context.head),
+        Outcome::Later(answer) => answers.push_later(answer, context.head),
         _ => {}
     }
     if context.keep_alive { Called::Next } else { Called::Other(Next::Close) }

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::net::TcpStream;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -32,7 +33,7 @@ pub trait Service: 'static {
         false
     }
 
-    /// An answer has been handed to the kernel entirely. `tag` is what [`Reply::tag`] set (or [`Answer::tag`]), `elapsed`
+    /// An answer has been handed to the kernel entirely. `tag` is what [`Reply::tag`] set (or [`Answered::tag`]), `elapsed`
     /// the time since its request had been read completely.
     fn finished(&self, tag: u16, elapsed: Duration);
 
@@ -68,23 +69,54 @@ pub enum Outcome {
     Done,
     /// The head is in the buffer, with `Content-Length`; this follows and is not copied. Left out after `HEAD`.
     Value(Bytes),
-    /// The answer comes later. The work has been started: the server awaits the futures of a batch one after another.
-    Later(Pin<Box<dyn Future<Output = Answer>>>),
+    /// The answer comes later. The work has been started: the server awaits those of a batch one after another.
+    Later(Box<dyn Later>),
     /// The head is in the buffer, written by [`Reply::stream_head`]; the source makes the body. Not run after `HEAD`.
     Stream(Box<dyn Source>),
     /// Give the connection to [`Service::hand_off`]; nothing has been written to the reply.
     HandOff,
 }
 
-/// An answer that came later.
+/// An answer that comes later. It writes itself to where it leaves from, so that it needs no buffer of its own.
+pub trait Later {
+    /// When the answer is there: writes the head, and the body if it is short, behind what is in `out`, with a
+    /// [`ReplyContext`](crate::http::ReplyContext). Nothing is written before, and it is not called after.
+    fn poll_answer(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Answered>;
+}
+
+/// What there is to know of an answer beside the bytes that were written.
 #[derive(Debug, Default)]
-pub struct Answer {
-    /// The head, and the body if it is short; written with a [`ReplyContext`](crate::http::ReplyContext).
-    pub head_and_body: Vec<u8>,
+pub struct Answered {
     /// A body that follows without being copied. Left out after `HEAD`.
     pub value: Option<Bytes>,
     /// The mark for [`Service::finished`].
     pub tag: u16,
+}
+
+/// A future, and how its result is written.
+struct When<F, W> {
+    future: F,
+    /// Until it is ready.
+    write: Option<W>,
+}
+
+impl<F: Future + Unpin, W: FnOnce(F::Output, &mut Vec<u8>) -> Answered> Later for When<F, W> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Answered> {
+        Pin::new(&mut self.future).poll(cx).map(|result| {
+            let write = self.write.take().expect("nobody polls what has been ready");
+            write(result, out)
+        })
+    }
+}
+
+impl Outcome {
+    /// The answer is what `write` writes of the future's result.
+    pub fn when<F: Future + Unpin + 'static>(
+        future: F,
+        write: impl FnOnce(F::Output, &mut Vec<u8>) -> Answered + 'static,
+    ) -> Self {
+        Self::Later(Box::new(When { future, write: Some(write) }))
+    }
 }
 
 /// A body of unknown length, produced piece by piece on the core, so that memory stays flat and other connections get

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use koltso_net::http::chunked::Decoder;
 use koltso_net::http::{Head, Reply, query};
-use koltso_net::server::{Admit, Answer, Event, Fill, Limits, Outcome, Service, Shared, Sink, Source, serve};
+use koltso_net::server::{Admit, Answered, Event, Fill, Limits, Outcome, Service, Shared, Sink, Source, serve};
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,19 +78,21 @@ impl Service for TestService {
             }
             "/later" => {
                 let (context, ms) = (reply.context(), number(head, "ms", 0));
-                return Outcome::Later(Box::pin(async move {
+                let pause = Box::pin(async move {
                     if ms > 0 {
                         monoio::time::sleep(Duration::from_millis(ms as u64)).await;
                     }
-                    let mut answer = Answer { tag: tag + 1000, ..Answer::default() };
+                });
+                return Outcome::when(pause, move |(), out| {
+                    let mut answered = Answered { tag: tag + 1000, value: None };
                     if n > 0 {
-                        context.value_head(&mut answer.head_and_body, b"\"l\"", n as u64);
-                        answer.value = Some(Bytes::from(pattern(n)));
+                        context.value_head(out, b"\"l\"", n as u64);
+                        answered.value = Some(Bytes::from(pattern(n)));
                     } else {
-                        context.text(&mut answer.head_and_body, 200, &text);
+                        context.text(out, 200, &text);
                     }
-                    answer
-                }));
+                    answered
+                });
             }
             "/stream" => {
                 reply.stream_head("text/plain");
