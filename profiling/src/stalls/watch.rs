@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::{CLOSED, FLAGS, KEPT_BYTES_MAX, KEPT_MAX, Line, Sample, Shared, Stall, TIMER, locked};
+use super::{CLOSED, FLAGS, KEPT_BYTES_MAX, KEPT_MAX, Line, QUIET, Sample, Shared, Stall, locked};
 use crate::signal::Asker;
 use crate::threads;
 
@@ -141,11 +141,11 @@ impl Watcher {
             if began_ns != tracked.turn.began_ns {
                 let fresh = Turn { began_ns, due_ns: began_ns + bound + 1, ..Turn::default() };
                 tracked.before = std::mem::replace(&mut tracked.turn, fresh);
-                if state & TIMER == 0 {
+                if state & QUIET == 0 {
                     self.active_ns = now;
                 }
             }
-            if open && state & TIMER == 0 {
+            if open && state & QUIET == 0 {
                 self.active_ns = now;
             }
             let (line, turn) = (&tracked.line, &mut tracked.turn);
