@@ -9,7 +9,7 @@
 //! (`watch.rs`) is one thread, `koltso-stalls`. `view.rs` makes captures and text of what is kept.
 //!
 //! Owner: a [`Core`] stays on the thread that it was made on; everything else is shared. Bounds: [`KEPT_MAX`] stalls and
-//! [`KEPT_BYTES_MAX`] bytes of their samples, the oldest go first; [`MESSAGES_MAX`] stalls that the watcher has not looked at, more are
+//! [`KEPT_BYTES_MAX`] bytes of their samples, the oldest go first; `MESSAGES_MAX` stalls that the watcher has not looked at, more are
 //! counted only.
 //!
 //! Invariants:
