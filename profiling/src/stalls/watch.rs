@@ -4,8 +4,8 @@
 //! bound. From then on it takes a stack every millisecond, or every [`SPARSER`]th of the turn's age if that is more, so that
 //! [`SAMPLES_MAX`] of them cover seven seconds. After [`IDLE`] without a turn it sleeps until one begins.
 //!
-//! A stack is a signal to the thread (`signal.rs`), which answers when it is on a processor; what the kernel says of a blocked thread is read
-//! right before. Where there can be no signals the stalls are kept without samples.
+//! A stack is a signal to the thread (`signal.rs`), which answers when it is on a processor; what the kernel says of a blocked thread is
+//! read right before. Where there can be no signals the stalls are kept without samples.
 //!
 //! Owner: one thread. Invariant: an answer that came after the end of the turn is in no stall.
 
