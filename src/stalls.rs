@@ -24,8 +24,13 @@ pub struct Watched(Core);
 
 impl Observer for Watched {
     #[inline]
-    fn began(&self, now: Instant, timer: bool) {
-        self.0.began(now, timer);
+    fn began(&self, now: Instant, quiet: bool) {
+        self.0.began(now, quiet);
+    }
+
+    #[inline]
+    fn busy(&self) {
+        self.0.busy();
     }
 
     #[inline]

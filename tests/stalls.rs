@@ -5,6 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
+use common::Cluster;
 use common::server::{Server, json_number, json_object, json_string};
 
 /// A figure of `/metrics`.
@@ -96,4 +97,17 @@ fn an_idle_server_wakes_nobody_to_look_for_stalls() {
     }
     let busy = watcher(&server).unwrap() - before;
     assert!(busy > 20, "{busy} looks in half a second of load");
+}
+
+#[test]
+fn nodes_that_only_ask_whether_the_others_live_are_idle() {
+    let cluster = Cluster::of(3);
+    cluster.wait_up();
+    std::thread::sleep(Duration::from_millis(1500));
+    let before: Vec<u64> = (0..3).map(|index| watcher(cluster.server(index)).unwrap()).collect();
+    std::thread::sleep(Duration::from_secs(3));
+    for (index, before) in before.into_iter().enumerate() {
+        let idle = watcher(cluster.server(index)).unwrap() - before;
+        assert!(idle <= 1, "{idle} wake-ups of node {index} in 3 s");
+    }
 }

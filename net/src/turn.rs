@@ -31,19 +31,33 @@ use std::time::Instant;
 
 /// Who is told of a core's turns.
 pub trait Observer: 'static {
-    /// A turn has begun: the core was idle, or in its driver. By `timer`, it began because time has passed, and not because
-    /// there was anything to do.
-    fn began(&self, now: Instant, timer: bool);
+    /// A turn has begun: the core was idle, or in its driver. If it is `quiet`, there may be nothing to do in it: time has
+    /// passed, or a peer asks whether this node lives.
+    fn began(&self, now: Instant, quiet: bool);
+
+    /// There is something to do in the turn that began quietly.
+    fn busy(&self);
 
     /// It has ended; as many times as [`began`](Self::began).
     fn ended(&self, now: Instant);
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Outside of [`Turn::run`]: nothing is to begin.
+    Off,
+    /// Between two turns.
+    Closed,
+    /// In one that may have nothing to do.
+    Quiet,
+    /// In one.
+    Open,
+}
+
 /// See the head of the file.
 pub struct Turn<O> {
     observer: O,
-    /// Between two turns, inside [`run`](Self::run).
-    closed: Cell<bool>,
+    state: Cell<State>,
     /// Of the future that the runtime polls last.
     last: RefCell<Option<Waker>>,
 }
@@ -51,29 +65,40 @@ pub struct Turn<O> {
 impl<O: Observer> Turn<O> {
     /// Turns that are not counted until [`run`](Self::run).
     pub fn new(observer: O) -> Rc<Self> {
-        Rc::new(Self { observer, closed: Cell::new(false), last: RefCell::default() })
+        Rc::new(Self { observer, state: Cell::new(State::Off), last: RefCell::default() })
     }
 
     /// A task goes on after it has waited for the driver; `now` has just been read.
     #[inline]
     pub fn begin(&self, now: Instant) {
-        if self.closed.get() {
-            self.open(now, false);
+        match self.state.get() {
+            State::Closed => self.open(now, State::Open),
+            State::Quiet => self.busy(),
+            State::Open | State::Off => {}
         }
     }
 
-    /// A task goes on because time has passed.
+    /// A task goes on, maybe only because time has passed; [`busy`](Self::busy) if it finds something to do.
     #[inline]
-    pub fn begin_by_timer(&self, now: Instant) {
-        if self.closed.get() {
-            self.open(now, true);
+    pub fn begin_quietly(&self, now: Instant) {
+        if self.state.get() == State::Closed {
+            self.open(now, State::Quiet);
+        }
+    }
+
+    /// There is something to do.
+    #[inline]
+    pub fn busy(&self) {
+        if self.state.get() == State::Quiet {
+            self.state.set(State::Open);
+            self.observer.busy();
         }
     }
 
     #[inline]
-    fn open(&self, now: Instant, timer: bool) {
-        self.closed.set(false);
-        self.observer.began(now, timer);
+    fn open(&self, now: Instant, state: State) {
+        self.state.set(state);
+        self.observer.began(now, state == State::Quiet);
         if let Some(last) = &*self.last.borrow() {
             last.wake_by_ref();
         }
@@ -88,20 +113,20 @@ impl<O: Observer> Turn<O> {
         let output = poll_fn(|context| {
             match &mut *self.last.borrow_mut() {
                 Some(waker) if waker.will_wake(context.waker()) => {
-                    if !self.closed.replace(true) {
+                    if self.state.replace(State::Closed) != State::Closed {
                         self.observer.ended(Instant::now());
                     }
                 }
                 // The first time, before any task has run.
                 last => {
                     *last = Some(context.waker().clone());
-                    self.closed.set(true);
+                    self.state.set(State::Closed);
                 }
             }
             Pin::new(&mut task).poll(context)
         })
         .await;
-        self.closed.set(false);
+        self.state.set(State::Off);
         output
     }
 }
@@ -122,13 +147,19 @@ mod tests {
     }
 
     impl Observer for Log {
-        fn began(&self, now: Instant, timer: bool) {
-            assert!(self.open.replace(Some((now, timer))).is_none(), "invariant 1");
+        fn began(&self, now: Instant, quiet: bool) {
+            assert!(self.open.replace(Some((now, quiet))).is_none(), "invariant 1");
+        }
+
+        fn busy(&self) {
+            let (began, quiet) = self.open.take().expect("invariant 1");
+            assert!(quiet, "busy once");
+            self.open.set(Some((began, false)));
         }
 
         fn ended(&self, now: Instant) {
-            let (began, timer) = self.open.take().expect("invariant 1");
-            self.turns.borrow_mut().push((now - began, timer));
+            let (began, quiet) = self.open.take().expect("invariant 1");
+            self.turns.borrow_mut().push((now - began, quiet));
         }
     }
 
@@ -194,13 +225,19 @@ mod tests {
                 turn.begin(Instant::now());
                 monoio::time::sleep(WORK).await;
             }
-            turn.begin_by_timer(Instant::now());
-            turn.begin(Instant::now());
-            pause().await;
+            for busy in [false, true] {
+                turn.begin_quietly(Instant::now());
+                turn.begin_quietly(Instant::now());
+                if busy {
+                    turn.busy();
+                    turn.begin(Instant::now());
+                }
+                pause().await;
+            }
         }) {
-            assert_eq!(turns.len(), 4, "{turns:?}");
+            assert_eq!(turns.len(), 5, "{turns:?}");
             assert!(turns.iter().all(|(lasted, _)| *lasted < WORK), "{turns:?}");
-            assert_eq!(turns.iter().map(|(_, timer)| *timer).collect::<Vec<_>>(), [false, false, false, true]);
+            assert_eq!(turns.iter().map(|(_, quiet)| *quiet).collect::<Vec<_>>(), [false, false, false, true, false]);
         }
     }
 

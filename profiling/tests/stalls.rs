@@ -21,9 +21,9 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-fn turn(core: &Core, timer: bool, work: impl FnOnce()) -> Duration {
+fn turn(core: &Core, quiet: bool, work: impl FnOnce()) -> Duration {
     let began = Instant::now();
-    core.began(began, timer);
+    core.began(began, quiet);
     work();
     let ended = Instant::now();
     core.ended(ended);
@@ -184,7 +184,7 @@ fn a_watcher_of_idle_cores_sleeps_and_wakes_for_a_turn() {
         std::thread::sleep(ms(1500));
         let before = watcher_switches();
         for _ in 0..30 {
-            // What timers do does not wake it.
+            // What timers and peers do does not wake it.
             turn(core, true, || {});
             std::thread::sleep(ms(100));
         }
@@ -194,7 +194,16 @@ fn a_watcher_of_idle_cores_sleeps_and_wakes_for_a_turn() {
         turn(core, false, || a_known_sleep(ms(100)));
         let place = kept(&stalls, 1)[0].place(&mut Symbols::new());
         assert!(place.contains("a_known_sleep"), "{place}");
-        assert!(watcher_switches() > before + 5);
+        let looks = watcher_switches();
+        assert!(looks > before + 5);
+        // So is one that has begun quietly.
+        std::thread::sleep(ms(1500));
+        core.began(Instant::now(), true);
+        core.busy();
+        a_known_sleep(ms(100));
+        core.ended(Instant::now());
+        let place = kept(&stalls, 2)[1].place(&mut Symbols::new());
+        assert!(place.contains("a_known_sleep"), "{place}");
     });
 }
 

@@ -481,7 +481,7 @@ impl Core {
             monoio::time::sleep(if busy { TICK_BUSY } else { TICK_IDLE }).await;
             let instant = Instant::now();
             if let Some(turn) = &self.turn {
-                turn.begin_by_timer(instant);
+                turn.begin_quietly(instant);
             }
             let now = self.at(instant);
             let mut actions = self.gathered.take();
@@ -566,7 +566,7 @@ impl LinkHandler for Core {
     #[inline]
     fn resumed(&self, now: Instant) {
         if let Some(turn) = &self.turn {
-            turn.begin(now);
+            turn.begin_quietly(now);
         }
     }
 
@@ -597,6 +597,9 @@ impl LinkHandler for Core {
                 Some(micros) => self.cluster.peers.clock_seen(node, wall_ms, now.wall_ms, micros),
                 None => Ok(()),
             };
+        }
+        if let Some(turn) = &self.turn {
+            turn.busy();
         }
         let id = RequestId(number);
         let mut coordinator = self.coordinator.borrow_mut();

@@ -114,6 +114,9 @@ impl Replica {
 impl ReplicaService for Replica {
     fn request(&self, _from: u16, _number: u64, request: Request<'_>, replies: &mut Replies<'_>) {
         add(&self.served().requests, 1);
+        if let Some(turn) = self.turn.as_ref().filter(|_| !matches!(request, Request::Ping { .. })) {
+            turn.busy();
+        }
         match request {
             Request::Put { key, value, version, expires_at_ms } => {
                 let reply = self.write(key, Some(value), version, expires_at_ms);
@@ -144,7 +147,7 @@ impl ReplicaService for Replica {
     #[inline]
     fn resumed(&self, now: Instant) {
         if let Some(turn) = &self.turn {
-            turn.begin(now);
+            turn.begin_quietly(now);
         }
     }
 

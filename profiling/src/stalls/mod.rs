@@ -9,7 +9,7 @@
 //! (`watch.rs`) is one thread, `koltso-stalls`. `view.rs` makes captures and text of what is kept.
 //!
 //! Owner: a [`Core`] stays on the thread that it was made on; everything else is shared. Bounds: [`KEPT_MAX`] stalls and
-//! [`KEPT_BYTES_MAX`] bytes of their samples, the oldest go first; [`MESSAGES_MAX`] stalls that the watcher has not looked at, more are
+//! [`KEPT_BYTES_MAX`] bytes of their samples, the oldest go first; `MESSAGES_MAX` stalls that the watcher has not looked at, more are
 //! counted only.
 //!
 //! Invariants:
@@ -47,8 +47,8 @@ const MESSAGES_MAX: usize = 256;
 
 /// A turn is not open: of [`Line::state`].
 const CLOSED: u64 = 1;
-/// It began because time has passed: it does not keep the watcher awake.
-const TIMER: u64 = 2;
+/// It may have nothing to do: it does not keep the watcher awake.
+const QUIET: u64 = 2;
 const FLAGS: u32 = 2;
 
 /// All cores of a process, and what they were caught at. The watcher ends with it.
@@ -194,14 +194,30 @@ impl Stalls {
 }
 
 impl Core {
-    /// The core has something to do. By `timer`: only because time has passed. No turn is open.
+    /// A turn begins. A `quiet` one may have nothing to do: it is measured as any other, and does not wake the watcher. No turn is
+    /// open.
     #[inline]
-    pub fn began(&self, now: Instant, timer: bool) {
+    pub fn began(&self, now: Instant, quiet: bool) {
         let began = self.shared.ns(now) << FLAGS;
-        let flag = if timer { TIMER } else { 0 };
+        let flag = if quiet { QUIET } else { 0 };
         self.line.state.store(began | flag, Ordering::Release);
+        if !quiet {
+            self.wake_if_asleep();
+        }
+    }
+
+    /// The quiet turn that is open has something to do.
+    #[inline]
+    pub fn busy(&self) {
+        let state = self.line.state.load(Ordering::Relaxed);
+        self.line.state.store(state & !QUIET, Ordering::Release);
+        self.wake_if_asleep();
+    }
+
+    #[inline]
+    fn wake_if_asleep(&self) {
         // The watcher may fall asleep just now and not be woken by this turn: it looks once more before it does (`watch.rs`).
-        if !timer && self.shared.asleep.load(Ordering::Relaxed) {
+        if self.shared.asleep.load(Ordering::Relaxed) {
             self.wake();
         }
     }

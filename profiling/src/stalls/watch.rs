@@ -4,8 +4,8 @@
 //! bound. From then on it takes a stack every millisecond, or every [`SPARSER`]th of the turn's age if that is more, so that
 //! [`SAMPLES_MAX`] of them cover seven seconds. After [`IDLE`] without a turn it sleeps until one begins.
 //!
-//! A stack is a signal to the thread (`signal.rs`), which answers when it is on a processor; what the kernel says of a blocked thread is read
-//! right before. Where there can be no signals the stalls are kept without samples.
+//! A stack is a signal to the thread (`signal.rs`), which answers when it is on a processor; what the kernel says of a blocked thread is
+//! read right before. Where there can be no signals the stalls are kept without samples.
 //!
 //! Owner: one thread. Invariant: an answer that came after the end of the turn is in no stall.
 
@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::{CLOSED, FLAGS, KEPT_BYTES_MAX, KEPT_MAX, Line, Sample, Shared, Stall, TIMER, locked};
+use super::{CLOSED, FLAGS, KEPT_BYTES_MAX, KEPT_MAX, Line, QUIET, Sample, Shared, Stall, locked};
 use crate::signal::Asker;
 use crate::threads;
 
@@ -141,11 +141,11 @@ impl Watcher {
             if began_ns != tracked.turn.began_ns {
                 let fresh = Turn { began_ns, due_ns: began_ns + bound + 1, ..Turn::default() };
                 tracked.before = std::mem::replace(&mut tracked.turn, fresh);
-                if state & TIMER == 0 {
+                if state & QUIET == 0 {
                     self.active_ns = now;
                 }
             }
-            if open && state & TIMER == 0 {
+            if open && state & QUIET == 0 {
                 self.active_ns = now;
             }
             let (line, turn) = (&tracked.line, &mut tracked.turn);
