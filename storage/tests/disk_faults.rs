@@ -331,3 +331,68 @@ impl Drop for Unmount {
         let _ = std::process::Command::new("umount").args(["-l", &self.0]).status();
     }
 }
+
+/// The provisioning thread gets on with a segment just when the writer has found that too little of it is ready.
+struct Race {
+    writer: std::thread::ThreadId,
+    /// The writer asks for room.
+    asked: std::sync::atomic::AtomicBool,
+    /// Slices that the provisioning thread has allocated since.
+    made: std::sync::atomic::AtomicUsize,
+}
+
+impl Race {
+    fn is_writer(&self) -> bool {
+        std::thread::current().id() == self.writer
+    }
+}
+
+impl Disk for Race {
+    fn allocate(&self, file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
+        let waits = offset > 0 && !self.is_writer();
+        let begun = Instant::now();
+        while waits && !self.asked.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        RealDisk.allocate(file, offset, len)?;
+        if waits {
+            self.made.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn release(&self, file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
+        RealDisk.release(file, offset, len)
+    }
+
+    fn sync(&self, _: &std::fs::File) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn space(&self, folder: &Path) -> std::io::Result<koltso_storage::Space> {
+        // (The first slices are asked for before there is a writer.)
+        if self.is_writer() && self.made.load(Ordering::SeqCst) == 0 && folder.join("writing").exists() {
+            self.asked.store(true, Ordering::SeqCst);
+            eventually("the last slice is allocated", || self.made.load(Ordering::SeqCst) > 0);
+            // It is published a moment after.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        RealDisk.space(folder)
+    }
+}
+
+#[test]
+fn a_writer_that_finds_its_segment_made_ready_meanwhile_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = Arc::new(Race { writer: std::thread::current().id(), asked: false.into(), made: 0.into() });
+    // Two slices a segment: the second is the last.
+    let options = Options { disk: disk.clone(), segment_size: 2 << 20, ..small(dir.path()) };
+    let (store, _) = Store::open(options).unwrap();
+    let mut writer = store.writer().unwrap();
+    std::fs::write(dir.path().join("writing"), b"").unwrap();
+    for number in 0..100 {
+        assert_eq!(writer.put(&key(number), &[7; 15_000], version(real_ms()), 0).unwrap(), Applied::Newest);
+    }
+    assert!(disk.asked.load(Ordering::SeqCst), "the writer never waited for the provisioning thread");
+    assert_eq!(scan(&store, b"k", None, 1).len(), 100);
+}
