@@ -153,7 +153,7 @@ run_slice() { # run_slice SERIES LABEL KIND SCRIPT [ARGUMENT...]
   shift 3
   core=$(thread_ns '^koltso-core-0$') storage=$(thread_ns "$STORAGE_THREADS")
   run_wrk "$1" "$SECONDS_EACH" "${@:2}"
-  alive "$PID" || fail "The server ended under load ($series, $kind). It said: $(tail -n 5 "$WORK/koltso-$PORT.log")"
+  alive "$PID" || fail "The server ended under load ($series, $kind). It said: $(grep -A 1 panicked "$WORK/koltso-$PORT.log" || tail -n 3 "$WORK/koltso-$PORT.log")"
   core=$(($(thread_ns '^koltso-core-0$') - core)) storage=$(($(thread_ns "$STORAGE_THREADS") - storage))
   awk -v OFS='\t' -v series="$series" -v label="$label" -v kind="$kind" -v all="$USER_US $SYS_US" -v core="$core" -v storage="$storage" \
     -v n="$REQUESTS" 'BEGIN { n = n ? n : 1; split(all, a, " "); all = a[1] + a[2]
