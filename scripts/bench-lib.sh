@@ -146,9 +146,10 @@ wait_for_port() { # wait_for_port PORT SECONDS PID NAME LOG
 
 # Starts Koltso on a folder; sets PID, PORT, and START_US, the time until its `ready` line.
 start_koltso() { # start_koltso DATA_FOLDER [FLAG...]
-  local data=$1 log=$WORK/koltso.log begun
+  local data=$1 log begun
   shift
   PORT=$(free_port)
+  log=$WORK/koltso-$PORT.log
   begun=$(now_us)
   start_pinned "$log" "$KOLTSO" serve --listen "127.0.0.1:$PORT" --data "$data" --threads 1 "$@"
   wait_for_text "$log" 'ready http://' 60 "$PID" Koltso
@@ -245,6 +246,14 @@ read_cpu() { # read_cpu PID...
 process_ticks() { # of MEASURED together
   read_cpu "${MEASURED[@]}"
   printf '%s' $((USER_TICKS + SYS_TICKS))
+}
+
+thread_ns() { # thread_ns PATTERN: CPU so far of the threads of PID with such names
+  local name ns sum=0
+  for name in /proc/"$PID"/task/*/comm; do
+    [[ $(<"$name") =~ $1 ]] && read -r ns _ <"${name%comm}schedstat" && ((sum += ns))
+  done 2>/dev/null
+  printf '%s' "$sum"
 }
 
 # Until MEASURED have nothing left to do, such as sealing what was put: so a slice does none of the work of the one before it.

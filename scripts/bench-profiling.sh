@@ -4,7 +4,7 @@
 #   overhead    closed loop, CPU a request: slices without a capture and with one of 99, 199 and 999 Hz in turn; of the whole process
 #               (so the profiler's thread counts) and of the data core's thread alone (where perf's interrupts land). A capture
 #               begins before its slice and lasts longer: what its end costs, symbols above all, is printed apart
-#               (sealing and compaction come in bursts, so equal slices of PUT differ more in the process than in the core's thread)
+#               (the storage's threads seal and compact in bursts, some of it after the slice: what counts is the process without them)
 #   sampling    the same of the always-on allocation sampling, against a build without it (--plain, see below)
 #   accounting  what the samples of a CPU capture add up to, against the scheduler's and against /proc/PID/stat's account
 #   stacks      the share of samples whose stack reaches its thread's entry
@@ -46,6 +46,7 @@ declare -A PATHS=( # below /debug/pprof/, with seconds= to come
   [cpu-99]='profile?hz=99' [cpu-499]='profile?hz=499' [cpu-999]='profile?hz=999' [allocs]='allocs?format=pprof'
   [allocs-heatmap]='heatmap?event=allocs' [heap]='heap?format=pprof' [block]='block?format=pprof' [mutex]='mutex?format=pprof'
   [offcpu]='offcpu?format=pprof')
+STORAGE_THREADS='^koltso-(seal|compact|sync|provisio)'
 LARGE_SIZE=20000 LARGE_KEYS=3000 # what fits into wrk's pool
 ANSWER_SECONDS_MAX=1 ROOTED_MIN=95 ACCOUNTED_WITHIN=5
 GROWTH_MAX_KB=8192 # from the 16th CPU capture to the last: with as many others, twice what is kept is made by then
@@ -144,16 +145,22 @@ stop_alone() {
 
 warm() { capture 1 'profile?hz=999&format=text' && ENGINE=$(sed -n '2s/; samples.*//p' "$WORK/capture"); }
 
-core_ns() { # CPU of the data core's thread so far
-  local name ns
-  for name in /proc/"$PID"/task/*/comm; do
-    [[ $(<"$name") == koltso-core-0 ]] || continue
-    read -r ns _ <"${name%comm}schedstat" && printf '%s' "$ns"
-    return
-  done
-}
-
 all_2xx() { ((NOT_2XX == 0)) || progress "Not a fair figure: $NOT_2XX answers of $1 were not 2xx."; }
+
+# A slice of the closed loop. Adds to $WORK/runs what it cost a request in us: without the storage's threads, all, the core's thread.
+run_slice() { # run_slice SERIES LABEL KIND SCRIPT [ARGUMENT...]
+  local series=$1 label=$2 kind=$3 core storage
+  shift 3
+  core=$(thread_ns '^koltso-core-0$') storage=$(thread_ns "$STORAGE_THREADS")
+  run_wrk "$1" "$SECONDS_EACH" "${@:2}"
+  alive "$PID" || fail "The server ended under load ($series, $kind). It said: $(grep -A 1 panicked "$WORK/koltso-$PORT.log" || tail -n 3 "$WORK/koltso-$PORT.log")"
+  core=$(($(thread_ns '^koltso-core-0$') - core)) storage=$(($(thread_ns "$STORAGE_THREADS") - storage))
+  awk -v OFS='\t' -v series="$series" -v label="$label" -v kind="$kind" -v all="$USER_US $SYS_US" -v core="$core" -v storage="$storage" \
+    -v n="$REQUESTS" 'BEGIN { n = n ? n : 1; split(all, a, " "); all = a[1] + a[2]
+      print series, label, kind, all - storage / 1000 / n, all, core / 1000 / n }' >>"$WORK/runs"
+  all_2xx "$series, $kind"
+  progress "$series, $kind: $(each_second)/s; us a request without storage's threads, of all, of the core's thread: $(tail -n 1 "$WORK/runs" | cut -f 4- | tr '\t' ' ')"
+}
 
 # ---- overhead
 
@@ -185,23 +192,18 @@ section_overhead() {
 }
 
 overhead_slice() { # overhead_slice ROUND METHOD none|HZ
-  local core ended what="${2^^}, $3"
+  local ended
   if [[ $3 != none ]]; then
     capture_begin $((SECONDS_EACH + 5)) "profile?hz=$3"
     pause 0.5
   fi
-  core=$(core_ns)
-  run_wrk "$2" "$SECONDS_EACH" --keys "$KEYS" --size "$VALUE_SIZE"
-  core=$(awk -v a="$core" -v b="$(core_ns)" -v n="$REQUESTS" 'BEGIN { printf "%.4f", (b - a) / 1000 / (n ? n : 1) }')
+  run_slice "overhead, round $1, ${2^^}" "${2^^}" "$3" "$2" --keys "$KEYS" --size "$VALUE_SIZE"
   if [[ $3 != none ]]; then
-    alive "$CAPTURE_PID" || progress "Not a fair figure: the capture of $what Hz ended before its slice did."
+    alive "$CAPTURE_PID" || progress "Not a fair figure: the capture of $3 Hz ended before its slice did."
     ended=$(process_ticks)
     capture_end
-    printf '%s Hz\t%s\n' "$what" "$(ticks_to $(($(process_ticks) - ended)) 1000)" >>"$WORK/ends"
+    printf '%s Hz\t%s\n' "${2^^}, $3" "$(ticks_to $(($(process_ticks) - ended)) 1000)" >>"$WORK/ends"
   fi
-  all_2xx "$what"
-  printf '%s\t%s\t%s\t%s\t%s\n' "${2^^} $1" "${2^^}" "$3" "$(awk -v u="$USER_US" -v s="$SYS_US" 'BEGIN { print u + s }')" "$core" >>"$WORK/runs"
-  progress "overhead, round $1, $what: $(each_second)/s, $USER_US + $SYS_US us a request, of the core's thread $core"
   await_idle
 }
 
@@ -244,10 +246,7 @@ sampling_slices() { # sampling_slices ROUND WHAT METHOD [ARGUMENT...]
     PID=${pids[$kind]} PORT=${ports[$kind]} MEASURED=("${pids[$kind]}")
     [[ $warmed == *"$kind"* ]] || { run_wrk "$method" 1 "$@" && await_idle; }
     warmed+=" $kind"
-    run_wrk "$method" "$SECONDS_EACH" "$@"
-    all_2xx "$what, $kind"
-    printf '%s\t%s\t%s\t%s\n' "$what $round" "$what" "$kind" "$(awk -v u="$USER_US" -v s="$SYS_US" 'BEGIN { print u + s }')" >>"$WORK/runs"
-    progress "sampling, round $round, $what, $kind: $(each_second)/s, $USER_US + $SYS_US us a request"
+    run_slice "sampling, round $round, $what" "$what" "$kind" "$method" "$@"
     await_idle
   done
 }
@@ -370,8 +369,7 @@ section_latency() {
         start_alone
       else
         start_cluster
-        load_keys "$PORT" "$KEYS" --value-size "$VALUE_SIZE" --ack 2 --from 3
-        await_calm 30 || exit 1
+        fill
         warm
         QUERY=(--ack 2 --from 3)
       fi

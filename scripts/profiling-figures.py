@@ -80,16 +80,16 @@ def span(values, pattern):
 
 
 def overhead(lines):
-    # Values: CPU a request of the process, and of the core's thread, in us.
-    found, _ = beside(lines, (0, 1))
-    print("what", "without, us", "with, us", "more", "rounds", "core thread without", "with", "more", "rounds", "wanted", "reached", sep="\t")
+    # Values: CPU a request in us, of the process without the storage's threads, of all of it, of the core's thread.
+    found, _ = beside(lines, (0, 1, 2))
+    print("what", "without, us", "with, us", "more", "rounds", "all threads, more", "rounds", "core's thread, more", "rounds", "wanted", "reached", sep="\t")
     for (label, kind), made in found.items():
         equal = [100 * (r[0] - 1) for _, r, _ in found[label, "none"] if r]
         compared = [one for one in made if one[1]]
         row = ["%s, %s" % (label, "equal slices" if kind == "none" else kind + " Hz")]
-        for i in (0, 1):
+        row += ["%.3f" % median([base[0] for _, _, base in compared]), "%.3f" % median([float(values[0]) for values, _, _ in compared])]
+        for i in range(3):
             more = [100 * (ratios[i] - 1) for _, ratios, _ in compared]
-            row += ["%.3f" % median([base[i] for _, _, base in compared]), "%.3f" % median([float(v[i]) for v, _, _ in compared])]
             row += ["%+.2f %%" % median(more), span(more, "%+.2f")]
         limit = OVERHEAD_MAX.get(kind)
         middle = median([100 * (ratios[0] - 1) for _, ratios, _ in compared])
@@ -117,22 +117,23 @@ def latency(lines):
 
 
 def builds(lines):
-    """CPU a request of the kinds `sampling` and `plain`, series by series; equal slices of a series are the noise."""
+    """CPU a request of the kinds `sampling` and `plain`, series by series; equal slices of a series are the noise. Values as of `overhead`."""
     labels = collections.OrderedDict()
     for series, label, kind, values in runs(lines):
         of_kind = labels.setdefault(label, collections.OrderedDict()).setdefault(series, {"plain": [], "sampling": []})
-        of_kind[kind].append(float(values[0]))
-    print("what", "without, us", "with, us", "more", "rounds", "equal slices differ by", "wanted", "reached", sep="\t")
+        of_kind[kind].append([float(value) for value in values])
+    print("what", "without, us", "with, us", "more", "rounds", "equal slices differ by", "all threads, more", "core's thread, more", "wanted", "reached", sep="\t")
     for label, of_series in labels.items():
-        more, equal, plain, sampling = [], [], [], []
+        means = [{kind: [statistics.fmean(column) for column in zip(*slices)] for kind, slices in made.items()} for made in of_series.values()]
+        more = [[100 * (mean["sampling"][i] / mean["plain"][i] - 1) for mean in means] for i in range(3)]
+        equal = []
         for made in of_series.values():
-            plain.append(statistics.fmean(made["plain"]))
-            sampling.append(statistics.fmean(made["sampling"]))
-            more.append(100 * (sampling[-1] / plain[-1] - 1))
-            equal += [100 * (max(same) - min(same)) / statistics.fmean(same) for same in made.values()]
-        print(label, "%.3f" % median(plain), "%.3f" % median(sampling), "%+.2f %%" % median(more), span(more, "%+.2f"),
-              "%.2f %% (most %.2f)" % (median(equal), max(equal)), "<= %g %%" % SAMPLING_MAX,
-              verdict(median(more), SAMPLING_MAX, equal), sep="\t")
+            for slices in made.values():
+                costs = [values[0] for values in slices]
+                equal.append(100 * (max(costs) - min(costs)) / statistics.fmean(costs))
+        print(label, *["%.3f" % median([mean[kind][0] for mean in means]) for kind in ("plain", "sampling")],
+              "%+.2f %%" % median(more[0]), span(more[0], "%+.2f"), "%.2f %% (most %.2f)" % (median(equal), max(equal)),
+              *["%+.2f %%" % median(more[i]) for i in (1, 2)], "<= %g %%" % SAMPLING_MAX, verdict(median(more[0]), SAMPLING_MAX, equal), sep="\t")
 
 
 def is_rooted(frames):
