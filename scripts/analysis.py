@@ -145,7 +145,7 @@ def classes(folder, pid, ports):
     counts = fold.operations(os.path.join(folder, "ss.before"), os.path.join(folder, "ss.after"), [pid], ports)[pid]
     shares = fold.http_shares(counts)
     weight = collections.Counter()
-    by_call = total = 0
+    total = 0
     for thread, frames, value in stacks(path):
         total += value
         in_kernel = bool(frames) and frames[0].place == "kernel"
@@ -157,21 +157,14 @@ def classes(folder, pid, ports):
         if found in ("storage", "other"):
             weight[found] += value
             continue
-        if found:
-            http = 1.0 if found == "HTTP" else 0.0
-            exchange_by_call = 1 - http
-        else:
-            http, kind, is_direct = fold.shared_work(physical, shares)
-            exchange_by_call = float(is_direct) if kind == "send" else 1 - http
+        http = float(found == "HTTP") if found else fold.shared_work(physical, shares)[0]
         weight["kernel network, HTTP" if in_kernel else "HTTP: parse and answer"] += http * value
         weight["kernel network, exchange" if in_kernel else "exchange: frames, coordinator"] += (1 - http) * value
-        by_call += exchange_by_call * value if in_kernel else 0
     if not total:
         return None
     (http_out, http_in), (exchange_out, exchange_in) = counts[True], counts[False]
     return {
         "percent": {name: round(100 * weight[name] / total, 2) for name in CLASSES},
-        "exchange_kernel_by_call": round(100 * by_call / total, 2),
         "segments": [http_out, exchange_out, http_in, exchange_in],
         "total": total,
         "engine": unit_and_engine(folder, "cpu")[1],

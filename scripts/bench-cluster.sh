@@ -349,20 +349,17 @@ section_return() {
 #    (which submits to links, flushes them and serves peers) and koltso_hints: exchange. koltso_net's rest and koltso::api:
 #    HTTP. koltso_storage, koltso::engine, koltso::commit: storage. koltso_cluster: coordinator logic. What the compiler
 #    inlined counts as the function that it was inlined into.
-# 3. Samples of core threads that have no such function are the system calls, the ring's entries and the event loop, which
-#    HTTP and exchange share. They are divided by the data segments that the node's sockets sent and took in meanwhile
-#    (`ss -i`, before and after; on loopback a send is one segment, whatever its size): samples in a send by the segments
-#    that went out, samples in a receive by those that came in, all others by both together. A send carries the peer's
+# 3. Samples of core threads that have no such function are the ring, its system calls and the event loop, which HTTP and
+#    exchange share. Sends through the ring are HTTP's: links and replica server send by sendto(2) and sendmsg(2), of which
+#    the stacks tell. Receives are divided by the data segments that the node's sockets took in meanwhile (`ss -i`, before and
+#    after), all else by the ring's operations: segments in and out of HTTP, and in of the exchange. A send carries the peer's
 #    receive processing with it, as loopback does it in the sender's context. Nodes without HTTP connections have no HTTP
 #    segments: there all of it is exchange.
 # 4. All other threads are "other".
 #
-# So the event loop's own work counts, too: none of it is "other". Three more estimates are printed beside it:
+# So the event loop's own work counts, too: none of it is "other". Two more estimates are printed beside it:
 #
-# - by system call: the same, but sends told apart by how they are made. The HTTP server sends through the ring (values that
-#   fit one buffer), links and replica server by send(2) and sendmsg(2). This weighs sends by their real cost; it holds only
-#   as long as the code is like that.
-# - at most: by system call, and all shared work that is neither send nor receive (turns of the event loop, the ring's
+# - at most: the same, and all shared work that is neither send nor receive (turns of the event loop, the ring's
 #   bookkeeping, going to sleep) given to exchange, on the asked node, too.
 # - by CPU: (CPU of the asked node - CPU of a node that is alone, for its own PUTs + CPU of the other two without their
 #   storage) to CPU of all, a request, from /proc/PID/stat, measured in the same session. A cross-check from above: it takes
@@ -377,10 +374,10 @@ section_profile() {
     done
   done
   {
-    printf 'load\texchange\twanted\treached\tby system call\tat most\tby CPU\tkernel/network\tof it HTTP\tof it exchange\tasked node, us a PUT\tthe others\tnode alone\tsamples\n'
-    over_rounds mmmmmmmmmms <"$WORK/runs" | awk -F '\t' -v OFS='\t' '{
-      for (i = 2; i <= 11; i++) $i = sprintf(i <= 8 ? "%.1f %%" : "%.2f", $i)
-      print $1, $2, "<= 35 %", ($2 + 0 <= 35 ? "yes" : "no"), $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 }'
+    printf 'load\texchange\twanted\treached\tat most\tby CPU\tkernel/network\tof it HTTP\tof it exchange\tasked node, us a PUT\tthe others\tnode alone\tsamples\n'
+    over_rounds mmmmmmmmms <"$WORK/runs" | awk -F '\t' -v OFS='\t' '{
+      for (i = 2; i <= 10; i++) $i = sprintf(i <= 7 ? "%.1f %%" : "%.2f", $i)
+      print $1, $2, "<= 35 %", ($2 + 0 <= 35 ? "yes" : "no"), $3, $4, $5, $6, $7, $8, $9, $10, $11 }'
   } >"$WORK/table"
   report "profile: share of CPU of the cluster that exchange between the nodes takes in PUT 2/3, medians of $ROUNDS rounds of $SECONDS_EACH s; the rule is in scripts/bench-cluster.sh"
 }
@@ -451,8 +448,7 @@ profile_round() { # profile_round closed|steady
   report "profile, PUT 2/3, $name_of, round $round: per cent of all CPU of the cluster (${value_of[samples]} samples)"
   read -r -a value <<<"${value_of[segments]}"
   printf '\nData segments of the asked node: out %d HTTP and %d exchange, in %d HTTP and %d exchange.\n' "${value[@]}"
-  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "PUT 2/3, $name_of" "${value_of[exchange]}" "${value_of[exchange_by_call]}" \
-    "${value_of[exchange_at_most]}" \
+  printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "PUT 2/3, $name_of" "${value_of[exchange]}" "${value_of[exchange_at_most]}" \
     "$(awk -v a="$asked" -v o="$others" -v s="$alone" -v part="${value_of[replica_storage]}" \
       'BEGIN { printf "%.1f", (a + o) ? 100 * (a - s + o * (1 - part)) / (a + o) : 0 }')" \
     "${value_of[kernel]}" "${value_of[kernel_http]}" "${value_of[kernel_exchange]}" "$asked" "$others" "$alone" "${value_of[samples]}" >>"$WORK/runs"

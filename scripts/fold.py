@@ -68,14 +68,15 @@ def own_class(thread, frames):
 
 
 def shared_work(frames, shares):
-    """Of a sample without a class of its own: (HTTP's share of it, "send", "receive" or "turn", whether it is a direct send)."""
+    """Of a sample without a class of its own: (HTTP's share of it, "send", "receive" or "turn")."""
     kernel = {function for function, is_kernel in frames if is_kernel}
-    send, receive, both = shares
+    receive, turn = shares
     if kernel & SENDS:
-        return send, "send", bool(kernel & DIRECT_SENDS)
+        # (A direct send has our function on its stack, unless the stack was lost.)
+        return 0.0 if kernel & DIRECT_SENDS else 1.0, "send"
     if kernel & RECEIVES:
-        return receive, "receive", False
-    return both, "turn", False
+        return receive, "receive"
+    return turn, "turn"
 
 
 def segments(path, nodes, http_ports):
@@ -112,11 +113,11 @@ def operations(before_path, after_path, nodes, http_ports):
 
 
 def http_shares(counts):
-    """The share of HTTP in a node's operations: (sends, receives, both)."""
+    """The share of HTTP in what a node's ring does: (receives, all of it). Through the ring only HTTP sends."""
     def share(http, exchange):
         return http / (http + exchange) if http + exchange else 0.0
     http, exchange = counts[True], counts[False]
-    return share(http[0], exchange[0]), share(http[1], exchange[1]), share(sum(http), sum(exchange))
+    return share(http[1], exchange[1]), share(sum(http), exchange[1])
 
 
 def main():
@@ -133,7 +134,6 @@ def main():
     shares = {pid: http_shares(counts[pid]) for pid in nodes}
 
     weight = collections.Counter()  # (class, in the kernel, on the first node) -> samples
-    by_call = 0.0  # exchange again, with sends told apart by how they are made
     shared = 0.0  # what of the shared work that is neither send nor receive went to HTTP
     total = 0
     replica_storage = replica_total = 0
@@ -149,12 +149,10 @@ def main():
             replica_storage += found == "storage"
         if found:
             weight[found, in_kernel, here] += 1
-            by_call += found == "exchange"
             continue
-        share, kind, is_direct = shared_work(frames, shares[pid])
+        share, kind = shared_work(frames, shares[pid])
         weight["HTTP", in_kernel, here] += share
         weight["exchange", in_kernel, here] += 1 - share
-        by_call += is_direct if kind == "send" else 1 - share
         shared += share if kind == "turn" else 0
     if not total:
         sys.exit("perf took no sample of the nodes.")
@@ -169,8 +167,7 @@ def main():
         print(name + "".join("\t%.1f %%" % column for column in columns))
     print("samples %d" % total)
     print("exchange %.1f" % percent(("exchange",)))
-    print("exchange_by_call %.1f" % (100 * by_call / total))
-    print("exchange_at_most %.1f" % (100 * (by_call + shared) / total))
+    print("exchange_at_most %.1f" % (percent(("exchange",)) + 100 * shared / total))
     print("kernel %.1f" % percent(CLASSES, (True,)))
     print("kernel_http %.1f" % percent(("HTTP",), (True,)))
     print("kernel_exchange %.1f" % percent(("exchange",), (True,)))

@@ -51,15 +51,15 @@ RULE = """The samples are those of the node that the load tool asked (the other 
 2. Else the innermost function of ours on the stack decides, also for kernel samples below it: `koltso_net::replica`,
    `koltso::cluster`, `koltso_hints` and `koltso_cluster` are the exchange; the rest of `koltso_net`, and `koltso::api`, are HTTP;
    `koltso_storage`, `koltso::engine` and `koltso::commit` are storage. What was inlined counts as what it was inlined into.
-3. What is left of a core's thread is the ring, its system calls and the event loop, which HTTP and exchange share: all sockets of a core
-   go through one ring. It is divided by the data segments that the node's sockets sent and took in during the capture (`ss -i`,
-   before and after): sends by those that went out, receives by those that came in, all else by both.
+3. What is left of a core's thread is the ring, its system calls and the event loop, which HTTP and exchange share. Sends through the
+   ring are HTTP's: frames to and from other nodes leave by `sendto` and `sendmsg`, whose stacks say so. Receives are divided by the
+   data segments that the node's sockets took in during the capture (`ss -i`, before and after), all else by the ring's operations:
+   segments in and out of HTTP, and segments in of the exchange.
 4. All other threads are "other".
 
 Kernel samples of HTTP and exchange are "kernel network": sockets, the ring, waking and going to sleep, and a few page faults.
-**Its error:** a segment is a send on loopback whatever its size, and a send of many frames counts as one of few. So the kernel's share
-of the exchange is given by a second rule, too, *by system call*: HTTP answers leave through the ring, frames to and from other nodes by
-`send` and `sendmsg`, and each counts with its real cost. Where the two are close, both can be believed. On loopback a send carries
+**Its error:** a segment is not an operation: a receive may bring several, so the division of receives and turns is an estimate; sends,
+which are most of it, are counted with their real cost. On loopback a send carries
 the receiver's protocol work with it. Without the privilege for kernel samples a system call is charged to its caller, and the kernel's
 rows are empty. The rule is in `scripts/fold.py`, the numbers are made by `scripts/analysis.py`."""
 
@@ -277,8 +277,8 @@ def class_value(classes, name):
 
 def classes_note(run):
     classes = run["classes"]
-    return "Kernel network of the exchange by system call: %.1f %%. Segments out: %s HTTP, %s exchange; in: %s HTTP, %s exchange. Samples of %s of CPU, taken by %s" % (
-        classes["exchange_kernel_by_call"], *(whole(count) for count in classes["segments"]), amount(classes["total"], "nanoseconds"), classes["engine"])
+    return "Segments out: %s HTTP, %s exchange; in: %s HTTP, %s exchange. Samples of %s of CPU, taken by %s" % (
+        *(whole(count) for count in classes["segments"]), amount(classes["total"], "nanoseconds"), classes["engine"])
 
 
 def run_text(run):
@@ -408,7 +408,6 @@ def classes_text(runs):
     if not there:
         return "Not available: %s\n" % (missing(runs[0], "cpu") or "the node gave no folded stacks of CPU.")
     rows = [[name] + [class_value(run["classes"], name) for run in there] for name in analysis.CLASSES]
-    rows.append(["kernel network, exchange, by system call"] + ["%.1f %%" % run["classes"]["exchange_kernel_by_call"] for run in there])
     rows.append(["CPU time of the samples"] + [amount(run["classes"]["total"], "nanoseconds") for run in there])
     engines = {run["classes"]["engine"].split(";")[0].rstrip(".") + "." for run in there}
     return table(["share of the asked node's CPU"] + [title(run) for run in there], rows) + "\nTaken by %s\n" % " ".join(sorted(engines))

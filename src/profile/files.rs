@@ -68,7 +68,12 @@ pub fn difference(base: &Path, new: &Path, out: Option<&Path>) -> Result<(), Str
             types(&after)
         ));
     }
-    let title = format!("{} against {}: {}", file_name(new), file_name(base), after.event.name());
+    let (mut of_new, mut of_base) = (file_name(new), file_name(base));
+    if of_new == of_base {
+        // As a report leaves them, in a folder each.
+        (of_new, of_base) = (new.display().to_string(), base.display().to_string());
+    }
+    let title = format!("{}: {of_new} against {of_base}", after.event.name());
     write(page::diff(&before, &after, &title).as_bytes(), None, out)
 }
 
