@@ -99,8 +99,19 @@ def snapshot(port, folder, moment):
     return time.monotonic()
 
 
+def only_stalls_since(path, moment):
+    """Leaves those lines of a list of stalls that are of this run: a node keeps them from its start on."""
+    if not os.path.exists(path):
+        return
+    with open(path) as file:
+        # A line begins with the time in UTC; one that does not says that there was none.
+        lines = [line for line in file if line[:1].isdigit() and line[:len(moment)] >= moment]
+    with open(path, "w") as file:
+        file.write("".join(lines) or "No turn of a core took longer than --stall-bound during this run.\n")
+
+
 def during(arguments):
-    begun = time.monotonic()
+    begun, moment = time.monotonic(), time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     wait = lambda until: time.sleep(max(begun + until - time.monotonic(), 0))
     port, folder = arguments.port, arguments.into
     (cpu_at, cpu_seconds), (off_at, off_seconds) = arguments.cpu, arguments.off_cpu
@@ -120,6 +131,8 @@ def during(arguments):
         wait(off_at + off_seconds)
         start("stalls", 0)
     captures = {name: dict(made.result(), at=round(at, 1)) for name, (made, at) in notes.items()}
+    if captures["stalls"]["status"] == 200:
+        only_stalls_since(os.path.join(folder, "stalls.txt"), moment)
     with open(os.path.join(folder, "captures.json"), "w") as file:
         json.dump({"window_seconds": window, "captures": captures}, file, indent=1)
 

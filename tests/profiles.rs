@@ -109,6 +109,9 @@ fn captures_are_kept_and_compared() {
     assert!(list.contains(&format!("{base}\tallocs")) && list.contains(&format!("{new}\tallocs")), "{list}");
     let page = ask(&server, &format!("diff?base={base}&new={new}")).expect(200, "diff");
     assert!(page.text().contains("<!doctype html>"));
+    let picture = ask(&server, &format!("diff?base={base}&new={new}&format=svg")).expect(200, "diff");
+    assert!(picture.header("content-type") == Some("image/svg+xml") && picture.text().contains("<svg"));
+    ask(&server, &format!("diff?base={base}&new={new}&format=folded")).expect(200, "diff");
     for (format, word) in
         [("html", "<!doctype html>"), ("svg", "<svg"), ("text", "alloc_space"), ("folded", ""), ("perfscript", "")]
     {
@@ -157,8 +160,20 @@ fn what_is_wrong_is_said_in_a_way_that_go_prints() {
         assert_eq!(response.header("x-go-pprof"), Some("1"), "{target}");
         assert_eq!(response.text().lines().count(), 1, "{target}: {:?}", response.text());
     }
-    let response = server.ask("POST", "/debug/pprof/profile").expect(405, "POST");
-    assert_eq!(response.header("allow"), Some("GET"));
+    for (target, status) in
+        [("?x=1", 400), ("cmdline?x=1", 400), ("diff?base=1&new=2&base=3", 400), ("diff?colour=1", 400)]
+    {
+        let response = ask(&server, target).expect(status, target);
+        assert_eq!(response.header("x-go-pprof"), Some("1"), "{target}");
+    }
+    for path in ["", "profile", "heap", "captures", "diff", "cmdline", "heatmap"] {
+        for method in ["POST", "PUT", "DELETE", "HEAD"] {
+            let begun = Instant::now();
+            let response = server.ask(method, &format!("/debug/pprof/{path}")).expect(405, path);
+            assert_eq!(response.header("allow"), Some("GET"), "{method} {path}");
+            assert!(begun.elapsed() < Duration::from_secs(5), "{method} {path} captured");
+        }
+    }
 }
 
 #[test]
@@ -190,6 +205,29 @@ fn beyond_loopback_profiles_need_a_token() {
     let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags("--threads 1").start();
     let mut client = Client::connect(([127, 0, 0, 1], server.port()).into()).unwrap();
     client.request("GET", "/debug/pprof/heap", &[], None).expect(403, "without a token");
+    drop(server);
+
+    let file = folder.path().join("token");
+    std::fs::write(&file, "open-sesame").unwrap();
+    let flags = format!("--threads 1 --admin-token-file {}", file.display());
+    let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags(&flags).start();
+    for (value, status) in [("Bearer wrong", 401), ("Bearer open-sesame", 200)] {
+        for path in ["", "heap", "cmdline", "symbol", "captures"] {
+            let mut client = Client::connect(([127, 0, 0, 1], server.port()).into()).unwrap();
+            let headers = [("Authorization", value)];
+            client.request("GET", &format!("/debug/pprof/{path}"), &headers, None).expect(status, path);
+        }
+    }
+    drop(server);
+
+    // A listener of its own serves them without one, and is the only place.
+    let admin = common::server::free_port();
+    let flags = format!("--threads 1 --admin-listen 127.0.0.1:{admin}");
+    let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags(&flags).start();
+    let mut client = Client::connect(([127, 0, 0, 1], admin).into()).unwrap();
+    client.request("GET", "/debug/pprof/heap", &[], None).expect(200, "at its own listener");
+    let mut client = Client::connect(([127, 0, 0, 1], server.port()).into()).unwrap();
+    client.request("GET", "/debug/pprof/heap", &[], None).expect(403, "at the API's port");
 }
 
 /// The column of `/proc/PID/status`, in KiB.
@@ -342,20 +380,27 @@ fn go_tool_pprof(arguments: &[&str], url: &str) -> Option<String> {
 fn go_tool_pprof_reads_every_profile_with_the_right_units() {
     let server = Server::fresh("--threads 1 --sync always");
     let _load = Load::on(&server);
-    for (profile, kind, unit) in [
-        ("profile?seconds=2", "Type: cpu", "ms"),
-        ("heap", "Type: inuse_space", "B"),
-        ("allocs", "Type: alloc_space", "B"),
-        ("mutex", "Type: delay", ""),
-        ("block", "Type: delay", ""),
-        ("offcpu?seconds=1", "Type: delay", ""),
+    // Somebody waits for a lock: two threads of the server for the list of captures, sooner or later.
+    for (profile, kind, units) in [
+        ("profile?seconds=2", "Type: cpu", &["ms", "s"][..]),
+        ("heap", "Type: inuse_space", &["kB", "MB"]),
+        ("allocs", "Type: alloc_space", &["kB", "MB", "GB"]),
+        ("mutex", "Type: delay", &["0", "ns", "us", "ms", "s"]),
+        // With --sync always requests wait for the disk.
+        ("block", "Type: delay", &["ms", "s", "mins"]),
+        ("offcpu?seconds=1", "Type: delay", &["ms", "s"]),
     ] {
         let url = format!("http://127.0.0.1:{}/debug/pprof/{profile}", server.port());
-        let Some(top) = go_tool_pprof(&["-top", "-nodecount=5"], &url) else { return };
+        let Some(top) = go_tool_pprof(&["-top", "-cum", "-nodecount=60"], &url) else { return };
         println!("{profile}\n{top}");
         assert!(top.lines().any(|line| line == kind), "{profile}: {top}");
-        assert!(top.lines().any(|line| line.starts_with("Showing nodes accounting for")), "{profile}: {top}");
-        assert!(top.lines().skip(1).any(|line| line.contains(unit)), "{profile}: {top}");
+        // `Showing nodes accounting for 303.03ms, 46.15% of 656.57ms total`
+        let total = top.lines().find_map(|line| line.strip_prefix("Showing nodes accounting for "));
+        let total = total.and_then(|line| line.strip_suffix(" total")).and_then(|line| line.rsplit(' ').next());
+        let total = total.unwrap_or_else(|| panic!("{profile}: {top}"));
+        let unit = total.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+        assert!(units.contains(&unit) || total == "0" && units.contains(&"0"), "{profile}: {total} in\n{top}");
+        assert!(total == "0" || top.lines().any(|line| line.contains("koltso") && line.contains("::")), "{top}");
     }
     // What the server refuses, the tool prints.
     let url = format!("http://127.0.0.1:{}/debug/pprof/profile?seconds=999", server.port());
@@ -376,5 +421,91 @@ fn scrapers_get_what_their_documentation_asks_for() {
         assert_eq!(answer.header("content-type"), Some("application/octet-stream"), "{target}");
         // It is gzip by itself, and not once more.
         assert!(answer.header("content-encoding").is_none() && answer.body.starts_with(b"\x1f\x8b"), "{target}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{target}");
+        // What they name their series after.
+        let capture = koltso_profiling::proto::decode(&answer.body).unwrap();
+        let types: Vec<String> = capture.types.iter().map(|of| format!("{}/{}", of.name, of.unit)).collect();
+        let expected = match target.split('?').next().unwrap() {
+            "profile" => "samples/count cpu/nanoseconds",
+            "allocs" | "heap" => "alloc_objects/count alloc_space/bytes inuse_objects/count inuse_space/bytes",
+            _ => "contentions/count delay/nanoseconds",
+        };
+        assert_eq!(types.join(" "), expected, "{target}");
+        if let Some((period, bytes)) = capture.period.filter(|_| expected.starts_with("alloc")) {
+            assert_eq!((&*period.name, &*period.unit, bytes), ("space", "bytes", 524_288));
+        }
     }
+}
+
+#[test]
+fn profiles_name_neither_the_machine_that_built_nor_where_the_program_lies() {
+    let server = Server::fresh("--threads 1");
+    let _load = Load::on(&server);
+    for target in ["profile?seconds=1&hz=499", "allocs", "heap"] {
+        let capture = koltso_profiling::proto::decode(&ask(&server, target).expect(200, target).body).unwrap();
+        let files = capture.frames().iter().filter_map(|frame| frame.file.as_deref());
+        let all: Vec<&str> = files.chain(capture.mappings.iter().map(|mapping| &*mapping.file)).collect();
+        let ours = ["src/", "net/src/", "storage/src/"];
+        assert!(all.contains(&"koltso"), "{target}: {:?}", capture.mappings);
+        assert!(all.iter().any(|file| ours.iter().any(|of| file.starts_with(of))), "{target}: {all:?}");
+        for file in all {
+            let manifest = env!("CARGO_MANIFEST_DIR");
+            assert!(!file.contains(manifest) && !file.contains("/registry/") && !file.contains(".cargo"), "{file}");
+        }
+    }
+}
+
+#[test]
+fn captures_run_beside_the_cores_and_after_everybody_else() {
+    let server = Server::fresh("--threads 1");
+    let threads = || -> Vec<(String, i64, String)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten();
+        let read = |task: std::fs::DirEntry| {
+            let text = |name: &str| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let name = text("comm").trim().to_owned();
+            let nice = text("stat").rsplit_once(") ")?.1.split(' ').nth(16)?.parse().ok()?;
+            let allowed = text("status").lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t"))?.to_owned();
+            Some((name, nice, allowed))
+        };
+        tasks.filter_map(read).collect()
+    };
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = own.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t")).unwrap();
+    for (target, name) in
+        [("profile?seconds=2", "koltso-profiler"), ("heatmap?event=allocs&seconds=2", "koltso-capture")]
+    {
+        let mut client = server.connect().patience(Duration::from_secs(30));
+        client.send(&request_bytes("GET", &format!("/debug/pprof/{target}"), &[], None)).unwrap();
+        let who = || threads().into_iter().find(|thread| thread.0 == name);
+        eventually(name, Duration::from_secs(2), || who().is_some_and(|(_, nice, cpus)| nice > 0 && cpus == allowed));
+        client.read("GET").expect(200, target);
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_ends_whatever_it_asked_for() {
+    let server = Server::fresh("--threads 1");
+    for target in [
+        "heatmap?event=allocs&seconds=60",
+        "heap?seconds=60",
+        "mutex?seconds=60",
+        "block?seconds=60",
+        "offcpu?seconds=60",
+        "heatmap?seconds=60",
+    ] {
+        let mut clients: Vec<Client> = (0..2).map(|_| server.connect()).collect();
+        for client in &mut clients {
+            client.send(&request_bytes("GET", &format!("/debug/pprof/{target}"), &[], None)).unwrap();
+        }
+        let runs = || !ask(&server, "").text().contains("<p>none</p>");
+        eventually("it runs", Duration::from_secs(5), runs);
+        drop(clients);
+        eventually("it has ended", Duration::from_secs(5), || !runs());
+    }
+    // Not a thread is left.
+    eventually("no thread is left", Duration::from_secs(5), || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap().flatten();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        names.filter(|name| name.contains("capture") || name.contains("profiler")).count() == 0
+    });
 }

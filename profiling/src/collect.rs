@@ -4,6 +4,7 @@
 //! Invariant: the chain of a sample exists.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::capture::{self, Capture, Frame, FrameId, Place, Sample, StackId, Thread, ThreadIndex};
 use crate::symbols::{self, Symbols};
@@ -30,8 +31,8 @@ const _: () = assert!(size_of::<Raw>() + size_of::<Sample>() == 104);
 pub(crate) struct Collected {
     pub(crate) names: Names,
     pub(crate) dropped: u64,
-    chains: Vec<Box<[u64]>>,
-    ids: HashMap<Box<[u64]>, Chain>,
+    chains: Vec<Arc<[u64]>>,
+    ids: HashMap<Arc<[u64]>, Chain>,
     samples: Vec<Raw>,
 }
 
@@ -46,8 +47,9 @@ impl Collected {
             return None;
         }
         let id = self.chains.len() as Chain;
-        self.chains.push(leaf_first.into());
-        self.ids.insert(leaf_first.into(), id);
+        let chain: Arc<[u64]> = leaf_first.into();
+        self.chains.push(chain.clone());
+        self.ids.insert(chain, id);
         Some(id)
     }
 

@@ -71,6 +71,11 @@ pub fn remember_processors() {
     threads::remember_processors();
 }
 
+/// Makes the calling thread one that may be slow: on any processor that the program may use, and after everybody else.
+pub fn step_aside() {
+    threads::step_aside();
+}
+
 /// Which engine captures CPU time on this machine, and why, in one sentence for people.
 #[must_use]
 pub fn cpu_engine() -> (CpuEngine, String) {

@@ -27,14 +27,25 @@ pub fn flamegraph(capture: &Capture, title: &str, value: usize) -> String {
     // The frame below all threads, which inferno calls one or the other.
     palette.insert("", GREY);
     palette.insert("all", GREY);
+    let subtitle = text::summary(capture).lines().next().map(str::to_owned);
+    draw(&folded, title, subtitle, &capture.types[value].unit, Some(&mut palette))
+}
+
+/// What changed from one capture to another: red is more, blue less, as shares of the totals; widths are of the new one.
+#[must_use]
+pub fn difference(base: &Capture, new: &Capture, title: &str) -> String {
+    draw(&text::folded_difference(base, new), title, None, &new.types[new.default_type].unit, None)
+}
+
+fn draw(folded: &str, title: &str, subtitle: Option<String>, unit: &str, palette: Option<&mut PaletteMap>) -> String {
     let mut options = Options::default();
     title.clone_into(&mut options.title);
-    options.subtitle = text::summary(capture).lines().next().map(str::to_owned);
-    options.count_name = capture.types[value].unit.to_string();
+    options.subtitle = subtitle;
+    unit.clone_into(&mut options.count_name);
     options.image_width = Some(1200);
     // Per cent: narrower than half a pixel is not drawn, which keeps the file small.
     options.min_width = 0.04;
-    options.palette_map = Some(&mut palette);
+    options.palette_map = palette;
     options.deterministic = true;
     options.bgcolors = Some(flamegraph::color::BackgroundColor::Flat(Color { r: 0xfb, g: 0xfb, b: 0xf9 }));
     let mut svg = Vec::new();

@@ -102,7 +102,10 @@ impl Symbols {
         with_files
             .map(|map| {
                 let build_id = self.binary(&map).map_or_else(Box::default, |binary| binary.build_id.clone());
-                Mapping { start: map.start, end: map.end, offset: map.offset, file: map.path, build_id }
+                // The program by its name: the build id says which it is, and where it lay says nothing elsewhere.
+                let own = is_program(&map);
+                let name = map.path.rsplit('/').next().filter(|_| own).map(Into::into);
+                Mapping { start: map.start, end: map.end, offset: map.offset, file: name.unwrap_or(map.path), build_id }
             })
             .collect()
     }
@@ -137,13 +140,13 @@ impl Symbols {
     }
 }
 
+fn is_program(map: &Map) -> bool {
+    std::fs::metadata("/proc/self/exe").is_ok_and(|program| program.ino() == map.inode)
+}
+
 impl Binary {
     fn open(map: &Map) -> Option<Self> {
-        let program = || {
-            let program = std::fs::metadata("/proc/self/exe").ok()?;
-            (program.ino() == map.inode).then_some("/proc/self/exe")
-        };
-        let path = program().unwrap_or(&map.path);
+        let path = if is_program(map) { "/proc/self/exe" } else { &*map.path };
         let file = File::open(path).ok()?;
         if file.metadata().ok()?.ino() != map.inode {
             return None;
@@ -182,7 +185,13 @@ impl Binary {
                 let (file, line) =
                     frame.location.map_or((None, 0), |location| (location.file, location.line.unwrap_or(0)));
                 let function = debug_name(&name, file);
-                frames.push(Frame { function, file: file.map(Into::into), line, place: Place::Inlined, address });
+                frames.push(Frame {
+                    function,
+                    file: file.map(|file| source_path(file).into()),
+                    line,
+                    place: Place::Inlined,
+                    address,
+                });
                 if frames.len() == INLINED_MAX {
                     break;
                 }
@@ -230,6 +239,21 @@ fn debug_name(name: &str, file: Option<&str>) -> Box<str> {
         Some(module) if !short.contains("::") => format!("{module}::{short}").into(),
         _ => short.into(),
     }
+}
+
+/// Where this project's sources were when it was built.
+const SOURCES: &str = env!("CARGO_MANIFEST_DIR");
+
+/// A source file as people look for it: from the root of this project, from the root of its crate (`bytes-1.10.1/src/bytes.rs`), or as it
+/// is. Where the machine that built had them is nobody's business, least of all in a file that is passed on.
+fn source_path(file: &str) -> &str {
+    let root = SOURCES.strip_suffix("/profiling").unwrap_or(SOURCES);
+    if let Some(path) = file.strip_prefix(root).and_then(|rest| rest.strip_prefix('/')) {
+        return path;
+    }
+    // `…/registry/src/HOST-HASH/bytes-1.10.1/src/bytes.rs`, and the same of what was checked out.
+    let cached = file.split_once("/registry/src/").or_else(|| file.split_once("/git/checkouts/"));
+    cached.and_then(|(_, rest)| rest.split_once('/')).map_or(file, |(_, path)| path)
 }
 
 /// `…/sync/mutex.rs` and `…/mutex/mod.rs` are `mutex`; `…/koltso-net/src/lib.rs` is `koltso-net`.
@@ -327,15 +351,13 @@ mod tests {
         let outermost = frames.last().expect("never empty");
         assert!(outermost.function.ends_with("symbols::tests::a_known_function"), "{frames:?}");
         assert_eq!(outermost.place, Place::User);
-        assert!(outermost.file.as_deref().is_some_and(|file| file.ends_with("symbols.rs")) && outermost.line > 0);
+        assert_eq!(outermost.file.as_deref(), Some("profiling/src/symbols.rs"));
+        assert!(outermost.line > 0);
         assert!(Arc::ptr_eq(&frames, &symbols.frames(address)), "kept");
         let program = std::env::current_exe().expect("a program");
+        let name = program.file_name().expect("a file").to_string_lossy();
         let mappings = symbols.mappings();
-        assert!(
-            mappings
-                .iter()
-                .any(|map| *map.file == *program.to_string_lossy() && map.start <= address && address < map.end)
-        );
+        assert!(mappings.iter().any(|map| *map.file == *name && map.start <= address && address < map.end));
     }
 
     #[test]
@@ -349,6 +371,19 @@ mod tests {
             [("a/b/mod.rs", Some("b")), ("x/net/src/lib.rs", Some("net")), ("a.c", None), ("lib.rs", None)]
         {
             assert_eq!(module(file), expected, "{file}");
+        }
+    }
+
+    #[test]
+    fn files_are_named_without_the_machine_that_built() {
+        let own = format!("{}/src/lib.rs", SOURCES);
+        for (file, expected) in [
+            (own.as_str(), "profiling/src/lib.rs"),
+            ("/home/me/.cargo/registry/src/index.example-1f2e/bytes-1.10.1/src/bytes.rs", "bytes-1.10.1/src/bytes.rs"),
+            ("/rustc/59807616/library/core/src/option.rs", "/rustc/59807616/library/core/src/option.rs"),
+            ("src/main.rs", "src/main.rs"),
+        ] {
+            assert_eq!(source_path(file), expected);
         }
     }
 

@@ -12,6 +12,8 @@ use std::fmt::Write;
 
 /// Functions that [`top`] lists.
 pub const TOP_MAX: usize = 200;
+/// Bytes of a perf-script text.
+pub const PERF_SCRIPT_MAX: usize = 128 << 20;
 
 /// Folded stacks, `thread;root;…;leaf N`, one a line, sorted; `value` is an index of [`Capture::types`].
 #[must_use]
@@ -37,13 +39,23 @@ pub fn folded(capture: &Capture, value: usize) -> String {
 }
 
 /// What `perf script` prints, as FlameScope and `stackcollapse-perf.pl` read it: samples in order of time, seconds since the capture
-/// began, leaf first. The period is the value of the default type.
+/// began, leaf first. The period is the value of the default type. A sample is some kilobytes here: what is beyond
+/// [`PERF_SCRIPT_MAX`] bytes is left out, and a comment at the end says how many samples that were.
 #[must_use]
 pub fn perf_script(capture: &Capture) -> String {
+    perf_script_of(capture, PERF_SCRIPT_MAX)
+}
+
+fn perf_script_of(capture: &Capture, bytes_max: usize) -> String {
     let event = if capture.event.name() == "cpu" { "cpu-clock" } else { capture.event.name() };
     let lines: Vec<String> = capture.frames().iter().map(|frame| perf_line(capture, frame)).collect();
     let mut text = String::new();
+    let mut left_out = 0_u64;
     for sample in capture.samples.iter().filter(|sample| sample.values[capture.default_type] > 0) {
+        if text.len() >= bytes_max {
+            left_out += 1;
+            continue;
+        }
         let Sample { at_ns, cpu, .. } = *sample;
         let tid = capture.threads.get(usize::from(sample.thread.0)).map_or(0, |thread| thread.tid);
         let name =
@@ -55,6 +67,31 @@ pub fn perf_script(capture: &Capture) -> String {
             text.push_str(&lines[id.0 as usize]);
         }
         text.push('\n');
+    }
+    if left_out > 0 {
+        _ = writeln!(text, "# {left_out} samples are left out: this text has room for {bytes_max} bytes");
+    }
+    text
+}
+
+/// The stacks of two captures with a value of each, `stack BASE NEW` a line, as `difffolded.pl` writes them; those of the base are scaled to
+/// the total of the new one, so that they compare as shares.
+#[must_use]
+pub fn folded_difference(base: &Capture, new: &Capture) -> String {
+    let of = &new.types[new.default_type];
+    let place = base.types.iter().position(|other| other == of).unwrap_or(base.default_type);
+    let mut sums: BTreeMap<String, [i64; 2]> = BTreeMap::new();
+    for (side, text) in [folded(base, place), folded(new, new.default_type)].iter().enumerate() {
+        for line in text.lines() {
+            let (stack, value) = line.rsplit_once(' ').unwrap_or((line, "0"));
+            sums.entry(stack.to_owned()).or_default()[side] = value.parse().unwrap_or(0);
+        }
+    }
+    let total = |side: usize| sums.values().map(|values| values[side] as f64).sum::<f64>();
+    let scale = if total(0) > 0.0 { total(1) / total(0) } else { 1.0 };
+    let mut text = String::new();
+    for (stack, [before, after]) in &sums {
+        _ = writeln!(text, "{stack} {} {after}", (*before as f64 * scale).round() as i64);
     }
     text
 }
@@ -206,4 +243,26 @@ fn one_word(name: &str) -> Cow<'_, str> {
         return Cow::Owned(name.replace(';', ":").replace(char::is_control, "?"));
     }
     Cow::Borrowed(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::{Event, FrameId, ValueType};
+
+    #[test]
+    fn a_perf_script_ends_at_its_bound_and_says_what_is_left_out() {
+        let mut capture = Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0);
+        let frame = Frame { function: "f".into(), file: None, line: 0, place: Place::User, address: 1 };
+        let ids: Vec<FrameId> = capture.frame(frame).into_iter().collect();
+        let stack = capture.stack(&ids).expect("room");
+        for at_ns in 0..100 {
+            capture.push(Sample { at_ns, thread: ThreadIndex(0), cpu: 0, stack, values: [1; 4] });
+        }
+        let (whole, cut) = (perf_script(&capture), perf_script_of(&capture, 1000));
+        assert!(whole.matches("cpu-clock").count() == 100 && !whole.contains('#'));
+        let kept = cut.matches("cpu-clock").count();
+        assert!(kept > 0 && cut.len() < 1200 && whole.starts_with(cut.split_once('#').expect("a comment").0));
+        assert!(cut.ends_with(&format!("# {} samples are left out: this text has room for 1000 bytes\n", 100 - kept)));
+    }
 }

@@ -106,3 +106,23 @@ fn the_picture_tells_places_apart_and_survives_names() {
     add(&mut negative, 0, 0, "main;shrink", [0, 0, -1, -10]);
     assert!(svg::flamegraph(&negative, "", 3).contains("no samples"));
 }
+
+#[test]
+fn differences_compare_as_shares() {
+    let (base, mut new) = (common::small(), common::small());
+    for n in 0..100 {
+        common::add(&mut new, 1, n, "main;run;compact;copy;memcpy", [1, common::PERIOD, 0, 0]);
+    }
+    let folded = text::folded_difference(&base, &new);
+    let values = |stack: &str| -> (i64, i64) {
+        let line = folded.lines().find(|line| line.contains(stack)).unwrap_or_else(|| panic!("{stack} in {folded}"));
+        let mut numbers = line.rsplit(' ').map(|word| word.parse().expect("a number"));
+        let after = numbers.next().expect("two numbers");
+        (numbers.next().expect("two numbers"), after)
+    };
+    // 10 of 100 samples became 110 of 200; what stayed the same is half of its share.
+    assert_eq!(values("compact;copy;memcpy"), (20 * common::PERIOD, 110 * common::PERIOD));
+    assert_eq!(values("main;idle"), (2 * values("main;idle").1, values("main;idle").1));
+    assert!(svg::difference(&base, &new, "a < b").contains("compact"));
+    assert!(svg::difference(&common::cpu(), &common::cpu(), "none").contains("no samples"));
+}

@@ -1,7 +1,7 @@
 //! Captures that run and captures that are kept.
 //!
 //! Owner: the control plane, behind an `Arc`; captures run on threads of their own, never on a data core. Bounds: two of a kind
-//! run at a time; [`KEPT_MAX`] captures and about [`KEPT_BYTES_MAX`] bytes are kept, the oldest go first.
+//! run at a time, and two more that make room for them; [`KEPT_MAX`] captures and about [`KEPT_BYTES_MAX`] bytes are kept, the oldest go first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,6 +25,8 @@ pub const KEPT_MAX: usize = 16;
 pub const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Captures of a kind at a time.
 const RUNNING_MAX: usize = 2;
+/// Captures of a kind that were told to make room and are not done with their symbols yet.
+const ENDING_MAX: usize = 2;
 /// How often a wait looks whether it should end.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -32,6 +34,8 @@ struct Running {
     number: u64,
     event: Event,
     stop: Arc<AtomicBool>,
+    /// It was told to make room, and has not ended yet.
+    ending: bool,
 }
 
 /// A capture that was made.
@@ -73,7 +77,7 @@ impl Default for Captures {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Busy;
 
-/// A capture's place among those that run. When it is dropped, the capture ends.
+/// A capture's place among those that run, until the thread that makes it is done with it.
 pub struct Turn {
     captures: Arc<Captures>,
     number: u64,
@@ -81,9 +85,24 @@ pub struct Turn {
     pub stop: Arc<AtomicBool>,
 }
 
+/// Ends a capture early when it is dropped.
+pub struct Ends(Arc<AtomicBool>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Turn {
+    /// For who waits for the capture.
+    pub fn guard(&self) -> Ends {
+        Ends(self.stop.clone())
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
         self.captures.state.lock().running.retain(|running| running.number != self.number);
     }
 }
@@ -102,16 +121,20 @@ impl Captures {
     /// [`Busy`].
     pub fn begin(self: &Arc<Self>, event: Event, force: bool) -> Result<Turn, Busy> {
         let mut state = self.state.lock();
-        if state.running.iter().filter(|running| running.event == event).count() >= RUNNING_MAX {
-            let oldest = state.running.iter().position(|running| running.event == event);
-            match oldest.filter(|_| force) {
-                Some(oldest) => state.running.remove(oldest).stop.store(true, Ordering::Relaxed),
-                None => return Err(Busy),
+        let of_kind = || state.running.iter().filter(|running| running.event == event);
+        if of_kind().filter(|running| !running.ending).count() >= RUNNING_MAX {
+            if !force || of_kind().count() >= RUNNING_MAX + ENDING_MAX {
+                return Err(Busy);
+            }
+            let oldest = state.running.iter_mut().find(|running| running.event == event && !running.ending);
+            if let Some(oldest) = oldest {
+                oldest.ending = true;
+                oldest.stop.store(true, Ordering::Relaxed);
             }
         }
         state.next += 1;
         let (number, stop) = (state.next, Arc::new(AtomicBool::new(false)));
-        state.running.push(Running { number, event, stop: stop.clone() });
+        state.running.push(Running { number, event, stop: stop.clone(), ending: false });
         Ok(Turn { captures: self.clone(), number, stop })
     }
 
@@ -134,7 +157,7 @@ impl Captures {
 
     /// What runs now.
     pub fn running(&self) -> Vec<Event> {
-        self.state.lock().running.iter().map(|running| running.event).collect()
+        self.state.lock().running.iter().filter(|running| !running.ending).map(|running| running.event).collect()
     }
 }
 
@@ -178,7 +201,7 @@ pub fn list_stalls(watched: Option<&Stalls>) -> Result<String, EngineError> {
 /// See [`EngineError`].
 pub fn capture(asked: &Asked, watched: Option<&Stalls>, stop: &Arc<AtomicBool>) -> Result<Capture, EngineError> {
     let mut names = Names(Symbols::new());
-    Ok(match (asked.event, asked.seconds) {
+    let mut capture = match (asked.event, asked.seconds) {
         (Event::Cpu, seconds) => {
             let seconds = seconds.unwrap_or(30);
             return capture_cpu(&CpuRequest { seconds, hz: asked.hz, stop: stop.clone() });
@@ -203,7 +226,10 @@ pub fn capture(asked: &Asked, watched: Option<&Stalls>, stop: &Arc<AtomicBool>) 
         }
         (Event::Stalls, _) => stalls::capture(watched.ok_or_else(not_watched)?, &mut names.0),
         (Event::Other, _) => unreachable!("nobody can ask for it"),
-    })
+    };
+    // What counts all the time knows addresses alone.
+    capture.mappings = names.0.mappings();
+    Ok(capture)
 }
 
 #[cfg(test)]
@@ -221,9 +247,19 @@ mod tests {
         let other = captures.begin(Event::OffCpu, false).expect("another kind");
         let third = captures.begin(Event::Cpu, true).expect("forced");
         assert!(first.stop.load(Ordering::Relaxed) && !second.stop.load(Ordering::Relaxed));
-        drop((second, other));
+        // Nobody is forced out faster than captures end.
+        let fourth = captures.begin(Event::Cpu, true).expect("forced");
+        assert!(second.stop.load(Ordering::Relaxed) && captures.begin(Event::Cpu, true).is_err());
+        assert_eq!(captures.running().len(), 3);
+        drop((first, second, other));
+        let fifth = captures.begin(Event::Cpu, true).expect("forced, there is room again");
+        assert!(third.stop.load(Ordering::Relaxed));
+        drop((third, fourth));
         assert_eq!(captures.running(), [Event::Cpu]);
-        drop((first, third));
+        // Who waits for it goes away: it ends, and has its place until it has.
+        drop(fifth.guard());
+        assert!(fifth.stop.load(Ordering::Relaxed) && captures.running() == [Event::Cpu]);
+        drop(fifth);
         assert!(captures.running().is_empty());
     }
 

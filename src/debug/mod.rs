@@ -10,16 +10,17 @@ mod request;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{HeaderName, Method, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use bytes::Bytes;
 use koltso_profiling::capture::{Capture, Event};
-use koltso_profiling::engine::{EngineError, cpu_engine};
+use koltso_profiling::engine::{EngineError, cpu_engine, step_aside};
 use koltso_profiling::symbols::Symbols;
 use koltso_profiling::{page, proto, svg, text};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use self::captures::{Busy, Captures, KEPT_BYTES_MAX, KEPT_MAX, Kept};
 use self::request::Format;
@@ -33,7 +34,14 @@ const CAPTURE: HeaderName = HeaderName::from_static("x-koltso-capture");
 struct Debug {
     captures: Arc<Captures>,
     node: Arc<Node>,
+    /// Turns to give a kept capture in another form: a large one takes memory while it is made.
+    formats: Arc<Semaphore>,
 }
+
+/// Forms of kept captures that are made at a time; others wait for their turn.
+const FORMATS_MAX: usize = 2;
+
+const HTML: &str = "text/html; charset=utf-8";
 
 /// A refusal, which `go tool pprof` prints.
 fn refuse(status: StatusCode, sentence: &str) -> Response {
@@ -87,15 +95,31 @@ fn busy(sentence: &str) -> Response {
 async fn on_thread(work: impl FnOnce() -> Response + Send + 'static) -> Response {
     let (sender, made) = oneshot::channel();
     // A client that went away wants nothing.
-    let body = move || _ = sender.send(work());
+    let body = move || {
+        step_aside();
+        _ = sender.send(work());
+    };
     if let Err(e) = std::thread::Builder::new().name("koltso-capture".to_owned()).spawn(body) {
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, &format!("No thread can be started for the capture: {e}."));
     }
     made.await.unwrap_or_else(|_| refuse(StatusCode::INTERNAL_SERVER_ERROR, "The capture ended without a result."))
 }
 
+/// The same, when no more than [`FORMATS_MAX`] others are at it.
+async fn on_thread_of_few(few: &Arc<Semaphore>, work: impl FnOnce() -> Response + Send + 'static) -> Response {
+    let Ok(turn) = few.clone().acquire_owned().await else {
+        return refuse(StatusCode::INTERNAL_SERVER_ERROR, "The server is going down.");
+    };
+    on_thread(move || {
+        let response = work();
+        drop(turn);
+        response
+    })
+    .await
+}
+
 async fn profile(
-    State(Debug { captures, node }): State<Debug>,
+    State(Debug { captures, node, .. }): State<Debug>,
     Path(name): Path<String>,
     RawQuery(query): RawQuery,
 ) -> Response {
@@ -114,15 +138,13 @@ async fn profile(
             return busy("Two captures of this kind run already; force=true ends the oldest of them.");
         }
     };
-    let stop = turn.stop.clone();
-    let response = on_thread(move || match self::captures::capture(&asked, node.stalls.as_ref(), &stop) {
+    // If this future is dropped, the client has gone and the capture ends early; its turn lasts until its thread is done.
+    let _ends = turn.guard();
+    on_thread(move || match self::captures::capture(&asked, node.stalls.as_ref(), &turn.stop) {
         Ok(capture) => give(&captures.keep(capture), asked.format),
         Err(error) => failed(&error),
     })
-    .await;
-    // If this future is dropped, the turn is, and the capture ends.
-    drop(turn);
-    response
+    .await
 }
 
 fn kept(captures: &Captures, id: u64) -> Result<Kept, String> {
@@ -132,23 +154,31 @@ fn kept(captures: &Captures, id: u64) -> Result<Kept, String> {
     })
 }
 
-async fn diff(State(Debug { captures, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
+async fn diff(State(Debug { captures, formats, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
     let pair = request::parse_diff(&query.unwrap_or_default())
-        .and_then(|(base, new)| Ok((kept(&captures, base)?, kept(&captures, new)?)));
+        .and_then(|(base, new, format)| Ok((kept(&captures, base)?, kept(&captures, new)?, format)));
     match pair {
-        Ok((base, new)) if base.capture.event != new.capture.event => {
+        Ok((base, new, _)) if base.capture.event != new.capture.event => {
             refuse(StatusCode::BAD_REQUEST, "The two captures are of different kinds.")
         }
-        Ok((base, new)) => {
+        Ok((base, new, format)) => {
             let title = format!("Koltso: {}, capture {} against {}", new.capture.event.name(), new.id, base.id);
-            on_thread(move || Html(page::diff(&base.capture, &new.capture, &title)).into_response()).await
+            let work = move || {
+                let (base, new) = (&base.capture, &new.capture);
+                match format {
+                    Format::Svg => given("image/svg+xml", svg::difference(base, new, &title)),
+                    Format::Folded => plain(text::folded_difference(base, new)),
+                    _ => given(HTML, page::diff(base, new, &title)),
+                }
+            };
+            on_thread_of_few(&formats, work).await
         }
         Err(sentence) => refuse(StatusCode::BAD_REQUEST, &sentence),
     }
 }
 
 /// One capture again, by its number: `captures?id=N&format=…`, or the list of them.
-async fn list(State(Debug { captures, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
+async fn list(State(Debug { captures, formats, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     if !query.is_empty() {
         let asked = request::parse_again(&query).and_then(|(id, format)| Ok((kept(&captures, id)?, format)));
@@ -156,7 +186,7 @@ async fn list(State(Debug { captures, .. }): State<Debug>, RawQuery(query): RawQ
             Ok((kept, Format::Heatmap)) if !kept.has_times() => {
                 refuse(StatusCode::BAD_REQUEST, &format!("Capture {} has no times, as a heatmap needs them.", kept.id))
             }
-            Ok((kept, format)) => on_thread(move || give(&kept, format)).await,
+            Ok((kept, format)) => on_thread_of_few(&formats, move || give(&kept, format)).await,
             Err(sentence) => refuse(StatusCode::BAD_REQUEST, &sentence),
         };
     }
@@ -174,8 +204,12 @@ async fn list(State(Debug { captures, .. }): State<Debug>, RawQuery(query): RawQ
     plain(rows)
 }
 
+fn given(kind: &'static str, text: String) -> Response {
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
 fn plain(text: String) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
+    given("text/plain; charset=utf-8", text)
 }
 
 /// Names of addresses of this process, for tools that have none: as Go's, the addresses come in the query or as the body of a POST.
@@ -204,12 +238,18 @@ async fn symbol(method: Method, RawQuery(query): RawQuery, body: Bytes) -> Respo
     }
 }
 
-async fn cmdline() -> Response {
+async fn cmdline(RawQuery(query): RawQuery) -> Response {
+    if let Err(sentence) = request::parse_nothing("cmdline", &query.unwrap_or_default()) {
+        return refuse(StatusCode::BAD_REQUEST, &sentence);
+    }
     let arguments: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
     plain(arguments.join("\0"))
 }
 
-async fn index(State(Debug { captures, .. }): State<Debug>) -> Response {
+async fn index(State(Debug { captures, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
+    if let Err(sentence) = request::parse_nothing("", &query.unwrap_or_default()) {
+        return refuse(StatusCode::BAD_REQUEST, &sentence);
+    }
     let (_, engine) = cpu_engine();
     let running: Vec<&str> = captures.running().iter().map(|event| event.name()).collect();
     let mut kept = String::new();
@@ -236,6 +276,16 @@ async fn index(State(Debug { captures, .. }): State<Debug>) -> Response {
     Html(body).into_response()
 }
 
+/// The head alone would cost a whole capture.
+async fn no_head(request: Request, next: Next) -> Response {
+    if request.method() == Method::HEAD {
+        let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "This path knows GET only.");
+        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET"));
+        return response;
+    }
+    next.run(request).await
+}
+
 /// The routes, to be joined with those of the control plane and behind its guard.
 pub fn router(node: Arc<Node>) -> Router {
     let wrong = || async {
@@ -256,5 +306,6 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/debug/pprof/captures", get(list).fallback(wrong))
         .route("/debug/pprof/diff", get(diff).fallback(wrong))
         .route("/debug/pprof/{name}", get(profile).fallback(wrong))
-        .with_state(Debug { captures: Arc::default(), node })
+        .layer(middleware::from_fn(no_head))
+        .with_state(Debug { captures: Arc::default(), node, formats: Arc::new(Semaphore::new(FORMATS_MAX)) })
 }

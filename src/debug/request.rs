@@ -185,16 +185,31 @@ pub fn parse_again(text: &str) -> Result<(u64, Format), String> {
     Ok((id(&given, "id")?, format))
 }
 
-/// What `diff?base=N&new=M&format=html` asks for.
+/// What `diff?base=N&new=M&format=F` asks for.
 ///
 /// # Errors
 /// One sentence about the parameter that is wrong.
-pub fn parse_diff(text: &str) -> Result<(u64, u64), String> {
+pub fn parse_diff(text: &str) -> Result<(u64, u64, Format), String> {
     let given = given("diff", text, |name| matches!(name, "base" | "new" | "format"))?;
-    match value(&given, "format") {
-        None | Some("html") => Ok((id(&given, "base")?, id(&given, "new")?)),
-        Some(other) => Err(format!("The parameter format is html for a difference, not `{other}`.")),
-    }
+    let format = match value(&given, "format") {
+        None | Some("html") => Format::Html,
+        Some("svg") => Format::Svg,
+        Some("folded") => Format::Folded,
+        Some(other) => {
+            return Err(format!(
+                "The parameter format is one of html, svg and folded for a difference, not `{other}`."
+            ));
+        }
+    };
+    Ok((id(&given, "base")?, id(&given, "new")?, format))
+}
+
+/// Of a path that takes no parameters.
+///
+/// # Errors
+/// One sentence about the first.
+pub fn parse_nothing(profile: &str, text: &str) -> Result<(), String> {
+    given(profile, text, |_| false).map(drop)
 }
 
 /// Addresses that `symbol` asks for, as Go's: `0x4a10+0x4b20`.
@@ -245,7 +260,9 @@ mod tests {
         assert!(parse("nonsense", "").is_none() && parse("cpu", "").is_none());
         assert_eq!(parse_again("id=7"), Ok((7, Format::Html)));
         assert_eq!(parse_again("id=7&format=heatmap"), Ok((7, Format::Heatmap)));
-        assert_eq!(parse_diff("base=7&new=9"), Ok((7, 9)));
+        assert_eq!(parse_diff("base=7&new=9"), Ok((7, 9, Format::Html)));
+        assert_eq!(parse_diff("format=svg&base=7&new=9"), Ok((7, 9, Format::Svg)));
+        assert_eq!(parse_nothing("cmdline", ""), Ok(()));
         assert_eq!(parse_addresses("0x10+ff"), Ok(vec![16, 255]));
         assert_eq!(parse_addresses(""), Ok(vec![]));
     }
@@ -269,6 +286,9 @@ mod tests {
             ("flamegraph", "event=nonsense", "nonsense"),
             ("heatmap", "event=heap", "heatmap"),
             ("heatmap", "event=allocs&hz=9", "hz"),
+            ("heatmap", "hz=1000", "1 to 999"),
+            ("profile", "hz=0", "1 to 999"),
+            ("flamegraph", "event=offcpu&seconds=61", "1 to 60"),
             ("heatmap", "format=svg", "format"),
             ("profile", "format=heatmap", "heatmap"),
             ("mutex", "hz=9", "hz"),
@@ -291,7 +311,14 @@ mod tests {
             let sentence = parse_again(query).expect_err(query);
             assert!(sentence.contains(word), "captures?{query}: {sentence}");
         }
-        for (query, word) in [("base=1", "new"), ("base=1&new=-1", "`-1`"), ("base=1&new=2&format=svg", "svg")] {
+        assert!(parse_nothing("cmdline", "debug=1").is_err_and(|sentence| sentence.contains("cmdline knows no")));
+        for (query, word) in [
+            ("base=1", "new"),
+            ("base=1&new=-1", "`-1`"),
+            ("base=1&new=2&format=pprof", "pprof"),
+            ("base=1&new=2&base=1", "more than once"),
+            ("base=1&new=2&colour=red", "colour"),
+        ] {
             let sentence = parse_diff(query).expect_err(query);
             assert!(sentence.contains(word), "diff?{query}: {sentence}");
         }
