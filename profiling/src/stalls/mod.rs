@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! core:     began ───────────────────────────────────────────── ended: longer than the bound? count it, tell the watcher
-//! watcher:        looks every 5 ms ─ open for the bound? ─ stack ─ stack ─ … ─ keeps them with the stall, reports it
+//! watcher:        looks every 10 ms ─ open for the bound? ─ stack ─ stack ─ … ─ keeps them with the stall, reports it
 //! ```
 //!
 //! A core begins a turn when it finds something to do and ends it before it waits again; both are a store. The watcher
