@@ -133,7 +133,12 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
 }
 
 async fn close_after(request: Request, next: Next) -> Response {
+    let is_profile = request.uri().path().starts_with("/debug/pprof");
     let mut response = next.run(request).await;
+    if is_profile && (response.status().is_client_error() || response.status().is_server_error()) {
+        // `go tool pprof` prints the sentence then, that of the guard too.
+        response.headers_mut().insert(debug::GO_PPROF, header::HeaderValue::from_static("1"));
+    }
     response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
     response

@@ -343,6 +343,9 @@ fn copy(from: &mut impl BufRead, out: &mut dyn Write, count: u64, before: u64, m
         }
         let taken = read.len().min(usize::try_from(count - copied).unwrap_or(usize::MAX));
         if before + copied + taken as u64 > most {
+            // What fits is better than nothing where a sentence is looked for.
+            let fits = usize::try_from(most.saturating_sub(before + copied)).unwrap_or(0).min(taken);
+            out.write_all(&read[..fits]).map_err(BodyError::Write)?;
             return Err(BodyError::TooLong(most));
         }
         out.write_all(&read[..taken]).map_err(BodyError::Write)?;

@@ -155,6 +155,8 @@ fn what_is_wrong_is_said_in_a_way_that_go_prints() {
         ("heap?seconds=301", 400),
         ("diff?base=1&new=2", 400),
         ("nonsense", 404),
+        ("heap/", 404),
+        ("heap/of/all", 404),
     ] {
         let response = ask(&server, target).expect(status, target);
         assert_eq!(response.header("x-go-pprof"), Some("1"), "{target}");
@@ -205,6 +207,9 @@ fn beyond_loopback_profiles_need_a_token() {
     let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags("--threads 1").start();
     let mut client = Client::connect(([127, 0, 0, 1], server.port()).into()).unwrap();
     client.request("GET", "/debug/pprof/heap", &[], None).expect(403, "without a token");
+    let mut client = Client::connect(([127, 0, 0, 1], server.port()).into()).unwrap();
+    let refused = client.request("GET", "/debug/pprof/heap", &[], None);
+    assert_eq!(refused.header("x-go-pprof"), Some("1"), "or go tool pprof does not print why");
     drop(server);
 
     let file = folder.path().join("token");
@@ -294,7 +299,11 @@ fn addresses_have_names_as_go_asks_for_them() {
     let posted = client.request("POST", "/debug/pprof/symbol", &[], Some(format!("0x{address}+0x1").as_bytes()));
     let posted = posted.expect(200, "by POST").text();
     assert_eq!(posted.lines().count(), 3, "{posted}");
-    assert!(named.contains("koltso") && posted.contains("koltso"), "{function}: {named}");
+    // The symbol is that of the function there, of which a frame has the end at least.
+    let last = |name: &str| name.rsplit("::").next().unwrap().trim_end_matches('_').to_owned();
+    let symbol = named.lines().nth(1).unwrap().split_once('\t').unwrap().1;
+    assert!(symbol.contains("koltso") && !last(function).is_empty(), "{function}: {named}");
+    assert!(posted.lines().nth(1) == named.lines().nth(1), "{posted}, {named}");
     server.ask("PUT", "/debug/pprof/symbol").expect(405, "PUT");
     let mut client = server.connect();
     let long = "1+".repeat(5000);
@@ -333,6 +342,16 @@ fn without_privilege_cpu_is_seen_by_signals_and_off_cpu_says_what_it_needs() {
     assert!(page.contains("signals") && page.contains("CAP_PERFMON"), "{page}");
     let text = ask(&server, "profile?seconds=2&hz=99&format=text").expect(200, "cpu").text();
     assert!(text.contains("koltso-core-0") && text.contains("signals"), "{text}");
+    // A third by force makes room for itself.
+    let mut two: Vec<Client> = (0..2).map(|_| server.connect().patience(Duration::from_secs(30))).collect();
+    for client in &mut two {
+        client.send(&request_bytes("GET", "/debug/pprof/profile?seconds=20", &[], None)).unwrap();
+    }
+    eventually("two run", Duration::from_secs(5), || ask(&server, "profile?seconds=1").status == 409);
+    for _ in 0..2 {
+        ask(&server, "profile?seconds=1&force=true").expect(200, "by force");
+    }
+    drop(two);
     let refused = ask(&server, "offcpu?seconds=1").expect(501, "off-CPU");
     assert!(refused.text().contains("CAP_PERFMON") && refused.header("x-go-pprof") == Some("1"), "{}", refused.text());
     for target in ["allocs", "heap", "mutex", "block", "stalls", "heatmap?seconds=1", "heatmap?event=allocs&seconds=1"]

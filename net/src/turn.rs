@@ -111,18 +111,15 @@ impl<O: Observer> Turn<O> {
     {
         let mut task = monoio::spawn(future);
         let output = poll_fn(|context| {
-            match &mut *self.last.borrow_mut() {
-                Some(waker) if waker.will_wake(context.waker()) => {
-                    if self.state.replace(State::Closed) != State::Closed {
-                        self.observer.ended(Instant::now());
-                    }
-                }
-                // The first time, before any task has run.
-                last => {
-                    *last = Some(context.waker().clone());
-                    self.state.set(State::Closed);
-                }
+            // The first time is before any task has run.
+            if matches!(self.state.replace(State::Closed), State::Quiet | State::Open) {
+                self.observer.ended(Instant::now());
             }
+            let mut last = self.last.borrow_mut();
+            if !last.as_ref().is_some_and(|last| last.will_wake(context.waker())) {
+                *last = Some(context.waker().clone());
+            }
+            drop(last);
             Pin::new(&mut task).poll(context)
         })
         .await;

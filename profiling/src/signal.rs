@@ -28,8 +28,8 @@ use crate::engine::{CpuRequest, EngineError};
 use crate::symbols::Symbols;
 use crate::threads;
 
-/// Captures at once; each has a ring.
-const CAPTURES_MAX: usize = 2;
+/// Captures at once; each has a ring of 4 MB once it was needed. More than run: one that was told to end has its ring until it has read it.
+const CAPTURES_MAX: usize = 4;
 /// The session of the asker, after those of the captures.
 const ASKER: usize = CAPTURES_MAX;
 /// Samples of a ring: 80 000 a second.

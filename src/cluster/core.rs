@@ -486,6 +486,9 @@ impl Core {
             let now = self.at(instant);
             let mut actions = self.gathered.take();
             self.coordinator.borrow_mut().tick(now, &mut actions);
+            if let Some(turn) = self.turn.as_ref().filter(|_| !actions.is_empty()) {
+                turn.busy();
+            }
             self.carry_out(now, actions);
             for link in self.links.borrow().iter().flatten() {
                 link.release();

@@ -85,19 +85,26 @@ pub struct Turn {
     pub stop: Arc<AtomicBool>,
 }
 
-/// Ends a capture early when it is dropped.
-pub struct Ends(Arc<AtomicBool>);
+/// Ends a capture early when it is dropped, and lets another have its turn.
+pub struct Ends {
+    captures: Arc<Captures>,
+    number: u64,
+}
 
 impl Drop for Ends {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        let mut state = self.captures.state.lock();
+        if let Some(running) = state.running.iter_mut().find(|running| running.number == self.number) {
+            running.ending = true;
+            running.stop.store(true, Ordering::Relaxed);
+        }
     }
 }
 
 impl Turn {
     /// For who waits for the capture.
     pub fn guard(&self) -> Ends {
-        Ends(self.stop.clone())
+        Ends { captures: self.captures.clone(), number: self.number }
     }
 }
 
@@ -122,15 +129,16 @@ impl Captures {
     pub fn begin(self: &Arc<Self>, event: Event, force: bool) -> Result<Turn, Busy> {
         let mut state = self.state.lock();
         let of_kind = || state.running.iter().filter(|running| running.event == event);
-        if of_kind().filter(|running| !running.ending).count() >= RUNNING_MAX {
-            if !force || of_kind().count() >= RUNNING_MAX + ENDING_MAX {
-                return Err(Busy);
-            }
-            let oldest = state.running.iter_mut().find(|running| running.event == event && !running.ending);
-            if let Some(oldest) = oldest {
-                oldest.ending = true;
-                oldest.stop.store(true, Ordering::Relaxed);
-            }
+        let is_full = of_kind().filter(|running| !running.ending).count() >= RUNNING_MAX;
+        // Those that end have their threads and memory still.
+        if is_full && !force || of_kind().count() >= RUNNING_MAX + ENDING_MAX {
+            return Err(Busy);
+        }
+        if is_full
+            && let Some(oldest) = state.running.iter_mut().find(|running| running.event == event && !running.ending)
+        {
+            oldest.ending = true;
+            oldest.stop.store(true, Ordering::Relaxed);
         }
         state.next += 1;
         let (number, stop) = (state.next, Arc::new(AtomicBool::new(false)));
@@ -256,9 +264,18 @@ mod tests {
         assert!(third.stop.load(Ordering::Relaxed));
         drop((third, fourth));
         assert_eq!(captures.running(), [Event::Cpu]);
-        // Who waits for it goes away: it ends, and has its place until it has.
-        drop(fifth.guard());
-        assert!(fifth.stop.load(Ordering::Relaxed) && captures.running() == [Event::Cpu]);
+        // Those who wait go away: their captures end and others have their turn, but no more than four threads work at it.
+        let rest: Vec<Turn> = (0..3)
+            .map(|_| {
+                let turn = captures.begin(Event::Cpu, false).expect("a turn");
+                drop(turn.guard());
+                assert!(turn.stop.load(Ordering::Relaxed));
+                turn
+            })
+            .collect();
+        assert!(captures.begin(Event::Cpu, false).is_err() && captures.begin(Event::Cpu, true).is_err());
+        drop(rest);
+        assert_eq!(captures.running(), [Event::Cpu]);
         drop(fifth);
         assert!(captures.running().is_empty());
     }

@@ -14,7 +14,7 @@ use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{HeaderName, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use bytes::Bytes;
 use koltso_profiling::capture::{Capture, Event};
 use koltso_profiling::engine::{EngineError, cpu_engine, step_aside};
@@ -26,7 +26,8 @@ use self::captures::{Busy, Captures, KEPT_BYTES_MAX, KEPT_MAX, Kept};
 use self::request::Format;
 use crate::node::Node;
 
-const GO_PPROF: HeaderName = HeaderName::from_static("x-go-pprof");
+/// Of every error below `/debug/pprof`.
+pub const GO_PPROF: HeaderName = HeaderName::from_static("x-go-pprof");
 const CAPTURE: HeaderName = HeaderName::from_static("x-koltso-capture");
 
 /// What the handlers share.
@@ -124,7 +125,7 @@ async fn profile(
     RawQuery(query): RawQuery,
 ) -> Response {
     let asked = match request::parse(&name, query.as_deref().unwrap_or_default()) {
-        None => return refuse(StatusCode::NOT_FOUND, "There is no such profile; /debug/pprof/ lists them."),
+        None => return no_such().await,
         Some(Err(sentence)) => return refuse(StatusCode::BAD_REQUEST, &sentence),
         Some(Ok(asked)) => asked,
     };
@@ -276,6 +277,10 @@ async fn index(State(Debug { captures, .. }): State<Debug>, RawQuery(query): Raw
     Html(body).into_response()
 }
 
+async fn no_such() -> Response {
+    refuse(StatusCode::NOT_FOUND, "There is no such profile; /debug/pprof/ lists them.")
+}
+
 /// The head alone would cost a whole capture.
 async fn no_head(request: Request, next: Next) -> Response {
     if request.method() == Method::HEAD {
@@ -306,6 +311,8 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/debug/pprof/captures", get(list).fallback(wrong))
         .route("/debug/pprof/diff", get(diff).fallback(wrong))
         .route("/debug/pprof/{name}", get(profile).fallback(wrong))
+        .route("/debug/pprof/{name}/{*rest}", any(no_such))
+        .route("/debug/pprof/{name}/", any(no_such))
         .layer(middleware::from_fn(no_head))
         .with_state(Debug { captures: Arc::default(), node, formats: Arc::new(Semaphore::new(FORMATS_MAX)) })
 }

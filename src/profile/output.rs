@@ -97,7 +97,12 @@ impl Output {
         }
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-        let file = File::create(&temporary).map_err(|e| format!("--out {} cannot be written: {e}", path.display()))?;
+        // Never through a link that somebody put there.
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .open(&temporary)
+            .map_err(|e| format!("--out {} cannot be written: {e}", path.display()))?;
         let names = Some(Names { path: path.to_owned(), temporary, renamed: false });
         Ok(Self { names, to: BufWriter::new(Box::new(file)) })
     }

@@ -218,7 +218,11 @@ impl Writer {
         while !self.tail.is_ready(size) {
             self.shared.stats.stalls.fetch_add(1, Ordering::Relaxed);
             let segment = self.tail.segment();
-            self.shared.room_for(u64::from(SLICE), need)?;
+            match self.shared.room_for(u64::from(SLICE), need) {
+                // The provisioning thread took the last room, for this segment.
+                Err(_) if self.tail.is_ready(size) => return Ok(()),
+                room => room?,
+            }
             let more = waiting(&"space for the log", || segment.extend(&*self.shared.options.disk, false))
                 .map_err(|e| self.shared.write_error(&e))?;
             // `more` is false, too, when the provisioning thread has made the rest ready since it was asked above.

@@ -26,6 +26,10 @@ pub const MESSAGE_MAX: usize = 1 << 20;
 /// Locations, and functions.
 const LOCATIONS_MAX: usize = 1 << 20;
 const STRINGS_MAX: usize = 1 << 21;
+/// Bytes of one string: the longest names of generic functions have some thousands.
+const STRING_MAX: usize = 64 << 10;
+/// Bytes of the names that frames have, each counted as often as a frame has it.
+const NAMES_MAX: usize = 64 << 20;
 const MAPPINGS_MAX: usize = 4096;
 const TYPES_MAX: usize = 64;
 /// Threads that are told apart; the samples of those after them are of an unknown one.
@@ -168,7 +172,8 @@ struct Parts<'a> {
     mappings: Vec<message::Mapping>,
     locations: Vec<&'a [u8]>,
     functions: Vec<&'a [u8]>,
-    strings: Vec<&'a [u8]>,
+    /// Bytes that are no UTF-8 are replaced: other languages have such names.
+    strings: Vec<Cow<'a, str>>,
     time_nanos: i64,
     duration_nanos: i64,
     period_type: Option<message::ValueType>,
@@ -193,7 +198,12 @@ impl<'a> Parts<'a> {
                 (5, Some(Content::Bytes(function))) => {
                     push(&mut parts.functions, function, "functions", LOCATIONS_MAX)?;
                 }
-                (6, Some(Content::Bytes(text))) => push(&mut parts.strings, text, "strings", STRINGS_MAX)?,
+                (6, Some(Content::Bytes(text))) if text.len() > STRING_MAX => {
+                    return Err(DecodeError::TooMany { what: "bytes in a string", most: STRING_MAX });
+                }
+                (6, Some(Content::Bytes(text))) => {
+                    push(&mut parts.strings, String::from_utf8_lossy(text), "strings", STRINGS_MAX)?;
+                }
                 (9, Some(Content::Number(nanos))) => parts.time_nanos = nanos.cast_signed(),
                 (10, Some(Content::Number(nanos))) => parts.duration_nanos = nanos.cast_signed(),
                 (11, Some(Content::Bytes(of))) => parts.period_type = Some(message(of)?),
@@ -221,12 +231,11 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// Bytes that are no UTF-8 are replaced: other languages have such names.
-    fn string(&self, id: i64) -> Result<Cow<'a, str>, DecodeError> {
+    fn string(&self, id: i64) -> Result<Cow<'_, str>, DecodeError> {
         let found = usize::try_from(id).ok().and_then(|id| self.strings.get(id));
         // A profile of nothing may have no table.
-        let found = found.copied().or((id == 0).then_some(&[][..]));
-        found.map(String::from_utf8_lossy).ok_or(DecodeError::Missing { what: "string", id: id.cast_unsigned() })
+        let found = found.map(|text| &**text).or((id == 0).then_some(""));
+        found.map(Cow::Borrowed).ok_or(DecodeError::Missing { what: "string", id: id.cast_unsigned() })
     }
 
     fn value_type(&self, of: message::ValueType) -> Result<ValueType, DecodeError> {
@@ -299,6 +308,7 @@ impl<'a> Parts<'a> {
             mappings.insert(mapping.id, (file, kernel));
         }
 
+        let mut names_bytes = 0;
         let mut stacks = HashMap::with_capacity(self.locations.len());
         for &bytes in &self.locations {
             let location: message::Location = message(bytes)?;
@@ -319,6 +329,10 @@ impl<'a> Parts<'a> {
                 let (name, file) = (self.string(function.name)?, self.string(function.filename)?);
                 let name = if name.is_empty() { self.string(function.system_name)? } else { name };
                 let place = if index + 1 < location.line.len() { Place::Inlined } else { place };
+                names_bytes += name.len() + file.len();
+                if names_bytes > NAMES_MAX {
+                    return Err(DecodeError::TooMany { what: "bytes of names", most: NAMES_MAX });
+                }
                 frames.push(Frame {
                     function: name.as_ref().into(),
                     file: (!file.is_empty()).then(|| file.as_ref().into()),
@@ -395,7 +409,7 @@ impl<'a> Parts<'a> {
         Ok(())
     }
 
-    fn thread(&self, sample: &message::Sample) -> Result<Option<Cow<'a, str>>, DecodeError> {
+    fn thread(&self, sample: &message::Sample) -> Result<Option<Cow<'_, str>>, DecodeError> {
         for label in &sample.label {
             if label.str != 0 && ["thread", "thread_name", "thread name"].contains(&&*self.string(label.key)?) {
                 return self.string(label.str).map(Some);

@@ -86,6 +86,8 @@ pub(super) struct Watcher {
     report: Report,
     /// From the first stall on.
     asker: Option<Asker>,
+    /// Signals are somebody else's.
+    no_asker: bool,
     /// The kernel does not say where threads are blocked.
     no_kernel: bool,
     /// When a turn was last seen.
@@ -94,7 +96,7 @@ pub(super) struct Watcher {
 
 impl Watcher {
     pub(super) fn new(shared: Arc<Shared>, messages: Receiver<Message>, report: Report) -> Self {
-        Self { shared, messages, report, asker: None, no_kernel: false, active_ns: 0 }
+        Self { shared, messages, report, asker: None, no_asker: false, no_kernel: false, active_ns: 0 }
     }
 
     pub(super) fn run(mut self) {
@@ -103,12 +105,24 @@ impl Watcher {
             let idle = self.shared.ns(Instant::now()).saturating_sub(self.active_ns) > IDLE;
             let message = if idle { self.sleep() } else { self.messages.recv_timeout(Duration::from_nanos(wait_ns)) };
             match message {
-                Ok(Message::Awake) => self.active_ns = self.shared.ns(Instant::now()),
-                Ok(Message::Stalled { line, began_ns, lasted_ns }) => self.ended(&line, began_ns, lasted_ns),
+                Ok(message) => {
+                    self.take(message);
+                    // Cores that stall together end together: all of them before the next look, which may see their next turns.
+                    while let Ok(message) = self.messages.try_recv() {
+                        self.take(message);
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 // Not before `stop`.
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Awake => self.active_ns = self.shared.ns(Instant::now()),
+            Message::Stalled { line, began_ns, lasted_ns } => self.ended(&line, began_ns, lasted_ns),
         }
     }
 
@@ -178,8 +192,9 @@ impl Watcher {
     }
 
     fn ask(&mut self, tid: u32) -> bool {
-        if self.asker.is_none() {
+        if self.asker.is_none() && !self.no_asker {
             self.asker = Asker::new().ok();
+            self.no_asker = self.asker.is_none();
         }
         self.asker.as_ref().is_some_and(|asker| asker.ask(tid))
     }
