@@ -179,7 +179,7 @@ fn saved_profiles_are_shown_and_compared() {
     let diff = folder.file("diff.html");
     done(&[&base, &new, "--out", &diff]);
     let html = text(&diff);
-    assert!(html.contains("\"kind\":\"diff\"") && html.contains("<title>cpu: new.pb.gz against base.pb.gz"));
+    assert!(html.contains("\"kind\":\"diff\"") && html.contains("<title>allocs: new.pb.gz against base.pb.gz"));
     let data = html.split_once("id=\"data\">").unwrap().1.split_once("</script>").unwrap().0;
     let data: serde_json::Value = serde_json::from_str(data).unwrap();
     let sides = data["sides"].as_array().unwrap();

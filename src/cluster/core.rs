@@ -486,7 +486,7 @@ impl Core {
             let now = self.at(instant);
             let mut actions = self.gathered.take();
             self.coordinator.borrow_mut().tick(now, &mut actions);
-            if let Some(turn) = self.turn.as_ref().filter(|_| !actions.is_empty()) {
+            if let Some(turn) = self.turn.as_ref().filter(|_| busy) {
                 turn.busy();
             }
             self.carry_out(now, actions);

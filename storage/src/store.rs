@@ -511,7 +511,8 @@ impl Shared {
     }
 
     pub(crate) fn new_writer(self: &Arc<Self>, privileged: bool) -> io::Result<Writer> {
-        let tail = self.create_segment(if privileged { Need::Compaction } else { Need::Value })?;
+        // From the reserve, too: what was killed on a full disk has to start on it.
+        let tail = self.create_segment(Need::Compaction)?;
         let log = Arc::new(LogState::new(tail.segment(), privileged));
         self.logs.lock().push(log.clone());
         Ok(Writer::new(self.clone(), log, tail))
