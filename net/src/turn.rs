@@ -24,7 +24,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
@@ -104,12 +103,10 @@ impl<O: Observer> Turn<O> {
         }
     }
 
-    /// Runs `future` as a task; to be what `block_on` is given, since only that is polled after all tasks.
-    pub async fn run<F>(self: Rc<Self>, future: F) -> F::Output
-    where
-        F: Future + 'static,
-    {
-        let mut task = monoio::spawn(future);
+    /// Runs `future`; to be what `block_on` is given, since only that is polled after all tasks. What it does itself is a turn, too,
+    /// if it says so: it is polled again at once then.
+    pub async fn run<F: Future>(self: Rc<Self>, future: F) -> F::Output {
+        let mut future = std::pin::pin!(future);
         let output = poll_fn(|context| {
             // The first time is before any task has run.
             if matches!(self.state.replace(State::Closed), State::Quiet | State::Open) {
@@ -120,7 +117,7 @@ impl<O: Observer> Turn<O> {
                 *last = Some(context.waker().clone());
             }
             drop(last);
-            Pin::new(&mut task).poll(context)
+            future.as_mut().poll(context)
         })
         .await;
         self.state.set(State::Off);
