@@ -1,7 +1,7 @@
 //! Requests whose body is not wholly in the read buffer: asks the service, then collects the body.
 //!
 //! Bounds: `body_max` a body, `body_bytes_max` a core, `request_timeout` from the request's first byte. Memory grows as data
-//! arrives, doubling from [`FIRST_STEP`]: a `Content-Length` alone costs a reservation on paper and no memory.
+//! arrives, doubling from [`FIRST_STEP`] to [`DOUBLED_MAX`] and then the rest: a `Content-Length` alone costs a reservation on paper and no memory.
 //!
 //! Tested in `tests/body.rs` and `tests/limits.rs`.
 
@@ -21,6 +21,8 @@ use crate::http::{Framing, Head, Parsed, Reply, ReplyContext};
 
 /// The first allocation for a body.
 const FIRST_STEP: usize = 64 * 1024;
+/// A body that has come so far gets the rest of its memory at once.
+const DOUBLED_MAX: usize = 1024 * 1024;
 /// Free room behind the head while a chunked body is decoded through the read buffer.
 const CHUNK_ROOM: usize = 16 * 1024;
 /// The rest of a refused body is read over up to this size; past it the connection closes.
@@ -149,7 +151,10 @@ impl<S: Service> Connection<S> {
         self.reading();
         while body.len() < length {
             if body.len() == body.capacity() {
-                body.reserve_exact(body.len().min(length - body.len()));
+                // By doubling at first, so that nobody gets memory for a promise; then all of it at once, which is reserved anyway: each
+                // doubling leaves a large block to the allocator, which keeps it for a while.
+                let rest = length - body.len();
+                body.reserve_exact(if body.len() < DOUBLED_MAX { body.len().min(rest) } else { rest });
             }
             let (from, to) = (body.len(), body.capacity().min(length));
             let (result, slice) = self.stream.read(body.slice_mut(from..to)).await;
