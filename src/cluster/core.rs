@@ -25,7 +25,7 @@ use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReaso
 use koltso_storage::{KeyHash, Lookup, VALUE_MAX_LIMIT, Value, Version, WriteError};
 use monoio::task::JoinHandle;
 
-use super::{Cluster, SKEW_MAX_MS, replica};
+use super::{Cluster, SKEW_MAX_MS, believe, replica};
 use crate::clock::now_ms;
 use crate::engine::{Engine, Written};
 use crate::node::Node;
@@ -592,7 +592,7 @@ impl LinkHandler for Core {
     ) -> Result<(), String> {
         let (node, now) = (NodeIndex(peer as u8), self.at(now));
         if let wire::Reply::Pong { wall_ms, clock } = reply {
-            if Version::new(clock, 0).unix_ms() <= now.wall_ms + replica::FUTURE_MAX_MS {
+            if believe::credible(clock, now.wall_ms) {
                 self.node.clock.observe(clock);
             }
             let round_trip = self.coordinator.borrow_mut().probed(now, node);
@@ -606,15 +606,10 @@ impl LinkHandler for Core {
         }
         let id = RequestId(number);
         let mut coordinator = self.coordinator.borrow_mut();
-        if let Some(expected) = coordinator.key_hash(id)
-            && expected.0 != key_hash
-        {
-            return Err("it answered about another key than the one it was asked for".to_owned());
-        }
+        // (What is not in flight any more was asked about some key; nobody knows which.)
+        let asked = coordinator.key_hash(id).unwrap_or(KeyHash(key_hash));
+        believe::reply(asked, key_hash, &reply, now.wall_ms)?;
         if let wire::Reply::Superseded(newer) = &reply {
-            if version(*newer).unix_ms() > now.wall_ms + replica::FUTURE_MAX_MS {
-                return Err("it has a version from more than a year ahead".to_owned());
-            }
             self.node.clock.observe(newer.clock);
         }
         let reply = match &reply {

@@ -3,12 +3,14 @@
 //! - `core.rs`: one core's coordinator, its links to the peers, the clients that wait.
 //! - `answers.rs`: what a coordinator's answer is in HTTP.
 //! - `replica.rs`: what this node does for peers that coordinate.
+//! - `believe.rs`: what is not believed of a peer.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
 //! - `replay.rs`: the connections over which missed writes are replayed.
 //!
 //! Every core has a coordinator and one link to each peer of its own, so that no request is handed from core to core.
 
 mod answers;
+mod believe;
 mod core;
 mod peers;
 mod replay;

@@ -13,7 +13,7 @@ use koltso_net::replica::frame::encode_request;
 use koltso_net::replica::{self as wire, Identity, Stamp};
 use koltso_storage::{KeyHash, VALUE_MAX_LIMIT};
 
-use super::{Cluster, SKEW_MAX_MS};
+use super::{Cluster, SKEW_MAX_MS, believe};
 use crate::clock::now_ms;
 
 /// How long a peer may take for the handshake, and for the confirmations of a window.
@@ -79,16 +79,18 @@ impl Target for Line {
         self.connection.send(&self.buffer).map_err(|e| e.to_string())?;
         let mut confirmed = Vec::with_capacity(records.len());
         for (expected, record) in records.iter().enumerate() {
-            let wanted = (expected as u64, KeyHash::of(&record.key).0);
-            let received = self.connection.receive(|number, key_hash, reply| match reply {
-                _ if (number, key_hash) != wanted => {
-                    Err("it answered about another key than the one it was asked for".to_owned())
+            let received = self.connection.receive(|number, key_hash, reply| {
+                if number != expected as u64 {
+                    return Err("it answered another request than the one whose turn it is".to_owned());
                 }
-                wire::Reply::Applied | wire::Reply::Superseded(_) => Ok(Confirmed::Taken),
-                // It never will take it, and everything behind it would wait.
-                wire::Reply::Refused(wire::Refused::TooLarge) => Ok(Confirmed::Taken),
-                wire::Reply::Refused(_) => Ok(Confirmed::Refused),
-                _ => Err("it answered a write as if it were a read".to_owned()),
+                believe::reply(KeyHash::of(&record.key), key_hash, &reply, now_ms())?;
+                match reply {
+                    wire::Reply::Applied | wire::Reply::Superseded(_) => Ok(Confirmed::Taken),
+                    // It never will take it, and everything behind it would wait.
+                    wire::Reply::Refused(wire::Refused::TooLarge) => Ok(Confirmed::Taken),
+                    wire::Reply::Refused(_) => Ok(Confirmed::Refused),
+                    _ => Err("it answered a write as if it were a read".to_owned()),
+                }
             });
             confirmed.push(received.map_err(|e| e.to_string())??);
         }

@@ -18,14 +18,12 @@ use koltso_net::replica::{
 use koltso_storage::{KeyHash, Lookup, Unverified, VALUE_MAX_LIMIT, Value, Version};
 
 use super::peers::Served;
-use super::{Cluster, core};
+use super::{Cluster, believe, core};
 use crate::clock::now_ms;
 use crate::engine::{Engine, Written};
 use crate::node::Node;
 use crate::stalls::Turn;
 
-/// Versions further in the future than this are no versions.
-pub(super) const FUTURE_MAX_MS: u64 = 366 * 24 * 3_600_000;
 /// Connections of peers to one core.
 const CONNECTIONS_MAX: usize = 4096;
 
@@ -63,8 +61,7 @@ impl Replica {
 
     fn write(&self, key: &[u8], value: Option<&[u8]>, version: Stamp, expires_at_ms: u64) -> Reply<'static> {
         let version = Version::new(version.clock, version.node);
-        // A day ahead can be the past of a clock that was wrong once; a year cannot, and would take the clock of all nodes along.
-        if version.clock == 0 || version.unix_ms() > now_ms() + FUTURE_MAX_MS {
+        if version.clock == 0 || !believe::credible(version.clock, now_ms()) {
             return Reply::Refused(wire::Refused::Failed);
         }
         self.node.clock.observe(version.clock);
@@ -128,7 +125,7 @@ impl ReplicaService for Replica {
             }
             Request::Read { key, value } => self.read(KeyHash::of(key).0, key, value, replies),
             Request::Ping { clock, .. } => {
-                if Version::new(clock, 0).unix_ms() <= now_ms() + FUTURE_MAX_MS {
+                if believe::credible(clock, now_ms()) {
                     self.node.clock.observe(clock);
                 }
                 replies.reply(0, &Reply::Pong { wall_ms: now_ms(), clock: self.node.clock.last() });
