@@ -1,6 +1,7 @@
 //! The engine's threads, each with one task, so that none waits for another's disk:
 //!
-//! - `provision` keeps allocated, populated space ahead of each writer, and a spare segment where one is soon needed;
+//! - `provision` keeps allocated, populated space ahead of each writer, a spare segment where one is soon needed, and memory for
+//!   the index to grow into;
 //! - `seal` sorts what was written, and gives rolled segments their sidecars;
 //! - `sync` puts the logs on disk in the mode "every so often";
 //! - `compact` gives space back.
@@ -215,6 +216,7 @@ fn provision(shared: &Arc<Shared>) {
             log.nudged.store(false, Ordering::Release);
             more |= provide(shared, log, *ahead);
         }
+        shared.index.provide();
         if !more {
             if let Some(thread) = &*shared.threads.seal.lock() {
                 thread.unpark();
@@ -242,7 +244,7 @@ fn provide(shared: &Shared, log: &LogState, ahead: u32) -> bool {
         return false;
     }
     match shared.room_for(u64::from(SLICE), need) {
-        Ok(()) if wanted => segment.extend(&*shared.options.disk, true).unwrap_or(false),
+        Ok(()) if wanted => segment.extend_ahead(&*shared.options.disk).unwrap_or(false),
         Ok(()) | Err(WriteError::DiskFull) => false,
         Err(_) => false,
     }

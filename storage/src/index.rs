@@ -83,6 +83,8 @@ const _: () = assert!(size_of::<Stripe>() == 64);
 pub(crate) struct Index {
     stripes: Box<[Stripe]>,
     segments: Box<[AtomicPtr<Segment>]>,
+    /// What the stripes' tables lie in.
+    slabs: Slabs,
 }
 
 /// A stripe under its lock.
@@ -138,7 +140,13 @@ impl Index {
         Self {
             stripes: (0..PARTITIONS).map(|_| stripe()).collect(),
             segments: (0..SLOTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
+            slabs,
         }
+    }
+
+    /// Makes memory ready for tables that are about to grow.
+    pub(crate) fn provide(&self) {
+        self.slabs.provide();
     }
 
     /// Makes room for `keys` keys in all, so that loading them does not grow every table several times.

@@ -223,7 +223,8 @@ impl Writer {
                 Err(_) if self.tail.is_ready(size) => return Ok(()),
                 room => room?,
             }
-            let more = waiting(&"space for the log", || segment.extend(&*self.shared.options.disk, false))
+            let wanted = self.tail.position() + size as u32;
+            let more = waiting(&"space for the log", || segment.extend(&*self.shared.options.disk, wanted))
                 .map_err(|e| self.shared.write_error(&e))?;
             // `more` is false, too, when the provisioning thread has made the rest ready since it was asked above.
             assert!(more || self.tail.is_ready(size), "a record that fits a segment fits its ready part in the end");
