@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use koltso_net::server::{self, Limits};
+use koltso_storage::schedule;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -198,6 +199,7 @@ pub fn spawn(node: &Arc<Node>, listeners: Vec<TcpListener>) -> io::Result<Vec<Jo
             if let Some(processor) = processor {
                 pin(processor);
             }
+            schedule::ask_for_short_slices();
             run(node, core, listener)
         };
         threads.push(thread::Builder::new().name(format!("koltso-core-{core}")).spawn(body)?);

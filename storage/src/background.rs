@@ -20,6 +20,7 @@ use koltso_locks::{Mutex, waiting};
 use crate::WriteError;
 use crate::compact;
 use crate::log::LogState;
+use crate::schedule;
 use crate::segment::{SLICE, Segment, Tail};
 use crate::sidecar::Sidecar;
 use crate::store::{Need, Shared, SyncMode};
@@ -54,19 +55,13 @@ impl Default for Background {
     }
 }
 
-#[allow(unsafe_code)]
-fn be_nice() {
-    // SAFETY: a plain system call; on Linux it concerns the calling thread only. Failing costs nothing.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
-}
-
 impl Background {
     pub(crate) fn start(shared: &Arc<Shared>) -> std::io::Result<()> {
         let spawn = |name: &str, nice: bool, body: fn(&Arc<Shared>)| {
             let shared = shared.clone();
             thread::Builder::new().name(format!("koltso-{name}")).spawn(move || {
                 if nice {
-                    be_nice();
+                    schedule::be_nice();
                 }
                 body(&shared);
             })

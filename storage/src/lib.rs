@@ -40,6 +40,7 @@ mod order;
 mod record;
 mod recovery;
 mod scan;
+pub mod schedule;
 mod segment;
 mod sidecar;
 mod slab;
