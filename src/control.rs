@@ -30,6 +30,7 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::debug;
 use crate::metrics::Scrape;
 use crate::node::Node;
+use crate::refusal::{refuse, wrong_method};
 use crate::status;
 
 /// Connections that wait for the control plane.
@@ -91,11 +92,6 @@ struct App {
     dedicated: bool,
 }
 
-/// A refusal as one plain sentence.
-fn plain(status: StatusCode, sentence: &str) -> Response {
-    (status, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], format!("{sentence}\n")).into_response()
-}
-
 /// Compares without stopping at the first difference, so that the time taken tells nothing about the token.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
@@ -116,15 +112,15 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
         let given = given.map(|value| value.split_at_checked(7).unwrap_or((value, b"")));
         let token_given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, token)| token);
         if given.is_none() && !is_loopback(address) {
-            return plain(StatusCode::FORBIDDEN, "This path needs the token: send Authorization: Bearer TOKEN.");
+            return refuse(StatusCode::FORBIDDEN, "This path needs the token: send Authorization: Bearer TOKEN.");
         }
         if given.is_some() && !token_given.is_some_and(|given| same(given, token.as_bytes())) {
-            let mut response = plain(StatusCode::UNAUTHORIZED, "The token is not the one of this server.");
+            let mut response = refuse(StatusCode::UNAUTHORIZED, "The token is not the one of this server.");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
             return response;
         }
     } else if !is_loopback(address) && !app.dedicated {
-        return plain(
+        return refuse(
             StatusCode::FORBIDDEN,
             "This server listens beyond loopback, so this path needs --admin-token-file or --admin-listen.",
         );
@@ -163,12 +159,8 @@ async fn status(State(app): State<App>) -> Response {
 }
 
 fn router(app: &App) -> Router {
-    let nowhere = || async { plain(StatusCode::BAD_REQUEST, "There is no such path; see /status and /metrics.") };
-    let wrong = || async {
-        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "This path knows GET only.");
-        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET"));
-        response
-    };
+    let nowhere = || async { refuse(StatusCode::BAD_REQUEST, "There is no such path; see /status and /metrics.") };
+    let wrong = || async { wrong_method("GET") };
     Router::new()
         .route("/metrics", get(metrics).fallback(wrong))
         .route("/status", get(status).fallback(wrong))

@@ -20,6 +20,7 @@ mod metrics;
 mod node;
 mod profile;
 mod range;
+mod refusal;
 mod serve;
 mod stalls;
 mod status;

@@ -25,8 +25,9 @@ use tokio::sync::{Semaphore, oneshot};
 use self::captures::{Busy, Captures, KEPT_BYTES_MAX, KEPT_MAX, Kept};
 use self::request::Format;
 use crate::node::Node;
+use crate::refusal::{refuse, wrong_method};
 
-/// Of every error below `/debug/pprof`.
+/// Of every error below `/debug/pprof`, so that `go tool pprof` prints its sentence. The control plane adds it, to those of its guard, too.
 pub const GO_PPROF: HeaderName = HeaderName::from_static("x-go-pprof");
 const CAPTURE: HeaderName = HeaderName::from_static("x-koltso-capture");
 
@@ -43,12 +44,8 @@ struct Debug {
 const FORMATS_MAX: usize = 2;
 
 const HTML: &str = "text/html; charset=utf-8";
-
-/// A refusal, which `go tool pprof` prints.
-fn refuse(status: StatusCode, sentence: &str) -> Response {
-    let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (GO_PPROF, "1")];
-    (status, headers, format!("{sentence}\n")).into_response()
-}
+const SVG: &str = "image/svg+xml";
+const TEXT: &str = "text/plain; charset=utf-8";
 
 fn title(capture: &Capture) -> String {
     let seconds = capture.duration_ns as f64 / 1e9;
@@ -64,12 +61,12 @@ fn give(kept: &Kept, format: Format) -> Response {
     let value = capture.default_type;
     let (kind, body) = match format {
         Format::Pprof => ("application/octet-stream", proto::encode(capture)),
-        Format::Html => ("text/html; charset=utf-8", page::flamegraph(capture, &title(capture)).into_bytes()),
-        Format::Heatmap => ("text/html; charset=utf-8", page::heatmap(capture, &title(capture)).into_bytes()),
-        Format::Svg => ("image/svg+xml", svg::flamegraph(capture, &title(capture), value).into_bytes()),
-        Format::Folded => ("text/plain; charset=utf-8", text::folded(capture, value).into_bytes()),
-        Format::PerfScript => ("text/plain; charset=utf-8", text::perf_script(capture).into_bytes()),
-        Format::Text => ("text/plain; charset=utf-8", text::top(capture, value).into_bytes()),
+        Format::Html => (HTML, page::flamegraph(capture, &title(capture)).into_bytes()),
+        Format::Heatmap => (HTML, page::heatmap(capture, &title(capture)).into_bytes()),
+        Format::Svg => (SVG, svg::flamegraph(capture, &title(capture), value).into_bytes()),
+        Format::Folded => (TEXT, text::folded(capture, value).into_bytes()),
+        Format::PerfScript => (TEXT, text::perf_script(capture).into_bytes()),
+        Format::Text => (TEXT, text::top(capture, value).into_bytes()),
     };
     ([(header::CONTENT_TYPE, kind.to_owned()), (CAPTURE, kept.id.to_string())], body).into_response()
 }
@@ -167,7 +164,7 @@ async fn diff(State(Debug { captures, formats, .. }): State<Debug>, RawQuery(que
             let work = move || {
                 let (base, new) = (&base.capture, &new.capture);
                 match format {
-                    Format::Svg => given("image/svg+xml", svg::difference(base, new, &title)),
+                    Format::Svg => given(SVG, svg::difference(base, new, &title)),
                     Format::Folded => plain(text::folded_difference(base, new)),
                     _ => given(HTML, page::diff(base, new, &title)),
                 }
@@ -210,7 +207,7 @@ fn given(kind: &'static str, text: String) -> Response {
 }
 
 fn plain(text: String) -> Response {
-    given("text/plain; charset=utf-8", text)
+    given(TEXT, text)
 }
 
 /// Names of addresses of this process, for tools that have none: as Go's, the addresses come in the query or as the body of a POST.
@@ -284,25 +281,15 @@ async fn no_such() -> Response {
 /// The head alone would cost a whole capture.
 async fn no_head(request: Request, next: Next) -> Response {
     if request.method() == Method::HEAD {
-        let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "This path knows GET only.");
-        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET"));
-        return response;
+        return wrong_method("GET");
     }
     next.run(request).await
 }
 
 /// The routes, to be joined with those of the control plane and behind its guard.
 pub fn router(node: Arc<Node>) -> Router {
-    let wrong = || async {
-        let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "This path knows GET only.");
-        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET"));
-        response
-    };
-    let wrong_for_symbol = || async {
-        let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "This path knows GET and POST only.");
-        response.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static("GET, POST"));
-        response
-    };
+    let wrong = || async { wrong_method("GET") };
+    let wrong_for_symbol = || async { wrong_method("GET, POST") };
     Router::new()
         .route("/debug/pprof/symbol", get(symbol).post(symbol).fallback(wrong_for_symbol))
         .route("/debug/pprof/", get(index).fallback(wrong))

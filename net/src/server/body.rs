@@ -1,7 +1,8 @@
 //! Requests whose body is not wholly in the read buffer: asks the service, then collects the body.
 //!
 //! Bounds: `body_max` a body, `body_bytes_max` a core, `request_timeout` from the request's first byte. Memory grows as data
-//! arrives, doubling from [`FIRST_STEP`] to [`DOUBLED_MAX`] and then the rest: a `Content-Length` alone costs a reservation on paper and no memory.
+//! arrives, doubling from [`FIRST_STEP`] to [`DOUBLED_MAX`] and then the rest: a `Content-Length` alone costs a reservation on
+//! paper and no memory.
 //!
 //! Tested in `tests/body.rs` and `tests/limits.rs`.
 
