@@ -26,7 +26,7 @@ NAME_MAX = 110
 # Functions of ours, whatever they are instantiated with.
 OURS = re.compile(r"[<&]*(?:dyn |mut |\*const |\*mut )?koltso(?:_(?!profiling)[a-z]+)?::")
 # What a node does for its captures and for the counters that a report reads; its allocator and its locks are not of that.
-PROFILER = re.compile(r"[<&]*(?:koltso_profiling::(?!alloc|locks)|koltso::(?:debug|control|metrics::Scrape)\b)")
+PROFILER = re.compile(r"[<&]*(?:koltso_profiling::(?!alloc|locks)|koltso::admin::(?:pprof|control|metrics::Scrape)\b)")
 # What stands between an allocation and who wanted it.
 LIBRARY = re.compile(r"[<&]*(?:core|std|alloc|hashbrown|smallvec|bytes)::|__rust|_*mi_|alloc<|koltso_profiling|(?:m|c|re)alloc$"
                      r"|\[libc|(?:lifecycle|panic|panicking|unwind_safe|raw_vec|vec|boxed|::call_once|::new)(?:::|$)")

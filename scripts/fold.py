@@ -19,9 +19,9 @@ CLASSES = ("HTTP", "storage", "exchange", "coordinator logic", "other")
 
 # Of a stack the innermost function that has one of these in its name decides; of such a name the first match does.
 NAMES = [
-    ("exchange", r"koltso_net::replica|koltso::cluster|koltso_hints"),
-    ("HTTP", r"koltso_net::|koltso::(?:api|range|status|metrics)\b"),
-    ("storage", r"koltso_storage|koltso::(?:engine|commit)\b"),
+    ("exchange", r"koltso_net::replica|koltso::member|koltso_hints"),
+    ("HTTP", r"koltso_net::|koltso::(?:front|admin::(?:status|metrics))\b"),
+    ("storage", r"koltso_storage|koltso::node::(?:replica|commit)\b"),
     ("coordinator logic", r"koltso_cluster"),
 ]
 NAME = re.compile("|".join("(%s)" % pattern for _, pattern in NAMES))

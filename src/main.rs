@@ -3,27 +3,12 @@
 // In a binary, `pub` means "for the other modules".
 #![allow(unreachable_pub)]
 
-mod api;
-mod bench;
-mod client;
-mod clock;
-mod cluster;
-mod commit;
-mod config;
-mod control;
-mod cores;
-mod debug;
-mod engine;
-mod http_client;
-mod local;
-mod metrics;
+mod admin;
+mod commands;
+mod front;
+mod member;
 mod node;
-mod profile;
-mod range;
-mod refusal;
-mod serve;
-mod stalls;
-mod status;
+mod settings;
 mod units;
 
 use std::process::ExitCode;
@@ -31,6 +16,9 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use koltso_profiling::alloc::Sampling;
+
+use crate::commands::{bench, client, local, profile};
+use crate::node::start;
 
 #[global_allocator]
 static ALLOCATOR: Sampling<mimalloc::MiMalloc> = Sampling::new(mimalloc::MiMalloc);
@@ -46,7 +34,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serves the HTTP API from a data folder
-    Serve(config::Flags),
+    Serve(settings::Flags),
     /// Serves a whole cluster on this machine, each node a process of its own with its data in DIR/node-1, DIR/node-2, …
     Local(local::Local),
     /// Loads servers at a constant rate and reports latencies in the layout of wrk2
@@ -90,7 +78,7 @@ fn main() -> ExitCode {
     match Cli::try_parse() {
         Err(error) => explain(&error),
         Ok(Cli { command }) => match command {
-            Command::Serve(flags) => serve::run(flags),
+            Command::Serve(flags) => start::run(flags),
             Command::Local(local) => local::run(local),
             Command::Bench(bench) => bench::run(bench),
             Command::Get(get) => client::run(|| get.run()),

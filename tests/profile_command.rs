@@ -204,7 +204,7 @@ fn what_is_no_profile_is_one_sentence() {
     refused(&[&lines, "--out", &out], &["lines.pb.gz", "gzip"]);
     refused(&["127.0.0.1:1337"], &["no file 127.0.0.1:1337", "http://HOST:PORT"]);
     refused(&[folder.0.path().to_str().unwrap()], &["cannot be read"]);
-    let go = [concat!(env!("CARGO_MANIFEST_DIR"), "/profiling/tests/data/"), "go-"].concat();
+    let go = [concat!(env!("CARGO_MANIFEST_DIR"), "/crates/profiling/tests/data/"), "go-"].concat();
     let (cpu, heap) = (format!("{go}cpu.pb.gz"), format!("{go}heap.pb.gz"));
     refused(&[&cpu, &heap, "--out", &out], &["nothing to compare", "samples, cpu", "inuse_space"]);
     refused(&[&cpu, "--out", &folder.file("none/out.html")], &["cannot be written", "No such file"]);

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use koltso_locks::{Mutex, waiting};
+use koltso_instrument::{Mutex, waiting};
 
 use crate::WriteError;
 use crate::compact;

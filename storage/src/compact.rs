@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use koltso_locks::waiting;
+use koltso_instrument::waiting;
 
 use crate::WriteError;
 use crate::disk::sync_folder;

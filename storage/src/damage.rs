@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use koltso_locks::Mutex;
+use koltso_instrument::Mutex;
 
 /// Remembered places; beyond this many, a place that is found again is counted again.
 const REMEMBERED_MAX: usize = 65_536;

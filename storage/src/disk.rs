@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use koltso_locks::waiting;
+use koltso_instrument::waiting;
 
 /// The part of the outside world that can run out or break.
 pub trait Disk: Send + Sync + 'static {

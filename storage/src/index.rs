@@ -18,7 +18,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-use koltso_locks::{Mutex, MutexGuard};
+use koltso_instrument::{Mutex, MutexGuard};
 
 use crate::hash::{KeyHash, PARTITIONS, TAG_BITS};
 use crate::record::{ALIGN, Record};

@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use koltso_locks::{Mutex, waiting};
+use koltso_instrument::{Mutex, waiting};
 
 use crate::hash::KeyHash;
 use crate::index::Place;

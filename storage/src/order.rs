@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use koltso_locks::Mutex;
+use koltso_instrument::Mutex;
 
 use crate::record::{ALIGN, Record};
 use crate::segment::{SEGMENT_HEADER, Segment};

@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use koltso_locks::Mutex;
+use koltso_instrument::Mutex;
 
 use crate::Version;
 use crate::damage::DamageLog;

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use koltso_locks::Mutex;
+use koltso_instrument::Mutex;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::disk::Disk;

@@ -19,7 +19,7 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use allocator_api2::alloc::{AllocError, Allocator};
-use koltso_locks::Mutex;
+use koltso_instrument::Mutex;
 
 const SLAB: usize = 2 << 20;
 /// Buckets of a table are cache lines.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use koltso_locks::Mutex;
+use koltso_instrument::Mutex;
 
 use crate::background::Background;
 use crate::damage::DamageLog;

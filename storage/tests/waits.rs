@@ -4,7 +4,7 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use koltso_locks::waits::{Kind, Snapshot, difference, snapshot};
+use koltso_instrument::waits::{Kind, Snapshot, difference, snapshot};
 use koltso_storage::{Lookup, Options, Store, SyncMode, Value, Version};
 
 fn found(before: &Snapshot, kind: Kind, name: &str) -> (i64, i64) {

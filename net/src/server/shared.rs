@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use koltso_locks::Mutex;
+use koltso_instrument::Mutex;
 
 use super::sys;
 

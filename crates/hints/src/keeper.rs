@@ -1,0 +1,555 @@
+//! One thread a peer, which owns the peer's hint log: it appends what is queued, and replays while the peer takes it.
+//!
+//! ```text
+//! any thread ── keep ──▶ queue ──▶ koltso-hints-N ──▶ log (files)
+//!                                       │  ▲
+//!                              window ──┘  └── confirmed        Dial, Target: the caller's
+//! ```
+//!
+//! Bounds: the queue by [`QUEUE_MAX`] and [`QUEUE_BYTES_MAX`], past which a hint is dropped and the peer needs repair; the files
+//! by [`Options`]; a window by the pace and [`WINDOW_BYTES`]; the pause after a failure by [`RETRY_MAX`]. While a target does
+//! not answer, hints wait in the queue: a target's deadline is part of the bound.
+//!
+//! Invariants: hints are appended in the order of the queue and sent in the order of the log; only the leading confirmed hints
+//! of a window are forgotten, so nothing overtakes a refused one; a connection that failed once is never used again.
+//!
+//! Tested in `tests/keeper.rs`.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use koltso_cluster::message::Record;
+use koltso_cluster::pace::Pace;
+use koltso_instrument::{Mutex, waiting};
+
+use crate::log::{Bounds, Log, OncePerMinute};
+
+/// Most hints that wait to be appended, a peer: a second of a fast node's writes while the disk or the peer holds the thread up.
+pub const QUEUE_MAX: usize = 64 << 10;
+/// Most bytes of keys and values that wait to be appended, a peer.
+pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Most bytes of keys and values in one window, unless a single record is larger.
+pub const WINDOW_BYTES: u64 = 1 << 20;
+/// About as many bytes are appended in one write.
+pub const BATCH_BYTES: usize = 1 << 20;
+/// The longest pause after a failed dial or write.
+pub const RETRY_MAX: Duration = Duration::from_secs(2);
+
+/// The shortest, so that failing is not spinning.
+const RETRY_MIN: Duration = Duration::from_millis(1);
+/// A connection without pending hints is dropped after this.
+const IDLE: Duration = Duration::from_secs(10);
+/// How often the log is synced, its position kept and its bounds looked at, when there is reason to.
+const TICK: Duration = Duration::from_secs(1);
+/// After the first hint, others are waited for: one write and one wake-up then serve many.
+const GATHER: Duration = Duration::from_millis(1);
+/// How long [`Keeper::stop`] waits: a target's reply, and what is queued.
+const STOP_MAX: Duration = Duration::from_secs(2);
+
+/// A node that can miss writes.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its index in the topology.
+    pub node: usize,
+    /// Its HTTP address, which names its folder.
+    pub url: String,
+}
+
+/// Makes connections to peers.
+pub trait Dial: Send + Sync + 'static {
+    /// Connects to a peer, within about half a second.
+    ///
+    /// # Errors
+    /// One sentence that says why it cannot be reached.
+    fn dial(&self, node: usize) -> Result<Box<dyn Target>, String>;
+}
+
+/// A connection to a peer, with deadlines of its own (at most half a second for a reply).
+pub trait Target: Send {
+    /// Sends all records, then waits for all confirmations: one for each record, in their order.
+    ///
+    /// # Errors
+    /// One sentence. The connection is dropped then, and none of the records counts as confirmed.
+    fn write(&mut self, records: &[Record]) -> Result<Vec<Confirmed>, String>;
+}
+
+/// What a peer says to one hint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confirmed {
+    /// Applied, or superseded by a newer version. Also for a record that the peer will never take (larger than its
+    /// `--max-value`): any other answer would hold up what comes after it.
+    Taken,
+    /// Not now (its disk is full): it is sent again later.
+    Refused,
+}
+
+/// How hints are kept.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Most bytes of hint files, a peer; the oldest are dropped past it.
+    pub bytes_max: u64,
+    /// Hints older than this by `now_ms` are dropped, up to an eighth of it late.
+    pub age_max: Duration,
+    /// About the size of a segment file, in bytes; at most a quarter of `bytes_max` is used.
+    pub segment_size: u64,
+    /// Milliseconds since the Unix epoch.
+    pub now_ms: fn() -> u64,
+    /// The pause after a failed dial or write, which doubles up to [`RETRY_MAX`].
+    pub retry: Duration,
+}
+
+impl Options {
+    /// 1 GiB and 3 hours a peer, in segments of 8 MiB; a first pause of 200 ms.
+    #[must_use]
+    pub fn new(now_ms: fn() -> u64) -> Self {
+        Self {
+            bytes_max: 1 << 30,
+            age_max: Duration::from_secs(3 * 60 * 60),
+            segment_size: 8 << 20,
+            now_ms,
+            retry: Duration::from_millis(200),
+        }
+    }
+}
+
+/// What is known of a peer's hints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Hints that the peer has not confirmed, with those in the queue.
+    pub pending: u64,
+    /// Bytes of its hint files.
+    pub bytes: u64,
+    /// It missed more than its hints hold; until an operator removes the file `needs-repair`.
+    pub needs_repair: bool,
+    /// Hints that it confirmed since the start.
+    pub replayed: u64,
+    /// Hints that were lost since the start: past a bound, on a full disk, damaged.
+    pub dropped: u64,
+    /// About when the oldest pending hint was written, in milliseconds since the Unix epoch; 0 when there is none.
+    pub oldest_ms: u64,
+    /// Why the last attempt at replaying failed; `None` after one that succeeded.
+    pub last_error: Option<String>,
+}
+
+enum Item {
+    Hint(Record),
+    /// Somebody knows that the peer has missed more than its hints say.
+    Mark(String),
+    Stop,
+}
+
+/// What a peer's thread and everybody else have in common.
+struct Shared {
+    queued: AtomicUsize,
+    queued_bytes: AtomicUsize,
+    /// Hints that did not fit the queue.
+    overflowed: AtomicU64,
+    stopping: AtomicBool,
+    published: Mutex<Published>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            queued: AtomicUsize::new(0),
+            queued_bytes: AtomicUsize::new(0),
+            overflowed: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            published: Mutex::new(&"figures of hints", Published::default()),
+        }
+    }
+}
+
+/// What the thread says of itself, after each turn.
+#[derive(Default)]
+struct Published {
+    figures: Figures,
+    /// How many of `overflowed` are in the figures.
+    overflow_seen: u64,
+}
+
+struct Queue {
+    node: usize,
+    sender: Sender<Item>,
+    shared: Arc<Shared>,
+    thread: Mutex<Option<(JoinHandle<()>, Receiver<()>)>>,
+}
+
+/// Keeps hints for peers. Dropping it stops the threads too, but waits for nothing.
+pub struct Keeper {
+    queues: Vec<Queue>,
+}
+
+fn bytes_of(record: &Record) -> usize {
+    record.key.len() + record.value.len()
+}
+
+/// The name of the folder for a peer's hints: its URL's host and port, with anything unusual as `_`.
+#[must_use]
+pub fn folder_name(url: &str) -> String {
+    let address = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let address = address.split(['/', '?', '#']).next().unwrap_or_default();
+    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c.to_ascii_lowercase() } else { '_' };
+    address.chars().map(safe).collect()
+}
+
+impl Keeper {
+    /// Takes the peers' folders in `folder` (`hints` in the data folder, which this process has taken before: the engine
+    /// does not take a folder with files that it does not know), and starts their threads.
+    /// What was left by the process before is read through and replayed by these.
+    ///
+    /// # Errors
+    /// One sentence: where a folder cannot be used, holds hints of a newer format (they are left alone), or two peers would
+    /// share one.
+    pub fn start(folder: &Path, peers: Vec<Peer>, dial: Arc<dyn Dial>, options: Options) -> io::Result<Arc<Self>> {
+        let options = Options { retry: options.retry.max(RETRY_MIN), ..options };
+        let mut names: Vec<String> = Vec::new();
+        let mut logs = Vec::new();
+        for peer in peers {
+            let name = folder_name(&peer.url);
+            if name.bytes().all(|byte| byte == b'.') || names.contains(&name) {
+                let sentence = format!("hints for {} have no folder of their own: `{name}`", peer.url);
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, sentence));
+            }
+            let bounds = Bounds {
+                bytes_max: options.bytes_max,
+                age_max_ms: options.age_max.as_millis().try_into().unwrap_or(u64::MAX),
+                segment_size: options.segment_size,
+            };
+            logs.push((Log::open(&folder.join(&name), &peer.url, bounds).map_err(io::Error::other)?, peer));
+            names.push(name);
+        }
+        let mut queues = Vec::new();
+        for (log, peer) in logs {
+            let (sender, queue) = crossbeam_channel::unbounded();
+            let (ended, has_ended) = crossbeam_channel::bounded(0);
+            let shared = Arc::new(Shared::default());
+            shared.published.lock().figures.needs_repair = log.needs_repair();
+            let worker = Worker {
+                node: peer.node,
+                url: peer.url,
+                queue,
+                shared: shared.clone(),
+                dial: dial.clone(),
+                options: options.clone(),
+                log,
+                target: None,
+                pace: Pace::default(),
+                pause: options.retry,
+                next_replay: Instant::now(),
+                // At once: what has grown too old while this node was away is not replayed before it is looked at.
+                next_tick: Instant::now(),
+                used: Instant::now(),
+                replayed: 0,
+                overflow_seen: 0,
+                last_error: None,
+                caught_up: OncePerMinute::default(),
+            };
+            let thread = thread::Builder::new().name(format!("koltso-hints-{}", peer.node)).spawn(move || {
+                worker.run();
+                drop(ended);
+            })?;
+            let thread = Mutex::new(&"threads of hints", Some((thread, has_ended)));
+            queues.push(Queue { node: peer.node, sender, shared, thread });
+        }
+        Ok(Arc::new(Self { queues }))
+    }
+
+    fn queue(&self, node: usize) -> Option<&Queue> {
+        self.queues.iter().find(|queue| queue.node == node)
+    }
+
+    /// Keeps a record that a peer missed. Never blocks, from any thread. When the peer's queue is full, or after
+    /// [`Self::stop`], the hint is dropped and counted, and the peer needs repair.
+    ///
+    /// The record's buffers live until it is appended, normally for about a millisecond. Nothing is kept for a node that is
+    /// no peer.
+    pub fn keep(&self, node: usize, record: Record) {
+        let Some(Queue { sender, shared, .. }) = self.queue(node) else {
+            debug_assert!(false, "node {node} is no peer");
+            return;
+        };
+        let bytes = bytes_of(&record);
+        let queued = shared.queued.fetch_add(1, Ordering::Relaxed);
+        let queued_bytes = shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = queued < QUEUE_MAX && queued_bytes + bytes <= QUEUE_BYTES_MAX;
+        if !fits || shared.stopping.load(Ordering::Relaxed) || sender.send(Item::Hint(record)).is_err() {
+            shared.queued.fetch_sub(1, Ordering::Relaxed);
+            shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            shared.overflowed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Marks a peer as needing repair, for a reason that this crate cannot know: it was away for longer than hints are kept.
+    pub fn mark(&self, node: usize, reason: &str) {
+        if let Some(queue) = self.queue(node) {
+            // After a stop there is nobody to note it.
+            let _ = queue.sender.send(Item::Mark(reason.to_owned()));
+        }
+    }
+
+    /// What is known of a peer's hints; nothing of a node that is no peer.
+    #[must_use]
+    pub fn figures(&self, node: usize) -> Figures {
+        let Some(Queue { shared, .. }) = self.queue(node) else {
+            return Figures::default();
+        };
+        // First: a hint that leaves the queue is published before, so it may be counted twice for a moment, and never not at all.
+        let queued = shared.queued.load(Ordering::Acquire);
+        let published = shared.published.lock();
+        let mut figures = published.figures.clone();
+        let unseen = shared.overflowed.load(Ordering::Relaxed) - published.overflow_seen;
+        drop(published);
+        figures.pending += queued as u64;
+        figures.dropped += unseen;
+        figures.needs_repair |= unseen > 0;
+        figures
+    }
+
+    /// Appends what is queued, syncs, keeps the positions, and ends the threads; within about two seconds, or a thread whose
+    /// disk or target hangs is left behind. More than once is fine. To be called when nobody keeps hints any more.
+    pub fn stop(&self) {
+        for queue in &self.queues {
+            if !queue.shared.stopping.swap(true, Ordering::SeqCst) {
+                let _ = queue.sender.send(Item::Stop);
+            }
+        }
+        let deadline = Instant::now() + STOP_MAX;
+        for queue in &self.queues {
+            let Some((thread, has_ended)) = queue.thread.lock().take() else { continue };
+            if has_ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+                tracing::warn!(
+                    "the hints for node {} are not all on disk yet: their thread is left behind",
+                    queue.node
+                );
+                continue;
+            }
+            // In the server a panic ends the process; elsewhere it must not pass unnoticed.
+            assert!(thread.join().is_ok() || thread::panicking(), "a thread of hints had panicked");
+        }
+    }
+}
+
+/// A peer's thread.
+struct Worker {
+    node: usize,
+    url: String,
+    queue: Receiver<Item>,
+    shared: Arc<Shared>,
+    dial: Arc<dyn Dial>,
+    options: Options,
+    log: Log,
+    target: Option<Box<dyn Target>>,
+    pace: Pace,
+    /// After the next failure.
+    pause: Duration,
+    next_replay: Instant,
+    next_tick: Instant,
+    /// When the connection was last of use.
+    used: Instant,
+    replayed: u64,
+    overflow_seen: u64,
+    last_error: Option<String>,
+    caught_up: OncePerMinute,
+}
+
+impl Worker {
+    fn run(mut self) {
+        self.log.load();
+        self.publish();
+        loop {
+            let received = match self.wakes_at() {
+                Some(at) => self.queue.recv_deadline(at),
+                None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            let goes_on = match received {
+                Ok(item) => self.take(item),
+                Err(RecvTimeoutError::Timeout) => true,
+                Err(RecvTimeoutError::Disconnected) => false,
+            };
+            if !goes_on {
+                break;
+            }
+            self.see_overflow();
+            let now = Instant::now();
+            if now >= self.next_tick {
+                self.log.tick((self.options.now_ms)());
+                self.next_tick = now + TICK;
+            }
+            if self.log.pending() > 0 {
+                self.used = now;
+                if now >= self.next_replay {
+                    self.replay();
+                }
+            } else if self.used + IDLE <= now {
+                self.target = None;
+            }
+            self.publish();
+        }
+        self.see_overflow();
+        self.log.close();
+        self.publish();
+    }
+
+    /// `None`: not before something is queued.
+    fn wakes_at(&self) -> Option<Instant> {
+        let pending = self.log.pending() > 0;
+        let replay = pending.then_some(self.next_replay);
+        let tick = self.log.wants_tick().then_some(self.next_tick);
+        let idle = (!pending && self.target.is_some()).then_some(self.used + IDLE);
+        [replay, tick, idle].into_iter().flatten().min()
+    }
+
+    /// Appends an item and all that is queued behind it. `false` when it is time to end.
+    fn take(&mut self, item: Item) -> bool {
+        // While a peer is down its hints come one at a time; while they are replayed, the replay is what gathers them.
+        if self.queue.is_empty() && matches!(item, Item::Hint(_)) && Instant::now() < self.next_replay {
+            thread::sleep(GATHER);
+        }
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        // What comes meanwhile is for the next time, or a flood would keep the replay from its turn.
+        let mut left = self.queue.len();
+        let mut next = Some(item);
+        let mut goes_on = true;
+        while let Some(item) = next {
+            match item {
+                Item::Hint(record) => {
+                    bytes += bytes_of(&record);
+                    batch.push(record);
+                }
+                Item::Mark(reason) => self.log.lose(0, &reason),
+                Item::Stop => goes_on = false,
+            }
+            if bytes >= BATCH_BYTES {
+                self.append(&mut batch, &mut bytes);
+            }
+            next = if left > 0 { self.queue.try_recv().ok() } else { None };
+            left = left.saturating_sub(1);
+        }
+        self.append(&mut batch, &mut bytes);
+        goes_on
+    }
+
+    fn append(&mut self, batch: &mut Vec<Record>, bytes: &mut usize) {
+        self.log.append(batch, (self.options.now_ms)());
+        self.publish();
+        self.shared.queued.fetch_sub(batch.len(), Ordering::Release);
+        self.shared.queued_bytes.fetch_sub(*bytes, Ordering::Relaxed);
+        batch.clear();
+        *bytes = 0;
+    }
+
+    /// Marks the peer when hints did not fit the queue.
+    fn see_overflow(&mut self) {
+        let overflowed = self.shared.overflowed.load(Ordering::Relaxed);
+        if overflowed > self.overflow_seen {
+            self.log.lose(overflowed - self.overflow_seen, "they came faster than the disk takes them");
+            self.overflow_seen = overflowed;
+        }
+    }
+
+    fn replay(&mut self) {
+        if let Err(sentence) = self.try_replay() {
+            self.target = None;
+            self.failed(sentence);
+        }
+    }
+
+    /// Sends one window. An error is one of the connection, and ends it.
+    fn try_replay(&mut self) -> Result<(), String> {
+        if self.target.is_none() {
+            self.target = Some(waiting(&"connection for hints", || self.dial.dial(self.node))?);
+        }
+        let window = match self.log.window(self.pace.window(), WINDOW_BYTES) {
+            Ok(window) => window,
+            Err(error) => {
+                self.failed(format!("the hints cannot be read now: {error}"));
+                return Ok(());
+            }
+        };
+        let (Some(target), false) = (&mut self.target, window.records.is_empty()) else {
+            return Ok(());
+        };
+        let begun = Instant::now();
+        let answers = waiting(&"replies to hints", || target.write(&window.records))?;
+        if answers.len() != window.records.len() {
+            return Err(format!("{} hints were answered with {} confirmations", window.records.len(), answers.len()));
+        }
+        let taken = answers.iter().take_while(|answer| **answer == Confirmed::Taken).count();
+        self.log.confirm(&window, taken);
+        self.replayed += taken as u64;
+        if taken > 0 {
+            self.pause = self.options.retry;
+        }
+        if taken < answers.len() {
+            self.failed("the peer refuses its hints now".to_owned());
+            return Ok(());
+        }
+        let rest = self.pace.confirmed(begun.elapsed().as_micros() as u64);
+        self.next_replay = Instant::now() + Duration::from_micros(rest);
+        self.last_error = None;
+        if self.log.pending() == 0 && self.caught_up.due() {
+            tracing::info!("{} has what it missed: {} hints replayed so far", self.url, self.replayed);
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, sentence: String) {
+        tracing::debug!("hints for {} wait: {sentence}", self.url);
+        self.pace.failed();
+        self.next_replay = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(RETRY_MAX.max(self.options.retry));
+        self.last_error = Some(sentence);
+    }
+
+    fn publish(&self) {
+        let mut published = self.shared.published.lock();
+        published.overflow_seen = self.overflow_seen;
+        let figures = &mut published.figures;
+        figures.pending = self.log.pending();
+        figures.bytes = self.log.bytes();
+        figures.needs_repair = self.log.needs_repair();
+        figures.replayed = self.replayed;
+        figures.dropped = self.log.dropped();
+        figures.oldest_ms = self.log.oldest_ms();
+        if figures.last_error != self.last_error {
+            figures.last_error.clone_from(&self.last_error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_folder_is_its_host_and_port() {
+        assert_eq!(folder_name("http://127.0.0.1:1338"), "127.0.0.1_1338");
+        assert_eq!(folder_name("http://Node-1.example:80/v0?x"), "node-1.example_80");
+        assert_eq!(folder_name("http://[::1]:1338"), "___1__1338");
+        assert_eq!(folder_name("10.0.0.1:1"), "10.0.0.1_1");
+        assert_eq!(folder_name("http://../../etc"), "..");
+    }
+
+    #[test]
+    fn peers_without_a_folder_of_their_own_are_refused() {
+        struct Nobody;
+        impl Dial for Nobody {
+            fn dial(&self, _: usize) -> Result<Box<dyn Target>, String> {
+                Err("nobody is there".to_owned())
+            }
+        }
+        let dir = tempfile::tempdir().expect("a folder");
+        for urls in [["http://a:1", "http://A:1/"], ["http://a:1", "http://.."], ["http://a:1", ""]] {
+            let peers = urls.iter().enumerate().map(|(node, url)| Peer { node, url: (*url).to_owned() }).collect();
+            let refused = Keeper::start(dir.path(), peers, Arc::new(Nobody), Options::new(|| 0));
+            assert_eq!(refused.err().map(|e| e.kind()), Some(io::ErrorKind::InvalidInput));
+        }
+    }
+}

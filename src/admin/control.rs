@@ -1,0 +1,270 @@
+//! The control plane: `/status` and `/metrics`, on one thread of its own that may be slow.
+//!
+//! A data core that meets a request for it hands the socket over with the bytes it has read; axum serves from there.
+//! Every answer closes the connection, so that the client's next request goes to a data core again. The runtime is
+//! tokio-uring, a tokio runtime whose file operations go through io_uring, or plain tokio where that is refused.
+//!
+//! Access: where a listener is reachable beyond loopback, a token is asked for (`--admin-token-file`); without one the
+//! paths answer 403 there, unless they have a listener of their own (`--admin-listen`), which then is the only place.
+//!
+//! Bounds: 1024 connections waiting, 64 served at a time, 10 s for a request.
+
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{io, thread};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::admin::metrics::Scrape;
+use crate::admin::pprof;
+use crate::admin::refusal::{refuse, wrong_method};
+use crate::admin::status;
+use crate::node::Node;
+
+/// Connections that wait for the control plane.
+pub const WAITING_MAX: usize = 1024;
+const SERVED_MAX: usize = 64;
+/// A request must be here by then.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// And answered by then: the longest capture takes 300 s.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(330);
+
+/// A connection on its way from a data core.
+pub struct Handover {
+    /// The socket.
+    pub socket: TcpStream,
+    /// What was read from it, beginning with the request.
+    pub read_so_far: Vec<u8>,
+}
+
+/// A socket with bytes before it.
+struct Prefixed {
+    prefix: Vec<u8>,
+    taken: usize,
+    socket: tokio::net::TcpStream,
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let rest = &self.prefix[self.taken..];
+        if rest.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(cx, buf);
+        }
+        let count = rest.len().min(buf.remaining());
+        buf.put_slice(&rest[..count]);
+        self.taken += count;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[derive(Clone)]
+struct App {
+    node: Arc<Node>,
+    /// Profiles: one set of captures for all listeners.
+    debug: Router,
+    /// This listener is the one for administration.
+    dedicated: bool,
+}
+
+/// Compares without stopping at the first difference, so that the time taken tells nothing about the token.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+}
+
+const fn is_loopback(address: SocketAddr) -> bool {
+    match address.ip() {
+        IpAddr::V4(ip) => ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_loopback(),
+    }
+}
+
+async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    let config = &app.node.config;
+    let address = config.admin_listen.filter(|_| app.dedicated).unwrap_or(config.listen);
+    if let Some(token) = &config.admin_token {
+        let given = request.headers().get(header::AUTHORIZATION).map(axum::http::HeaderValue::as_bytes);
+        let given = given.map(|value| value.split_at_checked(7).unwrap_or((value, b"")));
+        let token_given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, token)| token);
+        if given.is_none() && !is_loopback(address) {
+            return refuse(StatusCode::FORBIDDEN, "This path needs the token: send Authorization: Bearer TOKEN.");
+        }
+        if given.is_some() && !token_given.is_some_and(|given| same(given, token.as_bytes())) {
+            let mut response = refuse(StatusCode::UNAUTHORIZED, "The token is not the one of this server.");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+            return response;
+        }
+    } else if !is_loopback(address) && !app.dedicated {
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "This server listens beyond loopback, so this path needs --admin-token-file or --admin-listen.",
+        );
+    }
+    next.run(request).await
+}
+
+async fn close_after(request: Request, next: Next) -> Response {
+    let is_profile = request.uri().path().starts_with("/debug/pprof");
+    let mut response = next.run(request).await;
+    if is_profile && (response.status().is_client_error() || response.status().is_server_error()) {
+        // `go tool pprof` prints the sentence then, that of the guard too.
+        response.headers_mut().insert(pprof::GO_PPROF, header::HeaderValue::from_static("1"));
+    }
+    response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn metrics(State(app): State<App>) -> Response {
+    let node = &app.node;
+    let scrape = Scrape {
+        cores: node.metrics.clone(),
+        connections: node.connections.connections() as u64,
+        storage: node.store().map(|store| store.stats()),
+        cluster: node.cluster.clone(),
+        stalls: node.stalls.as_ref().map(|stalls| (stalls.count(), stalls.longest())),
+    };
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], scrape.text()).into_response()
+}
+
+async fn status(State(app): State<App>) -> Response {
+    let text = status::document(&app.node);
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+fn router(app: &App) -> Router {
+    let nowhere = || async { refuse(StatusCode::BAD_REQUEST, "There is no such path; see /status and /metrics.") };
+    let wrong = || async { wrong_method("GET") };
+    Router::new()
+        .route("/metrics", get(metrics).fallback(wrong))
+        .route("/status", get(status).fallback(wrong))
+        .with_state(app.clone())
+        .merge(app.debug.clone())
+        .fallback(nowhere)
+        .layer(middleware::from_fn_with_state(app.clone(), guard))
+        .layer(middleware::from_fn(close_after))
+}
+
+async fn serve(handover: Handover, router: Router) {
+    if handover.socket.set_nonblocking(true).is_err() {
+        return;
+    }
+    let Ok(socket) = tokio::net::TcpStream::from_std(handover.socket) else {
+        return;
+    };
+    let stream = Prefixed { prefix: handover.read_so_far, taken: 0, socket };
+    let service = TowerToHyperService::new(router);
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
+    let connection = http.serve_connection(TokioIo::new(stream), service);
+    // A client that goes away, or dawdles, is its own affair.
+    let _ = tokio::time::timeout(ANSWER_TIMEOUT, connection).await;
+}
+
+async fn accept(listener: TcpListener, router: Router, served: Arc<Semaphore>) {
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+        return;
+    };
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let Ok(socket) = socket.into_std() else {
+                    continue;
+                };
+                start(Handover { socket, read_so_far: Vec::new() }, &router, &served).await;
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn start(handover: Handover, router: &Router, served: &Arc<Semaphore>) {
+    let Ok(permit) = served.clone().acquire_owned().await else {
+        return;
+    };
+    let router = router.clone();
+    tokio::task::spawn_local(async move {
+        serve(handover, router).await;
+        drop(permit);
+    });
+}
+
+async fn run(node: Arc<Node>, mut handovers: mpsc::Receiver<Handover>, own: Option<TcpListener>) {
+    let app = App { node: node.clone(), debug: pprof::router(node.clone()), dedicated: false };
+    let served = Arc::new(Semaphore::new(SERVED_MAX));
+    if let Some(listener) = own {
+        let dedicated = router(&App { dedicated: true, ..app.clone() });
+        tokio::task::spawn_local(accept(listener, dedicated, served.clone()));
+    }
+    tokio::task::spawn_local(drain_on_signal(node));
+    let router = router(&app);
+    while let Some(handover) = handovers.recv().await {
+        start(handover, &router, &served).await;
+    }
+}
+
+/// SIGTERM and SIGINT begin the drain; the data cores end, and with them the process.
+async fn drain_on_signal(node: Arc<Node>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("signals cannot be caught: the server will not drain");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("draining: finishing what is in flight");
+    node.connections.drain();
+}
+
+/// Starts the thread. It runs until the process ends.
+pub fn spawn(
+    node: Arc<Node>,
+    handovers: mpsc::Receiver<Handover>,
+    own: Option<TcpListener>,
+    uring: bool,
+) -> io::Result<()> {
+    let body = move || {
+        if uring {
+            match tokio_uring::Runtime::new(&tokio_uring::builder()) {
+                Ok(runtime) => return runtime.block_on(run(node, handovers, own)),
+                Err(e) => tracing::warn!("the control plane runs without io_uring: {e}"),
+            }
+        }
+        let local = tokio::task::LocalSet::new();
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => local.block_on(&runtime, run(node, handovers, own)),
+            Err(e) => tracing::error!("the control plane cannot run: {e}"),
+        }
+    };
+    thread::Builder::new().name("koltso-control".to_owned()).spawn(body)?;
+    Ok(())
+}

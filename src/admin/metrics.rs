@@ -1,0 +1,454 @@
+//! What is counted, and how it reads at `/metrics`.
+//!
+//! Each core counts for itself in plain atomics that nobody else writes: a load and a store, no locked instruction. The
+//! control plane adds the cores up when it is asked. Names begin with `koltso_`; times are in seconds.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use koltso_cluster::health::{self, ROUND_TRIP_BOUNDS};
+use koltso_cluster::placement::NodeIndex;
+use koltso_net::server::Event;
+use koltso_storage::Stats;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
+
+use crate::member::{Cluster, PeerFigures, PeerState};
+
+/// What a request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Operation {
+    /// Everything that is none of the others: `/health`, wrong paths.
+    Other,
+    /// `GET /v0/entity`
+    Get,
+    /// `HEAD /v0/entity`
+    Head,
+    /// `PUT /v0/entity`
+    Put,
+    /// `DELETE /v0/entity`
+    Delete,
+    /// `GET /v0/entities`
+    Range,
+}
+
+const OPERATIONS: [&str; 6] = ["other", "get", "head", "put", "delete", "range"];
+/// Status codes that the API answers with; another one counts as the last.
+const STATUSES: [u16; 18] = [200, 201, 202, 304, 400, 403, 404, 405, 408, 409, 413, 417, 431, 503, 504, 507, 500, 0];
+/// Upper bounds of the latency buckets, in microseconds.
+const BOUNDS_US: [u64; 18] = [
+    25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
+];
+
+/// Packs what `finished` needs to know of a request into the tag that travels with it.
+#[inline]
+pub const fn tag(operation: Operation, status: u16) -> u16 {
+    operation as u16 * 1_000 + status
+}
+
+#[derive(Debug, Default)]
+struct Count(AtomicU64);
+
+impl Count {
+    #[inline]
+    fn add(&self, more: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed) + more, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Histogram {
+    buckets: [Count; BOUNDS_US.len() + 1],
+    sum_ns: Count,
+}
+
+impl Histogram {
+    #[inline]
+    fn add(&self, elapsed: Duration) {
+        let ns = elapsed.as_nanos() as u64;
+        let us = ns / 1_000;
+        let bucket = BOUNDS_US.iter().position(|&bound| us < bound).unwrap_or(BOUNDS_US.len());
+        self.buckets[bucket].add(1);
+        self.sum_ns.add(ns);
+    }
+}
+
+/// The sum of one histogram over the cores.
+#[derive(Debug, Default)]
+struct Total {
+    buckets: [u64; BOUNDS_US.len() + 1],
+    sum_ns: u64,
+}
+
+impl Total {
+    fn add(&mut self, histogram: &Histogram) {
+        for (sum, count) in self.buckets.iter_mut().zip(&histogram.buckets) {
+            *sum += count.get();
+        }
+        self.sum_ns += histogram.sum_ns.get();
+    }
+
+    fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+impl EncodeMetric for Total {
+    fn encode(&self, mut encoder: prometheus_client::encoding::MetricEncoder<'_>) -> std::fmt::Result {
+        let bounds = BOUNDS_US.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.buckets).collect();
+        encoder.encode_histogram::<NoLabelSet>(self.sum_ns as f64 / 1e9, self.count(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+/// The counters of one core.
+#[derive(Debug, Default)]
+pub struct CoreMetrics {
+    latency: [[Histogram; STATUSES.len()]; OPERATIONS.len()],
+    loop_lag: Histogram,
+    accepted: Count,
+    closed: Count,
+    bytes_in: Count,
+    bytes_out: Count,
+    limits: [Count; LIMITS.len()],
+}
+
+const LIMITS: [&str; 8] = [
+    "connections",
+    "header_size",
+    "body_size",
+    "request_timeout",
+    "idle_timeout",
+    "write_timeout",
+    "bad_request",
+    "in_flight",
+];
+
+impl CoreMetrics {
+    /// A request was answered.
+    #[inline]
+    pub fn finished(&self, tag: u16, elapsed: Duration) {
+        let (operation, status) = (usize::from(tag / 1_000), tag % 1_000);
+        let status = STATUSES.iter().position(|&s| s == status).unwrap_or(STATUSES.len() - 1);
+        self.latency[operation.min(OPERATIONS.len() - 1)][status].add(elapsed);
+    }
+
+    /// Something happened on a connection.
+    #[inline]
+    pub fn event(&self, event: Event) {
+        let limit = match event {
+            Event::BytesIn(n) => return self.bytes_in.add(n as u64),
+            Event::BytesOut(n) => return self.bytes_out.add(n as u64),
+            Event::Accepted => return self.accepted.add(1),
+            Event::Closed => return self.closed.add(1),
+            Event::ConnectionLimit => 0,
+            Event::HeaderTooLarge => 1,
+            Event::BodyTooLarge => 2,
+            Event::RequestTimeout => 3,
+            Event::IdleTimeout => 4,
+            Event::WriteTimeout => 5,
+            Event::BadRequest => 6,
+            Event::Overloaded => 7,
+        };
+        self.limits[limit].add(1);
+    }
+
+    /// The loop came round this much later than it was due.
+    pub fn lagged(&self, late: Duration) {
+        self.loop_lag.add(late);
+    }
+}
+
+/// All cores, and what else a scrape shows.
+pub struct Scrape {
+    /// The cores' counters.
+    pub cores: Vec<Arc<CoreMetrics>>,
+    /// Connections open now.
+    pub connections: u64,
+    /// Of the engine, once it is open.
+    pub storage: Option<Stats>,
+    /// Of the peers, in a cluster.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Turns of the cores that took too long, and the longest; unless nobody looks.
+    pub stalls: Option<(u64, Duration)>,
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> std::fmt::Result {
+    let value = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+    value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> std::fmt::Result {
+    let value = ConstCounter::new(value);
+    value.encode(encoder.encode_descriptor(name, help, None, value.metric_type())?)
+}
+
+impl Scrape {
+    fn sum(&self, count: impl Fn(&CoreMetrics) -> u64) -> u64 {
+        self.cores.iter().map(|core| count(core)).sum()
+    }
+
+    fn encode_requests(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "koltso_request_duration",
+            "Time from a request's last byte to its answer's last byte handed to the kernel",
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for (o, operation) in OPERATIONS.iter().enumerate() {
+            for (s, status) in STATUSES.iter().enumerate() {
+                let mut total = Total::default();
+                for core in &self.cores {
+                    total.add(&core.latency[o][s]);
+                }
+                if total.count() == 0 {
+                    continue;
+                }
+                let status = if *status == 0 { "other".to_owned() } else { status.to_string() };
+                let labels = [("operation", (*operation).to_owned()), ("status", status)];
+                total.encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let mut lag = Total::default();
+        for core in &self.cores {
+            lag.add(&core.loop_lag);
+        }
+        let help = "How late a data core's event loop came round to a timer";
+        lag.encode(encoder.encode_descriptor("koltso_event_loop_lag", help, Some(&Unit::Seconds), lag.metric_type())?)
+    }
+
+    fn encode_stalls(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let Some((count, longest)) = self.stalls else { return Ok(()) };
+        counter(encoder, "koltso_core_stalls", "Turns of a data core that took longer than --stall-bound", count)?;
+        let longest = ConstGauge::new(longest.as_secs_f64());
+        let (name, help) = ("koltso_core_stall_longest", "The longest of them since the start");
+        longest.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), longest.metric_type())?)
+    }
+
+    fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        gauge(encoder, "koltso_connections", "Connections open on the data plane", self.connections)?;
+        let accepted = self.sum(|core| core.accepted.get());
+        counter(encoder, "koltso_connections_accepted", "Connections accepted", accepted)?;
+        let bytes_in = self.sum(|core| core.bytes_in.get());
+        counter(encoder, "koltso_received_bytes", "Bytes received from clients", bytes_in)?;
+        let bytes_out = self.sum(|core| core.bytes_out.get());
+        counter(encoder, "koltso_sent_bytes", "Bytes sent to clients", bytes_out)?;
+        let mut family = encoder.encode_descriptor(
+            "koltso_limits_hit",
+            "Times that a limit was hit: connections closed or requests refused",
+            None,
+            MetricType::Counter,
+        )?;
+        for (l, limit) in LIMITS.iter().enumerate() {
+            let count = ConstCounter::new(self.sum(|core| core.limits[l].get()));
+            count.encode(family.encode_family(&[("limit", *limit)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fmt::Result {
+    let gauges = [
+        ("koltso_storage_records", "Keys that have a value", stats.records),
+        ("koltso_storage_tombstones", "Deleted keys that are remembered", stats.tombstones),
+        ("koltso_storage_live_bytes", "Bytes of records that are current", stats.live_bytes),
+        ("koltso_storage_dead_bytes", "Bytes of records that wait for compaction", stats.dead_bytes),
+        ("koltso_storage_disk_bytes", "Bytes that the segment files occupy", stats.disk_bytes),
+        ("koltso_storage_segments", "Segment files", stats.segments),
+        ("koltso_storage_disk_full", "1 while writes are refused because the disk is full", stats.disk_full.into()),
+        ("koltso_storage_failed", "1 after the disk failed to sync", stats.failed.into()),
+        ("koltso_storage_sync_max_microseconds", "The slowest sync of the log", stats.sync_us_max),
+    ];
+    for (name, help, value) in gauges {
+        gauge(encoder, name, help, value)?;
+    }
+    let counters = [
+        ("koltso_storage_damaged_records", "Damaged records found", stats.damaged_records),
+        ("koltso_storage_appended_bytes", "Bytes appended to the log", stats.appended_bytes),
+        ("koltso_storage_compacted_segments", "Segments given back by compaction", stats.compacted_segments),
+        ("koltso_storage_compacted_bytes", "Bytes moved by compaction", stats.compacted_bytes),
+        ("koltso_storage_writer_stalls", "Times that a writer had to allocate for itself", stats.stalls),
+        ("koltso_storage_syncs", "Syncs of a log", stats.syncs),
+        ("koltso_storage_sync_microseconds", "Time spent in syncs", stats.sync_us_total),
+    ];
+    for (name, help, value) in counters {
+        counter(encoder, name, help, value)?;
+    }
+    Ok(())
+}
+
+impl EncodeMetric for RoundTrips {
+    fn encode(&self, mut encoder: prometheus_client::encoding::MetricEncoder<'_>) -> std::fmt::Result {
+        let bounds = ROUND_TRIP_BOUNDS.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(self.0.buckets).collect();
+        let count = self.0.buckets.iter().sum();
+        encoder.encode_histogram::<NoLabelSet>(self.0.sum_micros as f64 / 1e6, count, &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+/// A peer's round trips, as a metric.
+struct RoundTrips(health::RoundTrips);
+
+/// One figure of every peer.
+type PeerFigure = (&'static str, &'static str, fn(&Cluster, NodeIndex, &PeerFigures) -> u64);
+
+const PEER_COUNTERS: [PeerFigure; 7] = [
+    ("koltso_replica_requests", "Requests sent to a peer", |_, _, peer| peer.requests),
+    ("koltso_replica_hedges", "Reads sent to a peer because another one was slow", |_, _, peer| peer.hedges),
+    ("koltso_replica_repairs", "Writes sent to a peer because it was stale or damaged", |_, _, peer| peer.repairs),
+    ("koltso_replica_circuit_opened", "Times that a peer fell silent", |_, _, peer| peer.opened),
+    ("koltso_hints_kept", "Writes that a peer missed", |_, _, peer| peer.hints),
+    ("koltso_hints_replayed", "Missed writes that a peer has got since", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).replayed)
+    }),
+    ("koltso_hints_dropped", "Missed writes that were given up: the peer needs repair", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).dropped)
+    }),
+];
+
+const PEER_GAUGES: [PeerFigure; 8] = [
+    ("koltso_replica_up", "1 while all cores are connected to a peer and it answers", |cluster, node, _| {
+        u64::from(cluster.peers.state(node) == PeerState::Up)
+    }),
+    ("koltso_replica_circuit_open", "1 while a peer is silent and only probed", |_, _, peer| peer.open.into()),
+    ("koltso_replica_unanswered", "Requests that a peer has not answered yet", |_, _, peer| peer.unanswered),
+    ("koltso_replica_latency_microseconds", "Moving average of a peer's round trips", |_, _, peer| peer.latency_us),
+    ("koltso_replica_p95_microseconds", "95th percentile of a peer's round trips", |_, _, peer| peer.p95_us),
+    ("koltso_hints_pending", "Missed writes that wait for a peer", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).pending)
+    }),
+    ("koltso_hints_bytes", "Bytes of these", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).bytes)
+    }),
+    ("koltso_hints_needs_repair", "1 after missed writes of a peer were given up", |cluster, node, _| {
+        cluster.hints().map_or(0, |hints| hints.figures(node.at()).needs_repair.into())
+    }),
+];
+
+fn encode_cluster(encoder: &mut DescriptorEncoder<'_>, cluster: &Cluster) -> std::fmt::Result {
+    let peers: Vec<_> = cluster.peers.nodes().map(|node| (node, cluster.peers.figures(node))).collect();
+    let labels = |node| [("peer", cluster.peers.url(node))];
+    for (name, help, figure) in PEER_COUNTERS {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (node, peer) in &peers {
+            ConstCounter::new(figure(cluster, *node, peer)).encode(family.encode_family(&labels(*node))?)?;
+        }
+    }
+    for (name, help, figure) in PEER_GAUGES {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (node, peer) in &peers {
+            let value = i64::try_from(figure(cluster, *node, peer)).unwrap_or(i64::MAX);
+            ConstGauge::new(value).encode(family.encode_family(&labels(*node))?)?;
+        }
+    }
+    let (name, help) = ("koltso_replica_clock_skew_milliseconds", "How far a peer's clock is ahead of this node's");
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (node, _) in &peers {
+        if let Some(skew) = cluster.peers.skew_ms(*node) {
+            ConstGauge::new(skew).encode(family.encode_family(&labels(*node))?)?;
+        }
+    }
+    let unit = Unit::Seconds;
+    let (name, help) = ("koltso_replica_round_trip", "Time from a request to a peer's answer");
+    let mut family = encoder.encode_descriptor(name, help, Some(&unit), MetricType::Histogram)?;
+    for (node, peer) in &peers {
+        RoundTrips(peer.round_trips).encode(family.encode_family(&labels(*node))?)?;
+    }
+    let counted = cluster.peers.counters();
+    let [requests, bytes_in, bytes_out] = cluster.peers.served_in_all();
+    for (name, help, value) in [
+        ("koltso_replica_served_requests", "Requests served for peers that coordinate", requests),
+        ("koltso_replica_received_bytes", "Bytes received from peers that coordinate", bytes_in),
+        ("koltso_replica_sent_bytes", "Bytes sent to peers that coordinate", bytes_out),
+        ("koltso_writes_renewed", "Writes done again above a newer version that a replica had", counted.renewed),
+        ("koltso_not_enough_replicas", "Operations that too few replicas answered", counted.not_enough),
+        ("koltso_reads_after_repair", "Reads that waited until a quorum had the version", counted.repairs_waited_for),
+        ("koltso_replica_connections_refused", "Replica connections refused", cluster.peers.refusals()),
+    ] {
+        counter(encoder, name, help, value)?;
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scrape").field("cores", &self.cores.len()).finish_non_exhaustive()
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        self.encode_requests(&mut encoder)?;
+        self.encode_stalls(&mut encoder)?;
+        self.encode_connections(&mut encoder)?;
+        if let Some(stats) = &self.storage {
+            encode_storage(&mut encoder, stats)?;
+        }
+        match &self.cluster {
+            Some(cluster) => encode_cluster(&mut encoder, cluster),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Scrape {
+    /// The text of `/metrics`, in the OpenMetrics format.
+    pub fn text(self) -> String {
+        let mut registry = prometheus_client::registry::Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        if let Err(e) = prometheus_client::encoding::text::encode(&mut text, &registry) {
+            let _ = writeln!(text, "# {e}");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scrape_adds_the_cores_up() {
+        let cores = vec![Arc::new(CoreMetrics::default()), Arc::new(CoreMetrics::default())];
+        cores[0].finished(tag(Operation::Get, 200), Duration::from_micros(60));
+        cores[1].finished(tag(Operation::Get, 200), Duration::from_micros(400));
+        cores[1].finished(tag(Operation::Put, 507), Duration::from_secs(60));
+        cores[1].event(Event::Overloaded);
+        let storage = Some(Stats { records: 5, ..Stats::default() });
+        let stalls = Some((2, Duration::from_millis(12)));
+        let text = Scrape { cores, connections: 3, storage, cluster: None, stalls }.text();
+        for line in [
+            "koltso_request_duration_seconds_count{operation=\"get\",status=\"200\"} 2",
+            "koltso_request_duration_seconds_bucket{le=\"0.0001\",operation=\"get\",status=\"200\"} 1",
+            "koltso_request_duration_seconds_bucket{le=\"+Inf\",operation=\"put\",status=\"507\"} 1",
+            "koltso_limits_hit_total{limit=\"in_flight\"} 1",
+            "koltso_connections 3",
+            "koltso_core_stalls_total 2",
+            "koltso_core_stall_longest_seconds 0.012",
+            "koltso_storage_records 5",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

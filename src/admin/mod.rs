@@ -1,0 +1,7 @@
+//! The control plane: what an operator sees and asks of a running node, over HTTP, on a thread of its own.
+
+pub mod control;
+pub mod metrics;
+pub mod pprof;
+pub mod refusal;
+pub mod status;

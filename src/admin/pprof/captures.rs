@@ -1,0 +1,314 @@
+//! Captures that run and captures that are kept.
+//!
+//! Owner: the control plane, behind an `Arc`; captures run on threads of their own, never on a data core. Bounds: two of a kind
+//! run at a time, and two more that make room for them; [`KEPT_MAX`] captures and about [`KEPT_BYTES_MAX`] bytes are kept, the oldest go first.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use koltso_instrument::Mutex;
+use koltso_profiling::alloc::{self, Symbolise};
+use koltso_profiling::capture::{Capture, Event, Frame};
+use koltso_profiling::engine::{CpuRequest, EngineError, capture_cpu};
+use koltso_profiling::locks;
+use koltso_profiling::offcpu::{OffCpuRequest, capture_off_cpu};
+use koltso_profiling::stalls::{self, Stalls};
+use koltso_profiling::symbols::Symbols;
+
+use super::request::Asked;
+
+/// Captures kept.
+pub const KEPT_MAX: usize = 16;
+/// Bytes that they take, about.
+pub const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Captures of a kind at a time.
+const RUNNING_MAX: usize = 2;
+/// Captures of a kind that were told to make room and are not done with their symbols yet.
+const ENDING_MAX: usize = 2;
+/// How often a wait looks whether it should end.
+const LOOK: Duration = Duration::from_millis(50);
+
+struct Running {
+    number: u64,
+    event: Event,
+    stop: Arc<AtomicBool>,
+    /// It was told to make room, and has not ended yet.
+    ending: bool,
+}
+
+/// A capture that was made.
+#[derive(Clone)]
+pub struct Kept {
+    /// Its number, which never comes again.
+    pub id: u64,
+    /// Itself.
+    pub capture: Arc<Capture>,
+    bytes: usize,
+}
+
+impl Kept {
+    /// Whether its samples have times.
+    pub fn has_times(&self) -> bool {
+        self.capture.samples.iter().any(|sample| sample.at_ns > 0) || self.capture.samples.is_empty()
+    }
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    running: Vec<Running>,
+    kept: VecDeque<Kept>,
+}
+
+/// See above.
+pub struct Captures {
+    state: Mutex<State>,
+}
+
+impl Default for Captures {
+    fn default() -> Self {
+        Self { state: Mutex::new(&"captures", State::default()) }
+    }
+}
+
+/// Two of the kind run already.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Busy;
+
+/// A capture's place among those that run, until the thread that makes it is done with it.
+pub struct Turn {
+    captures: Arc<Captures>,
+    number: u64,
+    /// Says that it is to end early.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Ends a capture early when it is dropped, and lets another have its turn.
+pub struct Ends {
+    captures: Arc<Captures>,
+    number: u64,
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let mut state = self.captures.state.lock();
+        if let Some(running) = state.running.iter_mut().find(|running| running.number == self.number) {
+            running.ending = true;
+            running.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Turn {
+    /// For who waits for the capture.
+    pub fn guard(&self) -> Ends {
+        Ends { captures: self.captures.clone(), number: self.number }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.captures.state.lock().running.retain(|running| running.number != self.number);
+    }
+}
+
+/// What a capture takes in memory, about.
+fn bytes_of(capture: &Capture) -> usize {
+    let frames = capture.frames().iter().map(|frame| 160 + 2 * frame.function.len()).sum::<usize>();
+    let stacks = capture.stacks().iter().map(|stack| 64 + 8 * stack.len()).sum::<usize>();
+    frames + stacks + capture.samples.len() * size_of::<koltso_profiling::capture::Sample>()
+}
+
+impl Captures {
+    /// A turn for a capture; with `force`, the oldest of the kind makes room.
+    ///
+    /// # Errors
+    /// [`Busy`].
+    pub fn begin(self: &Arc<Self>, event: Event, force: bool) -> Result<Turn, Busy> {
+        let mut state = self.state.lock();
+        let of_kind = || state.running.iter().filter(|running| running.event == event);
+        let is_full = of_kind().filter(|running| !running.ending).count() >= RUNNING_MAX;
+        // Those that end have their threads and memory still.
+        if is_full && !force || of_kind().count() >= RUNNING_MAX + ENDING_MAX {
+            return Err(Busy);
+        }
+        if is_full
+            && let Some(oldest) = state.running.iter_mut().find(|running| running.event == event && !running.ending)
+        {
+            oldest.ending = true;
+            oldest.stop.store(true, Ordering::Relaxed);
+        }
+        state.next += 1;
+        let (number, stop) = (state.next, Arc::new(AtomicBool::new(false)));
+        state.running.push(Running { number, event, stop: stop.clone(), ending: false });
+        Ok(Turn { captures: self.clone(), number, stop })
+    }
+
+    /// Keeps a capture.
+    pub fn keep(&self, capture: Capture) -> Kept {
+        let mut state = self.state.lock();
+        state.next += 1;
+        let kept = Kept { id: state.next, bytes: bytes_of(&capture), capture: Arc::new(capture) };
+        state.kept.push_back(kept.clone());
+        while state.kept.len() > KEPT_MAX || state.kept.iter().map(|kept| kept.bytes).sum::<usize>() > KEPT_BYTES_MAX {
+            state.kept.pop_front();
+        }
+        kept
+    }
+
+    /// Those that are kept, the oldest first.
+    pub fn kept(&self) -> Vec<Kept> {
+        self.state.lock().kept.iter().cloned().collect()
+    }
+
+    /// What runs now.
+    pub fn running(&self) -> Vec<Event> {
+        self.state.lock().running.iter().filter(|running| !running.ending).map(|running| running.event).collect()
+    }
+}
+
+/// Names for the addresses that are counted all the time.
+struct Names(Symbols);
+
+impl Symbolise for Names {
+    fn frames(&mut self, address: u64, is_leaf: bool, out: &mut Vec<Frame>) {
+        out.extend_from_slice(&self.0.frames(address - u64::from(!is_leaf)));
+    }
+}
+
+/// Waits for so long, or until it is to end early.
+fn wait(seconds: u32, stop: &AtomicBool) {
+    let until = Instant::now() + Duration::from_secs(seconds.into());
+    while Instant::now() < until && !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
+    }
+}
+
+fn not_watched() -> EngineError {
+    EngineError::Forbidden { capability: "--stall-bound", detail: "with 0 nobody watches for stalls".to_owned() }
+}
+
+/// The stalls that are kept, a line each.
+///
+/// # Errors
+/// [`EngineError::Forbidden`] if nobody watches.
+pub fn list_stalls(watched: Option<&Stalls>) -> Result<String, EngineError> {
+    let watched = watched.ok_or_else(not_watched)?;
+    let list = stalls::text(&watched.list(), &mut Symbols::new());
+    if list.is_empty() {
+        return Ok(format!("No turn of a core has taken longer than {:?} yet.\n", watched.bound()));
+    }
+    Ok(list)
+}
+
+/// Makes a capture, on the calling thread, which waits for it.
+///
+/// # Errors
+/// See [`EngineError`].
+pub fn capture(asked: &Asked, watched: Option<&Stalls>, stop: &Arc<AtomicBool>) -> Result<Capture, EngineError> {
+    let mut names = Names(Symbols::new());
+    let mut capture = match (asked.event, asked.seconds) {
+        (Event::Cpu, seconds) => {
+            let seconds = seconds.unwrap_or(30);
+            return capture_cpu(&CpuRequest { seconds, hz: asked.hz, stop: stop.clone() });
+        }
+        (Event::OffCpu, seconds) => {
+            let seconds = seconds.unwrap_or(10);
+            return capture_off_cpu(&OffCpuRequest { seconds, idle: false, stop: stop.clone() });
+        }
+        (Event::Allocs, Some(seconds)) if asked.timed => alloc::timeline(seconds, stop, &mut names),
+        (Event::Allocs, None) => alloc::allocs(&mut names),
+        (Event::Heap, None) => alloc::heap(&mut names),
+        (event @ (Event::Allocs | Event::Heap), Some(seconds)) => {
+            let before = alloc::snapshot();
+            wait(seconds, stop);
+            alloc::difference(event, &before, &alloc::snapshot(), &mut names)
+        }
+        (event @ (Event::Mutex | Event::Block), None) => locks::capture(event, &mut names),
+        (event @ (Event::Mutex | Event::Block), Some(seconds)) => {
+            let before = locks::snapshot();
+            wait(seconds, stop);
+            locks::difference(event, &before, &locks::snapshot(), &mut names)
+        }
+        (Event::Stalls, _) => stalls::capture(watched.ok_or_else(not_watched)?, &mut names.0),
+        (Event::Other, _) => unreachable!("nobody can ask for it"),
+    };
+    // What counts all the time knows addresses alone.
+    capture.mappings = names.0.mappings();
+    Ok(capture)
+}
+
+#[cfg(test)]
+mod tests {
+    use koltso_profiling::capture::ValueType;
+
+    use super::*;
+
+    #[test]
+    fn two_of_a_kind_run_and_force_ends_the_oldest() {
+        let captures = Arc::new(Captures::default());
+        let first = captures.begin(Event::Cpu, false).expect("room");
+        let second = captures.begin(Event::Cpu, false).expect("room");
+        assert!(captures.begin(Event::Cpu, false).is_err());
+        let other = captures.begin(Event::OffCpu, false).expect("another kind");
+        let third = captures.begin(Event::Cpu, true).expect("forced");
+        assert!(first.stop.load(Ordering::Relaxed) && !second.stop.load(Ordering::Relaxed));
+        // Nobody is forced out faster than captures end.
+        let fourth = captures.begin(Event::Cpu, true).expect("forced");
+        assert!(second.stop.load(Ordering::Relaxed) && captures.begin(Event::Cpu, true).is_err());
+        assert_eq!(captures.running().len(), 3);
+        drop((first, second, other));
+        let fifth = captures.begin(Event::Cpu, true).expect("forced, there is room again");
+        assert!(third.stop.load(Ordering::Relaxed));
+        drop((third, fourth));
+        assert_eq!(captures.running(), [Event::Cpu]);
+        // Those who wait go away: their captures end and others have their turn, but no more than four threads work at it.
+        let rest: Vec<Turn> = (0..3)
+            .map(|_| {
+                let turn = captures.begin(Event::Cpu, false).expect("a turn");
+                drop(turn.guard());
+                assert!(turn.stop.load(Ordering::Relaxed));
+                turn
+            })
+            .collect();
+        assert!(captures.begin(Event::Cpu, false).is_err() && captures.begin(Event::Cpu, true).is_err());
+        drop(rest);
+        assert_eq!(captures.running(), [Event::Cpu]);
+        drop(fifth);
+        assert!(captures.running().is_empty());
+    }
+
+    #[test]
+    fn the_last_sixteen_are_kept() {
+        let captures = Captures::default();
+        let ids: Vec<u64> = (0..100)
+            .map(|_| captures.keep(Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0)).id)
+            .collect();
+        let kept: Vec<u64> = captures.kept().iter().map(|kept| kept.id).collect();
+        assert_eq!(kept, ids[100 - KEPT_MAX..]);
+    }
+
+    #[test]
+    fn large_captures_push_each_other_out_and_one_that_is_too_large_is_not_kept() {
+        use koltso_profiling::capture::{Place, Sample, ThreadIndex};
+        let large = |samples: usize| {
+            let mut capture = Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0);
+            let frame = Frame { function: "f".into(), file: None, line: 0, place: Place::User, address: 1 };
+            let frame = capture.frame(frame).expect("room");
+            let stack = capture.stack(&[frame]).expect("room");
+            let sample = Sample { at_ns: 0, thread: ThreadIndex(0), cpu: 0, stack, values: [1; 4] };
+            (0..samples).for_each(|_| capture.push(sample));
+            capture
+        };
+        let captures = Captures::default();
+        let of_20_mb = 20_000_000 / size_of::<Sample>();
+        let ids: Vec<u64> = (0..5).map(|_| captures.keep(large(of_20_mb)).id).collect();
+        assert_eq!(captures.kept().iter().map(|kept| kept.id).collect::<Vec<_>>(), ids[2..]);
+        // It is given to who asked for it all the same.
+        let largest = captures.keep(large(4 * of_20_mb));
+        assert_eq!(largest.capture.samples.len(), 4 * of_20_mb);
+        assert!(captures.kept().is_empty());
+    }
+}

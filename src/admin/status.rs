@@ -1,0 +1,127 @@
+//! `/status`: one JSON document for people and scripts.
+
+use serde_json::json;
+
+use crate::member::Cluster;
+use crate::node::{Node, Runtime};
+use crate::settings::sync_text;
+use crate::units::{Size, Span};
+
+/// The nodes of the cluster, as this one sees them.
+fn members(cluster: &Cluster) -> serde_json::Value {
+    let peers = cluster.peers.nodes().map(|node| {
+        let peer = cluster.peers.figures(node);
+        let hints = cluster.hints().map(|hints| hints.figures(node.at()));
+        let hints = hints.unwrap_or_default();
+        json!({
+            "node": cluster.peers.url(node),
+            "state": cluster.peers.state(node).name(),
+            "circuit": if peer.open { "open" } else { "closed" },
+            "refused": cluster.peers.trouble(node),
+            "clock_skew_ms": cluster.peers.skew_ms(node),
+            "latency_us": peer.latency_us,
+            "p95_us": peer.p95_us,
+            "unanswered": peer.unanswered,
+            "requests": peer.requests,
+            "hedges": peer.hedges,
+            "repairs": peer.repairs,
+            "circuit_opened": peer.opened,
+            "hints_pending": hints.pending,
+            "hints_bytes": hints.bytes,
+            "hints_replayed": hints.replayed,
+            "hints_dropped": hints.dropped,
+            "hints_error": hints.last_error,
+            "needs_repair": hints.needs_repair,
+        })
+    });
+    let counted = cluster.peers.counters();
+    json!({
+        "name": cluster.config.name,
+        "nodes": cluster.config.nodes.iter().map(|node| &node.url).collect::<Vec<_>>(),
+        "number": cluster.number(),
+        "peers": peers.collect::<Vec<_>>(),
+        "refused": cluster.peers.refusal(),
+        "not_enough_replicas": counted.not_enough,
+        "writes_renewed": counted.renewed,
+        "reads_after_repair": counted.repairs_waited_for,
+    })
+}
+
+/// The document, indented for people.
+pub fn document(node: &Node) -> String {
+    let config = &node.config;
+    let cluster = config.cluster.as_ref();
+    let storage = node.store().map(|store| {
+        let stats = store.stats();
+        json!({
+            "records": stats.records,
+            "tombstones": stats.tombstones,
+            "live_bytes": stats.live_bytes,
+            "dead_bytes": stats.dead_bytes,
+            "disk_bytes": stats.disk_bytes,
+            "segments": stats.segments,
+            "damaged_records": stats.damaged_records,
+            "appended_bytes": stats.appended_bytes,
+            "compacted_segments": stats.compacted_segments,
+            "compacted_bytes": stats.compacted_bytes,
+            "syncs": stats.syncs,
+            "sync_max_us": stats.sync_us_max,
+            "disk_full": stats.disk_full,
+            "failed": stats.failed,
+        })
+    });
+    let ring_flags = match node.runtime {
+        Runtime::IoUring(flags) => Some(flags),
+        Runtime::Epoll => None,
+    };
+    // In a cluster, the name that the others have for it.
+    let url = cluster.map_or_else(|| format!("http://{}", config.listen), |c| c.nodes[c.me].url.clone());
+    let stall_bound = config.stall_bound.map_or_else(|| "0".to_owned(), |bound| Span(bound).to_string());
+    let stalls = node.stalls.as_ref().map(|stalls| {
+        json!({
+            "count": stalls.count(),
+            "bound": stall_bound,
+            "longest_ms": stalls.longest().as_micros() as f64 / 1000.0,
+        })
+    });
+    let document = json!({
+        "node": url,
+        "version": env!("CARGO_PKG_VERSION"),
+        "state": node.state(),
+        "runtime": node.runtime.name(),
+        "ring_flags": ring_flags,
+        "connections": node.connections.connections(),
+        // Null where nobody looks.
+        "stalls": stalls,
+        "storage": storage,
+        "cluster": node.cluster.as_deref().map(members),
+        "config": {
+            "listen": config.listen.to_string(),
+            "data": config.data.display().to_string(),
+            "threads": config.threads,
+            "sync": sync_text(config.sync),
+            "max_value": Size(config.max_value as u64).to_string(),
+            "max_connections": config.max_connections,
+            "request_timeout": Span(config.request_timeout).to_string(),
+            "idle_timeout": Span(config.idle_timeout).to_string(),
+            "max_in_flight": config.max_in_flight,
+            "max_in_flight_bytes": Size(config.max_in_flight_bytes as u64).to_string(),
+            "admin_listen": config.admin_listen.map(|address| address.to_string()),
+            "admin_token": config.admin_token.is_some(),
+            "compaction_rate": Size(config.compaction_rate).to_string(),
+            "stall_bound": stall_bound,
+            "no_pin": config.no_pin,
+            // Null on a node that is alone.
+            "cluster": cluster.map(|c| c.nodes.iter().map(|node| &node.url).collect::<Vec<_>>()),
+            "cluster_name": cluster.map(|c| &c.name),
+            "cluster_secret": cluster.map(|c| !c.secret.is_empty()),
+            "replica_addresses": cluster.map(|c| c.nodes.iter().map(|node| node.replica).collect::<Vec<_>>()),
+            "replica_listen": cluster.map(|c| c.replica_listen),
+            "replica_timeout": cluster.map(|c| Span(c.replica_timeout).to_string()),
+            "tombstone_grace": cluster.map(|c| Span(c.tombstone_grace).to_string()),
+        },
+    });
+    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
+    text.push('\n');
+    text
+}

@@ -1,0 +1,316 @@
+//! `koltso local`: a whole cluster on this machine, each node a process of its own.
+//!
+//! Node i of N (from 1) serves on 127.0.0.1, port PORT + i - 1, and keeps its data in DIR/node-i; all other flags of
+//! `serve` are passed on. What is wrong with them, or with an address, is found before anything is started.
+//!
+//! Owner: the main thread starts, watches and ends the nodes; one more asks for `/health` until all answer.
+//!
+//! Invariants:
+//! 1. No node outlives this process: each asks the kernel for SIGTERM when its parent dies. (It is sent when the parent's
+//!    *thread* dies, so only the main thread may start nodes.)
+//! 2. A signal goes only to a process that was not waited for yet, so never to a stranger.
+//!
+//! Bounds: 16 nodes, 60 s to become ready, 15 s to drain. Deliberately absent: restarts; a node that was killed stays
+//! down, so that one can watch what the others do. Tests: `tests/local.rs`.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::node::cores;
+use crate::settings::{Config, Flags, REPLICA_PORT_OFFSET};
+
+/// The most nodes: they share the processors.
+const NODES_MAX: u16 = 16;
+/// The greatest HTTP port whose replica port is one, too.
+const PORT_MAX: u16 = u16::MAX - REPLICA_PORT_OFFSET;
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// A node gives itself 10 s to finish what is in flight, and then syncs.
+const DRAIN_WITHIN: Duration = Duration::from_secs(15);
+const POLL_EVERY: Duration = Duration::from_millis(50);
+const HEALTH_WITHIN: Duration = Duration::from_secs(1);
+
+/// `koltso local`
+#[derive(Args)]
+pub struct Local {
+    /// Number of nodes, 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    nodes: u16,
+    /// The HTTP port of the first node; the others follow
+    #[arg(long, value_name = "PORT", default_value_t = 1337)]
+    port: u16,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// What went wrong, and the exit code: 2 before the cluster was ready, 1 later.
+struct Failure(u8, String);
+
+fn refused(sentence: String) -> Failure {
+    Failure(2, sentence)
+}
+
+/// Runs the nodes until they are told to stop.
+pub fn run(local: Local) -> ExitCode {
+    match local.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(code, sentence)) => {
+            eprintln!("koltso: {sentence}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// A node that was started.
+struct Node {
+    /// `node 2 (http://127.0.0.1:1338)`
+    name: String,
+    child: Child,
+    ended: Option<ExitStatus>,
+}
+
+impl Node {
+    fn start(name: String, flags: &Flags) -> Result<Self, String> {
+        let mut command = Command::new(executable());
+        command.arg("serve").args(flags.to_args()).stdin(Stdio::null());
+        end_with_parent(&mut command);
+        let child = command.spawn().map_err(|e| format!("{name} cannot be started: {e}"))?;
+        Ok(Self { name, child, ended: None })
+    }
+
+    fn lives(&self) -> bool {
+        self.ended.is_none()
+    }
+
+    /// Whether it has ended since it was last asked.
+    fn has_just_ended(&mut self) -> bool {
+        if self.lives() {
+            // The only error is that it is no child of ours, which it is until waited for.
+            self.ended = self.child.try_wait().unwrap_or_default();
+            return !self.lives();
+        }
+        false
+    }
+
+    /// How it ended, in two words.
+    fn end(&self) -> String {
+        match self.ended {
+            Some(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit code {code}"),
+                (None, Some(signal)) => format!("signal {signal}"),
+                (None, None) => status.to_string(),
+            },
+            None => "it lives".to_owned(),
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn terminate(&self) {
+        if let (true, Ok(pid)) = (self.lives(), libc::pid_t::try_from(self.child.id())) {
+            // SAFETY: a system call without pointers. Invariant 2: the process was not waited for, so the id is its own.
+            let _ = unsafe { libc::kill(pid, libc::SIGTERM) };
+        }
+    }
+}
+
+/// This program. By its path rather than as `/proc/self/exe`, so that the nodes have its name in `ps` and `top`.
+fn executable() -> PathBuf {
+    let path = std::env::current_exe().ok().filter(|path| path.exists());
+    path.unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
+}
+
+/// Has the kernel send SIGTERM to what `command` starts when the calling thread ends.
+#[allow(unsafe_code)]
+fn end_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let ask = move || {
+        // SAFETY: a plain system call without pointers.
+        if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM, 0, 0, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // The parent may have died before: then nobody would send anything.
+        if parent_id() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
+    };
+    // SAFETY: between fork and exec, `ask` makes two system calls, and allocates and locks nothing.
+    unsafe {
+        command.pre_exec(ask);
+    }
+}
+
+/// Whether a node's `/health` is 200.
+fn is_healthy(address: SocketAddr) -> bool {
+    let ask = || -> io::Result<bool> {
+        let mut socket = TcpStream::connect_timeout(&address, HEALTH_WITHIN)?;
+        socket.set_read_timeout(Some(HEALTH_WITHIN))?;
+        socket.set_write_timeout(Some(HEALTH_WITHIN))?;
+        socket.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        let mut start = [0; b"HTTP/1.x 200".len()];
+        socket.read_exact(&mut start)?;
+        Ok(start.ends_with(b" 200"))
+    };
+    ask().unwrap_or(false)
+}
+
+/// Asks the nodes, one after the other, until each was healthy; else the index of the one that was not in time.
+fn all_healthy(addresses: &[SocketAddr]) -> Result<(), usize> {
+    let deadline = Instant::now() + READY_WITHIN;
+    for (index, &address) in addresses.iter().enumerate() {
+        while !is_healthy(address) {
+            if Instant::now() > deadline {
+                return Err(index);
+            }
+            thread::sleep(POLL_EVERY);
+        }
+    }
+    Ok(())
+}
+
+/// What wakes the main thread.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    child: Signal,
+}
+
+impl Signals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            child: signal(SignalKind::child())?,
+        })
+    }
+}
+
+impl Local {
+    /// Checks everything that can be checked before a node is started.
+    fn check(self) -> Result<Vec<(Flags, Config)>, String> {
+        let Self { nodes, port, flags } = self;
+        if nodes == 0 || nodes > NODES_MAX {
+            return Err(format!("--nodes {nodes} is out of range: it is 1 to {NODES_MAX}"));
+        }
+        let last = u32::from(port) + u32::from(nodes) - 1;
+        if port == 0 || last > u32::from(PORT_MAX) {
+            return Err(format!("--port {port} is out of range: {nodes} nodes need ports from 1 to {PORT_MAX}"));
+        }
+        let ports: Vec<u16> = (port..=last as u16).collect();
+        let mut checked = Vec::with_capacity(ports.len());
+        for flags in flags.on_this_machine(&ports)? {
+            let config = flags.clone().check()?;
+            let replica = config.cluster.as_ref().map(|cluster| cluster.replica_listen);
+            for address in [Some(config.listen), replica].into_iter().flatten() {
+                // The node will bind it again. Without this, `/health` of whoever is there would pass for the node's.
+                cores::bind(address, 1).map_err(|e| format!("the address {address} cannot be used: {e}"))?;
+            }
+            checked.push((flags, config));
+        }
+        Ok(checked)
+    }
+
+    fn run(self) -> Result<(), Failure> {
+        let nodes = self.check().map_err(refused)?;
+        let cannot = |e: io::Error| refused(format!("the nodes cannot be watched: {e}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+        runtime.block_on(async {
+            // Before the first node is there, so that no signal is missed.
+            let mut signals = Signals::catch().map_err(cannot)?;
+            let mut started = Vec::with_capacity(nodes.len());
+            for (number, (flags, config)) in (1..).zip(&nodes) {
+                match Node::start(format!("node {number} (http://{})", config.listen), flags) {
+                    Ok(node) => started.push(node),
+                    Err(sentence) => {
+                        let _ = drain(&mut started, &mut signals, false).await;
+                        return Err(refused(sentence));
+                    }
+                }
+            }
+            let addresses: Vec<SocketAddr> = nodes.iter().map(|(_, config)| config.listen).collect();
+            watch(&mut started, &mut signals, addresses).await
+        })
+    }
+}
+
+/// From the start of the nodes to their end.
+async fn watch(nodes: &mut [Node], signals: &mut Signals, addresses: Vec<SocketAddr>) -> Result<(), Failure> {
+    let urls: Vec<String> = addresses.iter().map(|address| format!("http://{address}")).collect();
+    let (sender, mut healthy) = oneshot::channel();
+    let ask = move || {
+        let _ = sender.send(all_healthy(&addresses));
+    };
+    let asking = thread::Builder::new().name("koltso-health".to_owned()).spawn(ask);
+    let mut ready = false;
+    let failure = loop {
+        if let Err(e) = &asking {
+            break refused(format!("the nodes cannot be watched: {e}"));
+        }
+        tokio::select! {
+            // Ctrl-C reaches the nodes as well: their ends are no news then.
+            biased;
+            _ = signals.terminate.recv() => return drain(nodes, signals, ready).await,
+            _ = signals.interrupt.recv() => return drain(nodes, signals, ready).await,
+            _ = signals.child.recv() => {
+                let ended: Vec<usize> = (0..nodes.len()).filter(|&index| nodes[index].has_just_ended()).collect();
+                let alive = nodes.iter().any(Node::lives);
+                if let Some(&first) = ended.first().filter(|_| !ready) {
+                    break refused(format!("{} did not start: {}", nodes[first].name, nodes[first].end()));
+                }
+                for index in ended {
+                    let (name, end) = (&nodes[index].name, nodes[index].end());
+                    tracing::warn!("{name} ended: {end}; {}", if alive { "the others go on" } else { "it was the last" });
+                }
+                if !alive {
+                    return Err(Failure(1, "no node is left".to_owned()));
+                }
+            }
+            answer = &mut healthy, if !ready => match answer {
+                Ok(Ok(())) => {
+                    ready = true;
+                    eprintln!("cluster ready {}", urls.join(","));
+                }
+                Ok(Err(index)) => break refused(format!("{} was not ready in {READY_WITHIN:?}", nodes[index].name)),
+                Err(_) => break refused("the nodes cannot be watched: their health is unknown".to_owned()),
+            },
+        }
+    };
+    let _ = drain(nodes, signals, ready).await;
+    Err(failure)
+}
+
+/// Ends those that live. Who was not ready yet may have had no handler for the signal, and nothing to drain.
+async fn drain(nodes: &mut [Node], signals: &mut Signals, ready: bool) -> Result<(), Failure> {
+    let mut draining: Vec<&mut Node> = nodes.iter_mut().filter(|node| node.lives()).collect();
+    draining.iter().for_each(|node| node.terminate());
+    let all_end = async {
+        loop {
+            for node in &mut draining {
+                node.has_just_ended();
+            }
+            if !draining.iter().any(|node| node.lives()) {
+                return;
+            }
+            signals.child.recv().await;
+        }
+    };
+    let late = tokio::time::timeout(DRAIN_WITHIN, all_end).await.is_err();
+    let mut wrong = Vec::new();
+    for node in draining {
+        if late && node.lives() {
+            let _ = node.child.kill();
+            node.ended = node.child.wait().ok();
+            wrong.push(format!("{} did not end within {DRAIN_WITHIN:?} and was killed", node.name));
+        }
+        let unready = |status: ExitStatus| !ready && status.signal() == Some(libc::SIGTERM);
+        if !late && !node.ended.is_some_and(|status| status.success() || unready(status)) {
+            wrong.push(format!("{} did not drain: {}", node.name, node.end()));
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(Failure(1, wrong.join("; "))) }
+}

@@ -1,0 +1,138 @@
+//! This node as a member of a cluster: the decisions of `koltso-cluster` joined with links, the engine and the disk.
+//!
+//! - `core.rs`: one core's coordinator, its links to the peers, the clients that wait.
+//! - `answers.rs`: what a coordinator's answer is in HTTP.
+//! - `replica.rs`: what this node does for peers that coordinate.
+//! - `believe.rs`: what is not believed of a peer.
+//! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
+//! - `replay.rs`: the connections over which missed writes are replayed.
+//!
+//! Every core has a coordinator and one link to each peer of its own, so that no request is handed from core to core.
+
+mod answers;
+mod believe;
+pub mod clock;
+mod core;
+mod peers;
+mod replay;
+mod replica;
+
+use std::net::TcpListener;
+use std::sync::{Arc, OnceLock};
+
+use koltso_cluster::placement::{NodeIndex, Topology, TopologyError};
+use koltso_hints::Keeper;
+use koltso_instrument::Mutex;
+use koltso_net::replica::Identity;
+use koltso_net::server::Shared;
+use koltso_storage::Store;
+use socket2::Socket;
+
+pub use self::answers::{Pending, replicas_line};
+pub use self::core::{Core, Submitted};
+pub use self::peers::{PeerFigures, PeerState, Peers};
+
+use crate::settings;
+
+/// Clocks of two nodes may differ by this much, in ms; a peer whose clock differs by more is refused.
+pub const SKEW_MAX_MS: u64 = 500;
+/// The number of the protocol's topology generation. One, until topologies can change while serving.
+const TOPOLOGY_NUMBER: u64 = 1;
+/// Replica connections that the kernel holds until a core accepts them.
+const BACKLOG: i32 = 1024;
+
+/// What the cores share.
+pub struct Cluster {
+    /// What it was told.
+    pub config: settings::Cluster,
+    /// Who is where.
+    pub topology: Arc<Topology>,
+    /// What is known of the peers.
+    pub peers: Peers,
+    /// Connections of peers to this node, and the order to end them.
+    pub shared: Arc<Shared>,
+    hints: OnceLock<Arc<Keeper>>,
+    /// Bound, one a core. Nobody can connect before its core serves.
+    listeners: Mutex<Vec<Option<Socket>>>,
+}
+
+impl Cluster {
+    /// The cluster of a checked configuration, with one bound socket a core.
+    ///
+    /// # Errors
+    /// See [`TopologyError`].
+    pub fn new(config: settings::Cluster, cores: usize, sockets: Vec<Socket>) -> Result<Self, TopologyError> {
+        let names: Vec<String> = config.nodes.iter().map(|member| member.url.clone()).collect();
+        let topology = Topology::new(&names, &names[config.me])?;
+        assert_eq!(topology.me().at(), config.me, "the configuration is sorted as the topology is");
+        let peers = Peers::new(names, topology.me(), cores);
+        let listeners = Mutex::new(&"replica listeners", sockets.into_iter().map(Some).collect());
+        let topology = Arc::new(topology);
+        Ok(Self { config, topology, peers, shared: Shared::new(), hints: OnceLock::new(), listeners })
+    }
+
+    /// Starts to keep hints in the data folder, and to replay those that are there.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn start_hints(self: &Arc<Self>, data: &std::path::Path) -> std::io::Result<()> {
+        let keeper = replay::start(self, data)?;
+        assert!(self.hints.set(keeper).is_ok(), "hints are started once");
+        Ok(())
+    }
+
+    /// What keeps the hints.
+    pub fn hints(&self) -> Option<&Arc<Keeper>> {
+        self.hints.get()
+    }
+
+    /// What is to be looked at about once a second. A peer that is away for longer than hints are kept has missed more than they
+    /// hold; while that is so of any, deletes are not forgotten here, or it would bring the keys back.
+    pub fn look_after(&self, store: &Store) {
+        let Some(hints) = self.hints.get() else {
+            return;
+        };
+        let age_max = replay::age_max(self.config.tombstone_grace);
+        let mut keep = false;
+        for node in self.topology.peers() {
+            let needs_repair = hints.figures(node.at()).needs_repair;
+            let away = self.peers.away(node) > age_max;
+            if away && !needs_repair {
+                hints.mark(node.at(), "it was away for longer than hints are kept");
+            }
+            keep |= away || needs_repair;
+        }
+        store.keep_tombstones(keep);
+    }
+
+    /// This node's number in versions.
+    pub fn number(&self) -> u16 {
+        self.topology.number(self.topology.me())
+    }
+
+    /// Who this node says it is.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            cluster: self.config.name.clone(),
+            topology: self.topology.id(),
+            topology_number: TOPOLOGY_NUMBER,
+            node: self.number(),
+            secret: self.config.secret.clone(),
+        }
+    }
+
+    /// The peer with this number.
+    pub fn by_number(&self, number: u16) -> Option<NodeIndex> {
+        let at = self.topology.numbers().iter().position(|&n| n == number)?;
+        Some(NodeIndex(at as u8))
+    }
+
+    /// A core's listener, from now on open to peers.
+    fn listen(&self, core: usize) -> std::io::Result<Option<TcpListener>> {
+        let Some(socket) = self.listeners.lock().get_mut(core).and_then(Option::take) else {
+            return Ok(None);
+        };
+        socket.listen(BACKLOG)?;
+        Ok(Some(socket.into()))
+    }
+}

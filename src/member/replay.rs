@@ -1,0 +1,114 @@
+//! The connections over which missed writes are replayed: blocking ones, on the threads of the hints' keeper, so that a data
+//! core never waits for a file or for a peer that catches up.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use koltso_cluster::message::Record;
+use koltso_hints::{Confirmed, Dial, Keeper, Options, Peer, Target};
+use koltso_net::replica::blocking::Connection;
+use koltso_net::replica::frame::encode_request;
+use koltso_net::replica::{self as wire, Identity, Stamp};
+use koltso_storage::{KeyHash, VALUE_MAX_LIMIT};
+
+use super::{Cluster, SKEW_MAX_MS, believe};
+use crate::member::clock::now_ms;
+
+/// How long a peer may take for the handshake, and for the confirmations of a window.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+struct Dialer {
+    /// By node.
+    addresses: Vec<(SocketAddr, u16)>,
+    identity: Identity,
+}
+
+struct Line {
+    connection: Connection,
+    buffer: Vec<u8>,
+}
+
+/// A hint must not outlive the memory of deletes: one of a write before a delete would bring the key back where the delete
+/// is forgotten. (Hints are dropped up to an eighth of their time late.)
+fn options(tombstone_grace: Duration) -> Options {
+    let options = Options::new(now_ms);
+    Options { age_max: options.age_max.min(tombstone_grace / 2), ..options }
+}
+
+/// How long a hint is kept.
+pub(super) fn age_max(tombstone_grace: Duration) -> Duration {
+    options(tombstone_grace).age_max
+}
+
+/// Starts the keeper of this node's hints.
+pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keeper>> {
+    let members = cluster.config.nodes.iter().zip(cluster.topology.numbers());
+    let addresses = members.map(|(member, &number)| (member.replica, number)).collect();
+    let dialer = Dialer { addresses, identity: cluster.identity() };
+    let peers = cluster.topology.peers();
+    let peers = peers.map(|node| Peer { node: node.at(), url: cluster.topology.name(node).to_owned() }).collect();
+    let options = options(cluster.config.tombstone_grace);
+    Keeper::start(&data.join("hints"), peers, Arc::new(dialer), options)
+}
+
+impl Dial for Dialer {
+    fn dial(&self, node: usize) -> Result<Box<dyn Target>, String> {
+        let (address, number) = self.addresses[node];
+        let skew_max = Duration::from_millis(SKEW_MAX_MS);
+        let connection = Connection::dial(address, &self.identity, number, VALUE_MAX_LIMIT, now_ms, skew_max, PATIENCE)
+            .map_err(|e| e.to_string())?;
+        Ok(Box::new(Line { connection, buffer: Vec::new() }))
+    }
+}
+
+impl Target for Line {
+    fn write(&mut self, records: &[Record]) -> Result<Vec<Confirmed>, String> {
+        self.buffer.clear();
+        for (number, record) in records.iter().enumerate() {
+            let version = Stamp { clock: record.version.clock, node: record.version.node };
+            let request = if record.tombstone {
+                wire::Request::Delete { key: &record.key, version }
+            } else {
+                let (value, expires_at_ms) = (&record.value[..], record.expires_at_ms);
+                wire::Request::Put { key: &record.key, value, version, expires_at_ms }
+            };
+            encode_request(&mut self.buffer, number as u64, &request);
+        }
+        self.connection.send(&self.buffer).map_err(|e| e.to_string())?;
+        let mut confirmed = Vec::with_capacity(records.len());
+        for (expected, record) in records.iter().enumerate() {
+            let received = self.connection.receive(|number, key_hash, reply| {
+                if number != expected as u64 {
+                    return Err("it answered another request than the one whose turn it is".to_owned());
+                }
+                believe::reply(KeyHash::of(&record.key), key_hash, &reply, now_ms())?;
+                match reply {
+                    wire::Reply::Applied | wire::Reply::Superseded(_) => Ok(Confirmed::Taken),
+                    // It never will take it, and everything behind it would wait.
+                    wire::Reply::Refused(wire::Refused::TooLarge) => Ok(Confirmed::Taken),
+                    wire::Reply::Refused(_) => Ok(Confirmed::Refused),
+                    _ => Err("it answered a write as if it were a read".to_owned()),
+                }
+            });
+            confirmed.push(received.map_err(|e| e.to_string())??);
+        }
+        Ok(confirmed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_never_outlives_the_memory_of_deletes() {
+        let day = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(options(day * 10).age_max, Options::new(now_ms).age_max);
+        for grace in [Duration::from_secs(1), Duration::from_secs(3600), day / 6] {
+            let age_max = options(grace).age_max;
+            assert!(age_max + age_max / 8 < grace, "{age_max:?} of {grace:?}");
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Group commit of one core, for `--sync always`: one sync of the log confirms every write that was in flight.
+//!
+//! Writes append and wait; a task of the core syncs what has been appended whenever somebody waits, through io_uring
+//! where there is one. While a sync runs, further writes gather for the next.
+//!
+//! What the requests waited goes to the profile of waits, once a sync for all of them and with two or three readings of the clock: the
+//! first that wants the sync, its beginning and its end. Those that came in between are taken to have come evenly, so the sum is off by at
+//! most half the time they gathered, which is at most half a sync each; as much too little where clients answer at once to the sync
+//! before, right where requests come at random.
+//!
+//! Owner: one core. Bounds: waiters are requests in flight, which are bounded. Invariants: a wait ends with `Ok` only
+//! after a sync that began after its record was appended; after a failed sync every wait ends with an error, for good.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use koltso_instrument::waited_for;
+use koltso_storage::{SyncBatch, Writer};
+use monoio::fs::File;
+
+/// The core's writer, until it has drained.
+pub type SharedWriter = Rc<RefCell<Option<Writer>>>;
+
+/// The group commit of a core.
+#[derive(Default)]
+pub struct Commit {
+    durable: Cell<u64>,
+    wanted: Cell<u64>,
+    /// The position that the sync which runs will make durable.
+    syncing: Cell<u64>,
+    gathering: Cell<Option<Gathering>>,
+    failed: Cell<bool>,
+    stopped: Cell<bool>,
+    waiters: RefCell<Vec<Waker>>,
+    committer: Cell<Option<Waker>>,
+}
+
+/// Those that wait for the next sync.
+#[derive(Clone, Copy)]
+struct Gathering {
+    count: u32,
+    /// When the first came.
+    since: Instant,
+}
+
+impl Gathering {
+    /// What they have waited for, all together, when their sync ends.
+    fn waited(self, sync_began: Instant, sync_ended: Instant) -> Duration {
+        let gathered = sync_began.saturating_duration_since(self.since);
+        (gathered / 2 + sync_ended.saturating_duration_since(sync_began)).saturating_mul(self.count)
+    }
+}
+
+/// The log could not be synced: the write is not acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotDurable;
+
+impl Commit {
+    /// Waits until everything up to `position` of the core's log is on disk. The request is made at once, not when the
+    /// future is first polled.
+    pub fn durable(self: &Rc<Self>, position: u64) -> impl Future<Output = Result<(), NotDurable>> + use<> {
+        if position > self.wanted.get() {
+            self.wanted.set(position);
+            if let Some(waker) = self.committer.take() {
+                waker.wake();
+            }
+        }
+        // Who finds its write in the sync that runs is let off: that happens only to one that wrote nothing new.
+        if position > self.durable.get().max(self.syncing.get()) && !self.failed.get() {
+            let first = || Gathering { count: 0, since: Instant::now() };
+            let gathering = self.gathering.get().unwrap_or_else(first);
+            self.gathering.set(Some(Gathering { count: gathering.count + 1, ..gathering }));
+        }
+        let commit = self.clone();
+        poll_fn(move |cx| {
+            if commit.durable.get() >= position {
+                return Poll::Ready(Ok(()));
+            }
+            if commit.failed.get() {
+                return Poll::Ready(Err(NotDurable));
+            }
+            commit.waiters.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+    }
+
+    /// Ends [`run`] once nobody waits.
+    pub fn stop(&self) {
+        self.stopped.set(true);
+        if let Some(waker) = self.committer.take() {
+            waker.wake();
+        }
+    }
+
+    /// Until a write wants to be synced; `false` to stop.
+    async fn wanted(&self) -> bool {
+        poll_fn(|cx| {
+            if self.wanted.get() > self.durable.get() && !self.failed.get() {
+                return Poll::Ready(true);
+            }
+            if self.stopped.get() {
+                return Poll::Ready(false);
+            }
+            self.committer.set(Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn wake_all(&self) {
+        let waiters = std::mem::take(&mut *self.waiters.borrow_mut());
+        waiters.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Syncs the core's log whenever somebody waits for it. A task of the core.
+pub async fn run(commit: Rc<Commit>, writer: SharedWriter) {
+    // Descriptors of the segments that are being written, which are one or two.
+    let mut files: HashMap<u64, File> = HashMap::new();
+    while commit.wanted().await {
+        let Some(batch) = writer.borrow().as_ref().map(Writer::begin_sync) else {
+            return;
+        };
+        commit.syncing.set(batch.position());
+        let gathered = commit.gathering.take().map(|gathering| (gathering, Instant::now()));
+        let synced = sync(&batch, &mut files).await;
+        if let Some((gathering, began)) = gathered {
+            waited_for(&"group commit", gathering.waited(began, Instant::now()), gathering.count);
+        }
+        if let Some(writer) = writer.borrow().as_ref() {
+            match synced {
+                Ok(()) => {
+                    writer.complete_sync(&batch);
+                    if writer.durable() >= batch.position() {
+                        commit.durable.set(batch.position());
+                    } else {
+                        commit.failed.set(true);
+                    }
+                }
+                Err(e) => {
+                    writer.fail(&e);
+                    commit.failed.set(true);
+                }
+            }
+        }
+        commit.wake_all();
+    }
+}
+
+async fn sync(batch: &SyncBatch, files: &mut HashMap<u64, File>) -> std::io::Result<()> {
+    files.retain(|id, _| batch.files().any(|(wanted, _)| wanted == *id));
+    for (id, file) in batch.files() {
+        let file = match files.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(File::from_std(file.try_clone()?)?),
+        };
+        file.sync_data().await?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use koltso_profiling::alloc::Symbolise;
+    use koltso_profiling::capture::{Capture, Event, Frame};
+    use koltso_profiling::locks;
+    use koltso_profiling::symbols::Symbols;
+    use koltso_profiling::text;
+    use koltso_storage::{Options, Store, SyncMode, Version};
+
+    use super::*;
+    use crate::node::replica::Engine;
+
+    struct Names(Symbols);
+
+    impl Symbolise for Names {
+        fn frames(&mut self, address: u64, is_leaf: bool, out: &mut Vec<Frame>) {
+            out.extend_from_slice(&self.0.frames(address - u64::from(!is_leaf)));
+        }
+    }
+
+    /// How many, how long in nanoseconds, and whether functions of `module` waited: of what has this label as its leaf.
+    fn found(capture: &Capture, label: &str, module: &str) -> (i64, i64, bool) {
+        let names = |stack| capture.stack_at(stack).iter().map(|id| &*capture.frame_at(*id).function);
+        let all: Vec<_> = capture.samples.iter().filter(|sample| names(sample.stack).next() == Some(label)).collect();
+        let is_there = all.iter().all(|sample| names(sample.stack).nth(1).is_some_and(|name| name.contains(module)));
+        (all.iter().map(|s| s.values[0]).sum(), all.iter().map(|s| s.values[1]).sum(), is_there)
+    }
+
+    #[test]
+    fn what_requests_waited_for_the_disk_is_in_block_under_its_name() {
+        const CLIENTS: u64 = 8;
+        const WRITES: u64 = 25;
+        let dir = tempfile::tempdir().expect("a folder");
+        let (store, _) = Store::open(Options { sync: SyncMode::Always, ..Options::new(dir.path()) }).expect("a store");
+        let store = Arc::new(store);
+        let before = locks::snapshot();
+        // As the requests see it, each by itself.
+        let waited = Rc::new(Cell::new(Duration::ZERO));
+        let mut runtime =
+            monoio::RuntimeBuilder::<monoio::FusionDriver>::new().enable_timer().build().expect("a runtime");
+        runtime.block_on(async {
+            let engine = Rc::new(Engine::new(store.clone(), store.writer().expect("room"), SyncMode::Always));
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|client| {
+                    let (engine, waited) = (engine.clone(), waited.clone());
+                    monoio::spawn(async move {
+                        for write in 1..=WRITES {
+                            let version = Version::new(write, 0);
+                            engine.write(&client.to_be_bytes(), Some(&[7; 40_000]), version, 0).expect("room");
+                            let began = Instant::now();
+                            engine.durable().expect("always").await.expect("a disk");
+                            waited.set(waited.get() + began.elapsed());
+                        }
+                    })
+                })
+                .collect();
+            for client in clients {
+                client.await;
+            }
+            // Nothing new: on disk, and no wait.
+            engine.durable().expect("always").await.expect("a disk");
+            engine.close();
+        });
+        let after = locks::snapshot();
+        let block = locks::difference(Event::Block, &before, &after, &mut Names(Symbols::new()));
+        let (count, delay_ns, is_there) = found(&block, "wait:group commit", "commit::");
+        let share = delay_ns as f64 / waited.get().as_nanos() as f64;
+        println!("{count} waits of {delay_ns} ns, {share:.2} of what the requests saw");
+        // Fewer would mean that somebody was forgotten; a little more or less, that a sync took less than a sample's interval.
+        assert!(
+            (count - (CLIENTS * WRITES) as i64).abs() <= 5 && is_there,
+            "{count} waits, in {}",
+            text::folded(&block, 1)
+        );
+        assert!((0.5..1.6).contains(&share), "{share} of what the requests saw");
+        let mutex = locks::difference(Event::Mutex, &before, &after, &mut Names(Symbols::new()));
+        assert_eq!(found(&mutex, "wait:group commit", "").0, 0);
+    }
+
+    #[test]
+    fn a_group_waits_from_when_it_gathered_on_average() {
+        let began = Instant::now() + Duration::from_secs(1);
+        let ms = Duration::from_millis;
+        let alone = Gathering { count: 1, since: began };
+        assert_eq!(alone.waited(began, began + ms(8)), ms(8));
+        let many = Gathering { count: 100, since: began - ms(4) };
+        assert_eq!(many.waited(began, began + ms(8)), ms(1000));
+    }
+}

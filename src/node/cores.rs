@@ -1,0 +1,208 @@
+//! Data cores: one thread with one monoio runtime each, pinned to a processor (without `--no-pin`), with a listener of its own.
+//!
+//! The ring is made with the flags that measured best and, where the kernel does not know them, with fewer. Where
+//! io_uring is refused altogether (as in a default container), the cores run on epoll.
+
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use std::{io, mem};
+
+use koltso_net::server::{self, Limits};
+use koltso_storage::schedule;
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::admin::metrics::CoreMetrics;
+use crate::front::http::Api;
+use crate::node::stalls::{self, Turn};
+use crate::node::{Node, Runtime};
+
+/// Connections that the kernel holds until a core accepts them.
+const BACKLOG: i32 = 4096;
+/// Entries of a ring; more operations than this at once are submitted in several steps.
+const RING_ENTRIES: u32 = 1024;
+/// How long an address may be in use before that is an error.
+const BIND_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a core looks whether the engine is open.
+const OPEN_POLL: Duration = Duration::from_millis(2);
+/// How often a core measures how late its timers come.
+const LAG_EVERY: Duration = Duration::from_millis(100);
+
+/// Task work runs when the core enters the kernel anyway, without an interrupt: a third less kernel time a request.
+fn best_ring() -> io_uring::Builder {
+    let mut builder = io_uring::IoUring::builder();
+    builder.setup_coop_taskrun().setup_single_issuer().setup_taskrun_flag();
+    builder
+}
+
+/// Which runtime this machine allows.
+pub fn detect_runtime() -> Runtime {
+    if best_ring().build(8).is_ok() {
+        Runtime::IoUring("COOP_TASKRUN SINGLE_ISSUER TASKRUN_FLAG")
+    } else if io_uring::IoUring::new(8).is_ok() && monoio::utils::detect_uring() {
+        Runtime::IoUring("default")
+    } else {
+        Runtime::Epoll
+    }
+}
+
+/// Binds one listener a core to the same address. The first is bound alone, so that an address which any other process
+/// uses is an error, although the kernel would let processes of one user share it.
+pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
+    let listen = |socket: Socket| {
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    patiently(|| reserve_once(address, count)?.into_iter().map(listen).collect())
+}
+
+/// As [`bind`], but nobody can connect yet: for each socket, `listen` is still to be called.
+pub fn reserve(address: SocketAddr, count: usize) -> io::Result<Vec<Socket>> {
+    patiently(|| reserve_once(address, count))
+}
+
+fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    // The kernel takes io_uring's accepts down a moment after their process has ended: a restart waits for that.
+    let begun = Instant::now();
+    loop {
+        match bind() {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < BIND_PATIENCE => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn reserve_once(address: SocketAddr, count: usize) -> io::Result<Vec<Socket>> {
+    let open = |address: SocketAddr, shared: bool| -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(shared)?;
+        socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    let first = open(address, false)?;
+    first.set_reuse_port(true)?;
+    let bound = first.local_addr()?.as_socket().unwrap_or(address);
+    let mut sockets = vec![first];
+    for _ in 1..count {
+        sockets.push(open(bound, true)?);
+    }
+    Ok(sockets)
+}
+
+/// Processors that this process may use.
+#[allow(unsafe_code)]
+fn allowed() -> Vec<usize> {
+    // SAFETY: the set is plain data on the stack, and the call is given its size.
+    unsafe {
+        let mut set: libc::cpu_set_t = mem::zeroed();
+        if libc::sched_getaffinity(0, mem::size_of_val(&set), &mut set) != 0 {
+            return Vec::new();
+        }
+        (0..libc::CPU_SETSIZE as usize).filter(|&cpu| libc::CPU_ISSET(cpu, &set)).collect()
+    }
+}
+
+/// Keeps the calling thread on one processor.
+#[allow(unsafe_code)]
+fn pin(processor: usize) {
+    // SAFETY: as above; the set has one member that `allowed` found.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = mem::zeroed();
+        libc::CPU_SET(processor, &mut set);
+        libc::sched_setaffinity(0, mem::size_of_val(&set), &set)
+    };
+    if result != 0 {
+        tracing::warn!("a core could not be pinned to processor {processor}: {}", io::Error::last_os_error());
+    }
+}
+
+fn limits(node: &Node) -> Limits {
+    let config = &node.config;
+    Limits {
+        body_max: config.max_value,
+        connections_max: config.max_connections,
+        request_timeout: config.request_timeout,
+        idle_timeout: config.idle_timeout,
+        requests_in_flight_max: config.max_in_flight,
+        body_bytes_max: config.max_in_flight_bytes,
+        ..Limits::default()
+    }
+}
+
+/// Serves until the drain is over. What a core's `block_on` is given.
+async fn serve(node: Arc<Node>, core: usize, listener: TcpListener) -> io::Result<()> {
+    match node.stalls.as_ref().map(|stalls| stalls::turn(stalls, core)) {
+        Some(turn) => turn.clone().run(serve_with(node, core, listener, Some(turn))).await,
+        None => serve_with(node, core, listener, None).await,
+    }
+}
+
+async fn serve_with(node: Arc<Node>, core: usize, listener: TcpListener, turn: Option<Rc<Turn>>) -> io::Result<()> {
+    let limits = limits(&node);
+    let shared = node.connections.clone();
+    let api = Rc::new(Api::new(node.clone(), core, turn.clone()));
+    monoio::spawn(measure_lag(node.metrics[core].clone(), turn));
+    monoio::spawn(join_when_open(api.clone()));
+    let result = server::serve(listener, api.clone(), limits, shared).await;
+    api.close().await;
+    result
+}
+
+/// Peers are served, too, as soon as the engine is open, and not only when the first request comes.
+async fn join_when_open(api: Rc<Api>) {
+    while !api.is_open() {
+        monoio::time::sleep(OPEN_POLL).await;
+    }
+}
+
+async fn measure_lag(metrics: Arc<CoreMetrics>, turn: Option<Rc<Turn>>) {
+    loop {
+        let due = Instant::now() + LAG_EVERY;
+        monoio::time::sleep(LAG_EVERY).await;
+        let now = Instant::now();
+        if let Some(turn) = &turn {
+            turn.begin_quietly(now);
+        }
+        metrics.lagged(now.saturating_duration_since(due));
+    }
+}
+
+fn run(node: Arc<Node>, core: usize, listener: TcpListener) -> io::Result<()> {
+    match node.runtime {
+        Runtime::IoUring(flags) => {
+            let ring = if flags == "default" { io_uring::IoUring::builder() } else { best_ring() };
+            let builder = RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring).with_entries(RING_ENTRIES);
+            builder.enable_timer().build()?.block_on(serve(node, core, listener))
+        }
+        Runtime::Epoll => {
+            RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?.block_on(serve(node, core, listener))
+        }
+    }
+}
+
+/// Starts the cores. Each thread ends when its drain is over.
+pub fn spawn(node: &Arc<Node>, listeners: Vec<TcpListener>) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+    let processors = allowed();
+    let mut threads = Vec::new();
+    for (core, listener) in listeners.into_iter().enumerate() {
+        let node = node.clone();
+        // More cores than processors would only fight over them: leave those to the scheduler.
+        let pinned = !node.config.no_pin && node.config.threads <= processors.len();
+        let processor = processors.get(core).copied().filter(|_| pinned);
+        let body = move || {
+            if let Some(processor) = processor {
+                pin(processor);
+            }
+            schedule::ask_for_short_slices();
+            run(node, core, listener)
+        };
+        threads.push(thread::Builder::new().name(format!("koltso-core-{core}")).spawn(body)?);
+    }
+    Ok(threads)
+}

@@ -1,0 +1,217 @@
+//! Stalls of the data cores: joins the turns of their loops (`net`) with the watcher that names what held them up (`profiling`).
+//!
+//! A stall is a line in the log, one in [`LOG_EVERY`] at most; the others are counted in the next. Where nobody looks
+//! (`--stall-bound 0`) nothing of this exists. Tested below with a server whose service blocks, and in `tests/stalls.rs`.
+
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use koltso_instrument::Mutex;
+use koltso_net::turn::{self, Observer};
+use koltso_profiling::stalls::{Core, Stall, Stalls};
+use koltso_profiling::symbols::Symbols;
+
+/// Between two lines of the log.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// The turns of a core.
+pub type Turn = turn::Turn<Watched>;
+
+/// A core that is watched.
+pub struct Watched(Core);
+
+impl Observer for Watched {
+    #[inline]
+    fn began(&self, now: Instant, quiet: bool) {
+        self.0.began(now, quiet);
+    }
+
+    #[inline]
+    fn busy(&self) {
+        self.0.busy();
+    }
+
+    #[inline]
+    fn ended(&self, now: Instant) {
+        self.0.ended(now);
+    }
+}
+
+/// The turns of core number `core`, which is the calling thread.
+pub fn turn(stalls: &Stalls, core: usize) -> Rc<Turn> {
+    turn::Turn::new(Watched(stalls.join(core)))
+}
+
+/// Starts to watch the cores that will come.
+///
+/// # Errors
+/// If no thread can be started.
+pub fn watch(bound: Duration) -> io::Result<Stalls> {
+    let logged = Mutex::new(&"log lines about stalls", (None::<Instant>, 0_u64));
+    Stalls::watch(bound, move |stall| {
+        let mut logged = logged.lock();
+        let (last, unsaid) = &mut *logged;
+        if last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
+            *unsaid += 1;
+            return;
+        }
+        *last = Some(Instant::now());
+        log(stall, std::mem::take(unsaid));
+    })
+}
+
+/// On a thread of its own: names of addresses take the time of many stalls.
+fn log(stall: &Arc<Stall>, unsaid: u64) {
+    let stall = stall.clone();
+    let say = move || {
+        let (core, ms, place) = (stall.core, stall.duration.as_millis(), stall.place(&mut Symbols::new()));
+        let before = if unsaid == 0 { String::new() } else { format!(", and there were {unsaid} more before") };
+        tracing::warn!("core {core} stalled for {ms} ms in {place}{before}; see /debug/pprof/stalls");
+    };
+    // Without a thread there is no line; the stall is counted and kept all the same.
+    let _ = std::thread::Builder::new().name("koltso-stalled".to_owned()).spawn(say);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use koltso_net::http::{Head, Reply};
+    use koltso_net::server::{self, Admit, Event, Limits, Outcome, Service, Shared};
+    use koltso_profiling::stalls;
+    use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+
+    use super::*;
+
+    const BOUND: Duration = Duration::from_millis(50);
+    const STALL: Duration = Duration::from_millis(200);
+
+    /// Answers, and blocks before it does if the path says so.
+    struct Blocking(Rc<Turn>);
+
+    /// How long the service did block.
+    static BLOCKED: Mutex<Vec<Duration>> = Mutex::new(&"blocked", Vec::new());
+
+    #[inline(never)]
+    fn a_known_stall(path: &str) {
+        let begun = Instant::now();
+        while path == "/loop" && begun.elapsed() < STALL {
+            for n in 0..100_000 {
+                std::hint::black_box(n);
+            }
+        }
+        if path == "/sleep" {
+            std::thread::sleep(STALL);
+        }
+        if path != "/fast" {
+            BLOCKED.lock().push(begun.elapsed());
+        }
+    }
+
+    impl Service for Blocking {
+        fn admit(&self, _: &Head<'_>, _: &mut Reply<'_>) -> Admit {
+            Admit::Body
+        }
+
+        fn call(&self, head: &Head<'_>, _: &[u8], reply: &mut Reply<'_>) -> Outcome {
+            a_known_stall(head.path);
+            reply.text(200, "done");
+            Outcome::Done
+        }
+
+        fn finished(&self, _: u16, _: Duration) {}
+
+        fn event(&self, _: Event) {}
+
+        fn resumed(&self, now: Instant) {
+            self.0.begin(now);
+        }
+
+        fn hand_off(&self, _: TcpStream, _: Vec<u8>) {}
+    }
+
+    /// Ends the server also when the test fails.
+    struct Drain(Arc<Shared>);
+
+    impl Drop for Drain {
+        fn drop(&mut self) {
+            self.0.drain();
+        }
+    }
+
+    fn serve(stalls: &Stalls, listener: TcpListener, shared: Arc<Shared>, uring: bool) {
+        let turn = turn(stalls, 7);
+        let service = Rc::new(Blocking(turn.clone()));
+        let server = turn.run(server::serve(listener, service, Limits::default(), shared));
+        let served = if uring {
+            let runtime = RuntimeBuilder::<IoUringDriver>::new().enable_timer().build();
+            runtime.expect("io_uring is needed for this test").block_on(server)
+        } else {
+            RuntimeBuilder::<LegacyDriver>::new().enable_timer().build().expect("epoll").block_on(server)
+        };
+        served.expect("served");
+    }
+
+    fn get(client: &mut TcpStream, path: &str) {
+        client.write_all(format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n").as_bytes()).expect("sent");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"done") && !answer.ends_with(b"done\n") {
+            let mut buffer = [0; 1024];
+            let count = client.read(&mut buffer).expect("read");
+            assert!(count > 0, "closed");
+            answer.extend_from_slice(&buffer[..count]);
+        }
+    }
+
+    #[test]
+    fn a_service_that_blocks_its_core_is_a_stall_with_its_name_and_fast_requests_are_none() {
+        for uring in [true, false] {
+            let watched = watch(BOUND).expect("a thread");
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let shared = Shared::new();
+            std::thread::scope(|scope| {
+                let _drain = Drain(shared.clone());
+                let core = std::thread::Builder::new().name("a-core".to_owned());
+                let its = (&watched, shared.clone());
+                core.spawn_scoped(scope, move || serve(its.0, listener, its.1, uring)).expect("a thread");
+                let mut client = TcpStream::connect(address).expect("connected");
+                for _ in 0..200 {
+                    get(&mut client, "/fast");
+                }
+                assert_eq!(watched.count(), 0, "{:?}", watched.longest());
+                get(&mut client, "/loop");
+                // On epoll a request that is there already is served in the same turn.
+                std::thread::sleep(Duration::from_millis(20));
+                get(&mut client, "/sleep");
+                drop(client);
+                let begun = Instant::now();
+                while watched.list().len() < 2 {
+                    assert!(begun.elapsed() < Duration::from_secs(5), "{} stalls", watched.count());
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+            assert_eq!(watched.count(), 2);
+            let mut symbols = Symbols::new();
+            for (stall, blocked) in watched.list().into_iter().zip(BLOCKED.lock().drain(..)) {
+                let lasted = stall.duration;
+                assert!(lasted >= blocked && lasted < blocked.mul_f64(1.3), "{lasted:?} for {blocked:?}");
+                assert_eq!((stall.core, &*stall.thread.name), (7, "a-core"));
+                let place = stall.place(&mut symbols);
+                assert!(place.contains("a_known_stall"), "{place}");
+            }
+            let text = stalls::text(&watched.list(), &mut symbols);
+            assert_eq!(text.matches("core 7").count(), 2, "{text}");
+            let capture = stalls::capture(&watched, &mut symbols);
+            let rooted = capture.samples.iter().filter(|sample| {
+                let names = capture.stack_at(sample.stack).iter().map(|&id| &*capture.frame_at(id).function);
+                names.into_iter().any(|name| name.contains("block_on"))
+            });
+            let (rooted, all) = (rooted.count(), capture.samples.len());
+            assert!(all >= 4 && rooted * 10 >= all * 9, "{rooted} of {all} samples reach the loop");
+        }
+    }
+}

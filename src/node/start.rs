@@ -1,0 +1,210 @@
+//! `koltso serve`: from the flags to a serving node, and back down when it is told to stop.
+//!
+//! The order matters. Everything that can be wrong with what the user said is found before anything is touched: flags,
+//! then the address, then the folder. Listeners serve while the log is recovered, and answer 503. At the end the cores
+//! finish what is in flight, the log is synced and sealed, and the process exits with 0.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use koltso_storage::{Folder, Options, Store};
+use tokio::sync::mpsc;
+
+use crate::admin::control;
+use crate::member::Cluster;
+use crate::member::clock::{self, now_ms};
+use crate::node::cores;
+use crate::node::stalls;
+use crate::node::{Node, Runtime};
+use crate::settings::{Config, Flags};
+
+/// How often the bound of the clock is written.
+const CLOCK_EVERY: Duration = Duration::from_millis(100);
+/// And after so many times the peers are looked at.
+const CLOCKS_A_LOOK: u32 = 10;
+
+/// What went wrong before the node served; exit code 2.
+struct Refused(String);
+
+impl From<String> for Refused {
+    fn from(sentence: String) -> Self {
+        Self(sentence)
+    }
+}
+
+/// Runs a node until it is told to stop.
+pub fn run(flags: Flags) -> ExitCode {
+    match serve(flags) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Refused(sentence)) => {
+            eprintln!("koltso: {sentence}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Gives freed memory back to the system.
+#[allow(unsafe_code)]
+fn give_memory_back() {
+    // SAFETY: mimalloc is the allocator of this program (`main.rs`), and collecting is allowed on any of its threads.
+    unsafe { libmimalloc_sys::mi_collect(true) }
+}
+
+/// The allocator is built not to use huge pages, which it would only fill in part, and forbids them to the whole process
+/// by that. The index asks for them, and fills them.
+#[allow(unsafe_code)]
+fn allow_huge_pages() {
+    // SAFETY: a plain system call without pointers.
+    let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0) };
+}
+
+fn options(config: &Config) -> Options {
+    Options {
+        sync: config.sync,
+        value_max: config.max_value,
+        compaction_rate: config.compaction_rate,
+        memory_freed: give_memory_back,
+        // Alone, this node makes all versions itself, and none arrives late.
+        tombstone_grace: config.cluster.as_ref().map_or(Duration::ZERO, |cluster| cluster.tombstone_grace),
+        ..Options::new(&config.data)
+    }
+}
+
+fn cannot_use_clock(data: &Path, e: &std::io::Error) -> Refused {
+    Refused(format!("the file clock in the data folder {} cannot be used: {e}", data.display()))
+}
+
+/// A node that was away for longer than its peers remember deletes would bring deleted keys back.
+fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
+    let (data, now) = (&node.config.data, now_ms());
+    let found = clock::bound_in(data).map_err(|e| cannot_use_clock(data, &e))?;
+    let grace = node.config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.tombstone_grace);
+    let away = found.map_or(Duration::ZERO, |bound| clock::away(bound, now));
+    if away > grace {
+        let hours = |span: Duration| span.as_secs() / 3600;
+        return Err(Refused(format!(
+            "this node was away for {} hours, and its peers remember deleted keys for {} (--tombstone-grace): start it with \
+             an empty data folder, or deleted keys may come back",
+            hours(away),
+            hours(grace)
+        )));
+    }
+    Ok(())
+}
+
+/// Versions go on above those of an earlier life, and the bound of the clock is kept ahead of it, so that no core has to do
+/// that; the same thread looks after the peers. Once nothing can keep the node from serving: a start that fails must not make the node look as if it had been there.
+fn go_on_with_the_clock(node: &Arc<Node>) -> Result<(), Refused> {
+    let data = &node.config.data;
+    node.clock.persist_in(data, now_ms()).map_err(|e| cannot_use_clock(data, &e))?;
+    let node = node.clone();
+    let keep = move || {
+        loop {
+            for _ in 0..CLOCKS_A_LOOK {
+                std::thread::sleep(CLOCK_EVERY);
+                node.clock.refresh(now_ms());
+            }
+            if let (Some(cluster), Some(store)) = (&node.cluster, node.store()) {
+                cluster.look_after(store);
+            }
+        }
+    };
+    let spawned = std::thread::Builder::new().name("koltso-clock".to_owned()).spawn(keep);
+    spawned.map_err(cannot_start)?;
+    Ok(())
+}
+
+fn cannot_start(e: std::io::Error) -> Refused {
+    Refused(format!("the server's threads cannot be started: {e}"))
+}
+
+fn serve(flags: Flags) -> Result<(), Refused> {
+    let mut config = flags.check()?;
+    allow_huge_pages();
+    let in_use = |name: &str, address, e| format!("the address {address} of --{name} cannot be used: {e}");
+    let listeners = cores::bind(config.listen, config.threads).map_err(|e| in_use("listen", config.listen, e))?;
+    let admin = match config.admin_listen {
+        None => None,
+        Some(address) => {
+            let listener = std::net::TcpListener::bind(address).map_err(|e| in_use("admin-listen", address, e))?;
+            listener.set_nonblocking(true).map_err(|e| in_use("admin-listen", address, e))?;
+            Some(listener)
+        }
+    };
+    if let Some(address) = listeners.first().and_then(|listener| listener.local_addr().ok()) {
+        config.listen = address;
+    }
+    let cluster = match config.cluster.clone() {
+        None => None,
+        Some(settings) => {
+            let address = settings.replica_listen;
+            let sockets = cores::reserve(address, config.threads).map_err(|e| in_use("replica-listen", address, e))?;
+            Some(Arc::new(Cluster::new(settings, config.threads, sockets).map_err(|e| e.to_string())?))
+        }
+    };
+    let folder = Folder::take(&config.data).map_err(|e| e.to_string())?;
+
+    let runtime = cores::detect_runtime();
+    match runtime {
+        Runtime::Epoll => {
+            tracing::warn!("io_uring is refused here (a container's seccomp profile?): serving over epoll, slower")
+        }
+        Runtime::IoUring("default") => tracing::warn!("this kernel lacks the ring flags of 6.0: io_uring costs more"),
+        Runtime::IoUring(_) => {}
+    }
+    let (sender, handovers) = mpsc::channel(control::WAITING_MAX);
+    let stalls = config.stall_bound.map(stalls::watch).transpose().map_err(cannot_start)?;
+    let node = Arc::new(Node::new(config, runtime, cluster, stalls, sender));
+    if node.cluster.is_some() {
+        was_not_away_for_long(&node)?;
+    }
+    control::spawn(node.clone(), handovers, admin, runtime != Runtime::Epoll).map_err(cannot_start)?;
+    let threads = cores::spawn(&node, listeners).map_err(cannot_start)?;
+
+    let started = Instant::now();
+    let (store, found) = Store::open_in(folder, options(&node.config)).map_err(|e| e.to_string())?;
+    if found.segments > 0 {
+        tracing::info!(
+            "recovered {} keys from {} segments ({} without a sidecar) in {} ms",
+            found.keys,
+            found.segments,
+            found.scanned,
+            started.elapsed().as_millis()
+        );
+    }
+    if found.torn_bytes > 0 {
+        tracing::warn!("cut off {} bytes of records that were half written when the process ended", found.torn_bytes);
+    }
+    node.clock.observe(found.newest_clock);
+    let store = Arc::new(store);
+    let writers = (0..node.config.threads).map(|_| store.writer()).collect::<Result<Vec<_>, _>>();
+    let writers = writers.map_err(|e| format!("the data folder has no room for new segments: {e}"))?;
+    if let Some(cluster) = &node.cluster {
+        let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
+        cluster.start_hints(&node.config.data).map_err(cannot)?;
+        go_on_with_the_clock(&node)?;
+    }
+    node.open(store.clone(), writers);
+    while !node.all_joined() && !threads.iter().any(std::thread::JoinHandle::is_finished) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    eprintln!("ready http://{}", node.config.listen);
+
+    for thread in threads {
+        match thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => return Err(Refused(format!("a core could not serve: {e}"))),
+            Err(_) => std::process::abort(),
+        }
+    }
+    node.drop_writers();
+    if let Some(hints) = node.cluster.as_ref().and_then(|cluster| cluster.hints()) {
+        hints.stop();
+    }
+    node.clock.finish();
+    store.close().map_err(|e| format!("the log could not be synced at the end: {e}"))?;
+    tracing::info!("stopped");
+    Ok(())
+}
