@@ -1,20 +1,25 @@
 //! profile.proto, gzipped: what `go tool pprof`, Pyroscope and Parca read; [`decode`] reads it back.
 //!
-//! The messages are those of <https://github.com/google/pprof/blob/main/proto/profile.proto>, written out so that no build needs
-//! `protoc`. Leaf first; frames inlined at one address are lines of one location, the innermost first; kernel frames have a mapping of
-//! their own; the thread's name is the label `thread`. Invariants: string 0 is empty; every id that is used is defined; ids start at 1,
-//! and 0 means none. A capture without samples is a valid profile. Absent: times of samples, which the format cannot hold.
+//! The messages are those of <https://github.com/google/pprof/blob/main/proto/profile.proto>. The
+//! crate `pprof` supplies their types and codec, generated, so that no build needs `protoc`; nothing
+//! else of that crate is used. Leaf first; frames inlined at one address are lines of one location,
+//! the innermost first; kernel frames have a mapping of their own; the thread's name is the label
+//! `thread`. Invariants: string 0 is empty; every id that is used is defined; ids start at 1, and 0
+//! means none. A capture without samples is a valid profile. Absent: times of samples, which the
+//! format cannot hold.
 //! The first comment is the engine's sentence; another, which begins with [`NOTE`], has what the format has no field for.
 //! Tested in `tests/proto.rs`, also with the real `go tool pprof`, and in `tests/decode.rs`.
 
 mod decode;
 
 pub use decode::{DecodeError, INFLATED_MAX, MESSAGE_MAX, decode};
+/// The messages of profile.proto.
+pub use pprof::protos as message;
 
 use crate::capture::{Capture, Frame, FrameId, Place, ThreadIndex, ValueType};
 use crate::text::thread_name;
 use flate2::{Compression, write::GzEncoder};
-use prost::Message;
+use message::Message;
 use std::collections::HashMap;
 use std::io::Write;
 
@@ -26,128 +31,6 @@ pub const NOTE: &str = "koltso ";
 
 /// The kernel's half of the addresses.
 const KERNEL_START: u64 = 0xffff_8000_0000_0000;
-
-/// The messages of profile.proto; fields and their numbers are as there.
-#[allow(missing_docs, reason = "the format's own description says what they mean")]
-pub mod message {
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Profile {
-        #[prost(message, repeated, tag = "1")]
-        pub sample_type: Vec<ValueType>,
-        #[prost(message, repeated, tag = "2")]
-        pub sample: Vec<Sample>,
-        #[prost(message, repeated, tag = "3")]
-        pub mapping: Vec<Mapping>,
-        #[prost(message, repeated, tag = "4")]
-        pub location: Vec<Location>,
-        #[prost(message, repeated, tag = "5")]
-        pub function: Vec<Function>,
-        #[prost(string, repeated, tag = "6")]
-        pub string_table: Vec<String>,
-        #[prost(int64, tag = "9")]
-        pub time_nanos: i64,
-        #[prost(int64, tag = "10")]
-        pub duration_nanos: i64,
-        #[prost(message, optional, tag = "11")]
-        pub period_type: Option<ValueType>,
-        #[prost(int64, tag = "12")]
-        pub period: i64,
-        #[prost(int64, repeated, tag = "13")]
-        pub comment: Vec<i64>,
-        #[prost(int64, tag = "14")]
-        pub default_sample_type: i64,
-    }
-
-    #[derive(Clone, Copy, PartialEq, prost::Message)]
-    pub struct ValueType {
-        #[prost(int64, tag = "1")]
-        pub r#type: i64,
-        #[prost(int64, tag = "2")]
-        pub unit: i64,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Sample {
-        #[prost(uint64, repeated, tag = "1")]
-        pub location_id: Vec<u64>,
-        #[prost(int64, repeated, tag = "2")]
-        pub value: Vec<i64>,
-        #[prost(message, repeated, tag = "3")]
-        pub label: Vec<Label>,
-    }
-
-    #[derive(Clone, Copy, PartialEq, prost::Message)]
-    pub struct Label {
-        #[prost(int64, tag = "1")]
-        pub key: i64,
-        #[prost(int64, tag = "2")]
-        pub str: i64,
-        #[prost(int64, tag = "3")]
-        pub num: i64,
-        #[prost(int64, tag = "4")]
-        pub num_unit: i64,
-    }
-
-    #[derive(Clone, Copy, PartialEq, prost::Message)]
-    pub struct Mapping {
-        #[prost(uint64, tag = "1")]
-        pub id: u64,
-        #[prost(uint64, tag = "2")]
-        pub memory_start: u64,
-        #[prost(uint64, tag = "3")]
-        pub memory_limit: u64,
-        #[prost(uint64, tag = "4")]
-        pub file_offset: u64,
-        #[prost(int64, tag = "5")]
-        pub filename: i64,
-        #[prost(int64, tag = "6")]
-        pub build_id: i64,
-        #[prost(bool, tag = "7")]
-        pub has_functions: bool,
-        #[prost(bool, tag = "8")]
-        pub has_filenames: bool,
-        #[prost(bool, tag = "9")]
-        pub has_line_numbers: bool,
-        #[prost(bool, tag = "10")]
-        pub has_inline_frames: bool,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    pub struct Location {
-        #[prost(uint64, tag = "1")]
-        pub id: u64,
-        #[prost(uint64, tag = "2")]
-        pub mapping_id: u64,
-        #[prost(uint64, tag = "3")]
-        pub address: u64,
-        #[prost(message, repeated, tag = "4")]
-        pub line: Vec<Line>,
-        #[prost(bool, tag = "5")]
-        pub is_folded: bool,
-    }
-
-    #[derive(Clone, Copy, PartialEq, prost::Message)]
-    pub struct Line {
-        #[prost(uint64, tag = "1")]
-        pub function_id: u64,
-        #[prost(int64, tag = "2")]
-        pub line: i64,
-    }
-
-    #[derive(Clone, Copy, PartialEq, prost::Message)]
-    pub struct Function {
-        #[prost(uint64, tag = "1")]
-        pub id: u64,
-        #[prost(int64, tag = "2")]
-        pub name: i64,
-        #[prost(int64, tag = "3")]
-        pub system_name: i64,
-        #[prost(int64, tag = "4")]
-        pub filename: i64,
-        #[prost(int64, tag = "5")]
-        pub start_line: i64,
-    }
-}
 
 /// The profile of a capture, gzipped.
 #[must_use]
@@ -195,6 +78,7 @@ pub fn profile(capture: &Capture) -> message::Profile {
         period: capture.period.as_ref().map_or(0, |&(_, period)| period),
         comment,
         default_sample_type,
+        ..message::Profile::default()
     }
 }
 
@@ -231,7 +115,7 @@ impl Builder {
     }
 
     fn value_type(&mut self, of: &ValueType) -> message::ValueType {
-        message::ValueType { r#type: self.string(&of.name), unit: self.string(&of.unit) }
+        message::ValueType { ty: self.string(&of.name), unit: self.string(&of.unit) }
     }
 
     /// Those of the program, then the kernel's if a frame is there. They claim to be symbolised: or tools would look for the binary
@@ -253,7 +137,7 @@ impl Builder {
                 file_offset: mapping.offset,
                 filename,
                 build_id,
-                ..described
+                ..described.clone()
             });
         }
         if capture.frames().iter().any(|frame| frame.place == Place::Kernel) {

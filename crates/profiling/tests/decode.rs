@@ -6,9 +6,9 @@ mod common;
 
 use flate2::{Compression, write::GzEncoder};
 use koltso_profiling::capture::{Capture, Event, Place, ValueType};
+use koltso_profiling::proto::message::Message;
 use koltso_profiling::proto::{self, DecodeError, INFLATED_MAX, MESSAGE_MAX, message};
 use koltso_profiling::{page, svg, text};
-use prost::Message;
 use std::collections::{BTreeSet, HashSet};
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -104,7 +104,7 @@ fn foreign() -> message::Profile {
         ["", "wall", "seconds", "work", "main", "/opt/lib/libwork.so", "thread_name", "pool-1", "a", "b", "c"];
     let types = [(8, 2), (9, 2), (10, 2), (3, 2), (1, 2)];
     message::Profile {
-        sample_type: types.iter().map(|&(r#type, unit)| message::ValueType { r#type, unit }).collect(),
+        sample_type: types.iter().map(|&(ty, unit)| message::ValueType { ty, unit }).collect(),
         sample: vec![message::Sample {
             location_id: vec![90, 7, 90_000],
             value: vec![1, 2, 3, 4, 5],
@@ -151,7 +151,12 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
 /// Messages of a field, one after the other, without the memory that they would take as messages.
 fn field(number: u8, content: &[u8], count: usize) -> Vec<u8> {
     let mut one = vec![number << 3 | 2];
-    prost::encode_length_delimiter(content.len(), &mut one).expect("room");
+    let mut left = content.len();
+    while left >= 0x80 {
+        one.push(left as u8 | 0x80);
+        left >>= 7;
+    }
+    one.push(left as u8);
     one.extend_from_slice(content);
     one.repeat(count)
 }
@@ -279,7 +284,7 @@ fn disturb(profile: &mut message::Profile, rng: &mut Rng) {
         8 => profile.function[function].name = odd,
         9 => profile.duration_nanos = odd,
         10 => profile.time_nanos = odd,
-        11 => profile.sample_type.push(message::ValueType { r#type: odd, unit: 0 }),
+        11 => profile.sample_type.push(message::ValueType { ty: odd, unit: 0 }),
         12 => profile.default_sample_type = odd,
         _ => profile.comment = vec![odd; 100],
     }

@@ -4,8 +4,10 @@ mod common;
 
 use flate2::read::GzDecoder;
 use koltso_profiling::capture::Capture;
-use koltso_profiling::proto::{self, message::Profile};
-use prost::Message;
+use koltso_profiling::proto::{
+    self,
+    message::{Message, Profile},
+};
 use std::collections::HashSet;
 use std::io::Read;
 use std::process::Command;
@@ -55,7 +57,7 @@ fn check(profile: &Profile) {
 
 fn types(profile: &Profile) -> Vec<String> {
     let text = |id: i64| profile.string_table[id as usize].as_str();
-    profile.sample_type.iter().map(|of| format!("{}/{}", text(of.r#type), text(of.unit))).collect()
+    profile.sample_type.iter().map(|of| format!("{}/{}", text(of.ty), text(of.unit))).collect()
 }
 
 /// `go tool pprof` on a profile; `None` where there is no `go`.
@@ -83,7 +85,7 @@ fn types_and_times_have_the_exact_names() {
     assert_eq!(types(&profile), ["samples/count", "cpu/nanoseconds"]);
     assert_eq!(text(profile.default_sample_type), "cpu");
     let period = profile.period_type.expect("a period");
-    assert_eq!((text(period.r#type), text(period.unit), profile.period), ("cpu", "nanoseconds", common::PERIOD));
+    assert_eq!((text(period.ty), text(period.unit), profile.period), ("cpu", "nanoseconds", common::PERIOD));
     assert_eq!((profile.time_nanos, profile.duration_nanos), (1_790_000_000_000_000_000, 10_000_000_000));
     let profile = decoded(&common::heap());
     check(&profile);

@@ -1,8 +1,10 @@
 //! profile.proto back to a [`Capture`]: files that [`super::encode`] wrote, and those of Go and other programs.
 //!
-//! Hostile input is expected. The outer message is walked by hand and its parts are decoded one by one, so that memory stays within some
-//! times the bytes given: a message of two bytes may take a hundred once decoded. Bounds: [`INFLATED_MAX`], [`MESSAGE_MAX`], those below and
-//! those of [`Capture`]; each has its sentence. Values of one type may add up to 2^62, so that no sum of them overflows.
+//! Hostile input is expected. The codec of the message types decodes a profile whole and knows no
+//! bound, and a message of two bytes may take a hundred once decoded. So the outer message is walked
+//! by hand and its parts are decoded one by one, which keeps the memory within some times the bytes
+//! given. Bounds: [`INFLATED_MAX`], [`MESSAGE_MAX`], those below and those of [`Capture`]; each has
+//! its sentence. Values of one type may add up to 2^62, so that no sum of them overflows.
 //!
 //! What comes back: types, period, times, mappings, threads by their label, marks of kernel and inlined frames, and from our own files
 //! the engine's sentence, counts of what is missing, and labels. What the format does not hold: times, processors and thread ids of samples. Of
@@ -12,9 +14,9 @@ use crate::capture::{
     Capture, DEPTH_MAX, Event, FRAMES_MAX, Frame, FrameId, Mapping, Place, SAMPLES_MAX, STACKS_MAX, Sample, Thread,
     ThreadIndex, ValueType,
 };
-use crate::proto::{NOTE, message};
+use crate::proto::NOTE;
+use crate::proto::message::{self, Message};
 use flate2::read::MultiGzDecoder;
-use prost::Message;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Read;
@@ -238,13 +240,13 @@ impl<'a> Parts<'a> {
         found.map(Cow::Borrowed).ok_or(DecodeError::Missing { what: "string", id: id.cast_unsigned() })
     }
 
-    fn value_type(&self, of: message::ValueType) -> Result<ValueType, DecodeError> {
-        let (name, unit) = (self.string(of.r#type)?.into_owned(), self.string(of.unit)?.into_owned());
+    fn value_type(&self, of: &message::ValueType) -> Result<ValueType, DecodeError> {
+        let (name, unit) = (self.string(of.ty)?.into_owned(), self.string(of.unit)?.into_owned());
         Ok(ValueType { name: name.into(), unit: unit.into() })
     }
 
     fn capture(self) -> Result<Capture, DecodeError> {
-        let all: Vec<ValueType> = self.types.iter().map(|&of| self.value_type(of)).collect::<Result<_, _>>()?;
+        let all: Vec<ValueType> = self.types.iter().map(|of| self.value_type(of)).collect::<Result<_, _>>()?;
         if all.is_empty() {
             return Err(DecodeError::NoTypes);
         }
@@ -263,7 +265,8 @@ impl<'a> Parts<'a> {
         let began_unix_ms = u64::try_from(self.time_nanos / 1_000_000).unwrap_or(0);
         let mut capture = Capture::new(event, began_unix_ms, types, default_type);
         capture.duration_ns = u64::try_from(self.duration_nanos).unwrap_or(0);
-        capture.period = self.period_type.map(|of| self.value_type(of)).transpose()?.map(|of| (of, self.period));
+        capture.period =
+            self.period_type.as_ref().map(|of| self.value_type(of)).transpose()?.map(|of| (of, self.period));
         if let Some(engine) = comments.iter().find(|comment| !comment.starts_with(NOTE)) {
             capture.engine = engine.to_string();
         }
