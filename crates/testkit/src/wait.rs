@@ -1,0 +1,51 @@
+//! Waiting for a condition: polled often at first, then every 50 ms, with an end that a busy machine does not reach.
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for what takes milliseconds on an idle machine: long enough for one with twenty times its load.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Polls `condition` until it holds; panics with `what` after `within`.
+///
+/// # Panics
+/// When `condition` does not hold in time.
+#[track_caller]
+pub fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    while !condition() {
+        assert!(start.elapsed() < within, "not within {within:?}: {what}");
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// As [`eventually`], for [`PATIENCE`].
+///
+/// # Panics
+/// When `condition` does not hold in time.
+#[track_caller]
+pub fn soon(what: &str, condition: impl FnMut() -> bool) {
+    eventually(what, PATIENCE, condition);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_is_asked_until_it_holds() {
+        let mut asked = 0;
+        soon("the third time", || {
+            asked += 1;
+            asked == 3
+        });
+        assert_eq!(asked, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "not within 5ms: never")]
+    fn what_never_holds_ends_the_test() {
+        eventually("never", Duration::from_millis(5), || false);
+    }
+}
