@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use koltso_instrument::{Mutex, MutexGuard};
 
-use crate::hash::{KeyHash, PARTITIONS, TAG_BITS};
+use crate::hash::{KeyHash, PARTITIONS, TAG_BITS, tag_of};
 use crate::record::{ALIGN, Record};
 use crate::segment::{SEGMENT_MAX, Segment};
 use crate::slab::Slabs;
@@ -43,7 +43,7 @@ impl Entry {
     pub(crate) fn new(hash: KeyHash, slot: u32, offset: u32) -> Self {
         debug_assert!((slot as usize) < SLOTS && offset.is_multiple_of(ALIGN as u32) && offset < SEGMENT_MAX);
         let place = (u64::from(slot) << OFFSET_BITS) | u64::from(offset / ALIGN as u32);
-        Self((u64::from(hash.tag()) << (OFFSET_BITS + SLOT_BITS)) | place)
+        Self((u64::from(tag_of(hash)) << (OFFSET_BITS + SLOT_BITS)) | place)
     }
 
     pub(crate) const fn tag(self) -> u32 {
@@ -227,7 +227,7 @@ impl Locked<'_> {
     /// Looks a key up.
     #[inline]
     pub(crate) fn find(&self, hash: KeyHash, key: &[u8]) -> Find<'_> {
-        let tag = hash.tag();
+        let tag = tag_of(hash);
         let mut damaged = None;
         let hit = self.partition.entries.find(tag, |entry| {
             let segment = self.segment(entry);
@@ -255,7 +255,7 @@ impl Locked<'_> {
 
     /// Whether any entry has the tag of this hash: if not, the key is new.
     pub(crate) fn has_tag(&self, hash: KeyHash) -> bool {
-        let tag = hash.tag();
+        let tag = tag_of(hash);
         self.partition.entries.find(tag, |_| true).is_some()
     }
 
@@ -296,7 +296,7 @@ impl Locked<'_> {
 
     /// As [`Locked::offer`], for a record whose key is damaged, so that there is only its hash, from a sidecar.
     pub(crate) fn offer_damaged(&mut self, place: &Place<'_>) {
-        let tag = place.hash.tag();
+        let tag = tag_of(place.hash);
         let of_same_key = |entry: Entry| {
             let segment = self.segment(entry);
             let record = segment.record(entry.offset()).ok();

@@ -46,20 +46,17 @@ mod sidecar;
 mod slab;
 mod store;
 mod table;
-mod version;
 
 pub use disk::{Disk, RealDisk, Space};
 pub use folder::{FOLDER_FORMAT, Folder, FolderError};
-pub use hash::{KeyHash, PARTITIONS};
+pub use koltso_model::{KEY_MAX, KeyHash, PARTITIONS, VALUE_MAX_LIMIT, Version};
 pub use log::{SyncBatch, Writer};
-pub use record::KEY_MAX;
 #[doc(hidden)]
 pub use record::fuzz_record;
 #[doc(hidden)]
 pub use recovery::fuzz_scan;
 pub use scan::{Cursor, ScanError, Step};
 pub use store::{
-    Applied, INLINE_MAX, Lookup, OpenError, Options, Pinned, Recovered, Stats, Store, SyncMode, Unverified,
-    VALUE_MAX_LIMIT, Value, WriteError,
+    Applied, INLINE_MAX, Lookup, OpenError, Options, Pinned, Recovered, Stats, Store, SyncMode, Unverified, Value,
+    WriteError,
 };
-pub use version::Version;

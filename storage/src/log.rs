@@ -15,10 +15,10 @@ use koltso_instrument::{Mutex, waiting};
 
 use crate::hash::KeyHash;
 use crate::index::Place;
-use crate::record::{self, Draft, KEY_MAX};
+use crate::record::{self, Draft};
 use crate::segment::{SLICE, Segment, Tail};
 use crate::store::{Need, Shared};
-use crate::{Applied, Version, WriteError};
+use crate::{Applied, KEY_MAX, Version, WriteError};
 
 /// The provisioning thread is called when less than this is ready ahead of the writer.
 const LOW_WATER: u32 = 512 << 10;

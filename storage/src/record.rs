@@ -19,10 +19,8 @@
 //!
 //! Tested in this file, in `tests/` beside a model, and by the `record` and `recovery` fuzz targets.
 
-use crate::Version;
+use crate::{KEY_MAX, Version};
 
-/// The longest key, in bytes.
-pub const KEY_MAX: usize = 4096;
 /// Bytes before the key.
 pub(crate) const HEADER: usize = 32;
 /// Records begin at multiples of this.

@@ -479,8 +479,8 @@ mod tests {
     use std::thread;
 
     use super::*;
+    use crate::Version;
     use crate::disk::{RealDisk, Space};
-    use crate::version::Version;
 
     const VALUE: &[u8] = &[7; 5000];
     const CAPACITY: u32 = 8 << 20;

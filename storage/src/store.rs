@@ -20,12 +20,10 @@ use crate::log::{LogState, Writer};
 use crate::record::Record;
 use crate::scan::{Cursor, ScanError};
 use crate::segment::{SEGMENT_HEADER, SEGMENT_MAX, SLICE, Segment, Tail};
-use crate::{Version, recovery};
+use crate::{VALUE_MAX_LIMIT, Version, recovery};
 
 /// Values up to this many bytes are read where they lie, under the stripe's lock; larger ones are pinned.
 pub const INLINE_MAX: usize = 16 << 10;
-/// The largest `value_max`: a record must fit a segment beside others.
-pub const VALUE_MAX_LIMIT: usize = 32 << 20;
 
 /// When the engine itself syncs the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,7 +330,7 @@ pub struct Recovered {
 }
 
 fn check(options: &Options) -> Result<(), OpenError> {
-    let record_max = crate::record::size(crate::record::KEY_MAX, options.value_max) as u64;
+    let record_max = crate::record::size(crate::KEY_MAX, options.value_max) as u64;
     if options.value_max > VALUE_MAX_LIMIT {
         return Err(OpenError::Option(format!(
             "the largest value can be up to {VALUE_MAX_LIMIT} bytes, not {}",
