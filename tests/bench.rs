@@ -4,16 +4,16 @@
 //! Rates are never above what was asked for; latencies are compared only where a fake server makes them certain.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use common::server::BINARY;
-use common::{Server, entity};
+use koltso_testkit::process::send_signal;
+use koltso_testkit::{Server, entity};
 use serde_json::Value;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 
 /// How much longer than the duration and the timeout a run may take: one second is promised, the rest is a busy machine.
 const GRACE: Duration = Duration::from_secs(2);
@@ -276,11 +276,7 @@ fn ctrl_c_ends_early_and_prints_what_there_is() {
     let begun = Instant::now();
     let child = spawn("-t1 -c2 -R500 -d60s --put --warmup 0s", &[server.url()]);
     std::thread::sleep(Duration::from_secs(1));
-    let pid = i32::try_from(child.id()).unwrap();
-    #[allow(unsafe_code)]
-    // SAFETY: a system call without pointers, for a process that this test started and has not waited for.
-    let result = unsafe { libc::kill(pid, libc::SIGINT) };
-    assert_eq!(result, 0);
+    send_signal(child.id(), libc::SIGINT);
     let run = finish(child, begun).expect(0);
     assert!(run.took < Duration::from_secs(1) + GRACE, "{:?}", run.took);
     let reached: f64 = run.word_after("Requests/sec:").parse().unwrap();

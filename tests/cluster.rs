@@ -3,14 +3,12 @@
 //! Faults under load are in `cluster_faults.rs`, bad input in `cluster_hostile.rs`, cut networks in `cluster_netns.rs`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use common::client::{Framing, request_bytes};
-use common::cluster::{Quorum, Records, entity_of, numbered, replicas};
-use common::{Client, Cluster, Random, Response, entity, eventually, files, volume};
+use koltso_testkit::client::{Framing, request_bytes};
+use koltso_testkit::cluster::{Quorum, Records, entity_of, numbered, replicas};
+use koltso_testkit::{Client, Cluster, Random, Response, entity, eventually, files, volume};
 
 const QUORUM: Quorum = (2, 3);
 
@@ -560,7 +558,7 @@ fn a_node_that_returns_serves_what_it_missed_although_its_peers_have_gone() {
         cluster.start(2);
         cluster.wait_records(2, "missed", &new, CAUGHT_UP_WITHIN, &format!("writes missed while {way}"));
         cluster.wait_records(2, "gone", &Records::new(), CAUGHT_UP_WITHIN, &format!("deletes missed while {way}"));
-        if common::long() {
+        if koltso_testkit::long() {
             println!("{} missed writes arrived within {:?} of the start", 2 * count, start.elapsed());
         }
         cluster.kill(0);

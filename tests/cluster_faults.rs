@@ -12,17 +12,15 @@
 //! Errors are allowed only at a node that is ailing at some moment of the request.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::client::request_bytes;
-use common::cluster::{Quorum, entity_of};
-use common::load::{Report, steady};
-use common::{Client, Cluster, Random, volume};
+use koltso_testkit::client::request_bytes;
+use koltso_testkit::cluster::{Quorum, entity_of};
+use koltso_testkit::load::{Report, steady};
+use koltso_testkit::{Client, Cluster, Random, volume};
 
 const NODES: usize = 3;
 const QUORUM: Quorum = (2, 3);

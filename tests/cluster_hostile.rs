@@ -2,8 +2,6 @@
 //! that differ, damaged hints. Each gets one clear sentence, nothing crashes, nothing acknowledged is lost.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::client::request_bytes;
-use common::cluster::{Quorum, Records, entity_of, numbered, replicas};
-use common::server::free_port;
-use common::{Client, Cluster, Launch, Random, eventually, files, volume};
+use koltso_testkit::client::request_bytes;
+use koltso_testkit::cluster::{Quorum, Records, entity_of, numbered, replicas};
+use koltso_testkit::server::free_port;
+use koltso_testkit::{Client, Cluster, Launch, Random, eventually, files, volume};
 
 const QUORUM: Quorum = (2, 3);
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);

@@ -4,19 +4,17 @@
 //! Unlike the other tests of this folder it uses the project's own crates, to be believed as a member.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use common::cluster::Quorum;
-use common::{Cluster, eventually};
 use koltso_cluster::placement::Topology;
 use koltso_net::replica::frame::{Limits, Parsed, encode_reply, parse_request};
 use koltso_net::replica::handshake::{Acceptor, Progress};
 use koltso_net::replica::{Identity, Reply, Request, Stamp};
 use koltso_storage::KeyHash;
+use koltso_testkit::cluster::Quorum;
+use koltso_testkit::{Cluster, eventually};
 
 const LIMITS: Limits = Limits { value_max: 32 << 20 };
 

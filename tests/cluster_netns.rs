@@ -4,17 +4,15 @@
 //! host's side of the bridge. Everything is named `kz<pid>…` and removed by a guard.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use common::cluster::{Quorum, Records, numbered};
-use common::load::{Report, steady};
-use common::{Cluster, eventually, volume};
+use koltso_testkit::cluster::{Quorum, Records, numbered};
+use koltso_testkit::load::{Report, steady};
+use koltso_testkit::{Cluster, eventually, volume};
 use tempfile::TempDir;
 
 const NODES: usize = 3;

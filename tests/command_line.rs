@@ -3,8 +3,6 @@
 //! "Nothing on disk is touched" is checked by a listing of names, sizes and times before and after.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -12,9 +10,13 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::client::{Framing, get_bytes, put_bytes};
-use common::server::{BINARY, free_port, json_number, json_object, json_string, json_value};
-use common::{Client, Launch, Random, Response, Server, entity, eventually, files, volume};
+use koltso_testkit::client::{Framing, get_bytes, put_bytes};
+use koltso_testkit::json::{json_number, json_object, json_string, json_value};
+use koltso_testkit::metrics::samples;
+use koltso_testkit::server::free_port;
+use koltso_testkit::{Client, Launch, Random, Response, Server, entity, eventually, files, volume};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 
 /// Runs the binary to its end, with a deadline.
 #[track_caller]
@@ -566,29 +568,6 @@ fn status_is_json_with_the_figures_of_the_node() {
     assert!(json_number(storage, "segments") >= 1, "{storage}");
     assert_eq!(json_number(storage, "damaged_records"), 0);
     assert!(json_object(&status, "config").contains("123456"), "the configuration in force: {status}");
-}
-
-/// The samples of a Prometheus text, checked line by line.
-#[track_caller]
-fn samples(response: &Response) -> Vec<(String, f64)> {
-    let kind = response.header("content-type").unwrap_or_default();
-    assert!(
-        kind.starts_with("text/plain") || kind.starts_with("application/openmetrics-text"),
-        "Content-Type {kind:?}"
-    );
-    let text = response.text();
-    let mut samples = Vec::new();
-    for line in text.lines().filter(|line| !line.is_empty()) {
-        if let Some(comment) = line.strip_prefix('#') {
-            let word = comment.split_whitespace().next().unwrap_or_default();
-            assert!(["TYPE", "HELP", "UNIT", "EOF"].contains(&word), "{line}");
-            continue;
-        }
-        let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("no sample: {line}"));
-        assert!(name.starts_with("koltso_"), "{line}");
-        samples.push((name.to_owned(), value.parse().unwrap_or_else(|_| panic!("no number: {line}"))));
-    }
-    samples
 }
 
 #[test]

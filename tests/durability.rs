@@ -3,16 +3,14 @@
 //! Values are made from key and sequence number, so a test knows of each value which write it came from.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::client::{put_bytes, request_bytes};
-use common::files::{self, SmallDisk};
-use common::{Client, Launch, Random, Server, entity, eventually, volume};
+use koltso_testkit::client::{put_bytes, request_bytes};
+use koltso_testkit::files::{self, SmallDisk};
+use koltso_testkit::{Client, Launch, Random, Server, entity, eventually, volume};
 
 // --- writers that remember ---
 
@@ -171,7 +169,7 @@ fn sigterm_finishes_what_is_in_flight_and_exits_0() {
     let bytes = put_bytes("late", b"in two parts");
     writer.send(&bytes[..bytes.len() - 6]).unwrap();
     let mut reader = server.connect();
-    reader.send(&common::client::get_bytes("large")).unwrap();
+    reader.send(&koltso_testkit::client::get_bytes("large")).unwrap();
     let mut idle = server.connect().patience(Duration::from_secs(5));
     idle.get("absent").expect(404, "GET before the drain");
     // The reader's answer has begun when its head is there.

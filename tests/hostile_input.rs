@@ -4,15 +4,14 @@
 //! The bound on anonymous memory is `ANONYMOUS_KIB_MAX`, whatever clients do.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use common::client::{get_bytes, put_bytes, request_bytes};
-use common::server::{free_port, raise_descriptor_limit};
-use common::{Client, Random, Server, entity, eventually, volume};
+use koltso_testkit::client::{get_bytes, put_bytes, request_bytes};
+use koltso_testkit::metrics::sample;
+use koltso_testkit::server::{free_port, raise_descriptor_limit};
+use koltso_testkit::{Client, Random, Server, entity, eventually, volume};
 
 /// What the server may hold in anonymous memory while clients attack it: 150 MB.
 const ANONYMOUS_KIB_MAX: u64 = 150 * 1000;
@@ -798,11 +797,8 @@ fn every_limit_that_is_hit_counts_in_its_metric() {
          --max-in-flight-bytes 1500000 --admin-listen {admin}"
     ));
     let hits = |limit: &str| -> u64 {
-        let text =
-            Client::connect(admin).unwrap().request("GET", "/metrics", &[], None).expect(200, "GET /metrics").text();
-        let name = format!("koltso_limits_hit_total{{limit=\"{limit}\"}} ");
-        let line = text.lines().find(|line| line.starts_with(&name)).unwrap_or_else(|| panic!("no {name}in {text}"));
-        line[name.len()..].parse().unwrap()
+        let answer = Client::connect(admin).unwrap().request("GET", "/metrics", &[], None).expect(200, "GET /metrics");
+        sample(&answer, &format!("koltso_limits_hit_total{{limit=\"{limit}\"}}")) as u64
     };
     server.connect().store("large", vec![b'v'; 1_000_000]);
     let provoke = |limit: &str, provocation: &dyn Fn()| {

@@ -3,12 +3,10 @@
 //! Ranges are in `range.rs`, what is not HTTP at all in `hostile_input.rs`, /status and /metrics in `command_line.rs`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::client::{Framing, get_bytes, put_bytes, request_bytes};
-use common::{Client, Random, Response, Server, entity, eventually, volume};
+use koltso_testkit::client::{Framing, get_bytes, put_bytes, request_bytes};
+use koltso_testkit::{Client, Random, Response, Server, entity, eventually, volume};
 
 const KEY_MAX: usize = 4096;
 const VALUE_MAX: usize = 16 << 20;

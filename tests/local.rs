@@ -3,8 +3,6 @@
 //! What the nodes do as a cluster is tested elsewhere; here they need only be alive, answer, and never be left behind.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -13,8 +11,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::server::{BINARY, free_port, json_object, json_value};
-use common::{Client, eventually};
+use koltso_testkit::json::{json_object, json_value};
+use koltso_testkit::process::send_signal as send;
+use koltso_testkit::server::free_port;
+use koltso_testkit::{Client, eventually};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const ENDED_WITHIN: Duration = Duration::from_secs(20);
@@ -32,14 +34,6 @@ fn free_ports(count: u16) -> u16 {
         row.push(port);
     }
     row[0]
-}
-
-fn send(pid: u32, signal: i32) {
-    let pid = i32::try_from(pid).unwrap();
-    #[allow(unsafe_code)]
-    // SAFETY: a system call without pointers, for a process that this test started and that was just seen alive.
-    let result = unsafe { libc::kill(pid, signal) };
-    assert_eq!(result, 0, "signal {signal}: {}", std::io::Error::last_os_error());
 }
 
 /// The process ids of those whose command line names this data folder, other than the parent. No node escapes this, also

@@ -4,15 +4,13 @@
 //! is made from a seed, and said so.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::client::put_bytes;
-use common::{Client, Random, Server, eventually};
+use koltso_testkit::client::put_bytes;
+use koltso_testkit::{Client, Random, Server, eventually};
 
 const CONNECTIONS: usize = 4;
 const DEPTH: usize = 32;

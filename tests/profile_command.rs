@@ -1,17 +1,18 @@
 //! `koltso profile`: captures of a real node and files that were saved, by the real command.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::server::{BINARY, free_port};
-use common::{Launch, Server, eventually};
+use koltso_testkit::process::send_signal;
+use koltso_testkit::server::free_port;
+use koltso_testkit::{Launch, Server, eventually};
 use tempfile::TempDir;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 
 /// A capture of a second, with its symbols, on a machine that is busy.
 const WITHIN: Duration = Duration::from_secs(90);
@@ -221,11 +222,7 @@ fn ctrl_c_ends_the_capture_at_the_node() {
         let mut child = command(&[&server.url(), "--seconds", "120", "--out", &path]).spawn().unwrap();
         eventually("it runs", WITHIN, || runs(&server, "cpu"));
         assert_eq!(folder.names().len(), 1, "a temporary file: {:?}", folder.names());
-        let pid = i32::try_from(child.id()).unwrap();
-        #[allow(unsafe_code)]
-        // SAFETY: kill takes two integers and touches no memory of ours; the process is our own child, not yet waited for.
-        let sent = unsafe { libc::kill(pid, signal) };
-        assert_eq!(sent, 0);
+        send_signal(child.id(), signal);
         assert_eq!(wait(&mut child, "the end by a signal").code(), Some(code));
         eventually("none runs", Duration::from_secs(10), || runs(&server, "none"));
         assert!(folder.names().is_empty(), "{:?}", folder.names());

@@ -1,12 +1,10 @@
 //! `/debug/pprof/`: the server's own profiles through the API's port.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::client::request_bytes;
-use common::{Client, Launch, Response, Server, eventually};
+use koltso_testkit::client::request_bytes;
+use koltso_testkit::{Client, Launch, Response, Server, eventually};
 
 fn ask(server: &Server, target: &str) -> Response {
     let mut client = server.connect().patience(Duration::from_secs(30));
@@ -226,7 +224,7 @@ fn beyond_loopback_profiles_need_a_token() {
     drop(server);
 
     // A listener of its own serves them without one, and is the only place.
-    let admin = common::server::free_port();
+    let admin = koltso_testkit::server::free_port();
     let flags = format!("--threads 1 --admin-listen 127.0.0.1:{admin}");
     let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags(&flags).start();
     let mut client = Client::connect(([127, 0, 0, 1], admin).into()).unwrap();

@@ -1,14 +1,12 @@
 //! `GET /v0/entities`: order, bounds, streaming, and what it promises while writers, compaction and restarts go on.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::client::{Framing, request_bytes, split_record};
-use common::{Client, Random, Server, encode, eventually, volume};
+use koltso_testkit::client::{Framing, request_bytes, split_record};
+use koltso_testkit::{Client, Random, Server, encode, eventually, volume};
 
 fn keys(client: &mut Client, query: &str) -> Vec<String> {
     client.range(query).into_iter().map(|(key, _)| String::from_utf8(key).unwrap()).collect()
@@ -172,8 +170,13 @@ fn ranges_may_be_pipelined_among_other_requests() {
     let mut client = server.connect();
     client.store_all((0..200).map(|index| (format!("k{index:03}"), vec![b'v'; 1000])), 50);
     let range = request_bytes("GET", "/v0/entities?start=k", &[], None);
-    let batch =
-        [&range[..], &common::client::get_bytes("k007"), &common::client::put_bytes("k200", b"new"), &range].concat();
+    let batch = [
+        &range[..],
+        &koltso_testkit::client::get_bytes("k007"),
+        &koltso_testkit::client::put_bytes("k200", b"new"),
+        &range,
+    ]
+    .concat();
     client.send(&batch).unwrap();
     assert_eq!(client.read("GET").expect(200, "a range").chunks.len(), 200);
     assert_eq!(client.read("GET").expect(200, "a GET after it").body.len(), 1000);
@@ -244,10 +247,10 @@ fn each_stable_record_appears_exactly_once_while_others_are_overwritten_and_comp
                         version += 1;
                         let key = hot_key(random.below(HOT));
                         if random.one_in(10) {
-                            batch.push(request_bytes("DELETE", &common::entity(key), &[], None));
+                            batch.push(request_bytes("DELETE", &koltso_testkit::entity(key), &[], None));
                         } else {
                             let size = random.between(0, 16_000);
-                            batch.push(common::client::put_bytes(key, &hot_value(thread, version, size)));
+                            batch.push(koltso_testkit::client::put_bytes(key, &hot_value(thread, version, size)));
                         }
                     }
                     written.fetch_add(

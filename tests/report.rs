@@ -4,8 +4,6 @@
 //! the numbers. Skipped, with a sentence, where a tool that the script needs is missing.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-mod common;
-
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
@@ -14,10 +12,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::eventually;
-use common::server::{BINARY, free_port};
+use koltso_testkit::eventually;
+use koltso_testkit::process::send_signal;
+use koltso_testkit::server::free_port;
 use serde_json::Value;
 use tempfile::TempDir;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 
 const TOOLS: [&str; 8] = ["bash", "awk", "python3", "ss", "taskset", "timeout", "dirname", "getconf"];
 /// A run of 5 s, its captures and their formats, on a machine that does other things.
@@ -113,11 +114,7 @@ impl Script {
 
 /// It ends what it started.
 fn terminate(child: &Child) {
-    let pid = i32::try_from(child.id()).unwrap();
-    #[allow(unsafe_code)]
-    // SAFETY: a system call without pointers, for a child of this test that was not waited for.
-    let result = unsafe { libc::kill(pid, libc::SIGTERM) };
-    assert_eq!(result, 0, "SIGTERM: {}", std::io::Error::last_os_error());
+    send_signal(child.id(), libc::SIGTERM);
 }
 
 fn small<'a>(port: &'a str, runs: &'a str) -> Vec<&'a str> {

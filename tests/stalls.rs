@@ -1,18 +1,16 @@
 //! Stalls of the real server: large values on a real core against a bound that they exceed.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::Cluster;
-use common::server::{Server, json_number, json_object, json_string};
+use koltso_testkit::Cluster;
+use koltso_testkit::json::{json_number, json_object, json_string};
+use koltso_testkit::metrics::sample;
+use koltso_testkit::server::Server;
 
 /// A figure of `/metrics`.
 fn metric(server: &Server, name: &str) -> f64 {
-    let text = server.ask("GET", "/metrics").expect(200, "metrics").text();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
-    line.unwrap_or_else(|| panic!("{name} is not in\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+    sample(&server.ask("GET", "/metrics").expect(200, "metrics"), name)
 }
 
 fn count(server: &Server) -> u64 {
@@ -23,7 +21,7 @@ fn count(server: &Server) -> u64 {
 fn a_value_that_takes_longer_than_the_bound_is_counted_logged_and_told() {
     for refused in [false, true] {
         let folder = tempfile::tempdir().unwrap();
-        let launch = common::Launch::on(folder.path()).flags("--threads 1 --stall-bound 1ms --max-value 32MiB");
+        let launch = koltso_testkit::Launch::on(folder.path()).flags("--threads 1 --stall-bound 1ms --max-value 32MiB");
         let server = if refused { launch.refuse_io_uring().start() } else { launch.start() };
         let mut client = server.connect();
         client.store("small", b"x");

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::client::{encode, request_bytes, split_record};
-use super::server::free_port;
-use super::{Client, Launch, Response, Server};
+use crate::client::{encode, request_bytes, split_record};
+use crate::server::free_port;
+use crate::{Client, Launch, Response, Server};
 
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
@@ -233,7 +233,7 @@ impl Cluster {
             let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
             stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
         };
-        super::eventually("every thread is stopped", std::time::Duration::from_secs(5), || {
+        crate::eventually("every thread is stopped", std::time::Duration::from_secs(5), || {
             std::fs::read_dir(&tasks).unwrap().all(is_stopped)
         });
         node.state = State::Paused;

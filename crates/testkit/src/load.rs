@@ -7,9 +7,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::Client;
-use super::client::request_bytes;
-use super::cluster::{Quorum, entity_of};
+use crate::Client;
+use crate::client::request_bytes;
+use crate::cluster::{Quorum, entity_of};
 
 const WORKERS: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(5);

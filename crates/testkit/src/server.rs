@@ -14,12 +14,28 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::Client;
+use crate::Client;
+use crate::json::{json_number, json_object};
+use crate::process::send_signal;
 
-pub const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const RELEASED_WITHIN: Duration = Duration::from_secs(5);
 const DRAIN_WITHIN: Duration = Duration::from_secs(20);
+
+/// The program that Cargo built for these tests.
+///
+/// Cargo names it to tests of the package `koltso`: to their compiler always, to themselves since 1.94. Before that it is
+/// found where Cargo puts it, one folder above the test programs.
+#[track_caller]
+pub fn program() -> PathBuf {
+    if let Some(path) = std::env::var_os("CARGO_BIN_EXE_koltso") {
+        return PathBuf::from(path);
+    }
+    let test = std::env::current_exe().unwrap();
+    let path = test.ancestors().nth(2).unwrap().join("koltso");
+    assert!(path.is_file(), "there is no {}; `cargo build -p koltso` makes it", path.display());
+    path
+}
 
 /// A port that is free now, with the replica port that belongs to it.
 pub fn free_port() -> u16 {
@@ -163,10 +179,10 @@ impl Launch {
         let mut command = match self.within.split_first() {
             Some((first, rest)) => {
                 let mut command = Command::new(first);
-                command.args(rest).arg(BINARY);
+                command.args(rest).arg(program());
                 command
             }
-            None => Command::new(BINARY),
+            None => Command::new(program()),
         };
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(["serve", "--listen", listen, "--data"]).arg(&self.data).args(&self.flags);
@@ -299,7 +315,7 @@ impl Server {
 
     /// One request on a connection of its own.
     #[track_caller]
-    pub fn ask(&self, method: &str, target: &str) -> super::Response {
+    pub fn ask(&self, method: &str, target: &str) -> crate::Response {
         self.connect().request(method, target, &[], None)
     }
 
@@ -315,12 +331,9 @@ impl Server {
         assert_eq!(client.value(&key).as_deref(), Some(&b"alive"[..]), "the server does not serve any more");
     }
 
+    #[track_caller]
     pub fn signal(&self, signal: i32) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        #[allow(unsafe_code)]
-        // SAFETY: kill takes two integers and touches no memory of ours; the process is our own child, not yet waited for.
-        let result = unsafe { libc::kill(pid, signal) };
-        assert_eq!(result, 0, "signal {signal}: {}", std::io::Error::last_os_error());
+        send_signal(self.pid(), signal);
     }
 
     /// kill -9, and waits until the process is gone.
@@ -434,46 +447,6 @@ impl Drop for Server {
             eprintln!("the server's log:\n{}", self.log.text());
         }
     }
-}
-
-/// The text of the object that is the value of `name`, braces included. Enough of JSON for /status.
-#[track_caller]
-pub fn json_object<'a>(text: &'a str, name: &str) -> &'a str {
-    let value = json_value(text, name);
-    assert!(value.starts_with('{'), "{name} is no object in {text}");
-    let mut depth = 0;
-    for (at, character) in value.char_indices() {
-        match character {
-            '{' => depth += 1,
-            '}' => depth -= 1,
-            _ => {}
-        }
-        if depth == 0 {
-            return &value[..=at];
-        }
-    }
-    panic!("{name} does not end in {text}");
-}
-
-/// Everything after `"name":`.
-#[track_caller]
-pub fn json_value<'a>(text: &'a str, name: &str) -> &'a str {
-    let quoted = format!("\"{name}\"");
-    let at = text.find(&quoted).unwrap_or_else(|| panic!("no {name} in {text}"));
-    text[at + quoted.len()..].trim_start().trim_start_matches(':').trim_start()
-}
-
-#[track_caller]
-pub fn json_number(text: &str, name: &str) -> u64 {
-    let digits: String = json_value(text, name).chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().unwrap_or_else(|_| panic!("{name} is no number in {text}"))
-}
-
-#[track_caller]
-pub fn json_string<'a>(text: &'a str, name: &str) -> &'a str {
-    let value = json_value(text, name);
-    assert!(value.starts_with('"'), "{name} is no string in {text}");
-    value[1..].split('"').next().unwrap()
 }
 
 /// A seccomp filter for this process and what it becomes: EPERM for io_uring_setup, _enter and _register.
