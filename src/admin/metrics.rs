@@ -24,7 +24,7 @@ use crate::member::{Cluster, PeerFigures, PeerState};
 /// What a request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
-pub enum Operation {
+pub enum RequestKind {
     /// Everything that is none of the others: `/health`, wrong paths.
     Other,
     /// `GET /v0/entity`
@@ -50,8 +50,8 @@ const BOUNDS_US: [u64; 18] = [
 
 /// Packs what `finished` needs to know of a request into the tag that travels with it.
 #[inline]
-pub const fn tag(operation: Operation, status: u16) -> u16 {
-    operation as u16 * 1_000 + status
+pub const fn tag(kind: RequestKind, status: u16) -> u16 {
+    kind as u16 * 1_000 + status
 }
 
 #[derive(Debug, Default)]
@@ -431,9 +431,9 @@ mod tests {
     #[test]
     fn a_scrape_adds_the_cores_up() {
         let cores = vec![Arc::new(CoreMetrics::default()), Arc::new(CoreMetrics::default())];
-        cores[0].finished(tag(Operation::Get, 200), Duration::from_micros(60));
-        cores[1].finished(tag(Operation::Get, 200), Duration::from_micros(400));
-        cores[1].finished(tag(Operation::Put, 507), Duration::from_secs(60));
+        cores[0].finished(tag(RequestKind::Get, 200), Duration::from_micros(60));
+        cores[1].finished(tag(RequestKind::Get, 200), Duration::from_micros(400));
+        cores[1].finished(tag(RequestKind::Put, 507), Duration::from_secs(60));
         cores[1].event(Event::Overloaded);
         let storage = Some(Stats { records: 5, ..Stats::default() });
         let stalls = Some((2, Duration::from_millis(12)));

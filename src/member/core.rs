@@ -21,14 +21,14 @@ use koltso_cluster::Now;
 use koltso_cluster::coordinator::{Action, Answer, Coordinator, Full, RequestId, Settings, Token};
 use koltso_cluster::message::{Record, Refused, Reply, Request, Want};
 use koltso_cluster::placement::NodeIndex;
+use koltso_model::{Flags, Key, KeyHash, Operation, Outcome, VALUE_MAX_LIMIT, Version};
 use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReason};
-use koltso_storage::{KeyHash, Lookup, VALUE_MAX_LIMIT, Value, Version, WriteError};
 use monoio::task::JoinHandle;
 
 use super::{Cluster, SKEW_MAX_MS, believe, replica};
 use crate::member::clock::now_ms;
 use crate::node::Node;
-use crate::node::replica::{Engine, Written};
+use crate::node::replica::{Contents, Executed, Replica};
 use crate::node::stalls::Turn;
 
 /// Between ticks while something is in flight.
@@ -51,7 +51,7 @@ pub struct Core {
     node: Arc<Node>,
     cluster: Arc<Cluster>,
     core: usize,
-    engine: Rc<Engine>,
+    replica: Rc<Replica>,
     /// Unless nobody looks for stalls.
     turn: Option<Rc<Turn>>,
     coordinator: RefCell<Coordinator>,
@@ -172,15 +172,6 @@ fn version(stamp: wire::Stamp) -> Version {
     Version::new(stamp.clock, stamp.node)
 }
 
-/// What a refused write is for the coordinator.
-pub(super) const fn refused(error: &WriteError) -> Refused {
-    match error {
-        WriteError::DiskFull => Refused::DiskFull,
-        WriteError::Value { .. } => Refused::TooLarge,
-        WriteError::Failed | WriteError::Key { .. } => Refused::Failed,
-    }
-}
-
 /// A large value from a peer, counted as long as it is held.
 struct Held {
     value: Box<[u8]>,
@@ -238,7 +229,7 @@ impl Core {
         node: &Arc<Node>,
         cluster: &Arc<Cluster>,
         core: usize,
-        engine: Rc<Engine>,
+        replica: Rc<Replica>,
         turn: Option<Rc<Turn>>,
     ) -> std::io::Result<Rc<Self>> {
         let config = &node.config;
@@ -257,7 +248,7 @@ impl Core {
             node: node.clone(),
             cluster: cluster.clone(),
             core,
-            engine,
+            replica,
             turn,
             coordinator: RefCell::new(Coordinator::new(cluster.topology.clone(), settings, next_version)),
             links: RefCell::new(Vec::new()),
@@ -292,7 +283,7 @@ impl Core {
         }
         monoio::spawn(this.clone().tick());
         if let Some(listener) = cluster.listen(core)? {
-            let served = (cluster.clone(), this.engine.clone(), this.turn.clone());
+            let served = (cluster.clone(), this.replica.clone(), this.turn.clone());
             let serving = replica::serve(node.clone(), served, core, listener, identity);
             this.serving.set(Some(monoio::spawn(serving)));
         }
@@ -309,9 +300,9 @@ impl Core {
 
     /// Whether this node is one of the first `from` for a key, and so can do something about it alone.
     #[inline]
-    pub fn is_replica(&self, key: &[u8], from: u8) -> bool {
+    pub fn is_replica(&self, key: KeyHash, from: u8) -> bool {
         let topology = &self.cluster.topology;
-        topology.ranked(KeyHash::of(key))[..usize::from(from)].contains(&topology.me())
+        topology.ranked(key)[..usize::from(from)].contains(&topology.me())
     }
 
     /// Writes a record to `from` replicas.
@@ -436,33 +427,22 @@ impl Core {
 
     /// This node is a replica, too.
     fn serve_myself(&self, now: Now, id: RequestId, request: &Request, more: &mut Vec<Action>) {
-        let me = self.cluster.topology.me();
-        let reply = match request {
-            Request::Read { key, want } => read(&self.engine, key, *want, now.wall_ms),
-            Request::Write(record) => {
-                let value = (!record.tombstone).then_some(&record.value[..]);
-                let written = self.engine.write(&record.key, value, record.version, record.expires_at_ms);
-                let reply = match written {
-                    Ok(Written::Applied) => Reply::Applied,
-                    Ok(Written::Superseded(newer)) => Reply::Superseded(newer),
-                    Err(ref error) => Reply::Refused(refused(error)),
-                };
-                // A record that lost is in this core's log as well. It counts as a confirmation, so it must be on disk: the
-                // one that won may be in another core's log, and not synced yet.
-                if let (Ok(_), Some(durable)) = (written, self.engine.durable()) {
-                    let this = self.this.clone();
-                    monoio::spawn(async move {
-                        let durable = durable.await;
-                        if let Some(core) = this.upgrade() {
-                            core.replied_myself(id, durable.map_or(Reply::Refused(Refused::Failed), |()| reply));
-                        }
-                    });
-                    return;
-                }
-                reply
+        let operation = operation_of(request);
+        match self.replica.execute(&operation, now.wall_ms, own_reply) {
+            Executed::Now(reply) => {
+                let me = self.cluster.topology.me();
+                self.coordinator.borrow_mut().replied(now, me, id, reply, more);
             }
-        };
-        self.coordinator.borrow_mut().replied(now, me, id, reply, more);
+            Executed::Later(later) => {
+                let this = self.this.clone();
+                monoio::spawn(async move {
+                    let reply = own_reply(later.await.map(Contents::Shared));
+                    if let Some(core) = this.upgrade() {
+                        core.replied_myself(id, reply);
+                    }
+                });
+            }
+        }
     }
 
     fn replied_myself(&self, id: RequestId, reply: Reply) {
@@ -531,36 +511,49 @@ impl Core {
     }
 }
 
-/// What a replica has under a key.
-fn read(engine: &Engine, key: &[u8], want: Want, now_ms: u64) -> Reply {
-    enum Found {
-        Ready(Reply),
-        Large(Version, u64, koltso_storage::Unverified),
-    }
-    let found = engine.store().get_record(key, now_ms, |found, expires_at_ms| match found {
-        Lookup::Absent(version) => Found::Ready(Reply::Absent(version)),
-        Lookup::Damaged => Found::Ready(Reply::Damaged),
-        Lookup::Found(version, value) => {
-            let value_len = value.len() as u32;
-            match value {
-                Value::Large(value) if want == Want::Value => Found::Large(version, expires_at_ms, value),
-                Value::Inline(bytes) if want == Want::Value => {
-                    let value = Some(Bytes::copy_from_slice(bytes));
-                    Found::Ready(Reply::Found { version, expires_at_ms, value_len, value })
-                }
-                _ => Found::Ready(Reply::Found { version, expires_at_ms, value_len, value: None }),
-            }
+/// What a coordinator asks of this node, as the operation that it is.
+fn operation_of(request: &Request) -> Operation<&[u8]> {
+    match request {
+        Request::Read { key, want } => {
+            let want = match want {
+                Want::Value => koltso_model::Want::Value,
+                Want::Version => koltso_model::Want::Version,
+            };
+            Operation::Read { key: Key::new(key), want }
         }
-    });
-    match found {
-        Found::Ready(reply) => reply,
-        Found::Large(version, expires_at_ms, value) => match value.verify() {
-            None => Reply::Damaged,
-            Some(pinned) => {
-                let value = Bytes::from_owner(pinned);
-                Reply::Found { version, expires_at_ms, value_len: value.len() as u32, value: Some(value) }
-            }
+        Request::Write(record) => {
+            let flags = Flags::new(1);
+            Operation::Write(koltso_model::Record {
+                key: Key::new(&record.key),
+                value: &record.value,
+                version: record.version,
+                expires_at_ms: record.expires_at_ms,
+                flags: if record.tombstone { flags.tombstone() } else { flags },
+                attributes: &[],
+            })
+        }
+    }
+}
+
+/// What came of it, for the coordinator.
+fn own_reply(outcome: Outcome<Contents<'_>>) -> Reply {
+    match outcome {
+        Outcome::Applied => Reply::Applied,
+        Outcome::Superseded(version) => Reply::Superseded(version),
+        Outcome::Refused(why) => Reply::Refused(match why {
+            koltso_model::Refused::DiskFull => Refused::DiskFull,
+            koltso_model::Refused::TooLarge => Refused::TooLarge,
+            koltso_model::Refused::Busy => Refused::Busy,
+            koltso_model::Refused::Failed | koltso_model::Refused::NotReady => Refused::Failed,
+        }),
+        Outcome::Found(found) => Reply::Found {
+            version: found.version,
+            expires_at_ms: found.expires_at_ms,
+            value_len: found.value_len,
+            value: found.value.map(Contents::into_bytes),
         },
+        Outcome::Absent(tombstone) => Reply::Absent(tombstone.map(|tombstone| tombstone.version)),
+        Outcome::Damaged => Reply::Damaged,
     }
 }
 

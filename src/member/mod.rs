@@ -1,7 +1,6 @@
 //! This node as a member of a cluster: the decisions of `koltso-cluster` joined with links, the engine and the disk.
 //!
 //! - `core.rs`: one core's coordinator, its links to the peers, the clients that wait.
-//! - `answers.rs`: what a coordinator's answer is in HTTP.
 //! - `replica.rs`: what this node does for peers that coordinate.
 //! - `believe.rs`: what is not believed of a peer.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
@@ -9,7 +8,6 @@
 //!
 //! Every core has a coordinator and one link to each peer of its own, so that no request is handed from core to core.
 
-mod answers;
 mod believe;
 pub mod clock;
 mod core;
@@ -28,8 +26,7 @@ use koltso_net::server::Shared;
 use koltso_storage::Store;
 use socket2::Socket;
 
-pub use self::answers::{Pending, replicas_line};
-pub use self::core::{Core, Submitted};
+pub use self::core::{Core, Submitted, Ticket};
 pub use self::peers::{PeerFigures, PeerState, Peers};
 
 use crate::settings;

@@ -11,26 +11,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
+use koltso_model::{Flags, Found, Key, Operation, Outcome, Record, Refused, VALUE_MAX_LIMIT, Version, Want};
 use koltso_net::replica::{
     self as wire, AcceptConfig, Identity, ReplicaEvent, ReplicaService, Replies, Reply, Request, Stamp,
 };
-use koltso_storage::{KeyHash, Lookup, Unverified, VALUE_MAX_LIMIT, Value, Version};
 
 use super::peers::Served;
-use super::{Cluster, believe, core};
+use super::{Cluster, believe};
 use crate::member::clock::now_ms;
 use crate::node::Node;
-use crate::node::replica::{Engine, Written};
+use crate::node::replica::{Contents, Executed, Replica};
 use crate::node::stalls::Turn;
 
 /// Connections of peers to one core.
 const CONNECTIONS_MAX: usize = 4096;
 
-struct Replica {
+struct PeerService {
     node: Arc<Node>,
     cluster: Arc<Cluster>,
-    engine: Rc<Engine>,
+    replica: Rc<Replica>,
     /// Unless nobody looks for stalls.
     turn: Option<Rc<Turn>>,
     core: usize,
@@ -42,73 +41,52 @@ fn stamp(version: Version) -> Stamp {
     Stamp { clock: version.clock, node: version.node }
 }
 
-/// What a read found under the stripe's lock that has to be gone on with outside.
-struct Large {
-    version: Version,
-    expires_at_ms: u64,
-    value: Unverified,
-}
-
 /// Only this core adds, so a load and a store will do.
 fn add(count: &AtomicU64, more: u64) {
     count.store(count.load(Ordering::Relaxed) + more, Ordering::Relaxed);
 }
 
-impl Replica {
+impl PeerService {
     fn served(&self) -> &Served {
         self.cluster.peers.served(self.core)
     }
 
-    fn write(&self, key: &[u8], value: Option<&[u8]>, version: Stamp, expires_at_ms: u64) -> Reply<'static> {
-        let version = Version::new(version.clock, version.node);
-        if version.clock == 0 || !believe::credible(version.clock, now_ms()) {
+    fn write(&self, record: &Record<&[u8]>) -> Reply<'static> {
+        if record.version.clock == 0 || !believe::credible(record.version.clock, now_ms()) {
             return Reply::Refused(wire::Refused::Failed);
         }
-        self.node.clock.observe(version.clock);
+        self.node.clock.observe(record.version.clock);
         self.written.set(true);
-        match self.engine.write(key, value, version, expires_at_ms) {
-            Ok(Written::Applied) => Reply::Applied,
-            Ok(Written::Superseded(newer)) => Reply::Superseded(stamp(newer)),
-            Err(error) => Reply::Refused(match core::refused(&error) {
-                koltso_cluster::message::Refused::DiskFull => wire::Refused::DiskFull,
-                koltso_cluster::message::Refused::TooLarge => wire::Refused::TooLarge,
-                koltso_cluster::message::Refused::Failed | koltso_cluster::message::Refused::Busy => {
-                    wire::Refused::Failed
-                }
-            }),
+        // Confirmed with all others of its batch, see `settle`.
+        match self.replica.write(record) {
+            Outcome::Applied => Reply::Applied,
+            Outcome::Superseded(newer) => Reply::Superseded(stamp(newer)),
+            Outcome::Refused(Refused::DiskFull) => Reply::Refused(wire::Refused::DiskFull),
+            Outcome::Refused(Refused::TooLarge) => Reply::Refused(wire::Refused::TooLarge),
+            _ => Reply::Refused(wire::Refused::Failed),
         }
     }
 
-    fn read(&self, hash: u64, key: &[u8], wanted: bool, replies: &mut Replies<'_>) {
-        let large = self.engine.store().get_record(key, now_ms(), |found, expires_at_ms| {
-            let reply = match found {
-                Lookup::Absent(version) => Reply::Absent(version.map(stamp)),
-                Lookup::Damaged => Reply::Damaged,
-                Lookup::Found(version, Value::Large(value)) if wanted => {
-                    return Some(Large { version, expires_at_ms, value });
-                }
-                Lookup::Found(version, value) => {
-                    let value_len = value.len() as u32;
-                    let bytes = match value {
-                        Value::Inline(bytes) if wanted => Some(bytes),
-                        _ => None,
-                    };
-                    Reply::Found { version: stamp(version), expires_at_ms, value_len, value: bytes }
-                }
-            };
-            replies.reply(hash, &reply);
-            None
-        });
-        if let Some(Large { version, expires_at_ms, value }) = large {
-            match value.verify() {
-                Some(pinned) => replies.large(hash, stamp(version), expires_at_ms, Bytes::from_owner(pinned)),
-                None => replies.reply(hash, &Reply::Damaged),
+    fn read(&self, key: Key<&[u8]>, want: Want, replies: &mut Replies<'_>) {
+        let hash = key.hash().0;
+        let executed = self.replica.execute(&Operation::Read { key, want }, now_ms(), |outcome| match outcome {
+            Outcome::Found(Found { version, expires_at_ms, value: Some(Contents::Shared(value)), .. }) => {
+                replies.large(hash, stamp(version), expires_at_ms, value);
             }
-        }
+            Outcome::Found(Found { version, expires_at_ms, value_len, value, .. }) => {
+                let value = value.as_ref().map(AsRef::as_ref);
+                replies.reply(hash, &Reply::Found { version: stamp(version), expires_at_ms, value_len, value });
+            }
+            Outcome::Absent(tombstone) => {
+                replies.reply(hash, &Reply::Absent(tombstone.map(|tombstone| stamp(tombstone.version))));
+            }
+            _ => replies.reply(hash, &Reply::Damaged),
+        });
+        assert!(matches!(executed, Executed::Now(())), "a read waits for no sync");
     }
 }
 
-impl ReplicaService for Replica {
+impl ReplicaService for PeerService {
     fn request(&self, _from: u16, _number: u64, request: Request<'_>, replies: &mut Replies<'_>) {
         add(&self.served().requests, 1);
         if let Some(turn) = self.turn.as_ref().filter(|_| !matches!(request, Request::Ping { .. })) {
@@ -116,14 +94,19 @@ impl ReplicaService for Replica {
         }
         match request {
             Request::Put { key, value, version, expires_at_ms } => {
-                let reply = self.write(key, Some(value), version, expires_at_ms);
-                replies.reply(KeyHash::of(key).0, &reply);
+                let (key, version) = (Key::new(key), Version::new(version.clock, version.node));
+                let record = Record { key, value, version, expires_at_ms, flags: Flags::new(1), attributes: &[] };
+                replies.reply(key.hash().0, &self.write(&record));
             }
             Request::Delete { key, version } => {
-                let reply = self.write(key, None, version, 0);
-                replies.reply(KeyHash::of(key).0, &reply);
+                let (key, version) = (Key::new(key), Version::new(version.clock, version.node));
+                let flags = Flags::new(1).tombstone();
+                let record = Record { key, value: &[], version, expires_at_ms: 0, flags, attributes: &[] };
+                replies.reply(key.hash().0, &self.write(&record));
             }
-            Request::Read { key, value } => self.read(KeyHash::of(key).0, key, value, replies),
+            Request::Read { key, value } => {
+                self.read(Key::new(key), if value { Want::Value } else { Want::Version }, replies);
+            }
             Request::Ping { clock, .. } => {
                 if believe::credible(clock, now_ms()) {
                     self.node.clock.observe(clock);
@@ -137,7 +120,7 @@ impl ReplicaService for Replica {
         if !self.written.take() {
             return None;
         }
-        let durable = self.engine.durable()?;
+        let durable = self.replica.durable()?;
         Some(Box::pin(async move { durable.await.is_ok() }))
     }
 
@@ -171,7 +154,7 @@ impl ReplicaService for Replica {
 /// Serves peers on one core until the cluster's connections are drained.
 pub(super) async fn serve(
     node: Arc<Node>,
-    (cluster, engine, turn): (Arc<Cluster>, Rc<Engine>, Option<Rc<Turn>>),
+    (cluster, replica, turn): (Arc<Cluster>, Rc<Replica>, Option<Rc<Turn>>),
     core: usize,
     listener: TcpListener,
     identity: Rc<Identity>,
@@ -184,8 +167,8 @@ pub(super) async fn serve(
         connections_max: CONNECTIONS_MAX,
     };
     let shared = cluster.shared.clone();
-    let replica = Rc::new(Replica { node, cluster, engine, turn, core, written: Cell::new(false) });
-    if let Err(e) = wire::serve(listener, replica, config, shared).await {
+    let service = Rc::new(PeerService { node, cluster, replica, turn, core, written: Cell::new(false) });
+    if let Err(e) = wire::serve(listener, service, config, shared).await {
         tracing::error!("this node cannot accept replica connections: {e}");
     }
 }

@@ -15,8 +15,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use koltso_instrument::waited_for;
@@ -60,10 +61,32 @@ impl Gathering {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotDurable;
 
+/// A future of the moment when a position of the log is on disk.
+pub struct Durable {
+    commit: Rc<Commit>,
+    position: u64,
+}
+
+impl Future for Durable {
+    type Output = Result<(), NotDurable>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let commit = &self.commit;
+        if commit.durable.get() >= self.position {
+            return Poll::Ready(Ok(()));
+        }
+        if commit.failed.get() {
+            return Poll::Ready(Err(NotDurable));
+        }
+        commit.waiters.borrow_mut().push(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
 impl Commit {
     /// Waits until everything up to `position` of the core's log is on disk. The request is made at once, not when the
     /// future is first polled.
-    pub fn durable(self: &Rc<Self>, position: u64) -> impl Future<Output = Result<(), NotDurable>> + use<> {
+    pub fn durable(self: &Rc<Self>, position: u64) -> Durable {
         if position > self.wanted.get() {
             self.wanted.set(position);
             if let Some(waker) = self.committer.take() {
@@ -76,17 +99,7 @@ impl Commit {
             let gathering = self.gathering.get().unwrap_or_else(first);
             self.gathering.set(Some(Gathering { count: gathering.count + 1, ..gathering }));
         }
-        let commit = self.clone();
-        poll_fn(move |cx| {
-            if commit.durable.get() >= position {
-                return Poll::Ready(Ok(()));
-            }
-            if commit.failed.get() {
-                return Poll::Ready(Err(NotDurable));
-            }
-            commit.waiters.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
+        Durable { commit: self.clone(), position }
     }
 
     /// Ends [`run`] once nobody waits.
@@ -176,7 +189,9 @@ mod tests {
     use koltso_storage::{Options, Store, SyncMode, Version};
 
     use super::*;
-    use crate::node::replica::Engine;
+    use koltso_model::{Flags, Key, Outcome, Record};
+
+    use crate::node::replica::Replica;
 
     struct Names(Symbols);
 
@@ -207,16 +222,25 @@ mod tests {
         let mut runtime =
             monoio::RuntimeBuilder::<monoio::FusionDriver>::new().enable_timer().build().expect("a runtime");
         runtime.block_on(async {
-            let engine = Rc::new(Engine::new(store.clone(), store.writer().expect("room"), SyncMode::Always));
+            let replica = Rc::new(Replica::new(store.clone(), store.writer().expect("room"), SyncMode::Always));
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|client| {
-                    let (engine, waited) = (engine.clone(), waited.clone());
+                    let (replica, waited) = (replica.clone(), waited.clone());
                     monoio::spawn(async move {
                         for write in 1..=WRITES {
                             let version = Version::new(write, 0);
-                            engine.write(&client.to_be_bytes(), Some(&[7; 40_000]), version, 0).expect("room");
+                            let key = client.to_be_bytes();
+                            let record = Record {
+                                key: Key::new(&key[..]),
+                                value: &[7; 40_000][..],
+                                version,
+                                expires_at_ms: 0,
+                                flags: Flags::new(1),
+                                attributes: &[][..],
+                            };
+                            assert_eq!(replica.write(&record), Outcome::Applied);
                             let began = Instant::now();
-                            engine.durable().expect("always").await.expect("a disk");
+                            replica.durable().expect("always").await.expect("a disk");
                             waited.set(waited.get() + began.elapsed());
                         }
                     })
@@ -226,8 +250,8 @@ mod tests {
                 client.await;
             }
             // Nothing new: on disk, and no wait.
-            engine.durable().expect("always").await.expect("a disk");
-            engine.close();
+            replica.durable().expect("always").await.expect("a disk");
+            replica.close();
         });
         let after = locks::snapshot();
         let block = locks::difference(Event::Block, &before, &after, &mut Names(Symbols::new()));

@@ -4,6 +4,7 @@
 
 pub mod commit;
 pub mod cores;
+pub mod dispatch;
 pub mod replica;
 pub mod stalls;
 pub mod start;

@@ -1,19 +1,26 @@
-//! A core's hold on the engine: reads of everything, writes to the core's own log, and the wait for the disk in the mode
-//! "always".
+//! A core's replica: the one place where an operation is done in this node's own store.
 //!
-//! Owner: one core; the API, the coordinator and the replica service of that core share it. After [`Engine::close`]
-//! nothing is written.
+//! Clients' requests that this node can answer alone, the core's coordinator and the peers that coordinate all come through
+//! [`Replica::execute`]. The outcome is there at once, or later: in the mode "always" a write is confirmed after the core's
+//! next sync of its log.
+//!
+//! Owner: one core. After [`Replica::close`] nothing is written. Invariant: a value is given out only after its checksum was
+//! compared; small ones are compared under the lock of the key's stripe, large ones outside of any lock.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use koltso_storage::{Applied, Store, SyncMode, Version, WriteError, Writer};
+use bytes::Bytes;
+use koltso_model::{Flags, Found, Key, Operation, Outcome, Record, Refused, Tombstone, Version, Want};
+use koltso_storage::{Applied, Lookup, Store, SyncMode, Unverified, Value, WriteError, Writer};
 
-use crate::node::commit::{self, Commit, NotDurable, SharedWriter};
+use crate::node::commit::{self, Commit, Durable, NotDurable, SharedWriter};
 
-/// See above.
-pub struct Engine {
+/// A core's hold on the store: reads of everything, and writes to the core's own log.
+pub struct Replica {
     store: Arc<Store>,
     /// `None` once the core has drained.
     writer: SharedWriter,
@@ -21,16 +28,69 @@ pub struct Engine {
     commit: Option<Rc<Commit>>,
 }
 
-/// What became of a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
-    /// It is the newest version of its key, or was there already.
-    Applied,
-    /// A newer version was there.
-    Superseded(Version),
+/// Bytes that a read found: where they lie in the log while the stripe is locked, or kept beyond that.
+#[derive(Debug)]
+pub enum Contents<'a> {
+    /// Valid only as long as the call that gave them.
+    Borrowed(&'a [u8]),
+    /// Valid as long as they are held.
+    Shared(Bytes),
 }
 
-impl Engine {
+impl Contents<'_> {
+    /// Bytes that may be kept; copied if they were only borrowed.
+    pub fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Contents<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// What became of an operation.
+pub enum Executed<R> {
+    /// It is done, and this came of it.
+    Now(R),
+    /// It is done, and may be confirmed only when this future says so.
+    Later(Later),
+}
+
+/// An outcome that waits for the disk.
+pub struct Later {
+    outcome: Outcome<Bytes>,
+    durable: Durable,
+}
+
+impl Future for Later {
+    type Output = Outcome<Bytes>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<Bytes>> {
+        Pin::new(&mut self.durable).poll(cx).map(|durable| match durable {
+            Ok(()) => self.outcome.clone(),
+            Err(NotDurable) => Outcome::Refused(Refused::Failed),
+        })
+    }
+}
+
+/// What a failed write is to whoever asked for it.
+const fn refused(error: &WriteError) -> Refused {
+    match error {
+        WriteError::DiskFull => Refused::DiskFull,
+        WriteError::Value { .. } => Refused::TooLarge,
+        WriteError::Failed | WriteError::Key { .. } => Refused::Failed,
+    }
+}
+
+impl Replica {
     /// Takes a core's writer; in the mode "always" also starts its group commit. On the core's runtime.
     pub fn new(store: Arc<Store>, writer: Writer, sync: SyncMode) -> Self {
         let writer = Rc::new(RefCell::new(Some(writer)));
@@ -42,40 +102,106 @@ impl Engine {
         Self { store, writer, commit }
     }
 
-    /// The store, for reads.
+    /// The store, for ranges and figures.
     #[inline]
     pub const fn store(&self) -> &Arc<Store> {
         &self.store
     }
 
-    /// Writes a value, or a tombstone where there is none.
-    ///
-    /// # Errors
-    /// See [`WriteError`].
+    /// Does an operation. `then` is given the outcome if that is there at once; it is short, since it may run under the lock
+    /// of the key's stripe.
     #[inline]
-    pub fn write(
+    pub fn execute<R>(
         &self,
-        key: &[u8],
-        value: Option<&[u8]>,
-        version: Version,
-        expires_at_ms: u64,
-    ) -> Result<Written, WriteError> {
+        operation: &Operation<&[u8]>,
+        now_ms: u64,
+        then: impl FnOnce(Outcome<Contents<'_>>) -> R,
+    ) -> Executed<R> {
+        match operation {
+            Operation::Read { key, want } => Executed::Now(self.read(key, *want, now_ms, then)),
+            Operation::Write(record) => match self.confirm(self.write(record)) {
+                Executed::Now(outcome) => Executed::Now(then(outcome.map(Contents::Shared))),
+                Executed::Later(later) => Executed::Later(later),
+            },
+        }
+    }
+
+    /// Reads a key.
+    #[inline]
+    fn read<R>(&self, key: &Key<&[u8]>, want: Want, now_ms: u64, then: impl FnOnce(Outcome<Contents<'_>>) -> R) -> R {
+        enum Read<R> {
+            Done(R),
+            Large(Version, u64, Unverified),
+        }
+        // Called in exactly one of the two places below, the second one without the lock.
+        let mut then = Some(then);
+        let mut finish = |outcome: Outcome<Contents<'_>>| then.take().expect("an outcome is given once")(outcome);
+        let flags = Flags::new(1);
+        let read = self.store.get_record(key.bytes(), now_ms, |found, expires_at_ms| {
+            Read::Done(finish(match found {
+                Lookup::Absent(version) => Outcome::Absent(version.map(|version| Tombstone { version, flags })),
+                Lookup::Damaged => Outcome::Damaged,
+                Lookup::Found(version, Value::Large(value)) if want == Want::Value => {
+                    return Read::Large(version, expires_at_ms, value);
+                }
+                Lookup::Found(version, value) => {
+                    let value_len = value.len() as u32;
+                    let value = match value {
+                        Value::Inline(bytes) if want == Want::Value => Some(Contents::Borrowed(bytes)),
+                        _ => None,
+                    };
+                    let attributes = Contents::Borrowed(&[]);
+                    Outcome::Found(Found { version, expires_at_ms, flags, attributes, value_len, value })
+                }
+            }))
+        });
+        match read {
+            Read::Done(result) => result,
+            Read::Large(version, expires_at_ms, value) => finish(match value.verify() {
+                None => Outcome::Damaged,
+                Some(pinned) => {
+                    let bytes = Bytes::from_owner(pinned);
+                    let value_len = bytes.len() as u32;
+                    let (attributes, value) = (Contents::Borrowed(&[]), Some(Contents::Shared(bytes)));
+                    Outcome::Found(Found { version, expires_at_ms, flags, attributes, value_len, value })
+                }
+            }),
+        }
+    }
+
+    /// Appends a record and publishes it. What comes of it is not confirmed yet, see [`Replica::confirm`].
+    #[inline]
+    pub fn write(&self, record: &Record<&[u8]>) -> Outcome<Bytes> {
         let mut writer = self.writer.borrow_mut();
-        let writer = writer.as_mut().ok_or(WriteError::Failed)?;
-        let applied = match value {
-            Some(value) => writer.put(key, value, version, expires_at_ms)?,
-            None => writer.delete(key, version)?,
+        let Some(writer) = writer.as_mut() else {
+            return Outcome::Refused(Refused::NotReady);
         };
-        Ok(match applied {
-            Applied::Newest => Written::Applied,
-            Applied::Superseded(standing) if standing > version => Written::Superseded(standing),
-            Applied::Superseded(_) => Written::Applied,
-        })
+        let key = record.key.bytes();
+        let applied = if record.flags.is_tombstone() {
+            writer.delete(key, record.version)
+        } else {
+            writer.put(key, record.value, record.version, record.expires_at_ms)
+        };
+        match applied {
+            Ok(Applied::Superseded(standing)) if standing > record.version => Outcome::Superseded(standing),
+            Ok(Applied::Newest | Applied::Superseded(_)) => Outcome::Applied,
+            Err(error) => Outcome::Refused(refused(&error)),
+        }
+    }
+
+    /// Confirms what [`Replica::write`] did: at once, or in the mode "always" when it is on disk. That goes for a record that
+    /// lost, too, since it counts as a confirmation: the one that won may be in another core's log, and not synced yet.
+    #[inline]
+    pub fn confirm(&self, outcome: Outcome<Bytes>) -> Executed<Outcome<Bytes>> {
+        match self.durable() {
+            Some(durable) if !matches!(outcome, Outcome::Refused(_)) => Executed::Later(Later { outcome, durable }),
+            _ => Executed::Now(outcome),
+        }
     }
 
     /// In the mode "always": until everything written so far is on disk.
     #[inline]
-    pub fn durable(&self) -> Option<impl Future<Output = Result<(), NotDurable>> + use<>> {
+    pub fn durable(&self) -> Option<Durable> {
         let commit = self.commit.as_ref()?;
         // Without a writer nothing was written that could wait.
         let position = self.writer.borrow().as_ref().map_or(0, Writer::position);

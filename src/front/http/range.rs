@@ -11,6 +11,7 @@ use koltso_instrument::waited_for;
 use koltso_net::server::{Fill, Sink, Source};
 use koltso_storage::{Cursor, Step, Store, Value};
 
+use super::request::Range;
 use crate::member::clock::now_ms;
 
 /// Bytes of a piece.
@@ -37,8 +38,9 @@ pub struct RangeSource {
 }
 
 impl RangeSource {
-    /// The records from `start`, `limit` at most.
-    pub fn new(store: Arc<Store>, start: Vec<u8>, end: Option<Vec<u8>>, limit: u64, patience: Duration) -> Self {
+    /// The records of a range.
+    pub fn new(store: Arc<Store>, range: Range, patience: Duration) -> Self {
+        let Range { start, end, limit } = range;
         Self { store, start, end, left: limit, begun: Instant::now(), patience, waits: false, cursor: None }
     }
 }

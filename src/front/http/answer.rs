@@ -1,0 +1,162 @@
+//! What came of a request, as HTTP: the one place where an outcome becomes a status code, a head and a body.
+//!
+//! It serves both ways that an answer takes: at once, into the connection's output, or later, from a future.
+
+use koltso_cluster::coordinator::Shortage;
+use koltso_model::{Outcome, Refused, Version};
+use koltso_net::http::{ExtraLine, ReplyContext};
+use koltso_net::server::Answered;
+
+use crate::admin::metrics::{RequestKind, tag};
+use crate::member::Cluster;
+use crate::node::dispatch::Answer;
+use crate::node::replica::Contents;
+
+/// Shared values up to this many bytes are copied behind the head; larger ones follow it uncopied.
+const COPY_MAX: usize = 4 << 10;
+
+/// What has to be known of a request to answer it.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// How its answer is framed.
+    pub context: ReplyContext,
+    /// What it is.
+    pub kind: RequestKind,
+    /// `If-None-Match`, if there was one.
+    pub if_none_match: Option<&'a [u8]>,
+    /// The cluster, if there is one, to name its nodes.
+    pub cluster: Option<&'a Cluster>,
+}
+
+/// The strong tag of a version, with its quotes.
+pub fn etag(version: Version) -> [u8; 23] {
+    let mut tag = *b"\"0000000000000000-0000\"";
+    let hex = |slot: &mut [u8], mut number: u64| {
+        for digit in slot.iter_mut().rev() {
+            *digit = b"0123456789abcdef"[(number & 15) as usize];
+            number >>= 4;
+        }
+    };
+    hex(&mut tag[1..17], version.clock);
+    hex(&mut tag[18..22], version.node.into());
+    tag
+}
+
+/// Whether `If-None-Match` names the tag. Weak comparison, RFC 9110 section 13.1.2.
+fn matches(if_none_match: Option<&[u8]>, etag: &[u8]) -> bool {
+    let Some(list) = if_none_match else {
+        return false;
+    };
+    list.split(|&b| b == b',').map(<[u8]>::trim_ascii).any(|tag| {
+        let tag = tag.strip_prefix(b"W/").unwrap_or(tag);
+        tag == b"*" || tag == etag
+    })
+}
+
+impl Asked<'_> {
+    /// Writes the head, and the body unless it is large, to the end of `out`. A large body is returned.
+    #[inline]
+    pub fn answer(mut self, answer: Answer<Contents<'_>>, out: &mut Vec<u8>) -> Answered {
+        if let Some((answered, asked)) = answer.replicas {
+            self.context.set_extra(ExtraLine::ratio("Koltso-Replicas", answered, asked));
+        }
+        match answer.result {
+            Ok(Outcome::Found(found)) => {
+                let etag = etag(found.version);
+                if matches(self.if_none_match, &etag) {
+                    self.context.not_modified(out, &etag);
+                    return self.answered(304);
+                }
+                match found.value {
+                    Some(Contents::Shared(value)) if value.len() > COPY_MAX => {
+                        self.context.value_head(out, &etag, found.value_len.into());
+                        return Answered { value: Some(value), tag: tag(self.kind, 200) };
+                    }
+                    Some(value) => self.context.value(out, &etag, value.as_ref()),
+                    None => self.context.value_head(out, &etag, found.value_len.into()),
+                }
+                self.answered(200)
+            }
+            Ok(Outcome::Absent(_)) => self.refuse(out, 404, "There is no such key."),
+            Ok(Outcome::Applied | Outcome::Superseded(_)) => {
+                let status = if self.kind == RequestKind::Delete { 202 } else { 201 };
+                self.context.empty(out, status);
+                self.answered(status)
+            }
+            Ok(Outcome::Damaged) => self.refuse(
+                out,
+                504,
+                "The only replica asked has a damaged record for this key, so none of the 1 needed answered.",
+            ),
+            Ok(Outcome::Refused(why)) => self.refused(why, out),
+            Err(shortage) => self.shortage(&shortage, answer.replicas.map_or(0, |(answered, _)| answered), out),
+        }
+    }
+
+    fn answered(&self, status: u16) -> Answered {
+        Answered { value: None, tag: tag(self.kind, status) }
+    }
+
+    fn refuse(&self, out: &mut Vec<u8>, status: u16, sentence: &str) -> Answered {
+        if status == 503 {
+            self.context.error_with(out, status, "Retry-After", "1", sentence);
+        } else {
+            self.context.error(out, status, sentence);
+        }
+        self.answered(status)
+    }
+
+    #[cold]
+    fn refused(&self, why: Refused, out: &mut Vec<u8>) -> Answered {
+        let (status, sentence) = match why {
+            Refused::TooLarge => (413, "The value is larger than the log has room for."),
+            Refused::DiskFull => {
+                (507, "The disk is full: the write was not done, and writes come back when there is room.")
+            }
+            Refused::Failed => (503, "The disk failed, and nothing is written until the store is opened again."),
+            Refused::NotReady => (503, "The node is draining: it finishes what is in flight and stops."),
+            Refused::Busy => (
+                503,
+                "Values that wait for their clients fill the memory that this core has for them \
+                 (--max-in-flight-bytes); try again in a second.",
+            ),
+        };
+        self.refuse(out, status, sentence)
+    }
+
+    #[cold]
+    fn shortage(&self, shortage: &Shortage, answered: u32, out: &mut Vec<u8>) -> Answered {
+        // A full disk can keep a read from repairing, too; but it is no write that could be told to come back.
+        let is_write = matches!(self.kind, RequestKind::Put | RequestKind::Delete);
+        let status = if shortage.disk_full && is_write { 507 } else { 504 };
+        let name = |node| self.cluster.map_or("a replica", |cluster| cluster.topology.name(node));
+        let mut names: Vec<&str> = shortage.missing.iter().map(|&node| name(node)).collect();
+        names.sort_unstable();
+        let why = if shortage.disk_full { ", and a replica's disk is full" } else { "" };
+        let sentence = if names.is_empty() {
+            format!(
+                "{answered} replicas answered, but not enough of them could be brought up to date in time{why}; try \
+                 again, or read with a smaller ack."
+            )
+        } else {
+            let (needed, who) = (shortage.needed, names.join(", "));
+            format!("Only {answered} of the {needed} replicas needed answered in time{why}; not so {who}.")
+        };
+        self.refuse(out, status, &sentence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_compared_as_the_rfc_says() {
+        let tag = etag(Version::new(0x1234, 7));
+        assert_eq!(&tag, b"\"0000000000001234-0007\"");
+        assert!(matches(Some(b"*"), &tag));
+        assert!(matches(Some(b"\"x\", W/\"0000000000001234-0007\""), &tag));
+        assert!(!matches(Some(b"\"0000000000001234-0008\""), &tag));
+        assert!(!matches(None, &tag));
+    }
+}

@@ -1,0 +1,121 @@
+//! What a request's query asks for: parsed once, before the body, into values that are in range.
+
+use std::borrow::Cow;
+
+use koltso_model::{KEY_MAX, NODES_MAX, Quorum};
+use koltso_net::http::{Head, Method, query};
+
+/// Expiry is 48 bits of milliseconds in the log.
+const TTL_MAX: u64 = (1 << 47) - 1;
+
+/// A request that cannot be served, as its answer.
+pub struct Refusal {
+    /// The status code.
+    pub status: u16,
+    /// One plain sentence.
+    pub sentence: Cow<'static, str>,
+}
+
+/// A `400` with its sentence.
+pub fn bad(sentence: impl Into<Cow<'static, str>>) -> Refusal {
+    Refusal { status: 400, sentence: sentence.into() }
+}
+
+/// What a request on `/v0/entity` names.
+pub struct Entity<'a> {
+    /// 1 to [`KEY_MAX`] bytes.
+    pub key: Cow<'a, [u8]>,
+    /// Replicas that must answer, of those that are asked.
+    pub quorum: Quorum,
+    /// Only of a PUT: milliseconds.
+    pub ttl_ms: Option<u64>,
+}
+
+/// What a request on `/v0/entities` names.
+pub struct Range {
+    /// The first key, included.
+    pub start: Vec<u8>,
+    /// The key after the last one.
+    pub end: Option<Vec<u8>>,
+    /// The most records.
+    pub limit: u64,
+}
+
+fn once<'a>(slot: &mut Option<&'a str>, name: &str, value: &'a str) -> Result<(), Refusal> {
+    match slot.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(bad(format!("The parameter {name} is given more than once."))),
+    }
+}
+
+fn decoded<'a>(name: &str, value: &'a str) -> Result<Cow<'a, [u8]>, Refusal> {
+    query::decode(value).map_err(|e| bad(format!("The parameter {name} is not percent-encoded: {e}.")))
+}
+
+fn number(name: &str, text: &str, least: u64, most: u64) -> Result<u64, Refusal> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse::<u64>() {
+        Ok(number) if digits && (least..=most).contains(&number) => Ok(number),
+        _ => Err(bad(format!("The parameter {name} is a whole number from {least} to {most}, not `{text}`."))),
+    }
+}
+
+fn key_of<'a>(name: &str, value: Option<&'a str>) -> Result<Cow<'a, [u8]>, Refusal> {
+    let key = decoded(name, value.ok_or_else(|| bad(format!("The parameter {name} is missing.")))?)?;
+    if key.is_empty() {
+        return Err(bad(format!("The parameter {name} is empty, and a key has 1 to {KEY_MAX} bytes.")));
+    }
+    if key.len() > KEY_MAX {
+        return Err(bad(format!("The {name} has {} bytes, and a key has 1 to {KEY_MAX}.", key.len())));
+    }
+    Ok(key)
+}
+
+impl<'a> Entity<'a> {
+    /// Of a cluster of `nodes` nodes, 1 to [`NODES_MAX`].
+    ///
+    /// # Errors
+    /// A `400` that names the parameter.
+    pub fn of(head: &Head<'a>, nodes: u64) -> Result<Self, Refusal> {
+        let (mut id, mut ack, mut from, mut ttl) = (None, None, None, None);
+        for (name, value) in query::pairs(head.query) {
+            match name {
+                "id" => once(&mut id, name, value)?,
+                "ack" => once(&mut ack, name, value)?,
+                "from" => once(&mut from, name, value)?,
+                "ttl" => once(&mut ttl, name, value)?,
+                _ => {}
+            }
+        }
+        let key = key_of("id", id)?;
+        // The numbers fit a byte: they are at most the number of nodes.
+        const { assert!(NODES_MAX <= u8::MAX as usize) };
+        let from = from.map_or(Ok(nodes), |text| number("from", text, 1, nodes))? as u8;
+        let majority = u64::from(Quorum::majority(from));
+        let ack = ack.map_or(Ok(majority), |text| number("ack", text, 1, from.into()))? as u8;
+        let quorum = Quorum::new(ack, from).expect("both were compared with their bounds");
+        let ttl = ttl.filter(|_| head.method == Method::Put);
+        let ttl_ms = ttl.map(|text| number("ttl", text, 1, TTL_MAX)).transpose()?;
+        Ok(Self { key, quorum, ttl_ms })
+    }
+}
+
+impl Range {
+    /// # Errors
+    /// A `400` that names the parameter.
+    pub fn of(head: &Head<'_>) -> Result<Self, Refusal> {
+        let (mut start, mut end, mut limit) = (None, None, None);
+        for (name, value) in query::pairs(head.query) {
+            match name {
+                "start" => once(&mut start, name, value)?,
+                "end" => once(&mut end, name, value)?,
+                "limit" => once(&mut limit, name, value)?,
+                _ => {}
+            }
+        }
+        let start = key_of("start", start)?.into_owned();
+        let end = end.map(|text| decoded("end", text)).transpose()?.map(Cow::into_owned);
+        let limit = limit.map_or(Ok(u64::MAX), |text| number("limit", text, 1, u64::MAX))?;
+        Ok(Self { start, end, limit })
+    }
+}

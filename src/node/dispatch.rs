@@ -1,0 +1,253 @@
+//! A client's request on a data core, whatever protocol it came by: done by this core's replica alone where that is enough, and
+//! by the core's coordinator where other nodes have a say.
+//!
+//! This node alone is enough for everything where it is the only node, for a read with `ack=1` of a key that it keeps, and for a
+//! write with `from=1` of its own key. Owner: one core. A front turns bytes into a [`ClientRequest`] and an [`Answer`] back
+//! into bytes; it knows nothing of replicas.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use koltso_cluster::coordinator::{self, Full, Shortage};
+use koltso_cluster::message;
+use koltso_model::{Flags, Found, Key, Operation, Outcome, Quorum, Record, Refused, Version, Want};
+
+use crate::member::clock::now_ms;
+use crate::member::{self, Submitted, Ticket};
+use crate::node::Node;
+use crate::node::replica::{Contents, Executed, Later, Replica};
+
+/// What a client wants done with a key.
+pub enum Action<'a> {
+    /// To know what is there.
+    Read(Want),
+    /// A value stored.
+    Put {
+        /// The value.
+        value: Contents<'a>,
+        /// After so many milliseconds the key is absent.
+        ttl_ms: Option<u64>,
+    },
+    /// The key forgotten.
+    Delete,
+}
+
+/// A request of a client.
+pub struct ClientRequest<'a> {
+    /// Of which key.
+    pub key: Key<&'a [u8]>,
+    /// How many replicas have to answer, of how many.
+    pub quorum: Quorum,
+    /// What for.
+    pub action: Action<'a>,
+}
+
+/// What came of a client's request.
+pub struct Answer<B> {
+    /// The outcome, or why too few replicas answered.
+    pub result: Result<Outcome<B>, Shortage>,
+    /// In a cluster: how many replicas answered, of how many that were asked.
+    pub replicas: Option<(u32, u32)>,
+}
+
+impl Answer<Bytes> {
+    /// As an answer that is there at once has it.
+    pub fn shared(self) -> Answer<Contents<'static>> {
+        let Self { result, replicas } = self;
+        Answer { result: result.map(|outcome| outcome.map(Contents::Shared)), replicas }
+    }
+}
+
+/// Whether an answer is there.
+pub enum Dispatched<R> {
+    /// It was, and this was made of it.
+    Now(R),
+    /// It will be.
+    Later(LaterAnswer),
+}
+
+/// A future of an answer.
+pub struct LaterAnswer(Source);
+
+enum Source {
+    /// Of this node alone; what the answer says of replicas.
+    Alone(Later, Option<(u32, u32)>),
+    Coordinated(Ticket),
+}
+
+impl Future for LaterAnswer {
+    type Output = Answer<Bytes>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<Bytes>> {
+        match &mut self.0 {
+            Source::Alone(later, replicas) => {
+                let replicas = *replicas;
+                Pin::new(later).poll(cx).map(|outcome| Answer { result: Ok(outcome), replicas })
+            }
+            Source::Coordinated(ticket) => Pin::new(ticket).poll(cx).map(coordinated),
+        }
+    }
+}
+
+/// Where a core takes the requests of its clients.
+pub struct Dispatch {
+    node: Arc<Node>,
+    replica: Rc<Replica>,
+    /// In a cluster of more than one node.
+    cluster: Option<Rc<member::Core>>,
+    /// This node's number in versions.
+    number: u16,
+}
+
+impl Dispatch {
+    /// Of a core that has its writer, and its part in the cluster.
+    pub fn new(node: Arc<Node>, replica: Rc<Replica>, cluster: Option<Rc<member::Core>>) -> Self {
+        let number = node.cluster.as_ref().map_or(0, |cluster| cluster.number());
+        Self { node, replica, cluster, number }
+    }
+
+    /// This core's replica.
+    pub const fn replica(&self) -> &Rc<Replica> {
+        &self.replica
+    }
+
+    /// Ends the core's part in the cluster and lets go of the writer. No request comes any more.
+    pub async fn close(&self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.close().await;
+        }
+        self.replica.close();
+    }
+
+    /// Does what a client asks. `then` is given the answer if that is there at once; it is short, since it may run under the
+    /// lock of the key's stripe.
+    ///
+    /// # Errors
+    /// [`Full`] if too many replicated operations are in flight on this core; nothing was done.
+    #[inline]
+    pub fn dispatch<R>(
+        &self,
+        request: ClientRequest<'_>,
+        then: impl FnOnce(Answer<Contents<'_>>) -> R,
+    ) -> Result<Dispatched<R>, Full> {
+        let ClientRequest { key, quorum, action } = request;
+        match action {
+            Action::Read(want) => self.read(key, quorum, want, then),
+            Action::Put { value, ttl_ms } => {
+                let now = now_ms();
+                // The millisecond of the acceptance has begun already: the next one is the first that has the whole time.
+                let expires_at_ms = ttl_ms.map_or(0, |ttl| now + 1 + ttl);
+                self.write(key, quorum, value, (expires_at_ms, Flags::new(quorum.from())), now, then)
+            }
+            Action::Delete => {
+                let flags = Flags::new(quorum.from()).tombstone();
+                self.write(key, quorum, Contents::Borrowed(&[]), (0, flags), now_ms(), then)
+            }
+        }
+    }
+
+    #[inline]
+    fn read<R>(
+        &self,
+        key: Key<&[u8]>,
+        quorum: Quorum,
+        want: Want,
+        then: impl FnOnce(Answer<Contents<'_>>) -> R,
+    ) -> Result<Dispatched<R>, Full> {
+        let mut then = Some(then);
+        let mut finish = |answer: Answer<Contents<'_>>| then.take().expect("a request is answered once")(answer);
+        let is_enough = |cluster: &Rc<member::Core>| quorum.ack() == 1 && cluster.is_replica(key.hash(), quorum.from());
+        let cluster = self.cluster.as_ref();
+        if cluster.is_none_or(is_enough) {
+            let replicas = cluster.map(|_| (1, 1));
+            let executed = self.replica.execute(&Operation::Read { key, want }, now_ms(), |outcome| match outcome {
+                // Another replica may have it intact.
+                Outcome::Damaged if cluster.is_some() => None,
+                outcome => Some(finish(Answer { result: Ok(outcome), replicas })),
+            });
+            match executed {
+                Executed::Now(Some(result)) => return Ok(Dispatched::Now(result)),
+                Executed::Later(later) => return Ok(Dispatched::Later(LaterAnswer(Source::Alone(later, replicas)))),
+                Executed::Now(None) => {}
+            }
+        }
+        let Some(cluster) = cluster else {
+            unreachable!("without a cluster the local outcome is the answer");
+        };
+        let want = match want {
+            Want::Value => message::Want::Value,
+            Want::Version => message::Want::Version,
+        };
+        let key = Bytes::copy_from_slice(key.bytes());
+        Ok(submitted(cluster.read(key, want, (quorum.ack(), quorum.from()))?, finish))
+    }
+
+    #[inline]
+    fn write<R>(
+        &self,
+        key: Key<&[u8]>,
+        quorum: Quorum,
+        value: Contents<'_>,
+        (expires_at_ms, flags): (u64, Flags),
+        now: u64,
+        then: impl FnOnce(Answer<Contents<'_>>) -> R,
+    ) -> Result<Dispatched<R>, Full> {
+        let next_version = || Version::new(self.node.clock.next(now), self.number);
+        let version = next_version();
+        let cluster = self.cluster.as_ref();
+        let alone = cluster.is_none_or(|cluster| quorum.from() == 1 && cluster.is_replica(key.hash(), 1));
+        let Some(cluster) = cluster.filter(|_| !alone) else {
+            let (value, attributes) = (value.as_ref(), &[][..]);
+            let mut record = Record { key, value, version, expires_at_ms, flags, attributes };
+            let mut outcome = self.replica.write(&record);
+            if let Outcome::Superseded(newer) = outcome {
+                // Somebody whose clock is ahead was here: this write is later, and has to be newer.
+                self.node.clock.observe(newer.clock);
+                record.version = next_version();
+                outcome = self.replica.write(&record);
+            }
+            let replicas = cluster.map(|_| (1, 1));
+            return Ok(match self.replica.confirm(outcome) {
+                Executed::Now(outcome) => Dispatched::Now(then(Answer { result: Ok(outcome), replicas }.shared())),
+                Executed::Later(later) => Dispatched::Later(LaterAnswer(Source::Alone(later, replicas))),
+            });
+        };
+        let (key, value) = match value {
+            Contents::Shared(value) => (Bytes::copy_from_slice(key.bytes()), value),
+            Contents::Borrowed(value) => {
+                let mut bytes = Vec::with_capacity(key.bytes().len() + value.len());
+                bytes.extend_from_slice(key.bytes());
+                bytes.extend_from_slice(value);
+                let bytes = Bytes::from(bytes);
+                (bytes.slice(..key.bytes().len()), bytes.slice(key.bytes().len()..))
+            }
+        };
+        let record = message::Record { key, value, version, expires_at_ms, tombstone: flags.is_tombstone() };
+        Ok(submitted(cluster.write(record, (quorum.ack(), quorum.from()))?, then))
+    }
+}
+
+fn submitted<R>(submitted: Submitted, then: impl FnOnce(Answer<Contents<'_>>) -> R) -> Dispatched<R> {
+    match submitted {
+        Submitted::Answered(answer) => Dispatched::Now(then(coordinated(answer).shared())),
+        Submitted::Waits(ticket) => Dispatched::Later(LaterAnswer(Source::Coordinated(ticket))),
+    }
+}
+
+/// What a coordinator answered.
+fn coordinated(answer: coordinator::Answer) -> Answer<Bytes> {
+    let flags = Flags::new(1);
+    let result = match answer.outcome {
+        coordinator::Outcome::Written => Ok(Outcome::Applied),
+        coordinator::Outcome::Found { version, value_len, value } => {
+            Ok(Outcome::Found(Found { version, expires_at_ms: 0, flags, attributes: Bytes::new(), value_len, value }))
+        }
+        coordinator::Outcome::Absent => Ok(Outcome::Absent(None)),
+        coordinator::Outcome::NotEnough(shortage) if shortage.busy => Ok(Outcome::Refused(Refused::Busy)),
+        coordinator::Outcome::NotEnough(shortage) => Err(shortage),
+    };
+    Answer { result, replicas: Some((answer.answered, answer.asked)) }
+}
