@@ -17,8 +17,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use koltso_profiling::alloc::Sampling;
 
-use crate::commands::{bench, client, local, profile};
-use crate::node::start;
+use crate::commands::{bench, client, local, profile, serve};
 
 #[global_allocator]
 static ALLOCATOR: Sampling<mimalloc::MiMalloc> = Sampling::new(mimalloc::MiMalloc);
@@ -78,7 +77,7 @@ fn main() -> ExitCode {
     match Cli::try_parse() {
         Err(error) => explain(&error),
         Ok(Cli { command }) => match command {
-            Command::Serve(flags) => start::run(flags),
+            Command::Serve(flags) => serve::run(flags),
             Command::Local(local) => local::run(local),
             Command::Bench(bench) => bench::run(bench),
             Command::Get(get) => client::run(|| get.run()),

@@ -9,7 +9,7 @@
 //!
 //! Bounds: 1024 connections waiting, 64 served at a time, 10 s for a request.
 
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -31,7 +31,7 @@ use crate::admin::metrics::Scrape;
 use crate::admin::pprof;
 use crate::admin::refusal::{refuse, wrong_method};
 use crate::admin::status;
-use crate::node::Node;
+use crate::node::{Handover, Node};
 
 /// Connections that wait for the control plane.
 pub const WAITING_MAX: usize = 1024;
@@ -40,14 +40,6 @@ const SERVED_MAX: usize = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// And answered by then: the longest capture takes 300 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(330);
-
-/// A connection on its way from a data core.
-pub struct Handover {
-    /// The socket.
-    pub socket: TcpStream,
-    /// What was read from it, beginning with the request.
-    pub read_so_far: Vec<u8>,
-}
 
 /// A socket with bytes before it.
 struct Prefixed {

@@ -25,7 +25,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::node::cores;
+use crate::commands::serve::cores;
 use crate::settings::{Config, Flags, REPLICA_PORT_OFFSET};
 
 /// The most nodes: they share the processors.

@@ -1,7 +1,8 @@
-//! The commands other than `serve`: clients of a node, load, profiles, and a whole cluster on this machine.
+//! The commands, one module each: serving a node, a whole cluster on this machine, clients of a node, load, profiles.
 
 pub mod bench;
 pub mod client;
 pub mod http_client;
 pub mod local;
 pub mod profile;
+pub mod serve;

@@ -3,12 +3,11 @@
 //! The engine comes late: listeners serve before it is open, and say so. Owner: the process, behind an `Arc`.
 
 pub mod commit;
-pub mod cores;
 pub mod dispatch;
 pub mod replica;
 pub mod stalls;
-pub mod start;
 
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -18,11 +17,18 @@ use koltso_profiling::stalls::Stalls;
 use koltso_storage::{Store, Writer};
 use tokio::sync::mpsc;
 
-use crate::admin::control::Handover;
 use crate::admin::metrics::CoreMetrics;
 use crate::member::Cluster;
 use crate::member::clock::Clock;
 use crate::settings::Config;
+
+/// A connection on its way from a data core to the control plane.
+pub struct Handover {
+    /// The socket.
+    pub socket: TcpStream,
+    /// The bytes that were read from it, beginning with the request.
+    pub read_so_far: Vec<u8>,
+}
 
 /// How the data cores wait for the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,13 +26,12 @@ use koltso_net::server::{Admit, Event, Outcome, Service};
 use self::answer::Asked;
 use self::range::RangeSource;
 use self::request::{Entity, Range, Refusal, bad};
-use crate::admin::control::Handover;
 use crate::admin::metrics::{CoreMetrics, RequestKind, tag};
 use crate::member;
-use crate::node::Node;
 use crate::node::dispatch::{Action, ClientRequest, Dispatch, Dispatched};
 use crate::node::replica::{Contents, Replica};
 use crate::node::stalls::Turn;
+use crate::node::{Handover, Node};
 
 /// The service of one core.
 pub struct Api {

@@ -4,6 +4,8 @@
 //! then the address, then the folder. Listeners serve while the log is recovered, and answer 503. At the end the cores
 //! finish what is in flight, the log is synced and sealed, and the process exits with 0.
 
+pub mod cores;
+
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,7 +17,6 @@ use tokio::sync::mpsc;
 use crate::admin::control;
 use crate::member::Cluster;
 use crate::member::clock::{self, now_ms};
-use crate::node::cores;
 use crate::node::stalls;
 use crate::node::{Node, Runtime};
 use crate::settings::{Config, Flags};
