@@ -1,4 +1,5 @@
-//! What a name costs a lock that is free: parking_lot's `lock` and ours, in interleaved slices; the best and the median of each.
+//! What a name costs a lock that is free: parking_lot's `lock` and ours in interleaved slices, with
+//! the best and the median of each.
 //!
 //! `cargo bench -p koltso-instrument`
 

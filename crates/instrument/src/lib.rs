@@ -1,11 +1,15 @@
-//! Named locks, named waits, and what they and the sampling allocator count stacks with.
+//! Named locks and named waits, and the tools with which they and the sampling allocator count
+//! stacks.
 //!
-//! [`Mutex`] and [`RwLock`] are parking_lot's, with a name that profiles show; [`waiting`] and [`waited_for`] name what else threads and
-//! requests wait for: the disk, another thread. Every crate of the program links this one, so it is small: what costs a waiter something
-//! lies here, what makes a profile of it (symbols, captures, formats) in `koltso-profiling`.
+//! [`Mutex`] and [`RwLock`] are parking_lot's, with a name that profiles show. [`waiting`] and
+//! [`waited_for`] name whatever else threads and requests wait for: the disk, another thread. Every
+//! crate of the program links this one, so it is kept small: it holds only what runs in the thread
+//! that waits. What turns the counts into a profile (symbols, captures, formats) is in
+//! `koltso-profiling`.
 //!
-//! [`table`], [`walk`] and [`random`] are shared with the sampling allocator: they take no lock and do not allocate.
-//! Deliberately absent: condition variables (parking_lot's take these guards), fairness, deadlock detection, poisoning.
+//! The sampling allocator also uses [`table`], [`walk`] and [`random`], which take no lock and do
+//! not allocate. Deliberately absent: condition variables (parking_lot's accept these guards),
+//! fairness, deadlock detection, poisoning.
 #![deny(missing_docs)]
 
 mod lock;

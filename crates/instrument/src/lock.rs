@@ -1,16 +1,19 @@
 //! A mutex and a read-write lock with names, around parking_lot's.
 //!
-//! Taking a free lock is parking_lot's `try_lock` and nothing else (`benches/pair.rs`); who must wait is timed, see [`waits`](crate::waits).
+//! Taking a free lock is parking_lot's `try_lock` and nothing else (`benches/pair.rs` measures it).
+//! Only a thread that must wait is timed, see [`waits`](crate::waits).
 //!
-//! Layout: a name is a reference to a `&'static str`, one word and not two: the index's stripes, 56 bytes of mutex, then fill one
-//! cache line. (A type for each name would take none, and make two types of two locks that change places.)
-//! Owner: whoever holds the lock. Tested in `profiling/tests/locks.rs`, through the captures.
+//! Layout: a name is a reference to a `&'static str`, so it takes one word rather than two, and a
+//! stripe of the index (a mutex of 56 bytes without its name) fills exactly one cache line.
+//! Rejected: a type parameter for the name. It would take no space, but two locks that change
+//! places would then have two types. Owner: whoever holds the lock. Tested through the captures in
+//! `profiling/tests/locks.rs`.
 
 pub use parking_lot::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::waits::{Name, waited};
 
-/// A mutual exclusion with a name; see the head of the file.
+/// A mutex whose name appears in profiles.
 #[derive(Debug)]
 pub struct Mutex<T> {
     name: Name,
@@ -20,12 +23,12 @@ pub struct Mutex<T> {
 const _: () = assert!(size_of::<Mutex<[u64; 6]>>() == 64);
 
 impl<T> Mutex<T> {
-    /// A free mutex. The name is for people who read profiles; locks may share it.
+    /// Makes a free mutex. The name is for people who read profiles; several locks may share one.
     pub const fn new(name: Name, value: T) -> Self {
         Self { name, inner: parking_lot::Mutex::new(value) }
     }
 
-    /// Takes the lock; waits for it.
+    /// Takes the lock, and waits until it is free.
     #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
         match self.inner.try_lock() {
@@ -34,13 +37,13 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// Takes the lock if it is free.
+    /// Takes the lock if it is free; `None` if somebody holds it.
     #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.inner.try_lock()
     }
 
-    /// The value, without a lock: nobody else has the mutex.
+    /// The value. It needs no lock, since `&mut self` proves that nobody else has the mutex.
     #[inline]
     pub fn get_mut(&mut self) -> &mut T {
         self.inner.get_mut()
@@ -53,7 +56,7 @@ impl<T> Mutex<T> {
     }
 }
 
-/// A lock of many readers or one writer, with a name; see the head of the file.
+/// A lock for many readers or one writer, whose name appears in profiles.
 #[derive(Debug)]
 pub struct RwLock<T> {
     name: Name,
@@ -61,12 +64,12 @@ pub struct RwLock<T> {
 }
 
 impl<T> RwLock<T> {
-    /// A free lock. The name is for people who read profiles; locks may share it.
+    /// Makes a free lock. The name is for people who read profiles; several locks may share one.
     pub const fn new(name: Name, value: T) -> Self {
         Self { name, inner: parking_lot::RwLock::new(value) }
     }
 
-    /// Takes the lock to read; waits for it.
+    /// Takes the lock for reading, and waits until no writer holds it.
     #[inline]
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         match self.inner.try_read() {
@@ -75,7 +78,7 @@ impl<T> RwLock<T> {
         }
     }
 
-    /// Takes the lock to write; waits for it.
+    /// Takes the lock for writing, and waits until nobody holds it.
     #[inline]
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         match self.inner.try_write() {
@@ -84,19 +87,19 @@ impl<T> RwLock<T> {
         }
     }
 
-    /// Takes the lock to read if no writer has it.
+    /// Takes the lock for reading; `None` if a writer holds it.
     #[inline]
     pub fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
         self.inner.try_read()
     }
 
-    /// Takes the lock to write if it is free.
+    /// Takes the lock for writing; `None` if somebody holds it.
     #[inline]
     pub fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
         self.inner.try_write()
     }
 
-    /// The value, without a lock: nobody else has it.
+    /// The value. It needs no lock, since `&mut self` proves that nobody else has it.
     #[inline]
     pub fn get_mut(&mut self) -> &mut T {
         self.inner.get_mut()

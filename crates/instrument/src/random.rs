@@ -1,6 +1,8 @@
-//! Random numbers for sampling, a thread at a time, and the secret of the process they begin with.
+//! Random numbers for sampling, with one state per thread, and the secret of the process that seeds
+//! them.
 //!
-//! No lock, no allocation, no thread-local of its own: the allocator calls this. Not for keys or nonces.
+//! The allocator calls these functions, so they take no lock, do not allocate and have no
+//! thread-local of their own. The numbers are not fit for keys or nonces.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -10,17 +12,18 @@ use std::sync::atomic::{
 };
 use std::thread::LocalKey;
 
-/// Random, not 0; 0 until the first [`seed`].
+/// A random number, never 0 once made; 0 until the first [`seed`].
 static SECRET: AtomicU64 = AtomicU64::new(0);
 
-/// A random number that stays the same in this process and never leaves it; 0 until the first [`seed`].
+/// A random number that stays the same for the life of the process and never leaves it; 0 until the
+/// first [`seed`].
 #[inline]
 #[must_use]
 pub fn secret() -> u64 {
     SECRET.load(Relaxed)
 }
 
-/// The next number: xorshift64*. The state is not 0.
+/// The next number of xorshift64*. The state must not be 0.
 #[inline]
 pub fn random(state: &'static LocalKey<Cell<u64>>) -> u64 {
     let mut x = state.get();
@@ -31,16 +34,17 @@ pub fn random(state: &'static LocalKey<Cell<u64>>) -> u64 {
     x.wrapping_mul(0x2545_F491_4F6C_DD1D)
 }
 
-/// A state for [`random`]: another at each call, not 0. Makes the secret if there is none.
+/// A state for [`random`]: different at each call, never 0. The first call also makes the secret.
 #[must_use]
 pub fn seed() -> u64 {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     let mut secret = SECRET.load(Acquire);
     if secret == 0 {
         let mut bytes = [0; 8];
-        // SAFETY: the buffer is as long as is said.
+        // SAFETY: the kernel writes at most the length of the buffer, which is passed with it.
         let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
-        // Early in the life of a machine: where the loader put us is random too.
+        // Early in the life of a machine the kernel has no random numbers yet; the address at which
+        // the loader put the stack is random too.
         let fresh = if got == 8 { u64::from_ne_bytes(bytes) } else { mixed((&raw const bytes).addr() as u64) };
         secret = match SECRET.compare_exchange(0, fresh.max(1), AcqRel, Acquire) {
             Ok(_) => fresh.max(1),

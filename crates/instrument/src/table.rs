@@ -1,31 +1,35 @@
-//! Stacks and what they add up to, in memory of a fixed size: written from inside the allocator, read by a profile.
+//! Stacks and their sums in memory of a fixed size: threads write them from inside the allocator,
+//! and a profile reads them.
 //!
-//! Layout: an open-addressing array of slots (64 bytes: hash, place, four counters) and an arena of words, filled from its start, that
-//! holds the stacks; both zero pages until they are used. Owner: a static; every thread adds, nobody removes. Adding takes no lock, does
-//! not allocate and never waits, so that it may happen anywhere.
-//! Bounds: `SLOTS / 2` distinct stacks and `WORDS` words of them; what comes beyond either is added to one slot of its own
-//! ([`OVERFLOW`]), so that totals stay right and only the stack is missing.
-//! Invariants: a slot's hash is set once; its words are complete before its place is published; counters only grow; what a block adds
-//! to the last two (freed) comes after what it added to the first two (allocated), and who reads backwards never sees more freed.
-//! Two stacks with one 64-bit hash would be one: with 8192 stacks that happens to one program in 10^11.
-//! Deliberately absent: removal (a stack that was seen may be seen again), unsafe.
+//! Layout: an open-addressing array of slots (64 bytes each: hash, place, four counters) and an
+//! arena of words that holds the stacks and is filled from its start. Both are zero pages until
+//! they are used. Owner: a static; every thread adds, nobody removes. Adding takes no lock, does
+//! not allocate and never waits, so it may happen anywhere. Bounds: `SLOTS / 2` distinct stacks and
+//! `WORDS` words of them. What exceeds either is added to one slot of its own ([`OVERFLOW`]), so
+//! that totals stay right and only the stack is missing. Invariants: a slot's hash is set once; its
+//! words are complete before its place is published; counters only grow; what a block adds to the
+//! last two counters (freed) comes after what it added to the first two (allocated), so that a
+//! reader who loads them backwards never sees more freed than allocated. Two stacks with the same
+//! 64-bit hash would be counted as one: with 8192 stacks that happens to one program in 10^11.
+//! Deliberately absent: removal (a stack that was seen may be seen again), unsafe code.
 
 use std::sync::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-/// The slot of what has no room.
+/// The slot that counts the stacks for which the table has no room.
 pub const OVERFLOW: u32 = u32::MAX;
-/// A slot whose words found no room.
+/// The place of a slot for whose words the arena had no room.
 const NO_ROOM: u64 = u64::MAX;
 
 #[derive(Debug)]
 #[repr(align(64))]
 struct Slot {
-    /// 0 until claimed.
+    /// Hash of the stack; 0 until a thread claims the slot.
     hash: AtomicU64,
-    /// Start of the words `<< 32`, their count `<< 1`, 1; 0 until published.
+    /// `start << 32 | count << 1 | 1`, where the two say which words of the arena hold the stack;
+    /// [`NO_ROOM`], or 0 until it is published.
     place: AtomicU64,
     counts: [AtomicU64; 4],
 }
@@ -35,7 +39,7 @@ impl Slot {
         Self { hash: AtomicU64::new(0), place: AtomicU64::new(0), counts: [const { AtomicU64::new(0) }; 4] }
     }
 
-    /// Backwards, see the head of the file.
+    /// Loads the counters, the last one first: see the invariants at the head of the file.
     fn counts(&self) -> [u64; 4] {
         let mut counts = [0; 4];
         for (count, counter) in counts.iter_mut().zip(&self.counts).rev() {
@@ -45,7 +49,7 @@ impl Slot {
     }
 }
 
-/// See the head of the file.
+/// Counts stacks: see the head of the file.
 #[derive(Debug)]
 pub struct Table<const SLOTS: usize, const WORDS: usize> {
     slots: [Slot; SLOTS],
@@ -55,22 +59,22 @@ pub struct Table<const SLOTS: usize, const WORDS: usize> {
     slots_used: AtomicU32,
 }
 
-/// One stack, as it was.
+/// One stack and its counts at the time of the snapshot.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// The same in all snapshots of a table.
+    /// The index of its slot, the same in all snapshots of one table.
     pub slot: u32,
-    /// What was given to [`Table::slot`]; nothing in [`OVERFLOW`].
+    /// The words given to [`Table::slot`]; empty in [`OVERFLOW`].
     pub words: Box<[u64]>,
-    /// What was added.
+    /// The sums of what [`Table::add`] added.
     pub counts: [u64; 4],
 }
 
 impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
-    /// Its size.
+    /// Size of the table in bytes.
     pub const BYTES: usize = size_of::<Self>();
 
-    /// Nothing in it: zeros.
+    /// An empty table, all zeros.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "for statics: it is large for a stack")]
     pub const fn new() -> Self {
@@ -84,7 +88,8 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
         }
     }
 
-    /// The slot of a stack, new or old, or [`OVERFLOW`].
+    /// The slot of a stack, claimed now if the stack is new; [`OVERFLOW`] if there is no room for
+    /// it.
     #[must_use]
     pub fn slot(&self, words: &[u64]) -> u32 {
         let hash = hash(words);
@@ -126,7 +131,7 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
         slot.place.store((start as u64) << 32 | (words.len() as u64) << 1 | 1, Release);
     }
 
-    /// Adds to a slot that [`Self::slot`] gave.
+    /// Adds to the counters of a slot that [`Self::slot`] returned.
     pub fn add(&self, slot: u32, counts: [u64; 4]) {
         let slot = self.slots.get(slot as usize).unwrap_or(&self.overflow);
         for (counter, count) in slot.counts.iter().zip(counts) {
@@ -136,11 +141,13 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
         }
     }
 
-    /// Counters of the slots that are `known` (none at first), each brought up to date; new slots are added as they appear. `each` gets a
-    /// slot's index and what it had before and has now, where that differs. A pass over known slots is one cache line each; only
-    /// where the number of slots in use has changed are all of them looked at.
+    /// Brings the counters in `known` up to date and adds slots that are new; pass an empty vector
+    /// at first. Calls `each` with the index of every slot that has changed, its counts before and
+    /// its counts now. A pass over known slots reads one cache line for each; only when the number
+    /// of slots in use has changed does it look at all of them.
     pub fn changes(&self, known: &mut Vec<(u32, [u64; 4])>, mut each: impl FnMut(u32, [u64; 4], [u64; 4])) {
-        // (One that is claimed and not published yet makes the next pass look again.)
+        // A slot that is claimed but not yet published makes the next pass look at all of them
+        // again.
         if known.len() != self.slots_used.load(Acquire) as usize + 1 {
             let old: std::collections::HashMap<u32, [u64; 4]> = known.drain(..).collect();
             let used = self.slots.iter().enumerate().filter(|(_, slot)| slot.place.load(Acquire) != 0);
@@ -156,7 +163,8 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
         }
     }
 
-    /// All stacks by slot, and last, with [`OVERFLOW`] and no words, what had no room.
+    /// All stacks in the order of their slots. The last row has [`OVERFLOW`] and no words: it
+    /// counts what had no room.
     #[must_use]
     pub fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::with_capacity(self.slots_used.load(Relaxed) as usize + 64);
@@ -177,7 +185,8 @@ impl<const SLOTS: usize, const WORDS: usize> Table<SLOTS, WORDS> {
     }
 }
 
-/// `after` less `before`, both from one table: in the order of slots, as [`Table::rows`] gives them.
+/// `after` minus `before`, two snapshots of one table, in the order in which [`Table::rows`]
+/// returns them.
 #[must_use]
 pub fn difference(before: &[Row], after: &[Row]) -> Vec<(Row, [i64; 4])> {
     let mut before = before.iter().peekable();
@@ -205,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_full_table_counts_what_has_no_room() {
-        // Slots run out first, then words.
+        // In the first table the slots run out first, in the second the words.
         for (table, stacks, kept) in
             [(&Table::<16, 64>::new() as &dyn Probe, 100, 8), (&Table::<64, 64>::new(), 100, 16)]
         {
@@ -255,7 +264,7 @@ mod tests {
         assert_eq!(told(), [1, 5]);
         assert_eq!(told(), []);
         table.count(&[3]);
-        // More than there is room for: what is beyond is one row.
+        // These are more than the table has room for: one row counts what exceeds it.
         (10..30).for_each(|stack| table.count(&[stack, 0]));
         assert_eq!(told(), [1, 1, 1, 1, 1, 1, 1, 14]);
     }

@@ -1,19 +1,24 @@
-//! Who waited for what: counted by name and stack.
+//! Who waited for what, counted by name and stack.
 //!
-//! Two kinds: waits for a named lock, and named waits for anything else that holds a thread or a request up: a sync, an allocation
-//! of disk space, a peer's reply. A thread that has nothing to do (an empty queue, parked until it is called) does not wait in this sense.
+//! There are two kinds: waits for a named lock, and named waits for anything else that holds up a
+//! thread or a request, such as a sync, an allocation of disk space or a peer's reply. A thread
+//! that has nothing to do (its queue is empty, or it is parked until somebody calls it) does not
+//! wait in this sense.
 //!
-//! Waits are sampled by time, one sample for each [`INTERVAL_NS`] that a thread has waited (longer waits are counted as they are). A
-//! shorter wait stands for as many of its kind as fit into the interval, so that sums are right on average. What is not sampled costs two
-//! readings of the clock, a sample some 0.1 µs more.
+//! Waits are sampled by time: one sample for each [`INTERVAL_NS`] that a thread has waited. Longer
+//! waits are all counted, with their true length. A shorter wait that is sampled stands for as many
+//! of its kind as fit into the interval, so that sums are right on average. A wait that is not
+//! sampled costs two readings of the clock, a sample some 0.1 µs more.
 //!
-//! Owner: two tables of the process, one a kind; every thread adds. Bounds: [`LOCK_STACKS_MAX`] and [`WAIT_STACKS_MAX`] distinct stacks in
-//! [`BYTES`] of zero pages, filled as they appear; beyond that waits count, without name and stack.
-//! Invariants: 1. The first word of a counted stack is the address of a `&'static str`. 2. A thread that waits takes no lock for the
-//! profile and does not allocate. 3. What the tables say only grows.
-//! Deliberately absent: who holds the lock meanwhile; waits below an interval of a thread that ends (they are right on average).
-//! A wait inside of a [`waiting`] is part of it and does not count again; a lock inside of one counts as both.
-//! Tested here, in `tests/waits.rs` and, through the captures, in `profiling/tests/locks.rs`.
+//! Owner: two tables of the process, one for each kind, to which every thread adds. Bounds:
+//! [`LOCK_STACKS_MAX`] and [`WAIT_STACKS_MAX`] distinct stacks in [`BYTES`] of zero pages, which
+//! fill up as stacks appear; waits beyond that are counted without name and stack. Invariants: 1.
+//! The first word of a counted stack is the address of a `&'static str`. 2. A thread that waits
+//! takes no lock for the profile and does not allocate. 3. The counts in the tables only grow.
+//! Deliberately absent: who holds the lock meanwhile; the last waits of a thread that ends, where
+//! they add up to less than an interval (sums are still right on average). A wait inside a
+//! [`waiting`] is part of it and is not counted again; a wait for a lock inside one is counted as
+//! both. Tested here, in `tests/waits.rs` and, through the captures, in `profiling/tests/locks.rs`.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -23,16 +28,17 @@ use crate::random::{random, seed};
 use crate::table::{self, OVERFLOW, Row, Table};
 use crate::walk;
 
-/// What people read in a profile, as `&"index stripe"`: one word, see `lock.rs`.
+/// The name that people read in a profile, such as `&"index stripe"`. It is one word long: see
+/// `lock.rs`.
 pub type Name = &'static &'static str;
 
-/// Waiting that makes a sample.
+/// Nanoseconds of waiting for each sample.
 pub const INTERVAL_NS: u64 = 10_000;
 /// Distinct stacks of waits for locks that are kept apart.
 pub const LOCK_STACKS_MAX: usize = 1024;
-/// The same of other waits, which happen at few places.
+/// Distinct stacks of other waits that are kept apart; few places wait for anything but locks.
 pub const WAIT_STACKS_MAX: usize = 256;
-/// Memory of the tables, all told.
+/// Memory of both tables together, in bytes.
 pub const BYTES: usize = Locks::BYTES + Waits::BYTES;
 
 type Locks = Table<{ 2 * LOCK_STACKS_MAX }, { 40 * LOCK_STACKS_MAX }>;
@@ -40,20 +46,22 @@ type Waits = Table<{ 2 * WAIT_STACKS_MAX }, { 40 * WAIT_STACKS_MAX }>;
 
 const _: () = assert!(BYTES < 576 << 10);
 
-/// Both: waits in 1/[`COUNT`], nanoseconds. Apart, so that also what is beyond the bounds has its kind.
+/// The counters of both tables are waits in 1/[`COUNT`], and nanoseconds. There are two tables so
+/// that waits without room for their stack still keep their kind.
 static LOCKS: Locks = Table::new();
 static WAITS: Waits = Table::new();
 const COUNT: u64 = 256;
 
 thread_local! {
-    /// Waited since the last sample; begins anywhere in an interval, so that threads that end early count on average.
+    /// Nanoseconds waited since the last sample. It starts at a random point of an interval, so
+    /// that the waits of threads that end early are right on average.
     static WAITED_NS: Cell<u64> = const { Cell::new(0) };
     static RANDOM: Cell<u64> = const { Cell::new(0) };
-    /// In a [`waiting`].
+    /// Whether the thread is inside a [`waiting`].
     static IS_WAITING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What was waited for.
+/// What a thread waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A lock.
@@ -62,7 +70,7 @@ pub enum Kind {
     Wait,
 }
 
-/// Calls `blocking`, and counts how long it took as a wait. Its stack is the caller's.
+/// Calls `blocking` and counts the time it took as a wait, with the caller's stack.
 #[inline(always)]
 pub fn waiting<R>(name: Name, blocking: impl FnOnce() -> R) -> R {
     let wait = Waiting::begin(name);
@@ -71,8 +79,8 @@ pub fn waiting<R>(name: Name, blocking: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Counts waits that have ended, `count` of them, `total` long all together: of tasks or requests, which have no stacks of their own.
-/// Their stack is the caller's.
+/// Counts `count` waits that have ended and together took `total`: those of tasks or requests,
+/// which have no stacks of their own. They are counted with the caller's stack.
 #[inline(never)]
 pub fn waited_for(name: Name, total: Duration, count: u32) {
     if count > 0 {
@@ -80,10 +88,10 @@ pub fn waited_for(name: Name, total: Duration, count: u32) {
     }
 }
 
-/// Ends when it is dropped, also by a panic.
+/// A wait in progress. It ends when this is dropped, also by a panic.
 struct Waiting {
     name: Name,
-    /// `None` inside of another.
+    /// When the wait began; `None` inside another one, which counts it.
     began: Option<Instant>,
 }
 
@@ -105,7 +113,7 @@ impl Drop for Waiting {
     }
 }
 
-/// Takes a lock that is not free.
+/// Takes a lock that is not free, and counts the time it took.
 #[cold]
 #[inline(never)]
 pub(crate) fn waited<G>(name: Name, take: impl FnOnce() -> G) -> G {
@@ -130,8 +138,9 @@ fn record(kind: Kind, name: Name, waited_ns: u64, count: u32) {
     }
 }
 
-/// What some waits together count for: in 1/[`COUNT`], and nanoseconds. Less than the interval is sampled with the probability waited /
-/// interval, and weighted with the inverse.
+/// What some waits together count for: how many in 1/[`COUNT`], and nanoseconds. Waits shorter than
+/// the interval are sampled with the probability waited / interval and weighted with its inverse;
+/// `None` if they are not sampled.
 fn weights(waited_ns: u64, count: u32) -> Option<(u64, u64)> {
     let count = COUNT * u64::from(count);
     if waited_ns >= INTERVAL_NS {
@@ -150,37 +159,38 @@ fn weights(waited_ns: u64, count: u32) -> Option<(u64, u64)> {
     Some((count * INTERVAL_NS / waited_ns, INTERVAL_NS))
 }
 
-/// Who had waited at one moment.
+/// The waits counted up to one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// Private: invariant 1 holds of these only.
+    /// Private, because invariant 1 holds only for rows that this file made.
     locks: Vec<Row>,
     waits: Vec<Row>,
 }
 
-/// Who has waited until now. Sums of different stacks are not of the very same instant.
+/// The waits counted so far. The sums of different stacks are not all read at the same instant.
 #[must_use]
 pub fn snapshot() -> Snapshot {
     Snapshot { locks: LOCKS.rows(), waits: WAITS.rows() }
 }
 
-/// Waits of one name from one stack.
+/// The waits of one name from one stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waited {
-    /// For a lock, or else.
+    /// Whether they were waits for a lock or for something else.
     pub kind: Kind,
-    /// Of the lock or the wait; `None` for those beyond the bounds.
+    /// The name of the lock or the wait; `None` for those beyond the bounds.
     pub name: Option<&'static str>,
     /// Return addresses, innermost first; the first few are in this crate.
     pub stack: Box<[u64]>,
-    /// How many.
+    /// How many waits.
     pub count: i64,
-    /// How long all together, in nanoseconds.
+    /// How long they took together, in nanoseconds.
     pub delay_ns: i64,
 }
 
-/// The waits that ended after `before`, which is [`Snapshot::default`] for all since the program began, until `after`. Also those that
-/// are none: a stack that has been seen stays.
+/// The waits that ended between `before` and `after`; with [`Snapshot::default`] as `before`, all
+/// since the program began. A stack that was seen earlier is included even if it did not wait in
+/// between.
 #[must_use]
 pub fn difference(before: &Snapshot, after: &Snapshot) -> Vec<Waited> {
     let waited = |kind| {
@@ -201,8 +211,9 @@ fn name_of(row: &Row) -> Option<&'static str> {
         return None;
     }
     let name = std::ptr::with_exposed_provenance::<&'static str>(row.words[0] as usize);
-    // SAFETY: invariant 1: `record` alone writes these tables, a `Snapshot` has rows of no other, and what is in them was published, so
-    // the word is complete. The reference it was made from is static, and so is what that refers to.
+    // SAFETY: invariant 1: only `record` writes these tables, a `Snapshot` has no rows of others,
+    // and its rows were published, so the word is complete. It was made from a static reference,
+    // and so what it points to is static as well.
     Some(unsafe { *name })
 }
 
@@ -210,7 +221,7 @@ fn name_of(row: &Row) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// Another stack for each path: even and odd turns are in different functions.
+    /// Gives each path a stack of its own: even and odd turns are in different functions.
     fn paths(kind: Kind, path: u32, turns: u32) -> u32 {
         match (turns, path & 1) {
             (0, _) => {
@@ -232,7 +243,8 @@ mod tests {
         std::hint::black_box(paths(kind, path, turns)) + 1
     }
 
-    /// The names, each once, and how many waits of how many nanoseconds, of those that were and of those beyond the bounds.
+    /// The distinct names, the number of rows, and the counts and nanoseconds: first of the rows
+    /// with a name, then of those beyond the bounds.
     fn told(kind: Kind, before: &Snapshot) -> (Vec<Option<&'static str>>, usize, [i64; 2], [i64; 2]) {
         let (mut named, mut beyond) = ([0; 2], [0; 2]);
         let all = difference(before, &snapshot()).into_iter().filter(|waited| waited.kind == kind && waited.count != 0);
@@ -264,8 +276,8 @@ mod tests {
 
     #[test]
     fn short_waits_count_as_what_they_stand_for() {
-        // One lock is waited for 1 µs, another 4 µs, now and then one for 50 µs, and five at once for 3 µs all together: in an order
-        // without a period.
+        // One lock is waited for 1 µs, another 4 µs, now and then one for 50 µs, and five at once
+        // for 3 µs together, in an order without a period.
         let mut order = 0_u64;
         let (mut sampled, mut waits) = ([[0; 2]; 4], [[0; 2]; 4]);
         for i in 0_u64..400_000 {

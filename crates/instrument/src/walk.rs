@@ -1,42 +1,48 @@
-//! The stack of this thread, by frame pointers.
+//! The stack of the calling thread, by frame pointers.
 //!
-//! Needs `-C force-frame-pointers=yes`; a frame without one loses its direct caller or ends the stack. Owner: the calling thread. Does not
-//! allocate through the global allocator and takes no lock of ours; the first walk of a thread asks the C library for the limits of its
-//! stack (about a microsecond; for the main thread it reads `/proc/self/maps`, some 50 µs).
-//! Invariants: 1. every word read lies at an aligned address between the stack pointer and the end of this thread's stack, which is
-//! mapped and readable as long as the thread runs; 2. frame pointers rise, so that the walk ends. What the words mean is not covered: code
-//! without frame pointers may leave numbers that are no return addresses, and those are only data.
+//! Needs `-C force-frame-pointers=yes`; a function without a frame pointer hides its direct caller
+//! or ends the stack. Owner: the calling thread. A walk does not allocate through the global
+//! allocator and takes none of our locks. A thread's first walk asks the C library for the limits
+//! of its stack, which takes about a microsecond (some 50 µs in the main thread, for which the
+//! library reads `/proc/self/maps`). Invariants: 1. every word that is read lies at an aligned
+//! address between the stack pointer and the end of this thread's stack, which is mapped and
+//! readable as long as the thread runs; 2. frame pointers rise, so the walk ends. What the words
+//! mean is not covered: code without frame pointers may leave numbers that are not return
+//! addresses, and they are only used as data.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
 
-/// Frames of a stack; deeper ones lose their root end.
+/// The most frames of a stack that are kept; deeper stacks lose their root end.
 pub const FRAMES_MAX: usize = 128;
 
 const WORD: usize = size_of::<usize>();
 
 thread_local! {
-    /// First address of the stack and first after it; (1, 0) where it is not known, (0, 0) before that was asked.
+    /// The first address of the stack and the first after it; (1, 0) if it is not known, (0, 0)
+    /// until it is asked for.
     static LIMITS: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 }
 
-/// Fills in return addresses, innermost first: the first is in the caller of this function. Returns their count.
+/// Fills in return addresses, innermost first; the first lies in the caller of this function.
+/// Returns how many there are.
 #[inline(never)]
 pub fn walk(frames: &mut [u64]) -> usize {
     if cfg!(miri) {
-        // It has no registers.
+        // Miri has no registers.
         return 0;
     }
     let (mut frame, stack) = registers();
     let (low, high) = limits();
     if stack < low || stack >= high {
-        // A signal stack, or unknown.
+        // The thread is on a signal stack, or its stack's limits are not known.
         return 0;
     }
     let (mut lowest, mut count) = (stack, 0);
     while count < frames.len() && frame >= lowest && frame.is_multiple_of(WORD) && frame <= high - 2 * WORD {
         let at = std::ptr::with_exposed_provenance::<usize>(frame);
-        // SAFETY: invariant 1, by the condition of the loop: [frame, frame + 16) lies in [stack, high) and is aligned.
+        // SAFETY: invariant 1, by the condition of the loop: [frame, frame + 16) lies in [stack,
+        // high) and is aligned.
         let (caller, address) = unsafe { (at.read_volatile(), at.add(1).read_volatile()) };
         if address == 0 {
             break;
@@ -50,7 +56,7 @@ pub fn walk(frames: &mut [u64]) -> usize {
     count
 }
 
-/// Frame pointer and stack pointer.
+/// The frame pointer and the stack pointer.
 #[inline(always)]
 fn registers() -> (usize, usize) {
     let (frame, stack): (usize, usize);
@@ -84,8 +90,8 @@ fn limits() -> (usize, usize) {
 fn ask() -> Option<(usize, usize)> {
     let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
     let (mut low, mut bytes) = (std::ptr::null_mut(), 0);
-    // SAFETY: glibc initialises the attributes when it returns 0, and only then are they read and destroyed; they are of this thread,
-    // which is alive. Invariant 1 rests on what they say.
+    // SAFETY: glibc initialises the attributes when it returns 0, and only then are they read and
+    // destroyed. They describe this thread, which is alive. Invariant 1 rests on what they say.
     unsafe {
         if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
             return None;

@@ -1,4 +1,4 @@
-//! Named waits, as those who wait use them.
+//! Named waits, through the functions that the program calls.
 
 use std::time::Duration;
 
