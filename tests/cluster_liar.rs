@@ -14,14 +14,9 @@ use koltso_net::replica::handshake::{Acceptor, Progress};
 use koltso_net::replica::{Identity, Reply, Request, Stamp};
 use koltso_storage::KeyHash;
 use koltso_testkit::cluster::Quorum;
-use koltso_testkit::{Cluster, eventually};
+use koltso_testkit::{Cluster, eventually, wall_ms};
 
 const LIMITS: Limits = Limits { value_max: 32 << 20 };
-
-fn wall_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    since.as_millis() as u64
-}
 
 /// What a liar says to a write of a key: the hash of the key that its answer is about, and the answer.
 type Lie = fn(&[u8]) -> (u64, Reply<'static>);

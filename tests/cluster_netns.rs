@@ -1,6 +1,6 @@
 //! A cluster over a network that can be cut: each node in a network namespace of its own, all on one bridge.
 //!
-//! Needs root, `ip` and network namespaces; skipped with a sentence where they are not to be had. The clients are on the
+//! Needs root, `ip` and network namespaces; skipped where they are not to be had. The clients are on the
 //! host's side of the bridge. Everything is named `kz<pid>…` and removed by a guard.
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use koltso_testkit::cluster::{Quorum, Records, numbered};
 use koltso_testkit::load::{Report, steady};
+use koltso_testkit::skip::{self, Remedy, skip};
 use koltso_testkit::{Cluster, eventually, volume};
 use tempfile::TempDir;
 
@@ -36,8 +37,9 @@ fn run(command: &str) -> Result<(), String> {
 }
 
 impl Network {
-    /// None, with the reason printed, where this is not permitted.
+    /// None, recorded as skipped, where this is not permitted.
     fn build() -> Option<Network> {
+        skip::tool("ip", "iproute2")?;
         static NEXT: AtomicU8 = AtomicU8::new(0);
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         let pid = std::process::id();
@@ -46,7 +48,7 @@ impl Network {
         match network.set_up() {
             Ok(()) => Some(network),
             Err(reason) => {
-                println!("SKIPPED, no network namespaces: {reason}");
+                skip(format!("no network namespaces: {reason}"), Remedy::Root);
                 None
             }
         }
@@ -215,7 +217,7 @@ fn a_slow_cable_slows_down_nobody_else() {
     let part = volume(ms(1300), ms(10_000));
     let slow = network.space(2);
     if let Err(reason) = run(&format!("tc qdisc add dev {slow} root netem delay 200ms")) {
-        println!("SKIPPED, no netem: {reason}");
+        skip(reason, Remedy::Machine("a kernel with sch_netem"));
         return;
     }
     run(&format!("tc qdisc del dev {slow} root")).unwrap();
@@ -240,7 +242,7 @@ fn a_lossy_cable_loses_no_acknowledged_write() {
     if let Err(reason) =
         run(&format!("tc qdisc add dev {lossy} root netem loss 20% duplicate 5% reorder 10% delay 5ms"))
     {
-        println!("SKIPPED, no netem: {reason}");
+        skip(reason, Remedy::Machine("a kernel with sch_netem"));
         return;
     }
     let records = numbered("lossy", 300, "value");

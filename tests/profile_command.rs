@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use koltso_testkit::process::send_signal;
 use koltso_testkit::server::free_port;
-use koltso_testkit::{Launch, Server, eventually};
+use koltso_testkit::{Launch, Server, eventually, skip};
 use tempfile::TempDir;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
@@ -364,15 +364,13 @@ fn an_output_that_cannot_be_is_said_before_anything_is_asked() {
     assert_eq!(folder.names(), ["x.html"]);
 }
 
-/// Runs the command below a terminal of its own, by `script` of util-linux; what the terminal got.
+/// Runs the command below a terminal of its own, by `script` of bsdutils; what the terminal got.
 fn in_a_terminal(args: &[&str]) -> Option<String> {
     let line: Vec<String> = [BINARY, "profile"].iter().chain(args).map(|word| format!("'{word}'")).collect();
     let mut command = Command::new("script");
     command.args(["-qec", &line.join(" "), "/dev/null"]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let Ok(mut child) = command.spawn() else {
-        eprintln!("skipped: there is no `script` of util-linux, so there is no terminal");
-        return None;
-    };
+    skip::tool("script", "bsdutils")?;
+    let mut child = command.spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
     let reader = std::thread::spawn(move || {
         let mut bytes = Vec::new();

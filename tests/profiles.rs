@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use koltso_testkit::client::request_bytes;
+use koltso_testkit::skip::{self, Remedy, skip};
 use koltso_testkit::{Client, Launch, Response, Server, eventually};
 
 fn ask(server: &Server, target: &str) -> Response {
@@ -308,13 +309,12 @@ fn addresses_have_names_as_go_asks_for_them() {
     client.request("POST", "/debug/pprof/symbol", &[], Some(long.as_bytes())).expect(400, "too many");
 }
 
-/// A server that runs as nobody, with these capabilities alone; `None`, with a sentence, where that cannot be had.
+/// A server that runs as nobody, with these capabilities alone; `None`, recorded as skipped, where that cannot be had.
 fn as_nobody(capabilities: &str, folder: &std::path::Path) -> Option<Server> {
     use std::os::unix::fs::{PermissionsExt, chown};
-    if !std::process::Command::new("setpriv").arg("--version").output().is_ok_and(|o| o.status.success())
-        || chown(folder, Some(65534), Some(65534)).is_err()
-    {
-        eprintln!("skipped: this needs root, and setpriv of util-linux");
+    skip::tool("setpriv", "util-linux")?;
+    if let Err(error) = chown(folder, Some(65534), Some(65534)) {
+        skip(format!("a file cannot be given to nobody: {error}"), Remedy::Root);
         return None;
     }
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -335,7 +335,8 @@ fn without_privilege_cpu_is_seen_by_signals_and_off_cpu_says_what_it_needs() {
     let page = ask(&server, "").expect(200, "index").text();
     let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
     if paranoid.trim().parse::<i32>().unwrap() <= 0 {
-        return eprintln!("skipped: perf_event_paranoid is {paranoid}");
+        let remedy = Remedy::Machine("a kernel with perf_event_paranoid of 1 or more");
+        return skip(format!("perf_event_paranoid is {paranoid}"), remedy);
     }
     assert!(page.contains("signals") && page.contains("CAP_PERFMON"), "{page}");
     let text = ask(&server, "profile?seconds=2&hz=99&format=text").expect(200, "cpu").text();
@@ -375,16 +376,14 @@ fn with_cap_perfmon_alone_the_kernel_is_seen_too() {
     second.read("GET").expect(200, "the other");
 }
 
-/// `go tool pprof` and what it says on standard output; `None`, with a sentence, where there is none.
+/// `go tool pprof` and what it says on standard output; `None`, recorded as skipped, where there is no go.
 fn go_tool_pprof(arguments: &[&str], url: &str) -> Option<String> {
     let home = tempfile::tempdir().unwrap();
     let mut command = std::process::Command::new("go");
     command.args(["tool", "pprof"]).args(arguments).arg(url);
     command.env("PPROF_TMPDIR", home.path()).env("HOME", home.path()).env("GOFLAGS", "");
-    let Ok(output) = command.output() else {
-        eprintln!("skipped: there is no go here");
-        return None;
-    };
+    skip::tool("go", "golang-go")?;
+    let output = command.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{url}: {errors}");
     for line in errors.lines() {

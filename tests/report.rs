@@ -1,7 +1,7 @@
 //! SPEC.md section 7, `scripts/report.sh`: one command leaves a whole report, and where it cannot, one sentence and nothing else.
 //!
 //! The load is `koltso bench` at a small rate for a few seconds: what is tested is that everything is there and belongs together, not
-//! the numbers. Skipped, with a sentence, where a tool that the script needs is missing.
+//! the numbers. Skipped where a tool that the script needs is missing.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs::{self, File};
@@ -15,12 +15,24 @@ use std::time::{Duration, Instant};
 use koltso_testkit::eventually;
 use koltso_testkit::process::send_signal;
 use koltso_testkit::server::free_port;
+use koltso_testkit::skip::{Remedy, skip, tool, which};
 use serde_json::Value;
 use tempfile::TempDir;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 
-const TOOLS: [&str; 8] = ["bash", "awk", "python3", "ss", "taskset", "timeout", "dirname", "getconf"];
+/// What the script needs, with the Debian packages that have it.
+const TOOLS: [(&str, &str); 8] = [
+    ("bash", "bash"),
+    ("awk", "mawk"),
+    ("python3", "python3"),
+    ("ss", "iproute2"),
+    ("taskset", "util-linux"),
+    ("timeout", "coreutils"),
+    ("dirname", "coreutils"),
+    ("getconf", "libc-bin"),
+];
+const TWO_PROCESSORS: Remedy = Remedy::Machine("two processors");
 /// A run of 5 s, its captures and their formats, on a machine that does other things.
 const WITHIN: Duration = Duration::from_secs(180);
 
@@ -28,20 +40,14 @@ fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn find(tool: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(tool)).find(|file| file.is_file())
-}
-
-/// Whether the script can run here; else it is said why not.
+/// Whether the script can run here; else it is recorded why not.
 fn can_run() -> bool {
-    let missing: Vec<&str> = TOOLS.into_iter().filter(|tool| find(tool).is_none()).collect();
+    let all_tools = TOOLS.into_iter().filter(|(name, package)| tool(name, package).is_none()).count() == 0;
     let processors = std::thread::available_parallelism().unwrap().get();
-    if !missing.is_empty() || processors < 2 {
-        println!("SKIPPED: scripts/report.sh needs two processors (here: {processors}) and {}", missing.join(", "));
-        return false;
+    if processors < 2 {
+        skip(format!("scripts/report.sh measures with two processors, and here is {processors}"), TWO_PROCESSORS);
     }
-    true
+    all_tools && processors >= 2
 }
 
 /// The script with its folders: where the report goes, and where the data are meanwhile.
@@ -69,7 +75,7 @@ impl Script {
 
     fn start(&self, arguments: &[&str]) -> Child {
         let file = |name| File::create(self.folder.path().join(name)).unwrap();
-        let mut command = Command::new(find("bash").unwrap());
+        let mut command = Command::new(which("bash").unwrap());
         command.arg(repository().join("scripts/report.sh")).arg("--koltso").arg(BINARY);
         command.arg("--out").arg(self.out()).arg("--folder").arg(self.folder.path().join("data"));
         command.args(arguments).stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
@@ -319,8 +325,8 @@ fn a_tool_that_is_missing_is_named() {
         let mut script = Script::new();
         let path = script.folder.path().join("path");
         fs::create_dir(&path).unwrap();
-        for tool in TOOLS.into_iter().filter(|&tool| tool != missing) {
-            symlink(find(tool).unwrap(), path.join(tool)).unwrap();
+        for tool in TOOLS.into_iter().map(|(tool, _)| tool).filter(|&tool| tool != missing) {
+            symlink(which(tool).unwrap(), path.join(tool)).unwrap();
         }
         script.path = Some(path);
         let tool = if missing == "wrk2" { "wrk2" } else { "koltso" };

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use koltso_net::replica::blocking::Connection;
@@ -21,6 +21,8 @@ use koltso_net::replica::{
     Refused, ReplicaEvent, ReplicaService, Replies, Reply, Request, STRANGERS_MAX, Stamp, serve,
 };
 use koltso_net::server::Shared;
+use koltso_testkit::random::{Random, seed_or};
+use koltso_testkit::wall_ms;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 const VALUE_MAX: usize = 4 << 20;
@@ -64,10 +66,6 @@ async fn until(what: &str, happened: impl Fn() -> bool) {
         assert!(begun.elapsed() < Duration::from_secs(5), "never: {what}");
         monoio::time::sleep(Duration::from_millis(2)).await;
     }
-}
-
-fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
 fn identity(node: u16) -> Identity {
@@ -952,16 +950,8 @@ fn the_blocking_client_does_the_same() {
 /// runs it longer, `KOLTSO_SEED` repeats a run.
 #[test]
 fn frames_from_any_bytes_are_read_or_refused() {
-    let variable = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
-    let mut state = variable("KOLTSO_SEED").unwrap_or(3);
-    println!("KOLTSO_SEED={state}");
-    let mut random = move |below: usize| {
-        // SplitMix64.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % below as u64) as usize
-    };
+    let mut seeded = Random::seeded(seed_or("frames_from_any_bytes_are_read_or_refused", 3));
+    let mut random = move |below: usize| seeded.below(below);
     let value = pattern(100);
     let mut real = frame_of(1, &Request::Put { key: b"key", value: &value, version: VERSION, expires_at_ms: 5 });
     real.extend_from_slice(&frame_of(2, &Request::Read { key: b"key", value: true }));
@@ -969,7 +959,7 @@ fn frames_from_any_bytes_are_read_or_refused() {
     real.extend_from_slice(&frame_of(4, &Request::Ping { wall_ms: 1, clock: 2 }));
     let whole = frame::fuzz_frames(&real, LIMITS);
     assert_eq!(whole, 4);
-    let (begun, time) = (Instant::now(), Duration::from_secs(variable("KOLTSO_FUZZ_SECONDS").unwrap_or(1)));
+    let (begun, time) = (Instant::now(), koltso_testkit::fuzz::time());
     let (mut harmed, mut runs) = (0, 0);
     while begun.elapsed() < time {
         let mut bytes = real.clone();

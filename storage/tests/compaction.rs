@@ -8,8 +8,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{FakeDisk, Rng, eventually, files, real_ms, scan, seed, small, value_of, version};
+use common::{FakeDisk, files, scan, small, value_of, version};
 use koltso_storage::{Options, Store, Writer};
+use koltso_testkit::random::{Random, seed_or as seed};
+use koltso_testkit::wait::soon;
+use koltso_testkit::wall_ms;
 
 fn options(folder: &Path) -> Options {
     Options { disk: FakeDisk::new(1 << 40), ..small(folder) }
@@ -33,7 +36,7 @@ fn after_all_keys_were_overwritten_the_disk_holds_at_most_twice_the_live_bytes()
     // With the share that a server uses.
     let (store, _) = Store::open(Options { compaction_dead_share: 0.33, ..options(dir.path()) }).unwrap();
     let mut writer = store.writer().unwrap();
-    let mut rng = Rng(seed);
+    let mut rng = Random::seeded(seed);
     let mut ms = 1;
     for _ in 0..3 {
         for _ in 0..6_000 {
@@ -43,7 +46,7 @@ fn after_all_keys_were_overwritten_the_disk_holds_at_most_twice_the_live_bytes()
             writer.put(&key, &rng.bytes(len as usize), version(ms), 0).unwrap();
         }
     }
-    eventually("compaction catches up", || {
+    soon("compaction catches up", || {
         let stats = store.stats();
         stats.disk_bytes <= 2 * stats.live_bytes
     });
@@ -82,7 +85,7 @@ fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
     assert_eq!(store.stats().tombstones, 100, "kept for the grace time");
     NOW_MS.store(20_000, Ordering::SeqCst);
     // What has the older versions is compacted when enough in it is dead; then the tombstones can go.
-    eventually("tombstones go", || {
+    soon("tombstones go", || {
         for number in 0..1_000 {
             if number % 5 != 0 {
                 writer
@@ -126,7 +129,7 @@ fn tombstones_stay_beyond_the_grace_while_they_are_to_be_kept() {
     std::thread::sleep(Duration::from_millis(400));
     assert_eq!(store.stats().tombstones, 1_000);
     store.keep_tombstones(false);
-    eventually("they go when nobody keeps them", || store.stats().tombstones == 0);
+    soon("they go when nobody keeps them", || store.stats().tombstones == 0);
 }
 
 #[test]
@@ -136,7 +139,7 @@ fn a_tombstone_stays_while_an_older_version_lies_elsewhere() {
     let options = || Options { compaction_dead_share: 0.6, ..options(dir.path()) };
     let (store, _) = Store::open(options()).unwrap();
     let mut writer = store.writer().unwrap();
-    let ms = real_ms() - 100_000;
+    let ms = wall_ms() - 100_000;
     writer.put(b"deleted", b"older", version(ms), 0).unwrap();
     for number in 0..400 {
         writer.put(&key(number), &[1; 300], version(ms + 1), 0).unwrap();
@@ -146,7 +149,7 @@ fn a_tombstone_stays_while_an_older_version_lies_elsewhere() {
     for round in 0..20 {
         writer.put(b"churn", &[round; 15_000], version(ms + 3 + u64::from(round)), 0).unwrap();
     }
-    eventually("the segment with the tombstone is compacted", || store.stats().compacted_segments >= 1);
+    soon("the segment with the tombstone is compacted", || store.stats().compacted_segments >= 1);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(store.stats().tombstones, 1, "the older version would come back at the next start");
     drop((writer, store));
@@ -163,7 +166,7 @@ fn deleted_keys_stay_deleted_whatever_arrives_late_and_however_it_is_compacted()
     let dir = tempfile::tempdir().unwrap();
     let grace = Duration::from_millis(60);
     let options = || Options { tombstone_grace: grace, ..options(dir.path()) };
-    let mut rng = Rng(seed);
+    let mut rng = Random::seeded(seed);
     let mut deleted = std::collections::BTreeSet::new();
     for round in 0..common::rounds(6) {
         let (store, _) = Store::open(options()).unwrap();
@@ -173,7 +176,7 @@ fn deleted_keys_stay_deleted_whatever_arrives_late_and_however_it_is_compacted()
         let mut writers = [store.writer().unwrap(), store.writer().unwrap()];
         for step in 0..2_500_u64 {
             let number = rng.below(500);
-            let ms = real_ms();
+            let ms = wall_ms();
             let writer = &mut writers[rng.below(2) as usize];
             match rng.below(10) {
                 0..=3 if !deleted.contains(&number) => {
@@ -203,7 +206,7 @@ fn deleted_keys_stay_deleted_whatever_arrives_late_and_however_it_is_compacted()
         }
         drop(writers);
         std::thread::sleep(Duration::from_millis(100));
-        if rng.chance(2) {
+        if rng.one_in(2) {
             store.close().unwrap();
         }
     }
@@ -221,7 +224,7 @@ fn many_small_segments_become_few() {
     }
     let (store, _) = Store::open(options(dir.path())).unwrap();
     // Seven may stay that were sealed too late for the rest, beside the one that compaction writes: fewer than eight are left alone.
-    eventually("small segments are brought together", || files(dir.path(), "log").len() <= 8);
+    soon("small segments are brought together", || files(dir.path(), "log").len() <= 8);
     assert_eq!(scan(&store, b"k", None, 1).len(), 120);
     drop(store);
     let (store, recovered) = Store::open(options(dir.path())).unwrap();
@@ -277,7 +280,7 @@ fn records_from_a_time_of_larger_segments_do_not_stop_compaction() {
     for round in 0..300_u64 {
         writer.put(b"churn", &[3; 2_000], version(round + 1), 0).unwrap();
     }
-    eventually("the others are compacted", || store.stats().compacted_segments > 3);
+    soon("the others are compacted", || store.stats().compacted_segments > 3);
     for number in 0..10 {
         let len = if number % 2 == 0 { 1_000 } else { 300 << 10 };
         assert_eq!(value_of(&store, &key(number)).unwrap().len(), len);
@@ -314,7 +317,7 @@ fn a_range_is_right_while_everything_under_it_is_replaced() {
         found += 1;
         if found % 100 == 0 {
             let before = store.stats().compacted_segments;
-            eventually("old segments go", || {
+            soon("old segments go", || {
                 write(&mut writer);
                 store.stats().compacted_segments > before + 4
             });
@@ -324,7 +327,7 @@ fn a_range_is_right_while_everything_under_it_is_replaced() {
                 writer.delete(&key(number), version(1_000)).unwrap();
             }
             let before = store.stats().compacted_segments;
-            eventually("old segments go", || {
+            soon("old segments go", || {
                 write(&mut writer);
                 store.stats().compacted_segments > before + 4
             });
@@ -349,6 +352,6 @@ fn versions_that_arrived_twice_do_not_keep_their_segment() {
         }
     }
     let first = files(dir.path(), "log").remove(0);
-    eventually("the segment is compacted", || !first.exists());
+    soon("the segment is compacted", || !first.exists());
     assert_eq!(scan(&store, b"k", Some(b"l"), 1).len(), 20);
 }

@@ -9,8 +9,9 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Rng, copy_folder, files, find, rounds, scan, seed, small, value_of, version};
+use common::{copy_folder, files, find, rounds, scan, small, value_of, version};
 use koltso_storage::{Options, Store};
+use koltso_testkit::random::{Random, seed_or as seed};
 
 const RECORDS: u64 = 12;
 
@@ -62,7 +63,7 @@ fn a_tail_torn_at_any_byte_is_cut_off_at_the_last_whole_record() {
     let end = last.next_multiple_of(8);
     let ends = [end - last_two, end - record_size(RECORDS - 1), end];
     let copy = dir.path().join("torn");
-    let mut rng = Rng(3);
+    let mut rng = Random::seeded(3);
     for cut in ends[0]..last {
         // Records whose every byte lies before the cut are whole; padding does not count.
         let whole = RECORDS
@@ -131,7 +132,7 @@ fn a_torn_tail_is_never_written_over_and_later_records_survive_the_next_crash() 
 fn sealed(folder: &Path) -> u64 {
     let (store, _) = Store::open(Options { compaction_dead_share: 1.1, ..small(folder) }).unwrap();
     let mut writer = store.writer().unwrap();
-    let mut rng = Rng(9);
+    let mut rng = Random::seeded(9);
     for number in 0..600 {
         writer.put(format!("key{number:05}").as_bytes(), &rng.bytes(300), version(number + 1), 0).unwrap();
     }
@@ -146,7 +147,7 @@ fn open_and_check(folder: &Path, what: &str, scanned: Option<u64>) {
     if let Some(scanned) = scanned {
         assert_eq!(recovered.scanned, scanned, "{what}");
     }
-    let mut rng = Rng(9);
+    let mut rng = Random::seeded(9);
     for number in 0..600 {
         let key = format!("key{number:05}");
         assert_eq!(value_of(&store, key.as_bytes()), Some(rng.bytes(300)), "{what}: {key}");
@@ -163,7 +164,7 @@ fn open_and_check(folder: &Path, what: &str, scanned: Option<u64>) {
 #[test]
 fn a_sidecar_that_is_missing_torn_flipped_or_of_another_segment_is_made_again() {
     let seed = seed("a_sidecar_that_is_missing_torn_flipped_or_of_another_segment_is_made_again", 5);
-    let mut rng = Rng(seed);
+    let mut rng = Random::seeded(seed);
     let dir = tempfile::tempdir().unwrap();
     let clean = dir.path().join("clean");
     sealed(&clean);

@@ -9,8 +9,10 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::{Rng, Seen, eventually, files, find, get, rounds, scan, seed, small, value_of, version};
+use common::{Seen, files, find, get, rounds, scan, small, value_of, version};
 use koltso_storage::{Applied, Options, Store};
+use koltso_testkit::random::{Random, seed_or as seed};
+use koltso_testkit::wait::soon;
 
 /// Nothing is compacted by itself.
 fn quiet(folder: &Path) -> Options {
@@ -209,7 +211,7 @@ fn compaction_keeps_a_segment_with_a_damaged_live_record_until_it_is_overwritten
     let first = files(dir.path(), "log").remove(0);
     flip(dir.path(), &key(5), 0, 20);
     let (store, _) = Store::open(small(dir.path())).unwrap();
-    eventually("the others are moved", || store.stats().compacted_bytes > 0);
+    soon("the others are moved", || store.stats().compacted_bytes > 0);
     std::thread::sleep(std::time::Duration::from_millis(600));
     assert!(first.exists(), "the damaged record's segment was given back");
     assert_eq!(get(&store, &key(5), 1), Seen::Damaged);
@@ -219,7 +221,7 @@ fn compaction_keeps_a_segment_with_a_damaged_live_record_until_it_is_overwritten
     }
     let mut writer = store.writer().unwrap();
     writer.put(&key(5), b"again", version(9_000), 0).unwrap();
-    eventually("the segment goes", || !first.exists());
+    soon("the segment goes", || !first.exists());
     assert_eq!(value_of(&store, &key(5)), Some(b"again".to_vec()));
     assert_eq!(store.stats().compacted_bytes, moved, "it was not read over and over");
     drop(writer);
@@ -270,7 +272,7 @@ fn a_damaged_segment_header_costs_that_segment_only() {
 fn random_flips_never_make_a_wrong_answer() {
     let seed = seed("random_flips_never_make_a_wrong_answer", 11);
     for round in 0..rounds(40) {
-        let mut rng = Rng(seed.wrapping_add(round));
+        let mut rng = Random::seeded(seed.wrapping_add(round));
         let dir = tempfile::tempdir().unwrap();
         let mut written_values: BTreeMap<Vec<u8>, Vec<Vec<u8>>> = BTreeMap::new();
         let mut clock = 0;
@@ -280,7 +282,7 @@ fn random_flips_never_make_a_wrong_answer() {
             for _ in 0..400 {
                 clock += 1;
                 let key = key(rng.below(150));
-                if rng.chance(10) {
+                if rng.one_in(10) {
                     writer.delete(&key, version(clock)).unwrap();
                 } else {
                     let len = rng.below(700) as usize;
@@ -291,7 +293,7 @@ fn random_flips_never_make_a_wrong_answer() {
             }
             check(&store, &written_values);
             drop(writer);
-            if rng.chance(2) {
+            if rng.one_in(2) {
                 store.close().unwrap();
             }
             drop(store);

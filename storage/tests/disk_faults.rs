@@ -9,8 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{FakeDisk, Seen, eventually, get, real_ms, scan, small, value_of, version};
+use common::{FakeDisk, Seen, get, scan, small, value_of, version};
 use koltso_storage::{Applied, Disk, Options, RealDisk, Store, SyncMode, WriteError, Writer};
+use koltso_testkit::files::SmallDisk;
+use koltso_testkit::wait::soon;
+use koltso_testkit::wall_ms;
 
 const MIB: u64 = 1 << 20;
 
@@ -25,7 +28,7 @@ fn key(number: u64) -> Vec<u8> {
 /// Writes until the disk is full; the number of records written.
 fn fill(writer: &mut Writer, from: u64) -> u64 {
     for number in from.. {
-        match writer.put(&key(number), &[7; 1_000], version(real_ms()), 0) {
+        match writer.put(&key(number), &[7; 1_000], version(wall_ms()), 0) {
             Ok(applied) => assert_eq!(applied, Applied::Newest),
             Err(WriteError::DiskFull) => return number,
             Err(e) => panic!("{e}"),
@@ -62,12 +65,12 @@ fn a_full_disk_refuses_writes_serves_reads_and_takes_writes_again_when_there_is_
     assert_eq!(value_of(&store, &key(written)), None, "what was refused is not there");
     assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
     for _ in 0..100 {
-        assert!(matches!(writer.put(b"x", &[1; 2_000], version(real_ms()), 0), Err(WriteError::DiskFull)));
+        assert!(matches!(writer.put(b"x", &[1; 2_000], version(wall_ms()), 0), Err(WriteError::DiskFull)));
     }
 
     disk.free.fetch_add(4 * MIB, Ordering::SeqCst);
-    assert_eq!(writer.put(b"again", b"there is room", version(real_ms()), 0).unwrap(), Applied::Newest);
-    eventually("the figure follows", || !store.stats().disk_full);
+    assert_eq!(writer.put(b"again", b"there is room", version(wall_ms()), 0).unwrap(), Applied::Newest);
+    soon("the figure follows", || !store.stats().disk_full);
     let more = fill(&mut writer, written);
     assert!(more > written + 1_000);
     drop(writer);
@@ -87,9 +90,9 @@ fn a_full_disk_still_takes_deletes() {
     let mut writer = store.writer().unwrap();
     let written = fill_for_good(&mut writer);
     for number in 0..written {
-        writer.delete(&key(number), version(real_ms() + 1)).unwrap();
+        writer.delete(&key(number), version(wall_ms() + 1)).unwrap();
         if number % 1_000 == 0 {
-            let refused = writer.put(b"x", b"what is ready for deletes is not for values", version(real_ms()), 0);
+            let refused = writer.put(b"x", b"what is ready for deletes is not for values", version(wall_ms()), 0);
             assert!(matches!(refused, Err(WriteError::DiskFull)), "after {number} deletes");
         }
     }
@@ -108,10 +111,8 @@ fn a_disk_that_fills_between_question_and_allocation_is_an_error_too() {
     assert!(written > 10);
     assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
     disk.free.store(MIB, Ordering::SeqCst);
-    assert_eq!(writer.put(b"again", b"room", version(real_ms()), 0).unwrap(), Applied::Newest);
-    eventually("refused segments leave no files", || {
-        common::files(dir.path(), "log").len() as u64 == store.stats().segments
-    });
+    assert_eq!(writer.put(b"again", b"room", version(wall_ms()), 0).unwrap(), Applied::Newest);
+    soon("refused segments leave no files", || common::files(dir.path(), "log").len() as u64 == store.stats().segments);
 }
 
 #[test]
@@ -129,7 +130,7 @@ fn a_full_disk_at_the_start_is_readable() {
     assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
     disk.free.store(2 * MIB, Ordering::SeqCst);
     let mut writer = store.writer().unwrap();
-    writer.put(b"again", b"room", version(real_ms()), 0).unwrap();
+    writer.put(b"again", b"room", version(wall_ms()), 0).unwrap();
 }
 
 #[test]
@@ -144,7 +145,7 @@ fn compaction_empties_a_full_disk() {
     let deadline = Instant::now() + Duration::from_secs(25);
     let (mut done, mut refused) = (0_u64, 0);
     while done < 40_000 {
-        match writer.put(&key(done % 1_000), &[done as u8; 1_000], version(real_ms() + done), 0) {
+        match writer.put(&key(done % 1_000), &[done as u8; 1_000], version(wall_ms() + done), 0) {
             Ok(_) => done += 1,
             Err(WriteError::DiskFull) => {
                 refused += 1;
@@ -256,23 +257,16 @@ fn a_sync_that_fails_in_the_background_stops_writing_as_well() {
     }
 }
 
-/// A file system of 48 MiB, as root: everything real. Says so where it cannot be made.
+/// A file system of 48 MiB, as root: everything real.
 #[test]
 fn a_small_file_system_is_filled_emptied_and_filled_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().to_str().unwrap();
-    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=48m", "tmpfs", path]).output();
-    if !mounted.is_ok_and(|output| output.status.success()) {
-        println!("skipped: a tmpfs cannot be mounted here");
-        return;
-    }
-    let _unmount = Unmount(path.to_owned());
-    let folder = dir.path().join("data");
+    let Some(disk) = SmallDisk::mount(48) else { return };
+    let folder = disk.path().join("data");
     // As the server opens it: large segments, large values.
     let options = || Options { tombstone_grace: Duration::ZERO, compaction_rate: 1 << 30, ..Options::new(&folder) };
     let (store, _) = Store::open(options()).unwrap();
     let mut writers = [store.writer().unwrap(), store.writer().unwrap()];
-    let mut ms = real_ms() - 10_000_000;
+    let mut ms = wall_ms() - 10_000_000;
     let mut written = 0_u64;
     'full: loop {
         for writer in &mut writers {
@@ -299,7 +293,7 @@ fn a_small_file_system_is_filled_emptied_and_filled_again() {
         }
         assert!(Instant::now() < deadline, "stuck at {number} of {written}: {:?}", store.stats());
     }
-    eventually("space comes back", || store.stats().disk_bytes < 16 * MIB);
+    soon("space comes back", || store.stats().disk_bytes < 16 * MIB);
     let deadline = Instant::now() + Duration::from_secs(15);
     let mut again = 0;
     while again < 1_000 {
@@ -322,14 +316,6 @@ fn a_small_file_system_is_filled_emptied_and_filled_again() {
     let mut writer = store.writer().unwrap();
     writer.put(b"large", &vec![5; 4 << 20], version(ms + 1), 0).unwrap();
     assert_eq!(value_of(&store, b"large").unwrap().len(), 4 << 20);
-}
-
-struct Unmount(String);
-
-impl Drop for Unmount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").args(["-l", &self.0]).status();
-    }
 }
 
 /// The provisioning thread gets on with a segment just when the writer has found that too little of it is ready.
@@ -373,7 +359,7 @@ impl Disk for Race {
         // (The first slices are asked for before there is a writer.)
         if self.is_writer() && self.made.load(Ordering::SeqCst) == 0 && folder.join("writing").exists() {
             self.asked.store(true, Ordering::SeqCst);
-            eventually("the last slice is allocated", || self.made.load(Ordering::SeqCst) > 0);
+            soon("the last slice is allocated", || self.made.load(Ordering::SeqCst) > 0);
             // It is published a moment after.
             std::thread::sleep(Duration::from_millis(200));
         }
@@ -391,7 +377,7 @@ fn a_writer_that_finds_its_segment_made_ready_meanwhile_goes_on() {
     let mut writer = store.writer().unwrap();
     std::fs::write(dir.path().join("writing"), b"").unwrap();
     for number in 0..100 {
-        assert_eq!(writer.put(&key(number), &[7; 15_000], version(real_ms()), 0).unwrap(), Applied::Newest);
+        assert_eq!(writer.put(&key(number), &[7; 15_000], version(wall_ms()), 0).unwrap(), Applied::Newest);
     }
     assert!(disk.asked.load(Ordering::SeqCst), "the writer never waited for the provisioning thread");
     assert_eq!(scan(&store, b"k", None, 1).len(), 100);

@@ -10,15 +10,12 @@ mod common;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use common::{Rng, Seen, get, small, version};
+use common::{Seen, get, small, version};
 use koltso_storage::{Options, Store, Version, fuzz_record, fuzz_scan};
+use koltso_testkit::fuzz::{mutate, time};
+use koltso_testkit::random::{Random, seed_or};
 
 const SEGMENT_HEADER: usize = 64;
-
-fn time() -> Duration {
-    let seconds = std::env::var("KOLTSO_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok());
-    Duration::from_secs(seconds.unwrap_or(1))
-}
 
 /// A segment as the engine wrote it, its salt, and how many records are in it.
 fn segment() -> (Vec<u8>, u32, usize) {
@@ -26,7 +23,7 @@ fn segment() -> (Vec<u8>, u32, usize) {
     let options = Options { segment_size: 1 << 20, value_max: 64 << 10, ..Options::new(dir.path()) };
     let (store, _) = Store::open(options).unwrap();
     let mut writer = store.writer().unwrap();
-    let mut rng = Rng(7);
+    let mut rng = Random::seeded(7);
     for number in 0..60_u64 {
         let (key, value) = (format!("key-{}", number % 40).into_bytes(), rng.bytes((number * 13 % 400) as usize));
         let version = Version::new(number + 1, (number % 3) as u16);
@@ -44,32 +41,9 @@ fn segment() -> (Vec<u8>, u32, usize) {
     (bytes, salt, 60)
 }
 
-fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
-    for _ in 0..=rng.below(4) {
-        if bytes.len() < 16 {
-            return;
-        }
-        let at = rng.below(bytes.len() as u64 - 8) as usize;
-        let len = (rng.below(200) as usize).min(bytes.len() - at);
-        match rng.below(7) {
-            0 => bytes[at] ^= 1 << rng.below(8),
-            1 => bytes[at..at + len].fill(rng.next() as u8),
-            2 => bytes[at..at + 8].copy_from_slice(&rng.next().to_le_bytes()),
-            3 => bytes[at..at + 4].copy_from_slice(&[0, 1, 0x7f, 0xff].map(|b| b * (rng.below(2) as u8))),
-            4 => bytes.truncate(at),
-            5 => drop(bytes.splice(at..at, rng.bytes(len))),
-            _ => {
-                let copy = bytes[at..at + len].to_vec();
-                let to = rng.below(bytes.len() as u64) as usize;
-                drop(bytes.splice(to..to, copy));
-            }
-        }
-    }
-}
-
 #[test]
 fn recovery_survives_any_bytes_and_finds_no_more_than_was_written() {
-    let mut rng = Rng(common::seed("recovery", 1));
+    let mut rng = Random::seeded(seed_or("recovery", 1));
     let (bytes, salt, records) = segment();
     assert_eq!(fuzz_scan(&bytes, salt).0, records, "unharmed, it is read whole");
     let (begun, mut runs, mut least) = (Instant::now(), 0_u64, records);
@@ -88,7 +62,7 @@ fn recovery_survives_any_bytes_and_finds_no_more_than_was_written() {
 
 #[test]
 fn a_record_is_read_from_any_bytes_or_refused() {
-    let mut rng = Rng(common::seed("record", 2));
+    let mut rng = Random::seeded(seed_or("record", 2));
     let (bytes, salt, _) = segment();
     let seed = salt ^ SEGMENT_HEADER as u32;
     let record = &bytes[SEGMENT_HEADER..];
@@ -132,7 +106,7 @@ fn fix_sidecar(bytes: &mut [u8]) {
 
 #[test]
 fn files_that_lie_with_right_checksums_make_no_panic() {
-    let mut rng = Rng(common::seed("files_that_lie", 3));
+    let mut rng = Random::seeded(seed_or("files_that_lie", 3));
     let dir = tempfile::tempdir().unwrap();
     let clean = dir.path().join("clean");
     let (store, _) = Store::open(small(&clean)).unwrap();
@@ -165,15 +139,15 @@ fn files_that_lie_with_right_checksums_make_no_panic() {
         let log = folder.join(logs[number].file_name().unwrap());
         for _ in 0..=rng.below(5) {
             let at_record = offsets[number][rng.below(offsets[number].len() as u64) as usize];
-            if rng.chance(2) {
+            if rng.one_in(2) {
                 // A field of a record, or of the segment's header.
                 let mut bytes = fs::read(&log).unwrap();
                 let at =
-                    if rng.chance(4) { 16 + rng.below(48) as usize } else { at_record + 4 + rng.below(40) as usize };
+                    if rng.one_in(4) { 16 + rng.below(48) as usize } else { at_record + 4 + rng.below(40) as usize };
                 bytes[at] ^= 1 << rng.below(8);
                 fix_segment(&mut bytes, &offsets[number]);
                 fs::write(&log, bytes).unwrap();
-                if rng.chance(2) {
+                if rng.one_in(2) {
                     let _ = fs::remove_file(log.with_extension("idx"));
                 }
             } else if let Ok(mut bytes) = fs::read(log.with_extension("idx")) {

@@ -11,8 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use common::{Rng, Seen, copy_folder, cursor, get, rounds, scan, seed, small};
+use common::{Seen, copy_folder, cursor, get, rounds, scan, small};
 use koltso_storage::{Applied, Options, Store, Value, Version, Writer};
+use koltso_testkit::random::{Random, seed_or as seed};
 
 #[derive(Clone, Debug)]
 struct Record {
@@ -68,7 +69,7 @@ fn now_ms() -> u64 {
     NOW_MS.load(Ordering::SeqCst)
 }
 
-fn key_of(rng: &mut Rng) -> Vec<u8> {
+fn key_of(rng: &mut Random) -> Vec<u8> {
     // Few keys, many of them prefixes of others, some long.
     let number = rng.below(300);
     match number % 7 {
@@ -79,7 +80,7 @@ fn key_of(rng: &mut Rng) -> Vec<u8> {
     }
 }
 
-fn value_of(rng: &mut Rng) -> Vec<u8> {
+fn value_of(rng: &mut Random) -> Vec<u8> {
     let len = match rng.below(20) {
         0 => 0,
         1 => 15_000 + rng.below(1_300),
@@ -106,7 +107,7 @@ fn compare(store: &Store, model: &Model, now: u64, when: &str) {
 /// `grace_ms` is how far back a version may arrive late and still lose; compaction keeps tombstones that long.
 fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
     let _turn = CLOCK_USER.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut rng = Rng(seed);
+    let mut rng = Random::seeded(seed);
     let mut clock = now_ms();
     let dir = tempfile::tempdir().unwrap();
     let grace_ms = 50;
@@ -122,12 +123,12 @@ fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
     let mut writers: Vec<Writer> = (0..3).map(|_| store.writer().unwrap()).collect();
     let mut model = Model::default();
     for step in 0..steps {
-        if rng.chance(3) {
+        if rng.one_in(3) {
             clock += rng.below(3);
             NOW_MS.store(clock, Ordering::SeqCst);
         }
         let mut version = Version::new((clock << 16) | (step & 0xffff), 1);
-        if rng.chance(8) {
+        if rng.one_in(8) {
             // Late, but within the grace time.
             version = Version::new(((clock - rng.below(grace_ms - 5)) << 16) | rng.below(0xffff), 2);
         }
@@ -135,7 +136,7 @@ fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
         match rng.below(1_000) {
             0..=599 => {
                 let value = value_of(&mut rng);
-                let expires_at_ms = if rng.chance(10) { clock + rng.below(60) } else { 0 };
+                let expires_at_ms = if rng.one_in(10) { clock + rng.below(60) } else { 0 };
                 let writer = &mut writers[rng.below(3) as usize];
                 let applied = writer.put(&key, &value, version, expires_at_ms).unwrap();
                 let wanted = model.apply(&key, Record { version, value: Some(value), expires_at_ms });
@@ -150,7 +151,7 @@ fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
             750..=949 => assert_eq!(get(&store, &key, clock), model.get(&key, clock), "step {step}"),
             950..=979 => {
                 let end = key_of(&mut rng);
-                let end = rng.chance(2).then_some(&end[..]);
+                let end = rng.one_in(2).then_some(&end[..]);
                 let (found, wanted) = (scan(&store, &key, end, clock), model.live(&key, end, clock));
                 assert!(found == wanted, "step {step}: a range of {} where {} are live", found.len(), wanted.len());
             }
@@ -255,12 +256,12 @@ fn writers_readers_ranges_and_compaction_do_not_disturb_each_other() {
         for thread in 0..3_u64 {
             let (store, shelves, clock, stop) = (store.clone(), shelves.clone(), clock.clone(), stop.clone());
             scope.spawn(move || {
-                let mut rng = Rng(seed ^ (thread << 32));
+                let mut rng = Random::seeded(seed ^ (thread << 32));
                 let mut writer = store.writer().unwrap();
                 while !stop.load(Ordering::Relaxed) {
                     let key = rng.below(KEYS);
                     let version = clock.fetch_add(1, Ordering::SeqCst);
-                    let len = if rng.chance(200) { 20_000 } else { rng.below(400) };
+                    let len = if rng.one_in(200) { 20_000 } else { rng.below(400) };
                     let value = stamped(key, version, len as usize);
                     writer.put(&busy(key), &value, Version::new(version, 0), 0).unwrap();
                     shelves[key as usize].newest_acknowledged.fetch_max(version, Ordering::SeqCst);
@@ -274,10 +275,10 @@ fn writers_readers_ranges_and_compaction_do_not_disturb_each_other() {
         for thread in 0..2_u64 {
             let (store, shelves, stop) = (store.clone(), shelves.clone(), stop.clone());
             scope.spawn(move || {
-                let mut rng = Rng(seed ^ (thread << 40));
+                let mut rng = Random::seeded(seed ^ (thread << 40));
                 let mut last = vec![0; KEYS as usize];
                 while !stop.load(Ordering::Relaxed) {
-                    if rng.chance(500) {
+                    if rng.one_in(500) {
                         std::thread::sleep(std::time::Duration::from_millis(1));
                     }
                     let key = rng.below(KEYS);

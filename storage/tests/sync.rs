@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{FakeDisk, small, version};
 use koltso_storage::{Options, Store, SyncMode};
+use koltso_testkit::wait::soon;
 
 fn options(folder: &Path, disk: &Arc<FakeDisk>, sync: SyncMode) -> Options {
     Options { sync, disk: disk.clone(), compaction_dead_share: 1.1, ..small(folder) }
@@ -70,7 +71,7 @@ fn batches_across_rolls_name_every_file_that_holds_an_unsynced_record() {
     }
     assert!(store.stats().segments > 10);
     assert!(synced.len() as u64 >= store.stats().segments - 1);
-    common::eventually("only sealing synced", || {
+    soon("only sealing synced", || {
         disk.syncs.load(Ordering::SeqCst) as usize == common::files(dir.path(), "idx").len()
     });
 }

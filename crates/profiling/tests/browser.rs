@@ -1,23 +1,25 @@
 //! The pages in a real browser: each test opens one in headless Chromium with a script of `tests/browser/` at its end, which uses the
 //! page as a person would and leaves what failed in the document.
 //!
-//! With `KOLTSO_SCREENSHOTS` naming a folder, pictures of all pages go there: both themes, a desk's and a telephone's width.
+//! `KOLTSO_SCREENSHOTS=FOLDER cargo test … pictures -- --ignored` draws all pages into a folder: both themes, a desk's and a
+//! telephone's width.
 
 mod common;
 
 use koltso_profiling::page;
+use koltso_testkit::{Remedy, skip};
 use std::path::Path;
 use std::process::Command;
 
 const HELPERS: &str = include_str!("browser/common.js");
 
-/// The browser's name; `None`, with a sentence, where there is none.
+/// The browser's name; `None`, recorded as skipped, where there is none.
 fn browser() -> Option<&'static str> {
     let found = ["chromium", "chromium-browser", "google-chrome"]
         .into_iter()
         .find(|name| Command::new(name).arg("--version").output().is_ok_and(|output| output.status.success()));
     if found.is_none() {
-        eprintln!("skipped: there is no Chromium here, so no page was opened");
+        skip("there is no Chromium", Remedy::Package("chromium"));
     }
     found
 }
@@ -108,11 +110,9 @@ fn seventeen_thousand_samples_are_smooth() {
 }
 
 #[test]
+#[ignore = "checks nothing: it draws pictures into the folder that KOLTSO_SCREENSHOTS names"]
 fn pictures() {
-    let Some(target) = std::env::var_os("KOLTSO_SCREENSHOTS") else {
-        eprintln!("skipped: KOLTSO_SCREENSHOTS names no folder");
-        return;
-    };
+    let target = std::env::var_os("KOLTSO_SCREENSHOTS").expect("KOLTSO_SCREENSHOTS names a folder");
     let Some(name) = browser() else { return };
     let large = common::large(30_000, 60);
     let pages = [

@@ -9,9 +9,11 @@ use koltso_profiling::capture::{Capture, Event, Place, ValueType};
 use koltso_profiling::proto::message::Message;
 use koltso_profiling::proto::{self, DecodeError, INFLATED_MAX, MESSAGE_MAX, message};
 use koltso_profiling::{page, svg, text};
+use koltso_testkit::fuzz::{mutate, time};
+use koltso_testkit::random::{Random, seed_or};
 use std::collections::{BTreeSet, HashSet};
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// As Go 1.19 wrote them: a loop of half a second, and 64 blocks of a MiB that are kept.
 const GO_CPU: &[u8] = include_bytes!("data/go-cpu.pb.gz");
@@ -225,49 +227,8 @@ fn what_is_refused_is_one_sentence_with_the_number() {
     assert!(matches!(frames, DecodeError::TooMany { what: "frames", most: 262_144 }), "{frames}");
 }
 
-/// splitmix64 (Steele, Lea, Flood 2014).
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-}
-
-fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
-    for _ in 0..=rng.below(4) {
-        if bytes.len() < 16 {
-            return;
-        }
-        let at = rng.below(bytes.len() - 8);
-        let count = rng.below(200).min(bytes.len() - at);
-        match rng.below(7) {
-            0 => bytes[at] ^= 1 << rng.below(8),
-            1 => bytes[at..at + count].fill(rng.next() as u8),
-            2 => bytes[at..at + 8].copy_from_slice(&rng.next().to_le_bytes()),
-            3 => bytes.truncate(at),
-            4 => drop(bytes.splice(at..at, vec![rng.next() as u8; count])),
-            // The largest number there is.
-            5 => drop(bytes.splice(at..at + 1, [[0xff; 9].as_slice(), &[1]].concat())),
-            _ => {
-                let copy = bytes[at..at + count].to_vec();
-                let to = rng.below(bytes.len());
-                drop(bytes.splice(to..to, copy));
-            }
-        }
-    }
-}
-
 /// Changes a field of the messages, so that the bytes stay a profile.
-fn disturb(profile: &mut message::Profile, rng: &mut Rng) {
+fn disturb(profile: &mut message::Profile, rng: &mut Random) {
     let odd = [0, 1, -1, 7, 1 << 31, 1 << 61, i64::MAX, i64::MIN, rng.next() as i64][rng.below(9)];
     let sample = rng.below(profile.sample.len());
     let location = rng.below(profile.location.len());
@@ -304,13 +265,10 @@ fn shown(capture: &Capture) {
 
 #[test]
 fn any_bytes_give_a_capture_or_a_sentence_and_no_panic() {
-    let seed = std::env::var("KOLTSO_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    println!("profile.proto: KOLTSO_SEED={seed}");
-    let seconds = std::env::var("KOLTSO_FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(1);
-    let mut rng = Rng(seed);
+    let mut rng = Random::seeded(seed_or("profile.proto", 1));
     let profiles = [proto::profile(&common::small()), proto::profile(&common::heap()), foreign()];
     let (begun, mut runs, mut believed) = (Instant::now(), 0u32, 0u32);
-    while begun.elapsed() < Duration::from_secs(seconds) || runs < 200 {
+    while begun.elapsed() < time() || runs < 200 {
         runs += 1;
         let mut profile = profiles[rng.below(profiles.len())].clone();
         if rng.below(2) == 0 {

@@ -14,6 +14,9 @@ use koltso_profiling::capture::{Capture, Place, Sample};
 use koltso_profiling::engine::{self, CpuEngine, CpuRequest, EngineError};
 use koltso_profiling::offcpu::{self, OffCpuRequest};
 use koltso_profiling::symbols::Symbols;
+use koltso_testkit::{Remedy, skip};
+
+const KERNEL_NAMES: Remedy = Remedy::Machine("io_uring and kernel names: kernel.kptr_restrict of 0, or CAP_SYSLOG");
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -127,11 +130,11 @@ fn request(seconds: u32, hz: u32) -> CpuRequest {
     CpuRequest { seconds, hz, stop: Arc::default() }
 }
 
-/// Whether perf events may be used; says so if not.
+/// Whether perf events may be used; recorded as skipped if not.
 fn perf() -> bool {
     let (engine, why) = engine::cpu_engine();
     if engine != CpuEngine::Perf {
-        println!("skipped: {why}");
+        skip(why, Remedy::Machine("perf events: CAP_PERFMON, or kernel.perf_event_paranoid of 0 or less"));
     }
     engine == CpuEngine::Perf
 }
@@ -278,9 +281,11 @@ fn signals_find_the_hot_leaf_at_999_hz() {
 #[test]
 fn system_calls_show_kernel_functions() {
     let _alone = alone();
-    if !perf() || !Symbols::kernel_named() {
-        println!("skipped: no perf events, or no kernel names");
+    if !perf() {
         return;
+    }
+    if !Symbols::kernel_named() {
+        return skip("the kernel names no functions", KERNEL_NAMES);
     }
     let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
     let worker = Worker::new("writes", move || {
@@ -326,7 +331,7 @@ fn off_cpu_shows_who_waits_for_a_mutex_and_not_who_waits_for_work() {
     let capture = match ask(false) {
         Ok(capture) => capture,
         Err(EngineError::Forbidden { capability, detail }) => {
-            println!("skipped: {capability}: {detail}");
+            skip(format!("{capability}: {detail}"), Remedy::Root);
             assert!(!capability.is_empty() && !detail.is_empty());
             return;
         }
@@ -351,7 +356,7 @@ fn off_cpu_shows_who_waits_for_a_mutex_and_not_who_waits_for_work() {
         };
         assert!(in_ring(&capture) == 0.0 && in_ring(&with_idle) > 0.7e9, "{} ns", in_ring(&with_idle));
     } else {
-        println!("skipped: waiting in io_uring, for want of kernel names or io_uring");
+        skip("no waiting in io_uring, for want of kernel names or io_uring", KERNEL_NAMES);
     }
     let of_all = sum(of_thread(&capture, waiter.tid));
     assert!(of_all < 1.2e9, "one thread waits one second a second, not {of_all} ns");
@@ -381,7 +386,8 @@ fn off_cpu_is_bounded_whatever_the_rate_of_switches() {
                 assert!(waited <= capture.duration_ns as f64 * 1.01, "{waited} ns in {}", capture.duration_ns);
             }
         }
-        Err(error) => println!("skipped: {error}"),
+        Err(error @ EngineError::Forbidden { .. }) => skip(error, Remedy::Root),
+        Err(error) => panic!("{error}"),
     }
     // Both are let go: whichever stops first closes its ends.
     there.stop.store(true, Ordering::Relaxed);

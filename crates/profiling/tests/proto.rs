@@ -60,12 +60,9 @@ fn types(profile: &Profile) -> Vec<String> {
     profile.sample_type.iter().map(|of| format!("{}/{}", text(of.ty), text(of.unit))).collect()
 }
 
-/// `go tool pprof` on a profile; `None` where there is no `go`.
+/// `go tool pprof` on a profile; `None`, recorded as skipped, where there is no `go`.
 fn pprof(capture: &Capture, options: &[&str]) -> Option<String> {
-    if Command::new("go").arg("version").output().is_err() {
-        eprintln!("skipped: there is no `go` here, so `go tool pprof` could not read the profile");
-        return None;
-    }
+    koltso_testkit::skip::tool("go", "golang-go")?;
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("profile.pb.gz");
     std::fs::write(&file, proto::encode(capture)).expect("a file");

@@ -110,6 +110,7 @@ impl Client {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Client { stream, buffer: Vec::new(), start: 0, patience: PATIENCE })
     }
 

@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use tempfile::TempDir;
 
+use crate::skip::{Remedy, skip};
+
 /// Every file of a folder whose name ends in `.extension`, sorted by name, folders below included.
 pub fn with_extension(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -114,7 +116,8 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// None, with the reason printed, where mounting is not permitted.
+    /// None, recorded as skipped, where mounting is not permitted.
+    #[track_caller]
     pub fn mount(mib: u32) -> Option<SmallDisk> {
         let folder = tempfile::tempdir().unwrap();
         let output = Command::new("mount")
@@ -124,11 +127,11 @@ impl SmallDisk {
         match output {
             Ok(output) if output.status.success() => Some(SmallDisk { folder: Some(folder) }),
             Ok(output) => {
-                println!("SKIPPED, cannot mount a tmpfs: {}", String::from_utf8_lossy(&output.stderr).trim());
+                skip(format!("cannot mount a tmpfs: {}", String::from_utf8_lossy(&output.stderr)), Remedy::Root);
                 None
             }
             Err(error) => {
-                println!("SKIPPED, cannot run mount: {error}");
+                skip(format!("cannot run mount: {error}"), Remedy::Package("mount"));
                 None
             }
         }

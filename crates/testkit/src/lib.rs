@@ -2,12 +2,14 @@
 //!
 //! - [`random`]: the one generator. A random test prints its seed first and takes it back from `KOLTSO_SEED`.
 //! - [`wait`]: conditions that are polled, with generous ends.
+//! - [`fuzz`]: what the short fuzz runs within `cargo test` have in common.
 //! - [`client`]: a small HTTP/1.1 client that sees bytes: it sends whatever a test wants sent, and reads answers by their framing.
 //! - [`server`]: starts `koltso serve`, waits for its ready line, ends it (SIGKILL, SIGTERM) and looks at it from outside
 //!   (`/proc`, `/status`). A server never outlives its guard.
 //! - [`cluster`]: several servers as one cluster, their ends, pauses and returns, and what each of them says and holds.
 //! - [`load`]: a steady open-loop load with latencies counted from when a request was due.
 //! - [`files`]: what a test does to a data folder behind the server's back.
+//! - [`skip`]: a test that cannot run here says so where everybody sees it.
 //! - [`json`] and [`metrics`] read what a server says, [`process`] sends signals.
 //!
 //! Invariants:
@@ -20,19 +22,22 @@
 pub mod client;
 pub mod cluster;
 pub mod files;
+pub mod fuzz;
 pub mod json;
 pub mod load;
 pub mod metrics;
 pub mod process;
 pub mod random;
 pub mod server;
+pub mod skip;
 pub mod wait;
 
 pub use client::{Client, Response, encode, entity};
 pub use cluster::Cluster;
 pub use random::Random;
 pub use server::{Launch, Server};
-pub use wait::eventually;
+pub use skip::{Remedy, skip};
+pub use wait::{eventually, wall_ms};
 
 /// Whether the long variants of the tests are asked for (`KOLTSO_TEST_LONG=1`).
 pub fn long() -> bool {

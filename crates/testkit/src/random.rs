@@ -5,7 +5,7 @@
 //! `KOLTSO_SEED=n cargo test …`. The numbers that a seed gives do not change from version to version: found seeds are kept
 //! as named tests.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 const SEED_VARIABLE: &str = "KOLTSO_SEED";
 
@@ -30,17 +30,8 @@ pub fn seed_or(test: &str, default: u64) -> u64 {
     seed
 }
 
-fn seed_of_time(time: std::time::Duration) -> u64 {
+fn seed_of_time(time: Duration) -> u64 {
     u64::from(time.subsec_nanos()) ^ (time.as_secs() << 30)
-}
-
-/// Milliseconds since 1970 by the wall clock, as a version of a record counts them.
-///
-/// # Panics
-/// When the machine's clock is before 1970.
-pub fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
-    u64::try_from(now.as_millis()).expect("a clock of this age")
 }
 
 /// A scrambled `number`: the last step of splitmix64.

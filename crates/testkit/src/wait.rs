@@ -1,6 +1,7 @@
-//! Waiting for a condition: polled often at first, then every 50 ms, with an end that a busy machine does not reach.
+//! Waiting for a condition: polled often at first, then every 50 ms, with an end that a busy machine does not reach. And the
+//! wall clock, as versions of records count it.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// How long a test waits for what takes milliseconds on an idle machine: long enough for one with twenty times its load.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,6 +28,11 @@ pub fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> b
 #[track_caller]
 pub fn soon(what: &str, condition: impl FnMut() -> bool) {
     eventually(what, PATIENCE, condition);
+}
+
+/// Milliseconds since 1970 by the wall clock.
+pub fn wall_ms() -> u64 {
+    u64::try_from(UNIX_EPOCH.elapsed().expect("a clock after 1970").as_millis()).expect("a clock of this age")
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
-//! A server with a service for tests, on either driver, and a client that speaks raw bytes.
+//! A server with a service for tests, on either driver.
 #![allow(dead_code, clippy::unwrap_used, missing_docs, unreachable_pub)]
 
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -9,9 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use koltso_net::http::chunked::Decoder;
 use koltso_net::http::{Head, Reply, query};
 use koltso_net::server::{Admit, Answered, Event, Fill, Limits, Outcome, Service, Shared, Sink, Source, serve};
+use koltso_testkit::Response;
+pub use koltso_testkit::wait::soon as eventually;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,10 +189,9 @@ impl Server {
     }
 
     pub fn connect(&self) -> Client {
-        let socket = TcpStream::connect(self.address).unwrap();
-        socket.set_nodelay(true).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        Client { socket, read: Vec::new() }
+        let inner = koltso_testkit::Client::connect(self.address).unwrap();
+        let socket = inner.stream().try_clone().unwrap();
+        Client { socket, inner }
     }
 
     /// Drains and waits for `serve` to return; says how long it took.
@@ -214,52 +213,21 @@ impl Drop for Server {
     }
 }
 
-/// Waits until `happened`, 5 s at most.
-pub fn eventually(what: &str, happened: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !happened() {
-        assert!(begun.elapsed() < Duration::from_secs(5), "never: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
+/// A client for chains of sending and reading, over the shared one.
 pub struct Client {
+    /// The same connection, for what a test does to it besides.
     pub socket: TcpStream,
-    read: Vec<u8>,
-}
-
-#[derive(Debug)]
-pub struct Response {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
-}
-
-impl Response {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, v)| &**v)
-    }
-
-    pub fn text(&self) -> &str {
-        std::str::from_utf8(&self.body).unwrap()
-    }
+    inner: koltso_testkit::Client,
 }
 
 impl Client {
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
-        self.socket.write_all(bytes.as_ref()).unwrap();
+        self.inner.send(bytes.as_ref()).unwrap();
         self
     }
 
     pub fn get(&mut self, target: &str) -> &mut Self {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: t\r\n\r\n"))
-    }
-
-    fn more(&mut self) -> bool {
-        let mut buffer = [0; 64 * 1024];
-        let n = self.socket.read(&mut buffer).expect("read");
-        self.read.extend_from_slice(&buffer[..n]);
-        n > 0
     }
 
     pub fn response(&mut self) -> Response {
@@ -268,55 +236,13 @@ impl Client {
 
     /// Reads one answer; `head` if the request was a `HEAD`.
     pub fn response_to(&mut self, head: bool) -> Response {
-        loop {
-            let mut headers = [httparse::EMPTY_HEADER; 32];
-            let mut response = httparse::Response::new(&mut headers);
-            if let httparse::Status::Complete(at) = response.parse(&self.read).expect("an answer") {
-                let headers: Vec<(String, String)> = response
-                    .headers
-                    .iter()
-                    .map(|h| (h.name.to_owned(), String::from_utf8(h.value.to_vec()).unwrap()))
-                    .collect();
-                let status = response.code.unwrap();
-                self.read.drain(..at);
-                let mut response = Response { status, headers, body: Vec::new() };
-                if !head && status != 304 && status >= 200 {
-                    response.body = self.body(&response);
-                }
-                return response;
-            }
-            assert!(self.more(), "closed in the middle of: {}", self.read.escape_ascii());
-        }
-    }
-
-    fn body(&mut self, response: &Response) -> Vec<u8> {
-        if response.header("transfer-encoding") == Some("chunked") {
-            let (mut decoder, mut body) = (Decoder::new(usize::MAX), Vec::new());
-            loop {
-                let progress = decoder.feed(&self.read, &mut body).expect("chunks");
-                self.read.drain(..progress.consumed);
-                if progress.done {
-                    return body;
-                }
-                assert!(self.more(), "closed in the middle of a chunked body");
-            }
-        }
-        let length: usize = match response.header("content-length") {
-            Some(length) => length.parse().unwrap(),
-            None => {
-                while self.more() {}
-                self.read.len()
-            }
-        };
-        while self.read.len() < length {
-            assert!(self.more(), "closed in the middle of a body");
-        }
-        self.read.drain(..length).collect()
+        self.inner.read(if head { "HEAD" } else { "GET" })
     }
 
     /// The server has closed in an orderly way and sent nothing more.
     pub fn assert_closed(&mut self) {
-        assert!(!self.more() && self.read.is_empty(), "more came: {}", self.read.escape_ascii());
+        let more = self.inner.try_read("GET").expect("an orderly end");
+        assert!(more.is_none(), "more came: {more:?}");
     }
 
     /// The server still answers on this connection.

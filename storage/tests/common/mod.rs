@@ -1,4 +1,4 @@
-//! What the scenario tests share: a seeded generator, options for small stores, and a disk that can be broken.
+//! What the scenario tests share beyond koltso-testkit: options for small stores, and a disk that can be broken.
 
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -7,56 +7,14 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use koltso_storage::{Disk, Lookup, Options, RealDisk, Space, Store, SyncMode, Value, Version};
-
-/// splitmix64 (Steele, Lea, Flood 2014).
-#[derive(Clone)]
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn chance(&mut self, one_in: u64) -> bool {
-        self.below(one_in) == 0
-    }
-
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(len + 8);
-        while bytes.len() < len {
-            bytes.extend_from_slice(&self.next().to_le_bytes());
-        }
-        bytes.truncate(len);
-        bytes
-    }
-}
-
-/// The seed of a random test: `KOLTSO_SEED`, or its own default; printed, so that a failure says how to repeat it.
-pub fn seed(test: &str, default: u64) -> u64 {
-    let seed = std::env::var("KOLTSO_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(default);
-    println!("{test}: KOLTSO_SEED={seed}");
-    seed
-}
+use koltso_testkit::wait::soon;
 
 /// How many rounds: `short`, or twenty times as many with `KOLTSO_TEST_LONG=1`.
 pub fn rounds(short: u64) -> u64 {
-    if std::env::var_os("KOLTSO_TEST_LONG").is_some() { short * 20 } else { short }
-}
-
-/// The tests' own clock: what is written has versions of about this time, so that tombstones are old at once.
-pub fn real_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64
+    koltso_testkit::volume(short, short * 20)
 }
 
 pub fn version(ms: u64) -> Version {
@@ -113,14 +71,12 @@ pub fn value_of(store: &Store, key: &[u8]) -> Option<Vec<u8>> {
 
 /// Opens a range, waiting for the sealing thread where that is needed.
 pub fn cursor(store: &Store, start: &[u8], end: Option<&[u8]>) -> koltso_storage::Cursor {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        match store.scan(start, end) {
-            Ok(cursor) => return cursor,
-            Err(e) => assert!(Instant::now() < deadline, "{e}"),
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    let mut opened = None;
+    soon("a range can be opened", || {
+        opened = store.scan(start, end).ok();
+        opened.is_some()
+    });
+    opened.unwrap()
 }
 
 /// A whole range. Large values are verified, and left out when they are damaged.
@@ -167,15 +123,6 @@ pub fn files(folder: &Path, extension: &str) -> Vec<std::path::PathBuf> {
 
 pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
-}
-
-/// Waits until `done`, for background work; panics after 20 s.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !done() {
-        assert!(Instant::now() < deadline, "did not happen within 20 s: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// A disk that does what the machine's does, until it is told to fail. Its syncs cost nothing: no power is lost in tests.

@@ -5,6 +5,7 @@
 use koltso_profiling::capture::{
     Capture, Event, Frame, FrameId, Mapping, Place, Sample, Thread, ThreadIndex, ValueType,
 };
+use koltso_testkit::Random;
 
 /// Names that end scripts, tags, lines and stacks if they are not escaped.
 pub(crate) const HOSTILE: [&str; 8] = [
@@ -20,18 +21,6 @@ pub(crate) const HOSTILE: [&str; 8] = [
 
 /// One nanosecond count for every sample of a CPU capture: 999 Hz.
 pub(crate) const PERIOD: i64 = 1_001_001;
-
-/// xorshift64*.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
-    }
-}
 
 pub(crate) fn frame(function: &str, place: Place, address: u64) -> Frame {
     let file = (place == Place::User || place == Place::Inlined).then(|| "src/main.rs".into());
@@ -131,7 +120,7 @@ pub(crate) fn hostile() -> Capture {
 pub(crate) fn large(samples: u64, seconds: u64) -> Capture {
     let mut capture = cpu();
     capture.duration_ns = seconds * 1_000_000_000;
-    let mut random = Random(0x6b6f_6c74_736f);
+    let mut random = Random::seeded(0x6b6f_6c74_736f);
     let names: Vec<String> = (0..900)
         .map(|n| match n % 5 {
             0 => format!("koltso_storage::segment::index::Index<K, V>::probe_{n}"),
