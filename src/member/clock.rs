@@ -1,6 +1,7 @@
 //! Time and versions: the wall clock in milliseconds, and a hybrid logical clock over it.
 //!
-//! Kulkarni et al., *Logical Physical Clocks* (2014): 48 bits of milliseconds since the Unix epoch, 16 bits of counter.
+//! Kulkarni et al., *Logical Physical Clocks* (2014): 48 bits of milliseconds since the Unix epoch, 16 bits of
+//! their fraction.
 //! Owner: one for the process, shared by all cores.
 //!
 //! In a cluster, what a node gave out may live on at its peers only, so its own log does not say where to go on after a
@@ -25,12 +26,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use koltso_instrument::{Mutex, waiting};
+use koltso_model::WallTime;
 
-/// Bits of the counter below the milliseconds.
-const COUNTER_BITS: u32 = 16;
+/// Bits of the fraction below the milliseconds.
+const FRACTION_BITS: u32 = 16;
 /// How far a written bound is ahead: four times the pause between two calls of [`Clock::refresh`], so that the cores do not
 /// write it themselves, and no more, since a node that was killed goes on above it.
-const AHEAD: u64 = 400 << COUNTER_BITS;
+const AHEAD: u64 = 400 << FRACTION_BITS;
 /// No honest bound is greater (the year 6429); sums of it and what is added here do not overflow.
 const BOUND_MAX: u64 = 1 << 63;
 /// The name in the data folder.
@@ -44,13 +46,19 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 /// expire before their time.)
 #[inline]
 pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    now_wall().ms()
+}
+
+/// The wall clock with its fraction of a millisecond: what versions are made of.
+#[inline]
+pub fn now_wall() -> WallTime {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(WallTime(0), WallTime::since_epoch)
 }
 
 /// How long ago, by the wall clock, the node lived that left this bound; 400 ms less after a kill, since a bound is ahead.
 /// Zero where the wall clock has gone back.
 pub const fn away(found_bound: u64, now_ms: u64) -> Duration {
-    Duration::from_millis(now_ms.saturating_sub(found_bound >> COUNTER_BITS))
+    Duration::from_millis(now_ms.saturating_sub(found_bound >> FRACTION_BITS))
 }
 
 /// The bound that an earlier life left in a data folder, without touching anything: what [`away`] is to be asked before
@@ -143,10 +151,10 @@ impl Clock {
         self.last.load(Ordering::Acquire)
     }
 
-    /// A new, greatest time. The counter overflows into the milliseconds, which is only the future lent a little.
+    /// A new, greatest time. Where it runs ahead of the wall clock, it counts in 1/65 536 ms.
     #[inline]
-    pub fn next(&self, now_ms: u64) -> u64 {
-        let physical = now_ms << COUNTER_BITS;
+    pub fn next(&self, now: WallTime) -> u64 {
+        let physical = now.0;
         let mut last = self.last.load(Ordering::Relaxed);
         loop {
             let next = physical.max(last + 1);
@@ -205,7 +213,7 @@ impl Clock {
         };
         let mut slot = self.file.lock();
         self.observe(found.unwrap_or(0));
-        let alive = now_ms << COUNTER_BITS;
+        let alive = now_ms << FRACTION_BITS;
         let bound = alive.max(self.last()).saturating_add(ahead);
         file.write_all_at(&encoded(bound), 0)?;
         file.sync_all()?;
@@ -224,7 +232,7 @@ impl Clock {
         let Some(file) = &mut *slot else {
             return;
         };
-        file.alive = now_ms << COUNTER_BITS;
+        file.alive = now_ms << FRACTION_BITS;
         let current = self.bound.load(Ordering::Acquire);
         let bound = file.alive.max(self.last()).saturating_add(file.ahead).max(current);
         // Where the wall clock has gone back there is nothing to raise, but perhaps a failed write to make good.
@@ -258,12 +266,12 @@ mod tests {
         let clock = Clock::default();
         let mut last = 0;
         for now in [5, 5, 5, 4, 0, 6, 1] {
-            let next = clock.next(now);
+            let next = clock.next(WallTime::from_ms(now));
             assert!(next > last && next >= now << 16);
             last = next;
         }
         clock.observe(1 << 40);
-        assert_eq!(clock.next(1), (1 << 40) + 1);
+        assert_eq!(clock.next(WallTime::from_ms(1)), (1 << 40) + 1);
         assert_eq!(clock.last(), (1 << 40) + 1);
     }
 
@@ -280,18 +288,18 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let clock = Clock::default();
         assert_eq!(clock.persist_in(folder.path(), NOW).expect("persists"), None);
-        let given = clock.next(NOW);
+        let given = clock.next(WallTime::from_ms(NOW));
         // Killed: the bound is ahead. After a clean end it is exact.
         let again = Clock::default();
         let found = again.persist_in(folder.path(), NOW - HOUR).expect("persists").expect("a bound");
         assert!(found >= given && found <= given + AHEAD, "{found} after {given}");
-        let above = again.next(NOW - HOUR);
+        let above = again.next(WallTime::from_ms(NOW - HOUR));
         assert!(above > found && above <= on_disk(folder.path()));
         again.finish();
         assert_eq!(on_disk(folder.path()), above);
         let third = Clock::default();
         assert_eq!(third.persist_in(folder.path(), NOW - HOUR).expect("persists"), Some(above));
-        assert_eq!(third.next(0), above + 1);
+        assert_eq!(third.next(WallTime(0)), above + 1);
     }
 
     #[test]
@@ -334,7 +342,7 @@ mod tests {
             std::fs::write(&path, &bytes).expect("written");
             let clock = Clock::default();
             assert_eq!(clock.persist_in(folder.path(), 5).expect("persists"), None, "{bytes:?}");
-            assert_eq!(clock.next(5), 5 << 16, "{bytes:?}");
+            assert_eq!(clock.next(WallTime::from_ms(5)), 5 << 16, "{bytes:?}");
             assert_eq!(bound_in(folder.path()).expect("read"), Some((5 << 16) + AHEAD), "{bytes:?}");
         }
         std::fs::write(&path, whole).expect("written");
@@ -347,7 +355,7 @@ mod tests {
         let clock = Clock::default();
         clock.persist_in(folder.path(), NOW).expect("persists");
         clock.observe((NOW + HOUR) << 16);
-        let next = clock.next(NOW);
+        let next = clock.next(WallTime::from_ms(NOW));
         assert_eq!(next, ((NOW + HOUR) << 16) + 1);
         assert_eq!(on_disk(folder.path()), next + AHEAD);
         clock.observe((NOW + 2 * HOUR) << 16);
@@ -360,7 +368,7 @@ mod tests {
 
     #[test]
     fn threads_that_cross_the_bound_at_once_never_get_a_clock_above_the_file() {
-        for (ahead, rounds) in [(1 << COUNTER_BITS, 30_000), (3, 5_000)] {
+        for (ahead, rounds) in [(1 << FRACTION_BITS, 30_000), (3, 5_000)] {
             let folder = tempfile::tempdir().expect("a folder");
             let clock = Clock::default();
             clock.persist(folder.path(), NOW, ahead).expect("persists");
@@ -371,7 +379,7 @@ mod tests {
                         let mut last = 0;
                         for round in 0..rounds {
                             // A wall clock that jumps: ahead of the others, and back.
-                            let next = clock.next(NOW + (round * 7 + thread) % 50 + round / 100);
+                            let next = clock.next(WallTime::from_ms(NOW + (round * 7 + thread) % 50 + round / 100));
                             assert!(next > last);
                             last = next;
                             let bound = on_disk(path);
@@ -396,7 +404,7 @@ mod tests {
         let old = on_disk(folder.path());
         let mut last = 0;
         for _ in 0..100 {
-            let next = clock.next(NOW);
+            let next = clock.next(WallTime::from_ms(NOW));
             assert!(next > last);
             last = next;
         }

@@ -19,14 +19,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use koltso_cluster::Now;
 use koltso_cluster::coordinator::{Action, Answer, Coordinator, Full, RequestId, Settings, Token};
-use koltso_cluster::message::{Record, Refused, Reply, Request, Want};
 use koltso_cluster::placement::NodeIndex;
-use koltso_model::{Flags, Key, KeyHash, Operation, Outcome, VALUE_MAX_LIMIT, Version};
+use koltso_model::{
+    Flags, Found, Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Tombstone, VALUE_MAX_LIMIT, Version, Want,
+};
 use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReason};
 use monoio::task::JoinHandle;
 
 use super::{Cluster, SKEW_MAX_MS, believe, replica};
-use crate::member::clock::now_ms;
+use crate::member::clock::{now_ms, now_wall};
 use crate::node::Node;
 use crate::node::replica::{Contents, Executed, Replica};
 use crate::node::stalls::Turn;
@@ -201,21 +202,28 @@ impl Drop for Held {
     }
 }
 
-fn reply_of(reply: wire::Reply<'_>, held: &Arc<AtomicUsize>) -> Option<Reply> {
+/// Protocol 1 carries neither `from` nor attributes.
+const FLAGS: Flags = Flags::new(1);
+
+fn outcome_of(reply: wire::Reply<'_>, held: &Arc<AtomicUsize>) -> Option<Outcome<Bytes>> {
     Some(match reply {
-        wire::Reply::Applied => Reply::Applied,
-        wire::Reply::Superseded(newer) => Reply::Superseded(version(newer)),
-        wire::Reply::Refused(why) => Reply::Refused(match why {
+        wire::Reply::Applied => Outcome::Applied,
+        wire::Reply::Superseded(newer) => Outcome::Superseded(version(newer)),
+        wire::Reply::Refused(why) => Outcome::Refused(match why {
             wire::Refused::DiskFull => Refused::DiskFull,
             wire::Refused::TooLarge => Refused::TooLarge,
-            wire::Refused::Failed | wire::Refused::NotReady => Refused::Failed,
+            wire::Refused::Failed => Refused::Failed,
+            wire::Refused::NotReady => Refused::NotReady,
         }),
         wire::Reply::Found { version: found, expires_at_ms, value_len, value } => {
             let value = value.map(|value| Held::bytes(value, held));
-            Reply::Found { version: version(found), expires_at_ms, value_len, value }
+            let (version, attributes) = (version(found), Bytes::new());
+            Outcome::Found(Found { version, expires_at_ms, flags: FLAGS, attributes, value_len, value })
         }
-        wire::Reply::Absent(absent) => Reply::Absent(absent.map(version)),
-        wire::Reply::Damaged => Reply::Damaged,
+        wire::Reply::Absent(absent) => {
+            Outcome::Absent(absent.map(|absent| Tombstone { version: version(absent), flags: FLAGS.tombstone() }))
+        }
+        wire::Reply::Damaged => Outcome::Damaged,
         wire::Reply::Pong { .. } => return None,
     })
 }
@@ -240,9 +248,9 @@ impl Core {
         };
         let number = cluster.number();
         let clock_of = node.clone();
-        let next_version = Box::new(move |above, wall_ms| {
+        let next_version = Box::new(move |above, wall| {
             clock_of.clock.observe(above);
-            Version::new(clock_of.clock.next(wall_ms), number)
+            Version::new(clock_of.clock.next(wall), number)
         });
         let this = Rc::new_cyclic(|this| Self {
             node: node.clone(),
@@ -295,7 +303,7 @@ impl Core {
     }
 
     fn at(&self, instant: Instant) -> Now {
-        Now { micros: instant.saturating_duration_since(self.origin).as_micros() as u64, wall_ms: now_ms() }
+        Now { micros: instant.saturating_duration_since(self.origin).as_micros() as u64, wall: now_wall() }
     }
 
     /// Whether this node is one of the first `from` for a key, and so can do something about it alone.
@@ -309,16 +317,16 @@ impl Core {
     ///
     /// # Errors
     /// [`Full`] if too much is in flight.
-    pub fn write(&self, record: Record, counts: (u8, u8)) -> Result<Submitted, Full> {
-        self.submit(|coordinator, now, token, actions| coordinator.write(now, token, record, counts, actions))
+    pub fn write(&self, record: Record<Bytes>, quorum: Quorum) -> Result<Submitted, Full> {
+        self.submit(|coordinator, now, token, actions| coordinator.write(now, token, record, quorum, actions))
     }
 
     /// Reads a key from `ack` of `from` replicas.
     ///
     /// # Errors
     /// [`Full`] if too much is in flight.
-    pub fn read(&self, key: Bytes, want: Want, counts: (u8, u8)) -> Result<Submitted, Full> {
-        self.submit(|coordinator, now, token, actions| coordinator.read(now, token, key, want, counts, actions))
+    pub fn read(&self, key: Key<Bytes>, want: Want, quorum: Quorum) -> Result<Submitted, Full> {
+        self.submit(|coordinator, now, token, actions| coordinator.read(now, token, key, want, quorum, actions))
     }
 
     fn submit(
@@ -350,16 +358,16 @@ impl Core {
         while !actions.is_empty() {
             for action in actions.drain(..) {
                 match action {
-                    Action::Send { to, id, request } if to == self.cluster.topology.me() => {
-                        self.serve_myself(now, id, &request, &mut more);
+                    Action::Send { to, id, operation } if to == self.cluster.topology.me() => {
+                        self.serve_myself(now, id, &operation, &mut more);
                     }
-                    Action::Send { to, id, request } => {
-                        if !self.send(to, id, request) {
+                    Action::Send { to, id, operation } => {
+                        if !self.send(to, id, &operation) {
                             self.coordinator.borrow_mut().failed(now, to, id, &mut more);
                         }
                     }
                     Action::Probe { to } => {
-                        let ping = wire::Request::Ping { wall_ms: now.wall_ms, clock: self.node.clock.last() };
+                        let ping = wire::Request::Ping { wall_ms: now.wall.ms(), clock: self.node.clock.last() };
                         if let Some(Some(link)) = self.links.borrow().get(to.at()) {
                             // A queue that is full says as much as a missing answer.
                             let _ = link.request(PING, &ping);
@@ -400,55 +408,55 @@ impl Core {
     }
 
     /// `false` if it cannot be sent.
-    fn send(&self, to: NodeIndex, id: RequestId, request: Request) -> bool {
+    fn send(&self, to: NodeIndex, id: RequestId, operation: &Operation<Bytes>) -> bool {
         let links = self.links.borrow();
         let Some(Some(link)) = links.get(to.at()) else {
             return false;
         };
-        let sent = match &request {
-            Request::Write(record) if record.tombstone => {
-                link.request(id.0, &wire::Request::Delete { key: &record.key, version: stamp(record.version) })
+        let sent = match operation {
+            Operation::Write(record) if record.flags.is_tombstone() => {
+                link.request(id.0, &wire::Request::Delete { key: record.key.bytes(), version: stamp(record.version) })
             }
-            Request::Write(record) if record.value.len() > COPY_MAX => {
+            Operation::Write(record) if record.value.len() > COPY_MAX => {
                 let version = stamp(record.version);
-                link.request_put(id.0, &record.key, record.value.clone(), version, record.expires_at_ms)
+                link.request_put(id.0, record.key.bytes(), record.value.clone(), version, record.expires_at_ms)
             }
-            Request::Write(record) => {
-                let (key, value) = (&record.key[..], &record.value[..]);
+            Operation::Write(record) => {
+                let (key, value) = (record.key.bytes(), &record.value[..]);
                 let (version, expires_at_ms) = (stamp(record.version), record.expires_at_ms);
                 link.request(id.0, &wire::Request::Put { key, value, version, expires_at_ms })
             }
-            Request::Read { key, want } => {
-                link.request(id.0, &wire::Request::Read { key, value: *want == Want::Value })
+            Operation::Read { key, want } => {
+                link.request(id.0, &wire::Request::Read { key: key.bytes(), value: *want == Want::Value })
             }
         };
         sent.is_ok()
     }
 
     /// This node is a replica, too.
-    fn serve_myself(&self, now: Now, id: RequestId, request: &Request, more: &mut Vec<Action>) {
-        let operation = operation_of(request);
-        match self.replica.execute(&operation, now.wall_ms, own_reply) {
-            Executed::Now(reply) => {
+    fn serve_myself(&self, now: Now, id: RequestId, operation: &Operation<Bytes>, more: &mut Vec<Action>) {
+        let kept = |outcome: Outcome<Contents<'_>>| outcome.map(Contents::into_bytes);
+        match self.replica.execute(&operation.borrowed(), now.wall.ms(), kept) {
+            Executed::Now(outcome) => {
                 let me = self.cluster.topology.me();
-                self.coordinator.borrow_mut().replied(now, me, id, reply, more);
+                self.coordinator.borrow_mut().replied(now, me, id, outcome, more);
             }
             Executed::Later(later) => {
                 let this = self.this.clone();
                 monoio::spawn(async move {
-                    let reply = own_reply(later.await.map(Contents::Shared));
+                    let outcome = later.await;
                     if let Some(core) = this.upgrade() {
-                        core.replied_myself(id, reply);
+                        core.replied_myself(id, outcome);
                     }
                 });
             }
         }
     }
 
-    fn replied_myself(&self, id: RequestId, reply: Reply) {
+    fn replied_myself(&self, id: RequestId, outcome: Outcome<Bytes>) {
         let (now, me) = (self.now(), self.cluster.topology.me());
         let mut actions = self.gathered.take();
-        self.coordinator.borrow_mut().replied(now, me, id, reply, &mut actions);
+        self.coordinator.borrow_mut().replied(now, me, id, outcome, &mut actions);
         self.carry_out(now, actions);
     }
 
@@ -511,52 +519,6 @@ impl Core {
     }
 }
 
-/// What a coordinator asks of this node, as the operation that it is.
-fn operation_of(request: &Request) -> Operation<&[u8]> {
-    match request {
-        Request::Read { key, want } => {
-            let want = match want {
-                Want::Value => koltso_model::Want::Value,
-                Want::Version => koltso_model::Want::Version,
-            };
-            Operation::Read { key: Key::new(key), want }
-        }
-        Request::Write(record) => {
-            let flags = Flags::new(1);
-            Operation::Write(koltso_model::Record {
-                key: Key::new(&record.key),
-                value: &record.value,
-                version: record.version,
-                expires_at_ms: record.expires_at_ms,
-                flags: if record.tombstone { flags.tombstone() } else { flags },
-                attributes: &[],
-            })
-        }
-    }
-}
-
-/// What came of it, for the coordinator.
-fn own_reply(outcome: Outcome<Contents<'_>>) -> Reply {
-    match outcome {
-        Outcome::Applied => Reply::Applied,
-        Outcome::Superseded(version) => Reply::Superseded(version),
-        Outcome::Refused(why) => Reply::Refused(match why {
-            koltso_model::Refused::DiskFull => Refused::DiskFull,
-            koltso_model::Refused::TooLarge => Refused::TooLarge,
-            koltso_model::Refused::Busy => Refused::Busy,
-            koltso_model::Refused::Failed | koltso_model::Refused::NotReady => Refused::Failed,
-        }),
-        Outcome::Found(found) => Reply::Found {
-            version: found.version,
-            expires_at_ms: found.expires_at_ms,
-            value_len: found.value_len,
-            value: found.value.map(Contents::into_bytes),
-        },
-        Outcome::Absent(tombstone) => Reply::Absent(tombstone.map(|tombstone| tombstone.version)),
-        Outcome::Damaged => Reply::Damaged,
-    }
-}
-
 /// What a link tells its core.
 impl LinkHandler for Core {
     #[inline]
@@ -585,12 +547,12 @@ impl LinkHandler for Core {
     ) -> Result<(), String> {
         let (node, now) = (NodeIndex(peer as u8), self.at(now));
         if let wire::Reply::Pong { wall_ms, clock } = reply {
-            if believe::credible(clock, now.wall_ms) {
+            if believe::credible(clock, now.wall.ms()) {
                 self.node.clock.observe(clock);
             }
             let round_trip = self.coordinator.borrow_mut().probed(now, node);
             return match round_trip {
-                Some(micros) => self.cluster.peers.clock_seen(node, wall_ms, now.wall_ms, micros),
+                Some(micros) => self.cluster.peers.clock_seen(node, wall_ms, now.wall.ms(), micros),
                 None => Ok(()),
             };
         }
@@ -601,18 +563,18 @@ impl LinkHandler for Core {
         let mut coordinator = self.coordinator.borrow_mut();
         // (What is not in flight any more was asked about some key; nobody knows which.)
         let asked = coordinator.key_hash(id).unwrap_or(KeyHash(key_hash));
-        believe::reply(asked, key_hash, &reply, now.wall_ms)?;
+        believe::reply(asked, key_hash, &reply, now.wall.ms())?;
         if let wire::Reply::Superseded(newer) = &reply {
             self.node.clock.observe(newer.clock);
         }
-        let reply = match &reply {
+        let outcome = match &reply {
             wire::Reply::Found { value: Some(value), .. } if !self.has_room(value.len()) => {
-                Some(Reply::Refused(Refused::Busy))
+                Some(Outcome::Refused(Refused::Busy))
             }
-            _ => reply_of(reply, &self.held),
+            _ => outcome_of(reply, &self.held),
         };
-        if let Some(reply) = reply {
-            coordinator.replied(now, node, id, reply, &mut self.gathered.borrow_mut());
+        if let Some(outcome) = outcome {
+            coordinator.replied(now, node, id, outcome, &mut self.gathered.borrow_mut());
         }
         Ok(())
     }

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use koltso_cluster::message::Record;
+use bytes::Bytes;
 use koltso_hints::{Confirmed, Dial, Keeper, Options, Peer, Target};
+use koltso_model::{Record, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::Connection;
 use koltso_net::replica::frame::encode_request;
 use koltso_net::replica::{self as wire, Identity, Stamp};
-use koltso_storage::{KeyHash, VALUE_MAX_LIMIT};
 
 use super::{Cluster, SKEW_MAX_MS, believe};
 use crate::member::clock::now_ms;
@@ -64,15 +64,15 @@ impl Dial for Dialer {
 }
 
 impl Target for Line {
-    fn write(&mut self, records: &[Record]) -> Result<Vec<Confirmed>, String> {
+    fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Confirmed>, String> {
         self.buffer.clear();
         for (number, record) in records.iter().enumerate() {
             let version = Stamp { clock: record.version.clock, node: record.version.node };
-            let request = if record.tombstone {
-                wire::Request::Delete { key: &record.key, version }
+            let request = if record.flags.is_tombstone() {
+                wire::Request::Delete { key: record.key.bytes(), version }
             } else {
                 let (value, expires_at_ms) = (&record.value[..], record.expires_at_ms);
-                wire::Request::Put { key: &record.key, value, version, expires_at_ms }
+                wire::Request::Put { key: record.key.bytes(), value, version, expires_at_ms }
             };
             encode_request(&mut self.buffer, number as u64, &request);
         }
@@ -83,7 +83,7 @@ impl Target for Line {
                 if number != expected as u64 {
                     return Err("it answered another request than the one whose turn it is".to_owned());
                 }
-                believe::reply(KeyHash::of(&record.key), key_hash, &reply, now_ms())?;
+                believe::reply(record.key.hash(), key_hash, &reply, now_ms())?;
                 match reply {
                     wire::Reply::Applied | wire::Reply::Superseded(_) => Ok(Confirmed::Taken),
                     // It never will take it, and everything behind it would wait.

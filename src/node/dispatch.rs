@@ -12,10 +12,9 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use koltso_cluster::coordinator::{self, Full, Shortage};
-use koltso_cluster::message;
-use koltso_model::{Flags, Found, Key, Operation, Outcome, Quorum, Record, Refused, Version, Want};
+use koltso_model::{Flags, Key, Operation, Outcome, Quorum, Record, Refused, Version, WallTime, Want};
 
-use crate::member::clock::now_ms;
+use crate::member::clock::{now_ms, now_wall};
 use crate::member::{self, Submitted, Ticket};
 use crate::node::Node;
 use crate::node::replica::{Contents, Executed, Later, Replica};
@@ -137,14 +136,14 @@ impl Dispatch {
         match action {
             Action::Read(want) => self.read(key, quorum, want, then),
             Action::Put { value, ttl_ms } => {
-                let now = now_ms();
+                let now = now_wall();
                 // The millisecond of the acceptance has begun already: the next one is the first that has the whole time.
-                let expires_at_ms = ttl_ms.map_or(0, |ttl| now + 1 + ttl);
+                let expires_at_ms = ttl_ms.map_or(0, |ttl| now.ms() + 1 + ttl);
                 self.write(key, quorum, value, (expires_at_ms, Flags::new(quorum.from())), now, then)
             }
             Action::Delete => {
                 let flags = Flags::new(quorum.from()).tombstone();
-                self.write(key, quorum, Contents::Borrowed(&[]), (0, flags), now_ms(), then)
+                self.write(key, quorum, Contents::Borrowed(&[]), (0, flags), now_wall(), then)
             }
         }
     }
@@ -177,12 +176,7 @@ impl Dispatch {
         let Some(cluster) = cluster else {
             unreachable!("without a cluster the local outcome is the answer");
         };
-        let want = match want {
-            Want::Value => message::Want::Value,
-            Want::Version => message::Want::Version,
-        };
-        let key = Bytes::copy_from_slice(key.bytes());
-        Ok(submitted(cluster.read(key, want, (quorum.ack(), quorum.from()))?, finish))
+        Ok(submitted(cluster.read(key.owned(), want, quorum)?, finish))
     }
 
     #[inline]
@@ -192,7 +186,7 @@ impl Dispatch {
         quorum: Quorum,
         value: Contents<'_>,
         (expires_at_ms, flags): (u64, Flags),
-        now: u64,
+        now: WallTime,
         then: impl FnOnce(Answer<Contents<'_>>) -> R,
     ) -> Result<Dispatched<R>, Full> {
         let next_version = || Version::new(self.node.clock.next(now), self.number);
@@ -215,18 +209,13 @@ impl Dispatch {
                 Executed::Later(later) => Dispatched::Later(LaterAnswer(Source::Alone(later, replicas))),
             });
         };
-        let (key, value) = match value {
-            Contents::Shared(value) => (Bytes::copy_from_slice(key.bytes()), value),
-            Contents::Borrowed(value) => {
-                let mut bytes = Vec::with_capacity(key.bytes().len() + value.len());
-                bytes.extend_from_slice(key.bytes());
-                bytes.extend_from_slice(value);
-                let bytes = Bytes::from(bytes);
-                (bytes.slice(..key.bytes().len()), bytes.slice(key.bytes().len()..))
+        let record = match value {
+            Contents::Shared(value) => {
+                Record { key: key.owned(), value, version, expires_at_ms, flags, attributes: Bytes::new() }
             }
+            Contents::Borrowed(value) => Record { key, value, version, expires_at_ms, flags, attributes: &[] }.owned(),
         };
-        let record = message::Record { key, value, version, expires_at_ms, tombstone: flags.is_tombstone() };
-        Ok(submitted(cluster.write(record, (quorum.ack(), quorum.from()))?, then))
+        Ok(submitted(cluster.write(record, quorum)?, then))
     }
 }
 
@@ -239,15 +228,9 @@ fn submitted<R>(submitted: Submitted, then: impl FnOnce(Answer<Contents<'_>>) ->
 
 /// What a coordinator answered.
 fn coordinated(answer: coordinator::Answer) -> Answer<Bytes> {
-    let flags = Flags::new(1);
-    let result = match answer.outcome {
-        coordinator::Outcome::Written => Ok(Outcome::Applied),
-        coordinator::Outcome::Found { version, value_len, value } => {
-            Ok(Outcome::Found(Found { version, expires_at_ms: 0, flags, attributes: Bytes::new(), value_len, value }))
-        }
-        coordinator::Outcome::Absent => Ok(Outcome::Absent(None)),
-        coordinator::Outcome::NotEnough(shortage) if shortage.busy => Ok(Outcome::Refused(Refused::Busy)),
-        coordinator::Outcome::NotEnough(shortage) => Err(shortage),
+    let result = match answer.result {
+        Err(shortage) if shortage.busy => Ok(Outcome::Refused(Refused::Busy)),
+        result => result,
     };
     Answer { result, replicas: Some((answer.answered, answer.asked)) }
 }

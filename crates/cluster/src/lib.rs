@@ -1,6 +1,8 @@
 //! The decisions of a cluster, as functions from events to actions: where keys live, when a request has enough replicas,
 //! which peer is ailing, what a peer has missed.
 //!
+//! What nodes say to each other are the values of `koltso-model`: an `Operation` goes to a replica, an `Outcome` comes back.
+//!
 //! Nothing here does I/O, looks at a clock, starts a thread or draws a random number: time and replies come in, messages
 //! and answers go out, as values. The program joins it with sockets and the engine (`src/cluster/`); the simulator in
 //! `tests/simulation.rs` joins the same code with a virtual network, one seed and no threads.
@@ -8,20 +10,20 @@
 //! - [`placement`]: key → partition → ranked nodes.
 //! - [`coordinator`]: PUT, DELETE and GET with `ack` of `from`.
 //! - [`health`]: latency, silence, circuits, probes, the hedge budget.
-//! - [`message`]: what nodes say to each other, in memory.
 //! - [`pace`]: how fast missed writes are replayed.
 
 pub mod coordinator;
 pub mod health;
-pub mod message;
 pub mod pace;
 pub mod placement;
+
+use koltso_model::WallTime;
 
 /// The moment at which an event happens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Now {
     /// Microseconds of a monotonic clock with any origin: deadlines and latencies.
     pub micros: u64,
-    /// Milliseconds since the Unix epoch: versions and expiry.
-    pub wall_ms: u64,
+    /// The wall clock: versions and expiry.
+    pub wall: WallTime,
 }

@@ -11,10 +11,7 @@
 //! Owner: made once at start, shared. Bounds: [`NODES_MAX`] nodes, 4096 × nodes bytes. Invariants: depends only on the set
 //! of addresses, on every machine; each row is a permutation of the nodes. Tested below by properties.
 
-use koltso_storage::{KeyHash, PARTITIONS};
-
-/// The most nodes of a cluster: sets of replicas are bits of a `u64`.
-pub const NODES_MAX: usize = 64;
+use koltso_model::{KeyHash, NODES_MAX, PARTITIONS};
 
 /// A node, as its place among the sorted addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

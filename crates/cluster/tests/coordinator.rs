@@ -20,12 +20,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use koltso_cluster::Now;
-use koltso_cluster::coordinator::{Action, Coordinator, Full, Outcome, RequestId, Settings};
-use koltso_cluster::message::{Record, Refused, Reply, Request, Want};
+use koltso_cluster::coordinator::{Action, Coordinator, Full, RequestId, Settings};
 use koltso_cluster::placement::{NodeIndex, Topology};
-use koltso_storage::{KeyHash, Version};
+use koltso_model::{
+    Flags, Found, Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Tombstone, Version, WallTime, Want,
+};
 
 const KEY: Bytes = Bytes::from_static(b"planet");
+/// What every value carries.
+const ATTRIBUTES: Bytes = Bytes::from_static(&[1, 4, b't', b'e', b'x', b't']);
+/// What a replica says of itself: a key has had three replicas.
+const FLAGS: Flags = Flags::new(3);
 const DEADLINE_MS: u64 = 1000;
 
 struct Scene {
@@ -33,8 +38,8 @@ struct Scene {
     ranked: Vec<NodeIndex>,
     micros: u64,
     tokens: u64,
-    waiting: BTreeMap<char, VecDeque<(RequestId, Request)>>,
-    last: BTreeMap<char, (RequestId, Request)>,
+    waiting: BTreeMap<char, VecDeque<(RequestId, Operation<Bytes>)>>,
+    last: BTreeMap<char, (RequestId, Operation<Bytes>)>,
     actions: Vec<Action>,
     pings: bool,
 }
@@ -71,7 +76,7 @@ impl Scene {
     }
 
     fn now(&self) -> Now {
-        Now { micros: self.micros, wall_ms: self.micros / 1000 }
+        Now { micros: self.micros, wall: WallTime::from_ms(self.micros / 1000) }
     }
 
     fn node(&self, letter: char) -> NodeIndex {
@@ -84,46 +89,55 @@ impl Scene {
 
     fn begin(&mut self, what: &str, counts: &str, clock: u64) -> Result<(), Full> {
         let (ack, from) = counts.split_once('/').unwrap();
-        let counts = (ack.parse().unwrap(), from.parse().unwrap());
+        let quorum = Quorum::new(ack.parse().unwrap(), from.parse().unwrap()).unwrap();
         self.tokens += 1;
         let (now, token) = (self.now(), self.tokens);
         let want = if what == "head" { Want::Version } else { Want::Value };
         if matches!(what, "get" | "head") {
-            return self.coordinator.read(now, token, KEY, want, counts, &mut self.actions);
+            return self.coordinator.read(now, token, Key::new(KEY), want, quorum, &mut self.actions);
         }
         let (version, tombstone) = (version(clock), what == "delete");
         let value = if tombstone { Bytes::new() } else { value(version) };
-        let record = Record { key: KEY, value, version, expires_at_ms: 0, tombstone };
-        self.coordinator.write(now, token, record, counts, &mut self.actions)
+        let flags = Flags::new(quorum.from());
+        let flags = if tombstone { flags.tombstone() } else { flags };
+        let attributes = if tombstone { Bytes::new() } else { ATTRIBUTES };
+        let record = Record { key: Key::new(KEY), value, version, expires_at_ms: 0, flags, attributes };
+        self.coordinator.write(now, token, record, quorum, &mut self.actions)
     }
 
     fn reply(&mut self, letter: char, words: &[&str], again: bool) {
-        let (id, request) = if again {
+        let (id, operation) = if again {
             self.last[&letter].clone()
         } else {
             let waiting = self.waiting.get_mut(&letter).and_then(VecDeque::pop_front);
             waiting.unwrap_or_else(|| panic!("nothing was asked of {letter}"))
         };
-        self.last.insert(letter, (id, request.clone()));
+        self.last.insert(letter, (id, operation.clone()));
         let number = || version(words[1].parse().unwrap());
-        let reply = match words[0] {
-            "applied" => Reply::Applied,
-            "newer" => Reply::Superseded(number()),
-            "full" => Reply::Refused(Refused::DiskFull),
-            "broken" => Reply::Refused(Refused::Failed),
-            "nothing" => Reply::Absent(None),
-            "deleted" => Reply::Absent(Some(number())),
-            "damaged" => Reply::Damaged,
+        let outcome = match words[0] {
+            "applied" => Outcome::Applied,
+            "newer" => Outcome::Superseded(number()),
+            "full" => Outcome::Refused(Refused::DiskFull),
+            "broken" => Outcome::Refused(Refused::Failed),
+            "nothing" => Outcome::Absent(None),
+            "deleted" => Outcome::Absent(Some(Tombstone { version: number(), flags: FLAGS })),
+            "damaged" => Outcome::Damaged,
             "has" => {
                 let value = value(number());
-                let wanted = matches!(request, Request::Read { want: Want::Value, .. });
-                let value_len = value.len() as u32;
-                Reply::Found { version: number(), expires_at_ms: 0, value_len, value: wanted.then_some(value) }
+                let wanted = matches!(operation, Operation::Read { want: Want::Value, .. });
+                Outcome::Found(Found {
+                    version: number(),
+                    expires_at_ms: 0,
+                    flags: FLAGS,
+                    attributes: ATTRIBUTES,
+                    value_len: value.len() as u32,
+                    value: wanted.then_some(value),
+                })
             }
             other => panic!("{other} is no reply"),
         };
         let (now, node) = (self.now(), self.node(letter));
-        self.coordinator.replied(now, node, id, reply, &mut self.actions);
+        self.coordinator.replied(now, node, id, outcome, &mut self.actions);
     }
 
     fn event(&mut self, line: &str) {
@@ -167,22 +181,24 @@ impl Scene {
         let mut done = Vec::new();
         for action in std::mem::take(&mut self.actions) {
             done.push(match action {
-                Action::Send { to, id, request } => {
+                Action::Send { to, id, operation } => {
                     let letter = self.letter(to);
-                    self.waiting.entry(letter).or_default().push_back((id, request.clone()));
-                    match (request, id.0 as u8) {
-                        (Request::Write(record), 0) => format!("write {letter} {}", record.version.clock),
-                        (Request::Write(record), 1) => format!("renew {letter} {}", record.version.clock),
-                        (Request::Write(record), _) if record.tombstone => {
+                    self.waiting.entry(letter).or_default().push_back((id, operation.clone()));
+                    match (operation, id.0 as u8) {
+                        (Operation::Write(record), 0) => format!("write {letter} {}", record.version.clock),
+                        (Operation::Write(record), 1) => format!("renew {letter} {}", record.version.clock),
+                        (Operation::Write(record), _) if record.flags.is_tombstone() => {
+                            assert_eq!(record.flags, FLAGS.tombstone(), "a repair passes the flags on");
                             format!("repair {letter} deleted {}", record.version.clock)
                         }
-                        (Request::Write(record), _) => {
+                        (Operation::Write(record), _) => {
                             assert_eq!(record.value, value(record.version), "a repair brings the version's own value");
+                            assert_eq!((record.flags, &record.attributes), (FLAGS, &ATTRIBUTES));
                             format!("repair {letter} {}", record.version.clock)
                         }
-                        (Request::Read { want: Want::Value, .. }, 2) => format!("fetch {letter}"),
-                        (Request::Read { want: Want::Value, .. }, _) => format!("value {letter}"),
-                        (Request::Read { want: Want::Version, .. }, _) => format!("version {letter}"),
+                        (Operation::Read { want: Want::Value, .. }, 2) => format!("fetch {letter}"),
+                        (Operation::Read { want: Want::Value, .. }, _) => format!("value {letter}"),
+                        (Operation::Read { want: Want::Version, .. }, _) => format!("version {letter}"),
                     }
                 }
                 Action::Probe { .. } if !self.pings => continue,
@@ -190,15 +206,19 @@ impl Scene {
                 Action::Hint { to, record } => format!("hint {} {}", self.letter(to), record.version.clock),
                 Action::Answer { token, answer } => {
                     assert!(token <= self.tokens);
-                    match answer.outcome {
-                        Outcome::Written => "written".to_owned(),
-                        Outcome::Absent => "absent".to_owned(),
-                        Outcome::Found { version, value: None, .. } => format!("version is {}", version.clock),
-                        Outcome::Found { version, value: Some(found), .. } => {
-                            assert_eq!(found, value(version));
+                    match answer.result {
+                        Ok(Outcome::Applied) => "written".to_owned(),
+                        Ok(Outcome::Absent(_)) => "absent".to_owned(),
+                        Ok(Outcome::Found(Found { version, value: None, attributes, .. })) => {
+                            assert_eq!(attributes, ATTRIBUTES);
+                            format!("version is {}", version.clock)
+                        }
+                        Ok(Outcome::Found(Found { version, value: Some(found), attributes, .. })) => {
+                            assert_eq!((found, attributes), (value(version), ATTRIBUTES));
                             format!("found {}", version.clock)
                         }
-                        Outcome::NotEnough(shortage) => {
+                        Ok(outcome) => panic!("{outcome:?} is no answer"),
+                        Err(shortage) => {
                             let mut missing: Vec<_> = shortage.missing.iter().map(|&n| self.letter(n)).collect();
                             missing.sort_unstable();
                             let missing: String = missing.into_iter().collect();

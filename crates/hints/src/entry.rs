@@ -8,9 +8,10 @@
 //! 16  u64      sequence, as in the name   16  u64  version, clock             16  u64      sequence of a segment
 //! 24  u32      salt, random               24  u16  version, node              24  u64      offset in it
 //! 28  u32      zero                       26  u16  key length
-//! 32  entries, without gaps               28  u32  flags: bit 0 tombstone
+//! 32  entries, without gaps               28  u16  flags, as in the record
+//!                                         30  u16  length of the attributes
 //!                                         32  u64  expiry, Unix ms, 0 never
-//!                                         40  key, value
+//!                                         40  key, attributes, value
 //! ```
 //!
 //! An entry's checksum starts from the salt and the entry's offset, so bytes that only look like an entry (a value that a
@@ -20,13 +21,12 @@
 use std::io::{self, Read};
 
 use bytes::Bytes;
-use koltso_cluster::message::Record;
-use koltso_storage::{KEY_MAX, VALUE_MAX_LIMIT, Version};
+use koltso_model::{ATTRIBUTES_MAX, Attributes, Flags, KEY_MAX, Key, Record, VALUE_MAX_LIMIT, Version};
 
 /// The format of hint segments that this build writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// The longest entry, in bytes.
-pub const ENTRY_MAX: u64 = (ENTRY_HEADER + KEY_MAX + VALUE_MAX_LIMIT) as u64;
+pub const ENTRY_MAX: u64 = (ENTRY_HEADER + KEY_MAX + ATTRIBUTES_MAX + VALUE_MAX_LIMIT) as u64;
 
 /// Bytes of a segment's header.
 pub(crate) const HEADER: u64 = 32;
@@ -35,7 +35,6 @@ const ENTRY_HEADER: usize = 40;
 const PREFIX: usize = 8;
 const MAGIC: [u8; 8] = *b"KOLTSOHN";
 const MAGIC_CONFIRMED: [u8; 8] = *b"KOLTSOHC";
-const TOMBSTONE: u32 = 1;
 
 const _: () = assert!(KEY_MAX <= u16::MAX as usize && ENTRY_MAX <= u32::MAX as u64);
 
@@ -113,12 +112,13 @@ pub(crate) fn read_confirmed(bytes: &[u8]) -> Option<Position> {
 }
 
 /// Bytes of a record's entry; `None` when the log cannot hold it, which no record of the API can be.
-pub(crate) fn size(record: &Record) -> Option<u64> {
-    let fits = (1..=KEY_MAX).contains(&record.key.len())
+pub(crate) fn size(record: &Record<Bytes>) -> Option<u64> {
+    let fits = (1..=KEY_MAX).contains(&record.key.bytes().len())
         && record.value.len() <= VALUE_MAX_LIMIT
         && record.version.clock != 0
-        && (record.value.is_empty() || !record.tombstone);
-    fits.then(|| (ENTRY_HEADER + record.key.len() + record.value.len()) as u64)
+        && (record.value.is_empty() || !record.flags.is_tombstone())
+        && Attributes::parse(&record.attributes).is_ok();
+    fits.then(|| (ENTRY_HEADER + record.len()) as u64)
 }
 
 fn checksum(salt: u32, offset: u64, bytes: &[u8]) -> u32 {
@@ -126,18 +126,20 @@ fn checksum(salt: u32, offset: u64, bytes: &[u8]) -> u32 {
 }
 
 /// Appends the entry that will lie at `offset` of its segment. The record has a [`size`].
-pub(crate) fn encode(out: &mut Vec<u8>, record: &Record, written_ms: u64, salt: u32, offset: u64) {
+pub(crate) fn encode(out: &mut Vec<u8>, record: &Record<Bytes>, written_ms: u64, salt: u32, offset: u64) {
     let begin = out.len();
-    let length = ENTRY_HEADER - PREFIX + record.key.len() + record.value.len();
+    let length = ENTRY_HEADER - PREFIX + record.len();
     out.extend_from_slice(&(length as u32).to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&written_ms.to_le_bytes());
     out.extend_from_slice(&record.version.clock.to_le_bytes());
     out.extend_from_slice(&record.version.node.to_le_bytes());
-    out.extend_from_slice(&(record.key.len() as u16).to_le_bytes());
-    out.extend_from_slice(&(if record.tombstone { TOMBSTONE } else { 0 }).to_le_bytes());
+    out.extend_from_slice(&(record.key.bytes().len() as u16).to_le_bytes());
+    out.extend_from_slice(&record.flags.bits().to_le_bytes());
+    out.extend_from_slice(&(record.attributes.len() as u16).to_le_bytes());
     out.extend_from_slice(&record.expires_at_ms.to_le_bytes());
-    out.extend_from_slice(&record.key);
+    out.extend_from_slice(record.key.bytes());
+    out.extend_from_slice(&record.attributes);
     out.extend_from_slice(&record.value);
     let crc = checksum(salt, offset, &out[begin..]);
     out[begin + 4..begin + 8].copy_from_slice(&crc.to_le_bytes());
@@ -146,7 +148,7 @@ pub(crate) fn encode(out: &mut Vec<u8>, record: &Record, written_ms: u64, salt: 
 /// An intact entry.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub record: Record,
+    pub record: Record<Bytes>,
     pub written_ms: u64,
     /// Where the next one begins.
     pub end: u64,
@@ -193,18 +195,20 @@ impl<R: Read> Scanner<R> {
         if crc != u32_at(&head, 4) {
             return Ok(None);
         }
-        let (key_len, flags) = (usize::from(u16_at(&head, 26)), u32_at(&head, 28));
-        if key_len > body.len() || flags & !TOMBSTONE != 0 {
+        let (key_len, attributes_len) = (usize::from(u16_at(&head, 26)), usize::from(u16_at(&head, 30)));
+        if key_len + attributes_len > body.len() {
             return Ok(None);
         }
         let mut key = Bytes::from(body);
-        let value = key.split_off(key_len);
+        let mut attributes = key.split_off(key_len);
+        let value = attributes.split_off(attributes_len);
         let record = Record {
-            key,
+            key: Key::new(key),
             value,
+            attributes,
             version: Version::new(u64_at(&head, 16), u16_at(&head, 24)),
             expires_at_ms: u64_at(&head, 32),
-            tombstone: flags & TOMBSTONE != 0,
+            flags: Flags::from_bits(u16_at(&head, 28)),
         };
         if size(&record) != Some(PREFIX as u64 + length) {
             return Ok(None);
@@ -259,13 +263,15 @@ pub fn fuzz_entry(bytes: &mut [u8], offset: usize) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn record(key: &[u8], value: &[u8]) -> Record {
+    fn record(key: &[u8], value: &[u8]) -> Record<Bytes> {
+        let flags = Flags::new(3);
         Record {
-            key: Bytes::copy_from_slice(key),
+            key: Key::new(Bytes::copy_from_slice(key)),
             value: Bytes::copy_from_slice(value),
             version: Version::new(0x0102_0304_0506_0708, 9),
             expires_at_ms: 77,
-            tombstone: value.is_empty(),
+            flags: if value.is_empty() { flags.tombstone() } else { flags },
+            attributes: Bytes::new(),
         }
     }
 
@@ -273,18 +279,20 @@ mod tests {
     #[test]
     fn the_bytes_are_those_of_the_document() {
         let mut bytes = Vec::new();
-        encode(&mut bytes, &record(b"key", b""), 5, 0xabcd, HEADER);
+        let attributes = Bytes::from_static(&[1, 1, b'x']);
+        encode(&mut bytes, &Record { attributes, ..record(b"key", b"") }, 5, 0xabcd, HEADER);
         let crc = u32_at(&bytes, 4);
         let expected: Vec<u8> = [
-            &35_u32.to_le_bytes()[..],
+            &38_u32.to_le_bytes()[..],
             &crc.to_le_bytes(),
             &5_u64.to_le_bytes(),
             &0x0102_0304_0506_0708_u64.to_le_bytes(),
             &9_u16.to_le_bytes(),
             &3_u16.to_le_bytes(),
-            &1_u32.to_le_bytes(),
+            &0b1001_u16.to_le_bytes(),
+            &3_u16.to_le_bytes(),
             &77_u64.to_le_bytes(),
-            b"key",
+            b"key\x01\x01x",
         ]
         .concat();
         assert_eq!(bytes, expected);
@@ -292,12 +300,12 @@ mod tests {
         assert_eq!(crc, crc32c::crc32c_append(0xabcd ^ 32, &summed));
 
         let header = segment_header(3, 0xabcd);
-        assert_eq!((&header[..8], u32_at(&header, 8), u64_at(&header, 16)), (&b"KOLTSOHN"[..], 1, 3));
+        assert_eq!((&header[..8], u32_at(&header, 8), u64_at(&header, 16)), (&b"KOLTSOHN"[..], 2, 3));
         assert_eq!(read_segment_header(&header, 3), Header::Ours { salt: 0xabcd });
         assert_eq!(read_segment_header(&header, 4), Header::Damaged, "renamed");
-        assert_eq!(read_segment_header(&frame(MAGIC, 2, 3, 0), 3), Header::Newer(2));
+        assert_eq!(read_segment_header(&frame(MAGIC, 3, 3, 0), 3), Header::Newer(3));
         let mut damaged = header;
-        damaged[8] = 2;
+        damaged[8] = 3;
         assert_eq!(read_segment_header(&damaged, 3), Header::Damaged, "damage is not taken for a newer format");
     }
 
@@ -341,6 +349,7 @@ mod tests {
         assert_eq!(size(&record(b"", b"v")), None);
         assert_eq!(size(&record(&[1; KEY_MAX + 1], b"v")), None);
         assert_eq!(size(&Record { version: Version::default(), ..record(b"k", b"v") }), None);
-        assert_eq!(size(&Record { tombstone: true, ..record(b"k", b"v") }), None);
+        assert_eq!(size(&Record { flags: Flags::new(1).tombstone(), ..record(b"k", b"v") }), None);
+        assert_eq!(size(&Record { attributes: Bytes::from_static(&[1]), ..record(b"k", b"v") }), None);
     }
 }

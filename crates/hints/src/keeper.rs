@@ -22,10 +22,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use koltso_cluster::message::Record;
 use koltso_cluster::pace::Pace;
 use koltso_instrument::{Mutex, waiting};
+use koltso_model::Record;
 
 use crate::log::{Bounds, Log, OncePerMinute};
 
@@ -75,7 +76,7 @@ pub trait Target: Send {
     ///
     /// # Errors
     /// One sentence. The connection is dropped then, and none of the records counts as confirmed.
-    fn write(&mut self, records: &[Record]) -> Result<Vec<Confirmed>, String>;
+    fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Confirmed>, String>;
 }
 
 /// What a peer says to one hint.
@@ -137,7 +138,7 @@ pub struct Figures {
 }
 
 enum Item {
-    Hint(Record),
+    Hint(Record<Bytes>),
     /// Somebody knows that the peer has missed more than its hints say.
     Mark(String),
     Stop,
@@ -183,10 +184,6 @@ struct Queue {
 /// Keeps hints for peers. Dropping it stops the threads too, but waits for nothing.
 pub struct Keeper {
     queues: Vec<Queue>,
-}
-
-fn bytes_of(record: &Record) -> usize {
-    record.key.len() + record.value.len()
 }
 
 /// The name of the folder for a peer's hints: its URL's host and port, with anything unusual as `_`.
@@ -269,12 +266,12 @@ impl Keeper {
     ///
     /// The record's buffers live until it is appended, normally for about a millisecond. Nothing is kept for a node that is
     /// no peer.
-    pub fn keep(&self, node: usize, record: Record) {
+    pub fn keep(&self, node: usize, record: Record<Bytes>) {
         let Some(Queue { sender, shared, .. }) = self.queue(node) else {
             debug_assert!(false, "node {node} is no peer");
             return;
         };
-        let bytes = bytes_of(&record);
+        let bytes = record.len();
         let queued = shared.queued.fetch_add(1, Ordering::Relaxed);
         let queued_bytes = shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let fits = queued < QUEUE_MAX && queued_bytes + bytes <= QUEUE_BYTES_MAX;
@@ -420,7 +417,7 @@ impl Worker {
         while let Some(item) = next {
             match item {
                 Item::Hint(record) => {
-                    bytes += bytes_of(&record);
+                    bytes += record.len();
                     batch.push(record);
                 }
                 Item::Mark(reason) => self.log.lose(0, &reason),
@@ -436,7 +433,7 @@ impl Worker {
         goes_on
     }
 
-    fn append(&mut self, batch: &mut Vec<Record>, bytes: &mut usize) {
+    fn append(&mut self, batch: &mut Vec<Record<Bytes>>, bytes: &mut usize) {
         self.log.append(batch, (self.options.now_ms)());
         self.publish();
         self.shared.queued.fetch_sub(batch.len(), Ordering::Release);

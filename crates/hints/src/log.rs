@@ -21,8 +21,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use koltso_cluster::message::Record;
+use bytes::Bytes;
 use koltso_instrument::waiting;
+use koltso_model::Record;
 
 use crate::entry::{self, FORMAT, HEADER, Header, Position, Scanner};
 
@@ -82,7 +83,7 @@ struct Segment {
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     sequence: u64,
-    pub records: Vec<Record>,
+    pub records: Vec<Record<Bytes>>,
     /// Of each record: where its entry ends, and when it was written.
     ends: Vec<(u64, u64)>,
 }
@@ -322,7 +323,7 @@ impl Log {
     }
 
     /// Appends records in order, one write for all that fit a segment. What cannot be appended is lost.
-    pub(crate) fn append(&mut self, records: &[Record], now_ms: u64) {
+    pub(crate) fn append(&mut self, records: &[Record<Bytes>], now_ms: u64) {
         let mut rest = records;
         while !rest.is_empty() {
             match self.append_some(rest, now_ms) {
@@ -338,7 +339,7 @@ impl Log {
     }
 
     /// Appends at least one record, to one segment.
-    fn append_some(&mut self, records: &[Record], now_ms: u64) -> io::Result<usize> {
+    fn append_some(&mut self, records: &[Record<Bytes>], now_ms: u64) -> io::Result<usize> {
         let fits = |record| entry::size(record).filter(|size| HEADER + size <= self.bounds.bytes_max);
         let Some(first_size) = fits(&records[0]) else {
             self.lose(1, "a record does not fit the hint log");

@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use koltso_cluster::message::Record;
 use koltso_hints::{Dial, Keeper, Options, Peer, Target, fuzz_entry, fuzz_segment};
-use koltso_storage::Version;
+use koltso_model::{Flags, Key, Record, Version};
 
 const HEADER: usize = 32;
 const HINTS: usize = 60;
@@ -51,9 +50,13 @@ fn segment() -> (Vec<u8>, Vec<usize>) {
         let value = if tombstone { Bytes::new() } else { vec![number as u8; number * 13 % 400].into() };
         let key = Bytes::from(format!("key-{number}"));
         begins.push(end);
-        end += 40 + key.len() + value.len();
+        let flags = Flags::new(3);
+        let flags = if tombstone { flags.tombstone() } else { flags };
+        let attributes = Bytes::from(vec![1, 2, b'a', number as u8]);
+        end += 40 + key.len() + attributes.len() + value.len();
         let version = Version::new(number as u64 + 1, number as u16 % 3);
-        keeper.keep(0, Record { key, value, version, expires_at_ms: number as u64 % 2 * 1_000, tombstone });
+        let expires_at_ms = number as u64 % 2 * 1_000;
+        keeper.keep(0, Record { key: Key::new(key), value, version, expires_at_ms, flags, attributes });
     }
     keeper.stop();
     let bytes = std::fs::read(dir.path().join("a_1/0000000000000001.hints")).unwrap();

@@ -9,11 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use koltso_cluster::message::Record;
 use koltso_hints::{
     Confirmed, Dial, Keeper, Options, Peer, QUEUE_BYTES_MAX, QUEUE_MAX, Target, WINDOW_BYTES, folder_name,
 };
-use koltso_storage::Version;
+use koltso_model::{Flags, Key, Record, Version};
 use parking_lot::{Condvar, Mutex};
 
 const URLS: [&str; 3] = ["http://127.0.0.1:1337", "http://127.0.0.1:1338", "http://127.0.0.1:1339"];
@@ -39,7 +38,7 @@ struct State {
     moods: VecDeque<Mood>,
     /// Where windows wait while it is set.
     hangs: bool,
-    taken: Vec<Record>,
+    taken: Vec<Record<Bytes>>,
     windows: Vec<usize>,
     dials: Vec<Instant>,
     connections: usize,
@@ -75,7 +74,7 @@ impl Drop for Connection {
 }
 
 impl Target for Connection {
-    fn write(&mut self, records: &[Record]) -> Result<Vec<Confirmed>, String> {
+    fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Confirmed>, String> {
         let mut state = self.0.state.lock();
         let deadline = Instant::now() + Duration::from_millis(500);
         while state.hangs {
@@ -131,18 +130,19 @@ fn net(up: bool) -> Arc<Net> {
     Arc::new(net)
 }
 
-fn record(number: u64, len: usize) -> Record {
+fn record(number: u64, len: usize) -> Record<Bytes> {
     Record {
-        key: Bytes::copy_from_slice(&number.to_be_bytes()),
+        key: Key::new(Bytes::copy_from_slice(&number.to_be_bytes())),
         value: vec![number as u8; len].into(),
         version: Version::new(number + 1, 0),
         expires_at_ms: 0,
-        tombstone: false,
+        flags: Flags::new(3),
+        attributes: Bytes::new(),
     }
 }
 
-fn number(record: &Record) -> u64 {
-    u64::from_be_bytes(record.key[..].try_into().unwrap())
+fn number(record: &Record<Bytes>) -> u64 {
+    u64::from_be_bytes(record.key.bytes().try_into().unwrap())
 }
 
 fn until(what: &str, mut is_so: impl FnMut() -> bool) {

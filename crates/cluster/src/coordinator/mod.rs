@@ -7,7 +7,7 @@
 //!                  │  └─ a newer version was   │ reads: Fetching (the value of the newest),
 //!                  │     there: once more,     │        Repairing (so that a quorum has it)
 //!                  │     above it (Renewed)    │
-//!                  └── too few can answer ─▶ NotEnough
+//!                  └── too few can answer ─▶ Shortage
 //! ```
 //!
 //! **Writes** go to all usable replicas of `from` at once; the `ack`-th confirmation answers. A replica that has a newer
@@ -27,7 +27,7 @@
 //! for a value or with a repair once for each version that comes to be the newest.
 //! Invariants:
 //! 1. Each token is answered exactly once, at its deadline (plus a tick) at the latest.
-//! 2. `Written` is answered only after `ack` replicas confirmed the same version, or have a newer one.
+//! 2. `Applied` is answered only after `ack` replicas confirmed the same version, or have a newer one.
 //! 3. With `ack` ≥ quorum, `Found` and `Absent` are answered only after a quorum has the version, or a newer one.
 //! 4. No replica beyond the first `from` of the key's ranking is ever asked.
 //!
@@ -42,16 +42,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use koltso_storage::{KeyHash, Version};
+use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Version, WallTime, Want};
 use smallvec::SmallVec;
 
 use crate::Now;
 use crate::health::Health;
-use crate::message::{Record, Refused, Reply, Request, Want};
 use crate::placement::{NodeIndex, Topology};
 
 use self::reads::{Read, Seen};
-pub use self::types::{Action, Answer, Counters, Full, Outcome, RequestId, Settings, Shortage, Token};
+pub use self::types::{Action, Answer, Counters, Full, RequestId, Settings, Shortage, Token};
 use self::types::{PLACES_MAX, Stage};
 use self::writes::Write;
 
@@ -59,8 +58,7 @@ use self::writes::Write;
 struct Op {
     token: Option<Token>,
     hash: KeyHash,
-    from: u8,
-    ack: u8,
+    quorum: Quorum,
     begun: u64,
     /// Sets of ranks.
     asked: u64,
@@ -71,6 +69,7 @@ struct Op {
     work: Work,
 }
 
+#[allow(clippy::large_enum_variant, reason = "places are used again; a box would be an allocation for each read")]
 enum Work {
     Write(Write),
     Read(Read),
@@ -81,8 +80,8 @@ struct Place {
     op: Option<Op>,
 }
 
-/// Makes a version above a clock: `(clock, wall_ms)`.
-pub type NextVersion = Box<dyn FnMut(u64, u64) -> Version>;
+/// Makes a version above a clock: `(clock, wall)`.
+pub type NextVersion = Box<dyn FnMut(u64, WallTime) -> Version>;
 
 /// The coordinator of one core.
 pub struct Coordinator {
@@ -129,7 +128,7 @@ impl Op {
     }
 
     const fn unasked(&self) -> u64 {
-        all(self.from) & !self.asked
+        all(self.quorum.from()) & !self.asked
     }
 
     const fn answers(&self) -> u32 {
@@ -138,7 +137,7 @@ impl Op {
 
     /// How many more replicas must be asked for `ack` answers to be possible.
     const fn short(&self) -> u32 {
-        (self.ack as u32).saturating_sub(self.answers() + self.pending().count_ones())
+        (self.quorum.ack() as u32).saturating_sub(self.answers() + self.pending().count_ones())
     }
 }
 
@@ -183,7 +182,7 @@ impl Coordinator {
         place.op.as_ref()
     }
 
-    /// Writes a record (or a tombstone) to `from` replicas and answers after `ack`; `1 ≤ ack ≤ from ≤ nodes`.
+    /// Writes a record (or a tombstone) to `from` replicas and answers after `ack`; `from` is at most the number of nodes.
     ///
     /// # Errors
     /// [`Full`]; nothing was sent then.
@@ -191,18 +190,18 @@ impl Coordinator {
         &mut self,
         now: Now,
         token: Token,
-        record: Record,
-        (ack, from): (u8, u8),
+        record: Record<Bytes>,
+        quorum: Quorum,
         actions: &mut Vec<Action>,
     ) -> Result<(), Full> {
-        let hash = KeyHash::of(&record.key);
+        let hash = record.key.hash();
         let work = Work::Write(Write { record, renewed: false, newer: None });
-        let place = self.begin(now, token, hash, (ack, from), work, actions)?;
+        let place = self.begin(now, token, hash, quorum, work, actions)?;
         self.ask_writes(now, place, actions);
         Ok(())
     }
 
-    /// Reads a key with `ack` of `from` replicas; `1 ≤ ack ≤ from ≤ nodes`.
+    /// Reads a key with `ack` of `from` replicas; `from` is at most the number of nodes.
     ///
     /// # Errors
     /// [`Full`]; nothing was sent then.
@@ -210,12 +209,12 @@ impl Coordinator {
         &mut self,
         now: Now,
         token: Token,
-        key: Bytes,
+        key: Key<Bytes>,
         want: Want,
-        (ack, from): (u8, u8),
+        quorum: Quorum,
         actions: &mut Vec<Action>,
     ) -> Result<(), Full> {
-        let hash = KeyHash::of(&key);
+        let hash = key.hash();
         let work = Work::Read(Read {
             key,
             want,
@@ -233,9 +232,9 @@ impl Coordinator {
             silent: 0,
             waited: false,
         });
-        let place = self.begin(now, token, hash, (ack, from), work, actions)?;
+        let place = self.begin(now, token, hash, quorum, work, actions)?;
         self.health.earn_hedge();
-        self.ask_reads(now, place, u32::from(ack), want, actions);
+        self.ask_reads(now, place, u32::from(quorum.ack()), want, actions);
         Ok(())
     }
 
@@ -244,14 +243,11 @@ impl Coordinator {
         now: Now,
         token: Token,
         hash: KeyHash,
-        (ack, from): (u8, u8),
+        quorum: Quorum,
         work: Work,
         actions: &mut Vec<Action>,
     ) -> Result<usize, Full> {
-        assert!(
-            1 <= ack && ack <= from && usize::from(from) <= self.topology.nodes(),
-            "the caller checks ack and from"
-        );
+        assert!(usize::from(quorum.from()) <= self.topology.nodes(), "the caller checks `from`");
         let bytes = match &work {
             Work::Write(write) => write.record.value.len(),
             Work::Read(_) => 0,
@@ -273,8 +269,7 @@ impl Coordinator {
         let op = Op {
             token: Some(token),
             hash,
-            from,
-            ack,
+            quorum,
             begun: now.micros,
             asked: 0,
             answered: 0,
@@ -309,7 +304,14 @@ impl Coordinator {
     }
 
     /// A reply of `node`, which may be this node.
-    pub fn replied(&mut self, now: Now, node: NodeIndex, id: RequestId, reply: Reply, actions: &mut Vec<Action>) {
+    pub fn replied(
+        &mut self,
+        now: Now,
+        node: NodeIndex,
+        id: RequestId,
+        outcome: Outcome<Bytes>,
+        actions: &mut Vec<Action>,
+    ) {
         let (generation, place) = (id.generation(), id.place());
         let mut op = self.places.get_mut(place).filter(|place| place.generation == generation);
         let op = op.as_mut().and_then(|place| place.op.as_mut());
@@ -322,20 +324,20 @@ impl Coordinator {
             return;
         };
         let ranked = self.topology.ranked(op.hash);
-        let Some(rank) = ranked[..usize::from(op.from)].iter().position(|&n| n == node) else {
+        let Some(rank) = ranked[..usize::from(op.quorum.from())].iter().position(|&n| n == node) else {
             return;
         };
         let here = bit(rank);
-        op.disk_full |= reply == Reply::Refused(Refused::DiskFull);
-        op.busy |= reply == Reply::Refused(Refused::Busy);
+        op.disk_full |= matches!(outcome, Outcome::Refused(Refused::DiskFull));
+        op.busy |= matches!(outcome, Outcome::Refused(Refused::Busy));
         match &mut op.work {
             Work::Write(write) => {
                 if (id.stage() == Stage::Renewed as u8) != write.renewed {
                     return;
                 }
-                match reply {
-                    Reply::Applied => op.answered |= here,
-                    Reply::Superseded(version) => {
+                match outcome {
+                    Outcome::Applied => op.answered |= here,
+                    Outcome::Superseded(version) => {
                         write.newer = write.newer.max(Some(version));
                         op.answered |= here;
                     }
@@ -346,9 +348,9 @@ impl Coordinator {
             Work::Read(read) => {
                 read.silent &= !here;
                 if id.stage() >= Stage::Repair as u8 {
-                    match reply {
+                    match outcome {
                         _ if id.stage() != read.repair_stage => {}
-                        Reply::Applied | Reply::Superseded(_) => read.repaired |= here & read.repair_sent,
+                        Outcome::Applied | Outcome::Superseded(_) => read.repaired |= here & read.repair_sent,
                         _ => read.repair_failed |= here,
                     }
                 } else {
@@ -356,26 +358,32 @@ impl Coordinator {
                     if was_fetch {
                         read.fetching &= !here;
                     }
-                    match reply {
-                        Reply::Found { version, expires_at_ms, value_len, value } => {
-                            let seen = Seen { rank: rank as u8, version: Some(version), live: true, value_len };
-                            if let Some(value) = value
-                                && read.data.as_ref().is_none_or(|data| data.version < version)
+                    match outcome {
+                        Outcome::Found(found) => {
+                            let seen = Seen::found(rank, &found);
+                            if let Some(value) = found.value
+                                && read.data.as_ref().is_none_or(|data| data.version < found.version)
                             {
-                                let key = read.key.clone();
                                 self.bytes += value.len();
                                 self.bytes -= read.data.as_ref().map_or(0, |data| data.value.len());
-                                read.data = Some(Record { key, value, version, expires_at_ms, tombstone: false });
+                                read.data = Some(Record {
+                                    key: read.key.clone(),
+                                    value,
+                                    version: found.version,
+                                    expires_at_ms: found.expires_at_ms,
+                                    flags: found.flags,
+                                    attributes: found.attributes,
+                                });
                             }
                             read.note(seen);
                             op.answered |= here;
                         }
-                        Reply::Absent(version) => {
-                            read.note(Seen { rank: rank as u8, version, live: false, value_len: 0 });
+                        Outcome::Absent(tombstone) => {
+                            read.note(Seen::absent(rank, tombstone));
                             op.answered |= here;
                         }
                         other => {
-                            if other == Reply::Damaged {
+                            if matches!(other, Outcome::Damaged) {
                                 read.damaged |= here;
                             }
                             op.failed |= here & !op.answered;
@@ -464,7 +472,15 @@ impl Coordinator {
         }
     }
 
-    fn send(&mut self, now: Now, place: usize, rank: usize, stage: u8, request: Request, out: &mut Vec<Action>) {
+    fn send(
+        &mut self,
+        now: Now,
+        place: usize,
+        rank: usize,
+        stage: u8,
+        operation: Operation<Bytes>,
+        out: &mut Vec<Action>,
+    ) {
         let slot = &self.places[place];
         let Some(op) = &slot.op else {
             return;
@@ -473,26 +489,26 @@ impl Coordinator {
         if to != self.topology.me() {
             self.health.peer_mut(to).sent(now.micros);
         }
-        out.push(Action::Send { to, id: RequestId::new(slot.generation, place, stage), request });
+        out.push(Action::Send { to, id: RequestId::new(slot.generation, place, stage), operation });
     }
 
     fn op_mut(&mut self, place: usize) -> Option<&mut Op> {
         self.places[place].op.as_mut()
     }
 
-    fn answer(&mut self, place: usize, outcome: Outcome, actions: &mut Vec<Action>) {
+    fn answer(&mut self, place: usize, result: Result<Outcome<Bytes>, Shortage>, actions: &mut Vec<Action>) {
         let Some(op) = self.op_mut(place) else {
             return;
         };
         let answered = op.answers();
         let asked = match op.work {
-            Work::Write(_) => op.from.into(),
+            Work::Write(_) => op.quorum.from().into(),
             Work::Read(_) => op.asked.count_ones(),
         };
         if let Some(token) = op.token.take() {
             self.answered += 1;
-            self.counters.not_enough += u64::from(matches!(outcome, Outcome::NotEnough(_)));
-            actions.push(Action::Answer { token, answer: Answer { outcome, answered, asked } });
+            self.counters.not_enough += u64::from(result.is_err());
+            actions.push(Action::Answer { token, answer: Answer { result, answered, asked } });
         }
     }
 
@@ -501,11 +517,11 @@ impl Coordinator {
             return;
         };
         let ranked = self.topology.ranked(op.hash);
-        let concerned = if matches!(op.work, Work::Write(_)) { all(op.from) } else { op.asked };
+        let concerned = if matches!(op.work, Work::Write(_)) { all(op.quorum.from()) } else { op.asked };
         // Where enough answered, the value or a repair was what did not come.
         let missing = ranks(concerned & !op.answered).map(|rank| ranked[rank]).collect();
-        let shortage = Shortage { needed: op.ack.into(), missing, disk_full: op.disk_full, busy: op.busy };
-        self.answer(place, Outcome::NotEnough(shortage), actions);
+        let shortage = Shortage { needed: op.quorum.ack().into(), missing, disk_full: op.disk_full, busy: op.busy };
+        self.answer(place, Err(shortage), actions);
     }
 
     /// Forgets an operation; what replicas missed becomes hints.
@@ -529,7 +545,7 @@ impl Coordinator {
             return;
         }
         let ranked = self.topology.ranked(op.hash);
-        for rank in ranks(all(op.from) & !op.answered) {
+        for rank in ranks(all(op.quorum.from()) & !op.answered) {
             let to = ranked[rank];
             if to != self.topology.me() {
                 self.health.peer_mut(to).hints += 1;
@@ -552,7 +568,7 @@ impl Coordinator {
             return;
         };
         let ranked = self.topology.ranked(op.hash);
-        let Some(rank) = ranked[..usize::from(op.from)].iter().position(|&n| n == node) else {
+        let Some(rank) = ranked[..usize::from(op.quorum.from())].iter().position(|&n| n == node) else {
             return;
         };
         let here = bit(rank);
@@ -562,9 +578,9 @@ impl Coordinator {
             let others = op.answers() + op.pending().count_ones() - 1 + usable;
             if certain || op.token.is_none() {
                 op.failed |= here;
-            } else if op.answers() >= u32::from(op.ack) {
+            } else if op.answers() >= u32::from(op.quorum.ack()) {
                 // A read whose value or repair is waited for. What it does with the silent is in `conclude`.
-            } else if others >= u32::from(op.ack) {
+            } else if others >= u32::from(op.quorum.ack()) {
                 op.failed |= here;
             } else {
                 // Those that are left are no better: whichever answers first.
@@ -593,7 +609,7 @@ impl Coordinator {
                     let holders = read.newest().and_then(|seen| seen.version).map_or(0, |newest| read.holders(newest));
                     let elsewhere = holders & !here & !read.fetch_failed != 0;
                     let without = ((op.answered & !holders) | (pending & !here)).count_ones() + usable;
-                    if certain || elsewhere || without >= u32::from(op.ack) {
+                    if certain || elsewhere || without >= u32::from(op.quorum.ack()) {
                         read.fetching &= !here;
                         read.fetch_failed |= here;
                     }

@@ -1,30 +1,58 @@
 //! Reads: from the quickest replicas, the newest answer wins, and with a quorum it is answered when a quorum has it.
 
 use bytes::Bytes;
-use koltso_storage::Version;
+use koltso_model::{Flags, Found, Key, Operation, Outcome, Quorum, Record, Tombstone, Version, Want};
 use smallvec::SmallVec;
 
-use super::types::{Action, Outcome, Stage};
+use super::types::{Action, Stage};
 use super::{Coordinator, Op, Work, bit, ranks};
 use crate::Now;
-use crate::message::{Record, Request, Want};
 
 /// What a replica said it has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub(super) rank: u8,
-    pub(super) version: Option<Version>,
     pub(super) live: bool,
-    pub(super) value_len: u32,
+    pub(super) version: Option<Version>,
+    flags: Flags,
+    value_len: u32,
+    expires_at_ms: u64,
+    attributes: Bytes,
+}
+
+impl Seen {
+    pub(super) fn found(rank: usize, found: &Found<Bytes>) -> Self {
+        Self {
+            rank: rank as u8,
+            live: true,
+            version: Some(found.version),
+            flags: found.flags,
+            value_len: found.value_len,
+            expires_at_ms: found.expires_at_ms,
+            attributes: found.attributes.clone(),
+        }
+    }
+
+    pub(super) fn absent(rank: usize, tombstone: Option<Tombstone>) -> Self {
+        Self {
+            rank: rank as u8,
+            live: false,
+            version: tombstone.map(|tombstone| tombstone.version),
+            flags: tombstone.map_or(Flags::from_bits(0), |tombstone| tombstone.flags).tombstone(),
+            value_len: 0,
+            expires_at_ms: 0,
+            attributes: Bytes::new(),
+        }
+    }
 }
 
 pub(super) struct Read {
-    pub(super) key: Bytes,
+    pub(super) key: Key<Bytes>,
     pub(super) want: Want,
     pub(super) hedged: bool,
     pub(super) seen: SmallVec<[Seen; 3]>,
     /// The newest record with its value that has come.
-    pub(super) data: Option<Record>,
+    pub(super) data: Option<Record<Bytes>>,
     /// Sets of ranks.
     pub(super) fetching: u64,
     pub(super) fetch_failed: u64,
@@ -50,9 +78,9 @@ impl Read {
     }
 
     /// The newest of the answers.
-    pub(super) fn newest(&self) -> Option<Seen> {
+    pub(super) fn newest(&self) -> Option<&Seen> {
         // Of two answers with one version, the one that says "gone" is right: its time has run out.
-        self.seen.iter().copied().max_by_key(|seen| (seen.version, !seen.live))
+        self.seen.iter().max_by_key(|seen| (seen.version, !seen.live))
     }
 
     /// Ranks that answered with an older version, and those whose record is damaged.
@@ -68,11 +96,17 @@ impl Read {
     }
 
     /// What a stale replica is to get, if it is here.
-    pub(super) fn record(&self, newest: &Seen) -> Option<Record> {
+    pub(super) fn record(&self, newest: &Seen) -> Option<Record<Bytes>> {
         let version = newest.version?;
         if !newest.live {
-            let key = self.key.clone();
-            return Some(Record { key, value: Bytes::new(), version, expires_at_ms: 0, tombstone: true });
+            return Some(Record {
+                key: self.key.clone(),
+                value: Bytes::new(),
+                version,
+                expires_at_ms: 0,
+                flags: newest.flags,
+                attributes: Bytes::new(),
+            });
         }
         self.data.clone().filter(|data| data.version == version)
     }
@@ -101,7 +135,7 @@ impl Coordinator {
                 op.asked |= bit(rank);
             }
             let want = if nth == 0 { want } else { Want::Version };
-            self.send(now, place, rank, Stage::First as u8, Request::Read { key: key.clone(), want }, actions);
+            self.send(now, place, rank, Stage::First as u8, Operation::Read { key: key.clone(), want }, actions);
         }
     }
 
@@ -137,7 +171,7 @@ impl Coordinator {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
         };
-        let (short, from) = (op.short(), op.from);
+        let (short, quorum) = (op.short(), op.quorum);
         let Work::Read(read) = &mut op.work else {
             return;
         };
@@ -150,9 +184,9 @@ impl Coordinator {
                 // A damaged replica is repaired all the same, or the next read would find as little.
                 self.conclude(now, place, 0, actions);
             }
-        } else if op.token.is_none() || op.answered.count_ones() >= u32::from(op.ack) {
-            let quorum = u32::from(from) / 2 + 1;
-            let required = if u32::from(op.ack) >= quorum { quorum } else { 0 };
+        } else if op.token.is_none() || op.answered.count_ones() >= u32::from(quorum.ack()) {
+            let majority = u32::from(Quorum::majority(quorum.from()));
+            let required = if quorum.is_majority() { majority } else { 0 };
             self.conclude(now, place, required, actions);
         }
         let Some(op) = &self.places[place].op else {
@@ -177,9 +211,9 @@ impl Coordinator {
             return;
         };
         let newest = match read.newest() {
-            Some(newest) if newest.version.is_some() => newest,
+            Some(newest) if newest.version.is_some() => newest.clone(),
             _ => {
-                self.answer(place, Outcome::Absent, actions);
+                self.answer(place, Ok(Outcome::Absent(None)), actions);
                 return;
             }
         };
@@ -221,11 +255,18 @@ impl Coordinator {
         if waits {
             let outcome = if newest.live {
                 let value = record.as_ref().filter(|_| wanted).map(|record| record.value.clone());
-                Outcome::Found { version, value_len: newest.value_len, value }
+                Outcome::Found(Found {
+                    version,
+                    expires_at_ms: newest.expires_at_ms,
+                    flags: newest.flags,
+                    attributes: newest.attributes,
+                    value_len: newest.value_len,
+                    value,
+                })
             } else {
-                Outcome::Absent
+                Outcome::Absent(Some(Tombstone { version, flags: newest.flags }))
             };
-            self.answer(place, outcome, actions);
+            self.answer(place, Ok(outcome), actions);
         }
         match record {
             // Nobody waits for it any more, but somebody is stale.
@@ -250,8 +291,8 @@ impl Coordinator {
         match candidates.min_by_key(|&rank| self.health.order(ranked[rank], now.micros)) {
             Some(rank) => {
                 read.fetching |= bit(rank);
-                let request = Request::Read { key: read.key.clone(), want: Want::Value };
-                self.send(now, place, rank, Stage::Fetch as u8, request, actions);
+                let operation = Operation::Read { key: read.key.clone(), want: Want::Value };
+                self.send(now, place, rank, Stage::Fetch as u8, operation, actions);
             }
             // Those that said they have it are gone, or it is damaged there. Their answers do not count: if a quorum had it,
             // one of the others has it.
@@ -271,7 +312,7 @@ impl Coordinator {
         now: Now,
         place: usize,
         stale: u64,
-        record: Option<Record>,
+        record: Option<Record<Bytes>>,
         actions: &mut Vec<Action>,
     ) {
         let Some(record) = record else {
@@ -285,7 +326,7 @@ impl Coordinator {
         for rank in ranks(to_repair) {
             let node = self.topology.ranked(hash)[rank];
             self.health.peer_mut(node).repairs += 1;
-            self.send(now, place, rank, stage, Request::Write(record.clone()), actions);
+            self.send(now, place, rank, stage, Operation::Write(record.clone()), actions);
         }
     }
 }

@@ -1,9 +1,8 @@
 //! What the coordinator takes and gives: names of requests, actions, answers, settings.
 
 use bytes::Bytes;
-use koltso_storage::Version;
+use koltso_model::{Operation, Outcome, Record};
 
-use crate::message::{Record, Request};
 use crate::placement::NodeIndex;
 
 /// The caller's name for the client that waits.
@@ -59,7 +58,7 @@ pub enum Action {
         /// Goes with the reply.
         id: RequestId,
         /// What is asked.
-        request: Request,
+        operation: Operation<Bytes>,
     },
     /// Send a ping, and call [`Coordinator::probed`](super::Coordinator::probed) when its answer comes.
     Probe {
@@ -78,42 +77,22 @@ pub enum Action {
         /// The replica.
         to: NodeIndex,
         /// What it missed.
-        record: Record,
+        record: Record<Bytes>,
     },
 }
 
 /// An operation's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What came of it.
-    pub outcome: Outcome,
+    /// What came of it: of a write `Applied`, of a read `Found` or `Absent`. Or fewer replicas than `ack` answered.
+    pub result: Result<Outcome<Bytes>, Shortage>,
     /// Replicas that had answered.
     pub answered: u32,
     /// Replicas that were to answer: for a write all of `from`, for a read those that had been asked.
     pub asked: u32,
 }
 
-/// What came of an operation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// `ack` replicas have it.
-    Written,
-    /// The newest value. Where only the version was wanted, `value` is `None`.
-    Found {
-        /// Its version.
-        version: Version,
-        /// Its length in bytes.
-        value_len: u32,
-        /// The value.
-        value: Option<Bytes>,
-    },
-    /// There is none.
-    Absent,
-    /// Fewer replicas than `ack` answered.
-    NotEnough(Shortage),
-}
-
-/// Why there were not enough.
+/// Why there were not enough answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shortage {
     /// Answers needed.

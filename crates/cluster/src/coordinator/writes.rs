@@ -1,14 +1,14 @@
 //! Writes: to all usable replicas at once, answered at the `ack`-th confirmation, done again above a newer version once.
 
-use koltso_storage::Version;
+use bytes::Bytes;
+use koltso_model::{Operation, Outcome, Record, Version};
 
-use super::types::{Action, Outcome, Stage};
+use super::types::{Action, Stage};
 use super::{Coordinator, Work, all, bit, ranks};
 use crate::Now;
-use crate::message::{Record, Request};
 
 pub(super) struct Write {
-    pub(super) record: Record,
+    pub(super) record: Record<Bytes>,
     pub(super) renewed: bool,
     /// The newest version that a replica had in place of this one.
     pub(super) newer: Option<Version>,
@@ -20,11 +20,11 @@ impl Coordinator {
         let Some(op) = &self.places[place].op else {
             return;
         };
-        let ranked = &self.topology.ranked(op.hash)[..usize::from(op.from)];
+        let ranked = &self.topology.ranked(op.hash)[..usize::from(op.quorum.from())];
         let usable = ranked.iter().enumerate().filter(|&(_, &node)| self.health.usable(node));
         let mut to_ask = usable.fold(0, |set, (rank, _)| set | bit(rank));
-        for rank in ranks(all(op.from) & !to_ask) {
-            if to_ask.count_ones() >= u32::from(op.ack) {
+        for rank in ranks(all(op.quorum.from()) & !to_ask) {
+            if to_ask.count_ones() >= u32::from(op.quorum.ack()) {
                 break;
             }
             to_ask |= bit(rank);
@@ -43,7 +43,7 @@ impl Coordinator {
         let stage = if write.renewed { Stage::Renewed } else { Stage::First };
         let record = write.record.clone();
         for rank in ranks(to_ask) {
-            self.send(now, place, rank, stage as u8, Request::Write(record.clone()), actions);
+            self.send(now, place, rank, stage as u8, Operation::Write(record.clone()), actions);
         }
     }
 
@@ -54,17 +54,17 @@ impl Coordinator {
         let Work::Write(write) = &mut op.work else {
             return;
         };
-        if op.token.is_some() && op.answered.count_ones() >= u32::from(op.ack) {
+        if op.token.is_some() && op.answered.count_ones() >= u32::from(op.quorum.ack()) {
             match write.newer {
                 Some(newer) if !write.renewed => {
-                    write.record.version = (self.next_version)(newer.clock, now.wall_ms);
+                    write.record.version = (self.next_version)(newer.clock, now.wall);
                     debug_assert!(write.record.version > newer);
                     write.renewed = true;
                     (op.asked, op.answered, op.failed) = (0, 0, 0);
                     self.counters.renewed += 1;
                     return self.ask_writes(now, place, actions);
                 }
-                _ => self.answer(place, Outcome::Written, actions),
+                _ => self.answer(place, Ok(Outcome::Applied), actions),
             }
         } else if op.token.is_some() && op.short() > 0 {
             let short = op.short() as usize;

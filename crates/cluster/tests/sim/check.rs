@@ -13,8 +13,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use bytes::Bytes;
-use koltso_cluster::message::{Record, Want};
-use koltso_storage::Version;
+use koltso_model::{Record, Version, Want};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
@@ -130,9 +129,11 @@ impl History {
     }
 
     /// (e): the record is one that somebody writes; who.
-    pub fn writer(&self, key: usize, record: &Record) -> Result<usize, Failure> {
+    pub fn writer(&self, key: usize, record: &Record<Bytes>) -> Result<usize, Failure> {
         match self.written.get(&(key, record.version)) {
-            Some(&(token, delete)) if delete == record.tombstone && (delete || record.value == value_of(token)) => {
+            Some(&(token, delete))
+                if delete == record.flags.is_tombstone() && (delete || record.value == value_of(token)) =>
+            {
                 Ok(token)
             }
             other => Err(Failure {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use koltso_cluster::message::{Record, Refused, Reply, Want};
-use koltso_storage::{Applied, Lookup, Options, Store, SyncMode, Value, Version, Writer};
+use koltso_model::{Flags, Found, Outcome, Record, Refused, Tombstone, Version, WallTime, Want};
+use koltso_storage::{Applied, Lookup, Options, Store, SyncMode, Value, Writer};
 use tempfile::TempDir;
 
 use super::plan::{Mutation, Storage};
@@ -14,10 +14,10 @@ pub const EPOCH_MS: u64 = 1_700_000_000_000;
 
 #[derive(Clone, Debug)]
 pub struct Slot {
-    record: Record,
+    record: Record<Bytes>,
     damaged: bool,
     /// What stood before, and until when: for a mutation.
-    before: (u64, Option<Record>),
+    before: (u64, Option<Record<Bytes>>),
 }
 
 pub enum Engine {
@@ -72,7 +72,7 @@ impl Engine {
         }
     }
 
-    pub fn record(&self, key: &[u8]) -> Option<&Record> {
+    pub fn record(&self, key: &[u8]) -> Option<&Record<Bytes>> {
         match self {
             Self::Memory(map) => map.get(key).map(|slot| &slot.record),
             Self::Real(_) => None,
@@ -103,41 +103,45 @@ impl Engine {
         }
     }
 
-    pub fn write(&mut self, record: &Record, now: u64, mutation: Mutation) -> Reply {
+    pub fn write(&mut self, record: &Record<Bytes>, now: u64, mutation: Mutation) -> Outcome<Bytes> {
         let map = match self {
             Self::Memory(map) => map,
             Self::Real(real) => return real.write(record),
         };
-        if mutation == Mutation::NoTombstones && record.tombstone {
-            map.remove(&record.key);
-            return Reply::Applied;
+        if mutation == Mutation::NoTombstones && record.flags.is_tombstone() {
+            map.remove(record.key.bytes());
+            return Outcome::Applied;
         }
-        if let Some(slot) = map.get(&record.key)
+        if let Some(slot) = map.get(record.key.bytes())
             && slot.record.version > record.version
             && mutation != Mutation::OlderOverNewer
         {
-            return Reply::Superseded(slot.record.version);
+            return Outcome::Superseded(slot.record.version);
         }
-        let before = map.remove(&record.key).map(|slot| slot.record);
-        map.insert(record.key.clone(), Slot { record: record.clone(), damaged: false, before: (now, before) });
-        Reply::Applied
+        let before = map.remove(record.key.bytes()).map(|slot| slot.record);
+        map.insert(record.key.shared().clone(), Slot { record: record.clone(), damaged: false, before: (now, before) });
+        Outcome::Applied
     }
 
-    pub fn read(&self, key: &[u8], want: Want) -> Reply {
+    pub fn read(&self, key: &[u8], want: Want) -> Outcome<Bytes> {
         let map = match self {
             Self::Memory(map) => map,
             Self::Real(real) => return real.read(key, want),
         };
         match map.get(key) {
-            None => Reply::Absent(None),
-            Some(slot) if slot.damaged => Reply::Damaged,
-            Some(slot) if slot.record.tombstone => Reply::Absent(Some(slot.record.version)),
-            Some(slot) => Reply::Found {
+            None => Outcome::Absent(None),
+            Some(slot) if slot.damaged => Outcome::Damaged,
+            Some(slot) if slot.record.flags.is_tombstone() => {
+                Outcome::Absent(Some(Tombstone { version: slot.record.version, flags: slot.record.flags }))
+            }
+            Some(slot) => Outcome::Found(Found {
                 version: slot.record.version,
                 expires_at_ms: 0,
+                flags: slot.record.flags,
+                attributes: slot.record.attributes.clone(),
                 value_len: slot.record.value.len() as u32,
                 value: (want == Want::Value).then(|| slot.record.value.clone()),
-            },
+            }),
         }
     }
 
@@ -171,28 +175,30 @@ impl Real {
         })
     }
 
-    fn write(&mut self, record: &Record) -> Reply {
+    fn write(&mut self, record: &Record<Bytes>) -> Outcome<Bytes> {
         let writer = &mut self.open.as_mut().unwrap().0;
-        let done = if record.tombstone {
-            writer.delete(&record.key, record.version)
+        let done = if record.flags.is_tombstone() {
+            writer.delete(record.key.bytes(), record.version)
         } else {
-            writer.put(&record.key, &record.value, record.version, record.expires_at_ms)
+            writer.put(record.key.bytes(), &record.value, record.version, record.expires_at_ms)
         };
         match done {
-            Ok(Applied::Newest) => Reply::Applied,
-            Ok(Applied::Superseded(version)) if version > record.version => Reply::Superseded(version),
+            Ok(Applied::Newest) => Outcome::Applied,
+            Ok(Applied::Superseded(version)) if version > record.version => Outcome::Superseded(version),
             Ok(Applied::Superseded(version)) => {
                 assert_eq!(version, record.version);
-                Reply::Applied
+                Outcome::Applied
             }
-            Err(_) => Reply::Refused(Refused::Failed),
+            Err(_) => Outcome::Refused(Refused::Failed),
         }
     }
 
-    fn read(&self, key: &[u8], want: Want) -> Reply {
+    fn read(&self, key: &[u8], want: Want) -> Outcome<Bytes> {
         self.store().get(key, EPOCH_MS, |found| match found {
-            Lookup::Absent(version) => Reply::Absent(version),
-            Lookup::Damaged => Reply::Damaged,
+            Lookup::Absent(version) => {
+                Outcome::Absent(version.map(|version| Tombstone { version, flags: Flags::new(1).tombstone() }))
+            }
+            Lookup::Damaged => Outcome::Damaged,
             Lookup::Found(version, value) => {
                 let value_len = value.len() as u32;
                 let value = match value {
@@ -200,7 +206,14 @@ impl Real {
                     Value::Large(pin) => Bytes::copy_from_slice(pin.verify().unwrap().as_ref()),
                 };
                 let value = (want == Want::Value).then_some(value);
-                Reply::Found { version, expires_at_ms: 0, value_len, value }
+                Outcome::Found(Found {
+                    version,
+                    expires_at_ms: 0,
+                    flags: Flags::new(1),
+                    attributes: Bytes::new(),
+                    value_len,
+                    value,
+                })
             }
         })
     }
@@ -217,8 +230,8 @@ pub struct Clock {
 const AHEAD: u64 = 500 << 16;
 
 impl Clock {
-    pub fn next(&mut self, wall_ms: u64) -> u64 {
-        self.last = (wall_ms << 16).max(self.last + 1);
+    pub fn next(&mut self, wall: WallTime) -> u64 {
+        self.last = wall.0.max(self.last + 1);
         self.keep()
     }
 

@@ -7,15 +7,17 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use koltso_cluster::Now;
-use koltso_cluster::coordinator::{Action, Answer, Coordinator, Outcome, RequestId, Settings};
+use koltso_cluster::coordinator::{Action, Answer, Coordinator, RequestId, Settings};
 use koltso_cluster::health::{HEDGE_BURST, HEDGE_SHARE};
-use koltso_cluster::message::{Record, Refused, Reply, Request, Want};
 use koltso_cluster::pace::{Pace, WINDOW_MAX};
 use koltso_cluster::placement::{NodeIndex, Topology};
-use koltso_storage::{KeyHash, Version};
+use koltso_model::{
+    Flags, Found, Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Tombstone, Version, WallTime, Want,
+};
 
 use super::check::{Failure, History, Op, What, value_of};
 use super::engine::{Clock, EPOCH_MS, Engine};
@@ -37,12 +39,12 @@ const WELL_AFTER: u64 = 500 * MS;
 
 #[derive(Clone, Debug)]
 enum Msg {
-    Request { id: RequestId, request: Request },
-    Reply { id: RequestId, reply: Reply },
+    Request { id: RequestId, operation: Operation<Bytes> },
+    Reply { id: RequestId, reply: Outcome<Bytes> },
     Ping,
     Pong,
-    Replay { hint: u64, record: Record },
-    Replayed { hint: u64, reply: Reply },
+    Replay { hint: u64, record: Record<Bytes> },
+    Replayed { hint: u64, reply: Outcome<Bytes> },
 }
 
 impl Msg {
@@ -64,7 +66,7 @@ enum Work {
     Deliver(Via, Msg),
     /// A request's turn has come at a slow node.
     Serve(Via, Msg),
-    ServeSelf(RequestId, Request),
+    ServeSelf(RequestId, Operation<Bytes>),
     Tick,
     Connected(Via),
     Lost(Via),
@@ -108,7 +110,7 @@ struct Link {
 
 struct Hint {
     number: u64,
-    record: Record,
+    record: Record<Bytes>,
     durable_at: u64,
 }
 
@@ -217,14 +219,18 @@ fn coordinator(plan: &Plan, me: usize, clock: &Rc<RefCell<Clock>>) -> Coordinato
     let topology = topology(plan.nodes, me);
     let number = topology.number(NodeIndex(me as u8));
     let clock = clock.clone();
-    let next = move |above: u64, wall_ms: u64| {
+    let next = move |above: u64, wall: WallTime| {
         let mut clock = clock.borrow_mut();
         clock.observe(above);
-        Version::new(clock.next(wall_ms), number)
+        Version::new(clock.next(wall), number)
     };
     let settings =
         Settings { deadline_micros: DEADLINE, in_flight_max: plan.in_flight_max, in_flight_bytes_max: 64 << 20 };
     Coordinator::new(topology, settings, Box::new(next))
+}
+
+fn quorum(ack: u8, from: u8) -> Quorum {
+    Quorum::new(ack, from).unwrap()
 }
 
 /// One run.
@@ -360,8 +366,9 @@ impl World {
     fn clocks(&self, node: usize) -> Now {
         let (offset, drift) = self.plan.clocks[node];
         let drifted = self.now as i64 + self.now as i64 * drift / 1_000_000;
-        let wall_ms = (EPOCH_MS as i64 + offset + drifted / 1000) as u64;
-        Now { micros: self.now + 7 * SECOND * (node as u64 + 1), wall_ms }
+        let wall =
+            WallTime::since_epoch(Duration::from_micros((EPOCH_MS as i64 * 1000 + offset * 1000 + drifted) as u64));
+        Now { micros: self.now + 7 * SECOND * (node as u64 + 1), wall }
     }
 
     fn link(&mut self, asker: usize, peer: usize) -> &mut Link {
@@ -516,8 +523,8 @@ impl World {
         match work {
             Work::Deliver(via, msg) => self.deliver(node, via, msg),
             Work::Serve(via, msg) => self.serve(node, via, msg),
-            Work::ServeSelf(id, request) => {
-                let actions = self.serve_self(node, id, &request);
+            Work::ServeSelf(id, operation) => {
+                let actions = self.serve_self(node, id, &operation);
                 self.perform(node, actions);
             }
             Work::Tick => self.tick(node),
@@ -593,7 +600,7 @@ impl World {
         self.perform(node, actions);
     }
 
-    fn trace_reply(&mut self, node: usize, id: RequestId, peer: usize, reply: &Reply) {
+    fn trace_reply(&mut self, node: usize, id: RequestId, peer: usize, reply: &Outcome<Bytes>) {
         if self.tracing {
             let life = self.nodes[node].life;
             let owner = self.owners.get(&(node, life, id.0 >> 8)).copied();
@@ -603,9 +610,11 @@ impl World {
     }
 
     /// What the driver does with a reply on its way to the coordinator.
-    fn learn(&mut self, node: usize, reply: Reply) -> Reply {
+    fn learn(&mut self, node: usize, reply: Outcome<Bytes>) -> Outcome<Bytes> {
         let version = match &reply {
-            Reply::Superseded(version) | Reply::Found { version, .. } | Reply::Absent(Some(version)) => Some(*version),
+            Outcome::Superseded(version)
+            | Outcome::Found(Found { version, .. })
+            | Outcome::Absent(Some(Tombstone { version, .. })) => Some(*version),
             _ => None,
         };
         if let Some(version) = version
@@ -614,31 +623,31 @@ impl World {
             self.nodes[node].clock.borrow_mut().observe(version.clock);
         }
         match reply {
-            Reply::Superseded(_) if self.plan.mutation == Mutation::SupersededIsApplied => Reply::Applied,
+            Outcome::Superseded(_) if self.plan.mutation == Mutation::SupersededIsApplied => Outcome::Applied,
             reply => reply,
         }
     }
 
     /// What a replica does.
-    fn apply(&mut self, node: usize, id: Option<RequestId>, from: usize, request: &Request) -> Reply {
+    fn apply(&mut self, node: usize, id: Option<RequestId>, from: usize, request: &Operation<Bytes>) -> Outcome<Bytes> {
         let (mutation, now) = (self.plan.mutation, self.now);
         match request {
-            Request::Read { key, want } => self.nodes[node].engine.read(key, *want),
-            Request::Write(record) => {
-                if self.nodes[node].full && !record.tombstone {
-                    return Reply::Refused(Refused::DiskFull);
+            Operation::Read { key, want } => self.nodes[node].engine.read(key.bytes(), *want),
+            Operation::Write(record) => {
+                if self.nodes[node].full && !record.flags.is_tombstone() {
+                    return Outcome::Refused(Refused::DiskFull);
                 }
                 if mutation == Mutation::ConfirmsWithoutApplying && node == from
                     || mutation == Mutation::IgnoresHints && id.is_none()
                     || mutation == Mutation::IgnoresRepairs && id.is_some_and(|id| id.0 as u8 >= 3)
                 {
-                    return Reply::Applied;
+                    return Outcome::Applied;
                 }
                 if self.plan.observes {
                     self.nodes[node].clock.borrow_mut().observe(record.version.clock);
                 }
                 let reply = self.nodes[node].engine.write(record, now, mutation);
-                let key = self.key_index[&record.key];
+                let key = self.key_index[record.key.shared()];
                 self.say(Some(key), || format!("{node} takes {:?} of {from}: {reply:?}", record.version));
                 reply
             }
@@ -651,13 +660,13 @@ impl World {
             link.in_flight -= 1;
         }
         let answer = match msg {
-            Msg::Request { id, request } => {
-                let reply = self.apply(node, Some(id), via.asker, &request);
+            Msg::Request { id, operation } => {
+                let reply = self.apply(node, Some(id), via.asker, &operation);
                 Msg::Reply { id, reply }
             }
             Msg::Ping => Msg::Pong,
             Msg::Replay { hint, record } => {
-                let reply = self.apply(node, None, via.asker, &Request::Write(record));
+                let reply = self.apply(node, None, via.asker, &Operation::Write(record));
                 Msg::Replayed { hint, reply }
             }
             _ => unreachable!("the others are answers"),
@@ -665,7 +674,7 @@ impl World {
         self.send(via, answer);
     }
 
-    fn serve_self(&mut self, node: usize, id: RequestId, request: &Request) -> Vec<Action> {
+    fn serve_self(&mut self, node: usize, id: RequestId, request: &Operation<Bytes>) -> Vec<Action> {
         let reply = self.apply(node, Some(id), node, request);
         self.trace_reply(node, id, node, &reply);
         let reply = self.learn(node, reply);
@@ -684,22 +693,22 @@ impl World {
                 return;
             }
             match action {
-                Action::Send { to, id, request } => {
-                    self.check_send(node, to.at(), id, &request);
+                Action::Send { to, id, operation } => {
+                    self.check_send(node, to.at(), id, &operation);
                     if to.at() == node {
                         let service = self.nodes[node].service;
                         if service > 0 {
                             let at = self.nodes[node].busy_until.max(self.now) + self.rng.around(service);
                             self.nodes[node].busy_until = at;
-                            self.on(node, at, Work::ServeSelf(id, request));
+                            self.on(node, at, Work::ServeSelf(id, operation));
                         } else {
-                            queue.extend(self.serve_self(node, id, &request));
+                            queue.extend(self.serve_self(node, id, &operation));
                         }
                         continue;
                     }
                     let known = self.link(node, to.at()).known;
                     let via = known.map(|epoch| Via { asker: node, peer: to.at(), epoch });
-                    if !via.is_some_and(|via| self.send(via, Msg::Request { id, request })) {
+                    if !via.is_some_and(|via| self.send(via, Msg::Request { id, operation })) {
                         let clocks = self.clocks(node);
                         let mut more = Vec::new();
                         self.nodes[node].coordinator.failed(clocks, to, id, &mut more);
@@ -721,7 +730,7 @@ impl World {
         }
     }
 
-    fn check_send(&mut self, node: usize, to: usize, id: RequestId, request: &Request) {
+    fn check_send(&mut self, node: usize, to: usize, id: RequestId, request: &Operation<Bytes>) {
         self.note(5 ^ id.0.rotate_left(8) ^ (to as u64) << 4 ^ node as u64);
         let life = self.nodes[node].life;
         let Some(&token) = self.owners.get(&(node, life, id.0 >> 8)) else {
@@ -732,14 +741,10 @@ impl World {
             (op.key, usize::from(op.from), op.what)
         };
         self.say(Some(key), || format!("{node} asks {to} for {token} stage {}: {request:?}", id.0 as u8));
-        let named = match request {
-            Request::Write(record) => &record.key,
-            Request::Read { key, .. } => key,
-        };
-        if *named != self.keys[key] || !self.ranked[key][..from].contains(&to) {
+        if *request.key().shared() != self.keys[key] || !self.ranked[key][..from].contains(&to) {
             self.fail("no replica beyond from", Some(key), format!("{node} asks {to} for {token}: {request:?}"));
         }
-        if let Request::Write(record) = request {
+        if let Operation::Write(record) = request {
             if matches!(what, What::Put | What::Delete) {
                 let done = self.history.versioned(token, record.version);
                 self.must(done);
@@ -749,8 +754,8 @@ impl World {
         }
     }
 
-    fn hint(&mut self, node: usize, to: usize, record: Record) {
-        let key = self.key_index[&record.key];
+    fn hint(&mut self, node: usize, to: usize, record: Record<Bytes>) {
+        let key = self.key_index[record.key.shared()];
         match self.history.writer(key, &record) {
             Ok(token) => {
                 let from = usize::from(self.history.ops[token].from);
@@ -800,7 +805,7 @@ impl World {
         }
     }
 
-    fn replayed(&mut self, node: usize, peer: usize, hint: u64, reply: &Reply) {
+    fn replayed(&mut self, node: usize, peer: usize, hint: u64, reply: &Outcome<Bytes>) {
         let now = self.now;
         let missed = &mut self.nodes[node].missed[peer];
         let Some((sent, waiting, refused)) = &mut missed.window else {
@@ -810,7 +815,7 @@ impl World {
             return;
         };
         waiting.remove(place);
-        if matches!(reply, Reply::Applied | Reply::Superseded(_)) {
+        if matches!(reply, Outcome::Applied | Outcome::Superseded(_)) {
             missed.hints.retain(|kept| kept.number != hint);
             self.stats.replayed += 1;
         } else {
@@ -890,19 +895,19 @@ impl World {
 
     // ---- clients ----
 
-    fn pick_counts(&mut self) -> (u8, u8) {
+    fn pick_quorum(&mut self) -> Quorum {
         if matches!(self.plan.mode, Mode::Available | Mode::Steady) {
-            return if self.plan.ailing_max == 2 { (3, 5) } else { (2, 3) };
+            return if self.plan.ailing_max == 2 { quorum(3, 5) } else { quorum(2, 3) };
         }
         let nodes = self.plan.nodes as u64;
         let usual = self.plan.writes_only || self.rng.below(10) < 7;
         let from = if usual { nodes.min(3) } else { self.rng.range(1, nodes) };
         let ack = if self.rng.below(10) < 8 { from / 2 + 1 } else { self.rng.range(1, from) };
-        (ack as u8, from as u8)
+        quorum(ack as u8, from as u8)
     }
 
-    fn invoke(&mut self, client: Option<usize>, node: usize, key: usize, what: What, counts: (u8, u8)) -> usize {
-        self.invoke_at(self.now, client, node, key, what, counts)
+    fn invoke(&mut self, client: Option<usize>, node: usize, key: usize, what: What, quorum: Quorum) -> usize {
+        self.invoke_at(self.now, client, node, key, what, quorum)
     }
 
     fn invoke_at(
@@ -912,7 +917,7 @@ impl World {
         node: usize,
         key: usize,
         what: What,
-        (ack, from): (u8, u8),
+        quorum: Quorum,
     ) -> usize {
         let excused = self.nodes[node].ailing > 0 || self.now < self.nodes[node].well_at;
         let token = self.history.invoke(Op {
@@ -920,8 +925,8 @@ impl World {
             node,
             key,
             what,
-            ack,
-            from,
+            ack: quorum.ack(),
+            from: quorum.from(),
             invoked: self.now,
             begun: None,
             ended: None,
@@ -932,7 +937,7 @@ impl World {
             excused,
             unsure: false,
         });
-        self.say(Some(key), || format!("{token} begins at {node}: {what:?} {ack} of {from}"));
+        self.say(Some(key), || format!("{token} begins at {node}: {what:?} {quorum:?}"));
         self.nodes[node].open.insert(token);
         self.on(node, at, Work::Begin(token));
         token
@@ -950,8 +955,8 @@ impl World {
         let node = self.rng.pick(&live);
         let key = self.rng.below(self.plan.keys as u64) as usize;
         let what = self.pick_what();
-        let counts = self.pick_counts();
-        self.invoke(Some(client), node, key, what, counts);
+        let quorum = self.pick_quorum();
+        self.invoke(Some(client), node, key, what, quorum);
     }
 
     fn pick_what(&mut self) -> What {
@@ -970,7 +975,7 @@ impl World {
         if self.nodes[node].up {
             let key = self.rng.below(self.plan.keys as u64) as usize;
             let what = self.pick_what();
-            self.invoke(None, node, key, what, (2, 3));
+            self.invoke(None, node, key, what, quorum(2, 3));
         }
         let at = self.now + SECOND / self.plan.rate;
         self.at(at, Event::Arrival(node));
@@ -987,21 +992,29 @@ impl World {
         let clocks = self.clocks(node);
         let op = &mut self.history.ops[token];
         op.begun = Some(self.now);
-        let (key, counts, client, excused) = (op.key, (op.ack, op.from), op.client, op.excused);
+        let (key, quorum, client, excused) = (op.key, quorum(op.ack, op.from), op.client, op.excused);
         let mut actions = Vec::new();
         let begun = match op.what {
             What::Get(want) => {
                 self.nodes[node].reads += 1;
-                let key = self.keys[key].clone();
-                self.nodes[node].coordinator.read(clocks, token as u64, key, want, counts, &mut actions)
+                let key = Key::new(self.keys[key].clone());
+                self.nodes[node].coordinator.read(clocks, token as u64, key, want, quorum, &mut actions)
             }
             what => {
                 let number = topology(self.plan.nodes, node).number(NodeIndex(node as u8));
-                let version = Version::new(self.nodes[node].clock.borrow_mut().next(clocks.wall_ms), number);
+                let version = Version::new(self.nodes[node].clock.borrow_mut().next(clocks.wall), number);
                 let tombstone = what == What::Delete;
                 let value = if tombstone { Bytes::new() } else { value_of(token) };
-                let record = Record { key: self.keys[key].clone(), value, version, expires_at_ms: 0, tombstone };
-                self.nodes[node].coordinator.write(clocks, token as u64, record, counts, &mut actions)
+                let flags = Flags::new(quorum.from());
+                let record = Record {
+                    key: Key::new(self.keys[key].clone()),
+                    value,
+                    version,
+                    expires_at_ms: 0,
+                    flags: if tombstone { flags.tombstone() } else { flags },
+                    attributes: Bytes::new(),
+                };
+                self.nodes[node].coordinator.write(clocks, token as u64, record, quorum, &mut actions)
             }
         };
         if begun.is_err() {
@@ -1045,19 +1058,19 @@ impl World {
         if !op.excused {
             self.stats.latencies.push(took);
         }
-        let judged = match (&answer.outcome, op.what) {
-            (Outcome::Written, What::Put | What::Delete) => {
+        let judged = match (&answer.result, op.what) {
+            (Ok(Outcome::Applied), What::Put | What::Delete) => {
                 self.look_inside(token, op.ack, self.history.ops[token].version);
                 self.history.written(token)
             }
-            (Outcome::Found { version, value, .. }, What::Get(_)) => {
+            (Ok(Outcome::Found(Found { version, value, .. })), What::Get(_)) => {
                 if op.quorum() {
                     self.look_inside(token, op.from / 2 + 1, *version);
                 }
                 self.history.found(token, *version, value.as_ref())
             }
-            (Outcome::Absent, What::Get(_)) => self.history.absent(token),
-            (Outcome::NotEnough(shortage), _) => {
+            (Ok(Outcome::Absent(_)), What::Get(_)) => self.history.absent(token),
+            (Err(shortage), _) => {
                 self.stats.not_enough += 1;
                 self.history.ops[token].unsure = true;
                 let replicas = &self.ranked[op.key][..usize::from(op.from)];
@@ -1073,7 +1086,7 @@ impl World {
                 }
                 Ok(())
             }
-            (outcome, what) => Err(Failure {
+            (Ok(outcome), what) => Err(Failure {
                 check: "answered once",
                 key: Some(op.key),
                 text: format!("{token} was {what:?} and got {outcome:?}"),
@@ -1360,7 +1373,7 @@ impl World {
                 // Not all at once, or there would be no room for them.
                 let at = self.now + key as u64 * 200;
                 let what = What::Get(Want::Value);
-                let token = self.invoke_at(at, None, node, key, what, (widest, widest));
+                let token = self.invoke_at(at, None, node, key, what, quorum(widest, widest));
                 self.history.ops[token].excused = true;
                 tokens.push(token);
             }

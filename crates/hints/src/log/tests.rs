@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
-use koltso_storage::Version;
+use koltso_model::{Flags, Key, Version};
 use tempfile::TempDir;
 
 use super::*;
@@ -33,25 +33,27 @@ const BOUNDS: Bounds = Bounds { bytes_max: 16 << 10, age_max_ms: 10_000, segment
 const WIDE: Bounds = Bounds { bytes_max: 1 << 30, age_max_ms: 10_000, segment_size: 2 << 10 };
 
 /// Everything about it follows from its number.
-fn hint(number: u64) -> Record {
+fn hint(number: u64) -> Record<Bytes> {
     let mut rng = Rng(number);
     let len = if rng.below(40) == 0 { 3_000 } else { rng.below(300) };
     let tombstone = rng.below(5) == 0;
+    let flags = Flags::new(number as u8 % 5 + 1);
     Record {
-        key: Bytes::copy_from_slice(&number.to_be_bytes()),
+        key: Key::new(Bytes::copy_from_slice(&number.to_be_bytes())),
         value: if tombstone { Bytes::new() } else { vec![number as u8; len as usize].into() },
         version: Version::new(number + 1, rng.below(3) as u16),
         expires_at_ms: rng.below(2) * number,
-        tombstone,
+        flags: if tombstone { flags.tombstone() } else { flags },
+        attributes: if tombstone { Bytes::new() } else { Bytes::from(vec![1, 1, number as u8]) },
     }
 }
 
-fn hints(numbers: std::ops::Range<u64>) -> Vec<Record> {
+fn hints(numbers: std::ops::Range<u64>) -> Vec<Record<Bytes>> {
     numbers.map(hint).collect()
 }
 
-fn number_of(record: &Record) -> u64 {
-    let number = u64::from_be_bytes(record.key[..].try_into().unwrap());
+fn number_of(record: &Record<Bytes>) -> u64 {
+    let number = u64::from_be_bytes(record.key.bytes().try_into().unwrap());
     assert_eq!(*record, hint(number), "what was written comes back");
     number
 }
@@ -350,12 +352,12 @@ fn past_the_bound_by_age_the_oldest_segments_go() {
 fn a_record_larger_than_everything_is_dropped_and_one_larger_than_a_segment_has_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path(), BOUNDS);
-    let large = |len| Record { value: vec![0; len].into(), tombstone: false, ..hint(0) };
+    let large = |len| Record { value: vec![0; len].into(), flags: Flags::new(1), ..hint(0) };
     log.append(&[large(17 << 10), large(10 << 10), large(1)], 1);
     assert_eq!((log.pending(), log.dropped(), log.needs_repair()), (2, 1, true));
     let window = log.window(8, 100).unwrap();
     assert_eq!(window.records, [large(10 << 10)], "at least one, whatever its size");
-    log.append(&[Record { key: Bytes::new(), ..large(1) }], 1);
+    log.append(&[Record { key: Key::new(Bytes::new()), ..large(1) }], 1);
     assert_eq!((log.pending(), log.dropped()), (2, 2), "no record of the API");
 }
 
@@ -367,12 +369,12 @@ fn a_newer_format_is_left_alone() {
     drop(log);
     let file = &segments(dir.path())[0];
     let mut bytes = fs::read(file).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..32]);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     fs::write(file, &bytes).unwrap();
     let error = Log::open(dir.path(), "a peer", WIDE).err().unwrap().to_string();
-    assert!(error.contains("have format 2, and this build reads formats up to 1"), "{error}");
+    assert!(error.contains("have format 3, and this build reads formats up to 2"), "{error}");
     assert_eq!(fs::read(file).unwrap(), bytes);
 }
 
