@@ -169,6 +169,22 @@ fn a_mix_over_several_servers_as_one_json_document() {
 }
 
 #[test]
+fn the_document_goes_to_a_file_beside_the_report() {
+    let (server, folder) = (Server::fresh(""), tempfile::tempdir().unwrap());
+    let file = folder.path().join("bench.json");
+    let arguments = |file: &std::path::Path| format!("-t1 -c2 -R200 -d500ms --put --json-file {}", file.display());
+    let run = bench(&arguments(&file), &[server.url()]).expect(0);
+    let document: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert!(run.stdout.contains(&format!("  {} requests in ", document["requests"])), "{}\n{document:#}", run.stdout);
+    assert!(document["latency_us"]["p99"].as_u64().unwrap() > 0);
+    // It is refused before the load.
+    let begun = Instant::now();
+    let run =
+        bench(&arguments(&folder.path().join("none/bench.json")).replace("500ms", "60s"), &[server.url()]).expect(2);
+    assert!(run.stderr.contains("--json-file") && begun.elapsed() < Duration::from_secs(30), "{}", run.stderr);
+}
+
+#[test]
 fn keys_that_nobody_wrote_are_refusals_and_no_success() {
     let server = Server::fresh("");
     let run = bench("-t1 -c2 -R200 -d500ms", &[server.url()]).expect(1);

@@ -19,9 +19,11 @@ mod tally;
 mod work;
 
 use std::fmt::Display;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -102,6 +104,9 @@ pub struct Bench {
     /// Print one JSON document instead
     #[arg(long)]
     json: bool,
+    /// Write the JSON document to a file, beside the report that is printed
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    json_file: Option<PathBuf>,
     /// How long to wait for an answer or a connection
     #[arg(short = 'T', long, value_name = "DURATION", default_value = "2s", value_parser = time)]
     timeout: Duration,
@@ -308,6 +313,9 @@ impl Bench {
         let plan = Arc::new(self.check()?);
         allow_descriptors(plan.connections)?;
         let cannot = |e: io::Error| format!("the load cannot be run: {e}");
+        // It is made before the run, so that a folder that cannot be written to costs nobody a minute.
+        let file = self.json_file.as_deref().map(|path| File::create(path).map_err(|e| unwritable(path, &e)));
+        let mut file = file.transpose()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
         if !self.json {
             print(&print::head(&plan));
@@ -318,12 +326,20 @@ impl Bench {
         } else {
             print::tail(&tally, seconds, self.latency)
         });
+        if let (Some(file), Some(path)) = (&mut file, &self.json_file) {
+            let document = print::document(&plan, &tally, seconds, interrupted);
+            file.write_all(document.as_bytes()).map_err(|e| unwritable(path, &e))?;
+        }
         if tally.successes() > 0 {
             return Ok(ExitCode::SUCCESS);
         }
         eprintln!("koltso: no request was answered 2xx: {}", reason(&tally));
         Ok(ExitCode::from(1))
     }
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> String {
+    format!("--json-file {} cannot be written: {error}", path.display())
 }
 
 /// Somebody who has closed the pipe has seen enough.
