@@ -1,15 +1,17 @@
-"""Numbers out of what a load run left: the load tool's output, two looks at the processes, and captures as folded stacks.
+"""Numbers out of what a load run left: what the load tool counted, two looks at the processes, and captures.
 
-For scripts/report.py; pure apart from reading the files it is told. What a file does not have becomes None, never a guess.
-The rule that divides CPU is scripts/fold.py's; the text of it, with its error, is in scripts/report.py.
+For scripts/report.py. Captures are read by `koltso profile FILE --classes --json`, which knows what the functions are for; what
+`koltso bench` counted is in load.json, and wrk2 has only its text. What a file does not have becomes None, never a guess.
+scripts/division.py divides what classes share; the text of the rule, with its error, is in scripts/report.py.
 """
 
-import collections
+import json
 import os
 import re
+import subprocess
+import sys
 
-import fold
-from capture import PROFILER_THREADS
+import division
 
 CLASSES = (
     "kernel network, HTTP",
@@ -21,20 +23,6 @@ CLASSES = (
     "other",
 )
 TOP = 8
-NAME_MAX = 110
-
-# Functions of ours, whatever they are instantiated with.
-OURS = re.compile(r"[<&]*(?:dyn |mut |\*const |\*mut )?koltso(?:_(?!profiling)[a-z]+)?::")
-# What a node does for its captures and for the counters that a report reads; its allocator and its locks are not of that.
-PROFILER = re.compile(r"[<&]*(?:koltso_profiling::(?!alloc|locks)|koltso::admin::(?:pprof|control|metrics::Scrape)\b)")
-# What stands between an allocation and who wanted it.
-LIBRARY = re.compile(r"[<&]*(?:core|std|alloc|hashbrown|smallvec|bytes)::|__rust|_*mi_|alloc<|koltso_profiling|(?:m|c|re)alloc$"
-                     r"|\[libc|(?:lifecycle|panic|panicking|unwind_safe|raw_vec|vec|boxed|::call_once|::new)(?:::|$)")
-# Of the C library, which has no frame pointers: often all that is known of who called the kernel.
-C_LIBRARY = re.compile(r"(?:syscall|_*(?:send|recv)\w*|clock_nanosleep)$")
-PREEMPTED = {"exit_to_user_mode_loop", "irqentry_exit_to_user_mode", "irqentry_exit", "preempt_schedule_irq"}
-
-Frame = collections.namedtuple("Frame", "name place")  # place: user, kernel or inlined
 
 
 # ---- the load tool
@@ -45,8 +33,30 @@ def milliseconds(text):
     return float(number) * {"us": 0.001, "ms": 1, "s": 1000, None: 1000, "m": 60_000, "h": 3_600_000}[unit]
 
 
-def load(text):
-    """What wrk2 or `koltso bench` printed; latencies in ms. The maximum is the recorder's own, of its last line."""
+def load(folder):
+    """What the load tool counted; latencies in ms."""
+    try:
+        with open(os.path.join(folder, "load.json")) as file:
+            counted = json.load(file)
+    except FileNotFoundError:
+        with open(os.path.join(folder, "load.txt"), errors="replace") as file:
+            return load_of_wrk2(file.read())
+    latency, errors = counted["latency_us"], counted["errors"]
+    return {
+        "requests": counted["requests"],
+        "rate": counted["requests_per_second"],
+        "percentiles": {name: latency["p" + name] / 1000 for name in ("50", "75", "90", "99", "99.9", "100")},
+        "max": latency["max"] / 1000,
+        "recorded": counted["recorded"],
+        "non_2xx": counted["non_2xx_3xx"],
+        # As wrk2 has them: its read errors are also what closed early or was not HTTP.
+        "errors": {"connect": errors["connect"], "read": errors["read"] + errors["closed"] + errors["malformed"],
+                   "write": errors["write"], "timeout": errors["timeout"]},
+    }
+
+
+def load_of_wrk2(text):
+    """The maximum is the recorder's own, of the last line."""
     def number(pattern):
         match = re.search(pattern, text, re.MULTILINE)
         return float(match[1]) if match else 0.0
@@ -104,123 +114,38 @@ def window(folder, seconds, method):
 # ---- captures
 
 
-def stacks(path):
-    """Yields (thread, frames from the innermost on, value) of folded stacks."""
-    with open(path, errors="replace") as lines:
-        for line in lines:
-            stack, _, value = line.rpartition(" ")
-            thread, *names = stack.split(";")
-            yield thread, [frame(name) for name in reversed(names)], int(value)
-
-
-def frame(name):
-    for mark, place in (("_[k]", "kernel"), ("_[i]", "inlined")):
-        if name.endswith(mark):
-            return Frame(name[: -len(mark)], place)
-    return Frame(name, "user")
-
-
-def is_profiler(kind, thread, frames):
-    """Whether it is for captures. Allocations do not know their thread."""
-    return thread in PROFILER_THREADS or kind == "alloc" and any(PROFILER.match(f.name) for f in frames)
-
-
-def unit_and_engine(folder, kind):
-    """The unit of a capture's values, and its own sentence on how they were taken."""
-    try:
-        with open(os.path.join(folder, kind + ".text")) as file:
-            text = file.read()
-    except FileNotFoundError:
-        return {"cpu": "nanoseconds", "alloc": "bytes"}.get(kind, "nanoseconds"), ""
-    unit = re.search(r"in all \(\S+ in (\S+)\)", text)
-    said = [line for line in text.split("\n\n")[0].split("\n")[1:] if line]
-    return unit[1] if unit else "count", "; ".join(line.rstrip(".") for line in said) + "."
-
-
-def classes(folder, pid, ports):
-    """Where the asked node's CPU went: per cent by class. None where there are no stacks, or no samples."""
-    path = os.path.join(folder, "cpu.folded")
+def divided(koltso, folder, kind):
+    """A capture by classes and functions, as `koltso profile` has it; None where there is none."""
+    path = os.path.join(folder, kind + ".pb.gz")
     if not os.path.exists(path):
         return None
-    counts = fold.operations(os.path.join(folder, "ss.before"), os.path.join(folder, "ss.after"), [pid], ports)[pid]
-    shares = fold.http_shares(counts)
-    weight = collections.Counter()
-    total = 0
-    for thread, frames, value in stacks(path):
-        total += value
-        in_kernel = bool(frames) and frames[0].place == "kernel"
-        if thread in PROFILER_THREADS:
-            weight["the profiler itself"] += value
-            continue
-        physical = [(f.name, f.place == "kernel") for f in frames if f.place != "inlined"]
-        found = fold.own_class(thread, physical)
-        if found in ("storage", "other"):
-            weight[found] += value
-            continue
-        http = float(found == "HTTP") if found else fold.shared_work(physical, shares)[0]
-        weight["kernel network, HTTP" if in_kernel else "HTTP: parse and answer"] += http * value
-        weight["kernel network, exchange" if in_kernel else "exchange: frames, coordinator"] += (1 - http) * value
-    if not total:
+    ended = subprocess.run([koltso, "profile", path, "--classes", "--json"], capture_output=True, timeout=120, check=False)
+    if ended.returncode:
+        sys.stderr.write(ended.stderr.decode(errors="replace"))
         return None
+    return json.loads(ended.stdout)
+
+
+def classes(capture, folder, pid, ports):
+    """Where the asked node's CPU went: per cent by class. None where there is no capture, or no samples."""
+    if not capture or not capture["total"]:
+        return None
+    counts = division.operations(os.path.join(folder, "ss.before"), os.path.join(folder, "ss.after"), [pid], ports)[pid]
+    weight = division.divide(capture["classes"], counts)
+    both = lambda name: weight[name, "user"] + weight[name, "kernel"]
+    sums = (weight["HTTP", "kernel"], weight["exchange", "kernel"] + weight["coordinator", "kernel"], weight["HTTP", "user"],
+            both("storage"), weight["exchange", "user"] + weight["coordinator", "user"], both("profiler"), both("other"))
     (http_out, http_in), (exchange_out, exchange_in) = counts[True], counts[False]
+    lacks = [(capture["lost"], "samples lost by the kernel"), (capture["throttled"], "times throttled by the kernel"),
+             (capture["dropped"], "samples beyond the bounds of a capture")]
     return {
-        "percent": {name: round(100 * weight[name] / total, 2) for name in CLASSES},
+        "percent": {name: round(100 * value / capture["total"], 2) for name, value in zip(CLASSES, sums)},
         "segments": [http_out, exchange_out, http_in, exchange_in],
-        "total": total,
-        "engine": unit_and_engine(folder, "cpu")[1],
+        "total": capture["total"],
+        "engine": "; ".join([capture["engine"].rstrip(".")] + ["%d %s" % lack for lack in lacks if lack[0]]) + ".",
     }
 
 
-def short(name):
-    name = re.sub(r"(?:::\{\{?closure\}?\}(?:#\d+)?)+", "::{closure}", name)
-    return name if len(name) <= NAME_MAX else name[: NAME_MAX - 1] + "…"
-
-
-def site(frames):
-    """Who wanted it: the innermost function of ours that is not the profiler's; else the innermost that is no library's."""
-    names = [f.name for f in frames if f.place != "kernel"]
-    ours = next(filter(OURS.match, names), None)
-    others = [name for name in names if not LIBRARY.match(name)]
-    other = next((name for name in others if not C_LIBRARY.match(name)), next(iter(others), None))
-    return short(ours or other or "a stack without functions of ours")
-
-
-def reason(frames):
-    """Why a thread was off the CPU: the system call it was in, or that others got the processor."""
-    kernel = [f.name for f in frames if f.place == "kernel"]
-    if PREEMPTED.intersection(kernel):
-        return "preempted"
-    named = next((match[1] for name in kernel if (match := re.match(r"__(?:x64|arm64|se)_sys_(\w+)", name))), None)
-    return named or (kernel[-1] if kernel else "blocked")
-
-
-def what(kind, thread, frames):
-    if kind == "cpu":
-        return short(frames[0].name + (" (kernel)" if frames[0].place == "kernel" else "")) if frames else "?"
-    if kind == "alloc":
-        return site(frames)
-    if kind == "lock":
-        # The innermost frame is the name of the lock or of the wait.
-        return "%s in %s" % (short(frames[0].name), site(frames[1:])) if frames else "?"
-    return "%s, %s, %s" % (thread, reason(frames), site(frames))
-
-
-def top(folder, kind):
-    """The largest sums of a capture. Left out and summed apart: what captures themselves cost, and off-CPU time of threads that are
-    no data cores, since these mostly sleep until there is work. None where there are no stacks."""
-    path = os.path.join(folder, kind + ".folded")
-    if not os.path.exists(path):
-        return None
-    sums = collections.Counter()
-    total = profiler = background = 0
-    for thread, frames, value in stacks(path):
-        if kind == "offcpu" and not thread.startswith(fold.CORE_THREAD):
-            background += value
-            continue
-        if kind != "cpu" and is_profiler(kind, thread, frames):
-            profiler += value
-            continue
-        total += value
-        sums[what(kind, thread, frames)] += value
-    return {"unit": unit_and_engine(folder, kind)[0], "total": total, "profiler": profiler, "background": background,
-            "rows": sums.most_common(TOP)}
+def top(capture):
+    """The largest sums of a capture, and what it leaves out of them. None where there is no capture."""
+    return capture and {"unit": capture["unit"], **capture["top"], "rows": capture["top"]["rows"][:TOP]}

@@ -107,7 +107,7 @@ TOOLS=(python3=python3 curl=curl jq=jq taskset=util-linux timeout=coreutils)
 case " ${SECTIONS[*]} " in *' standard '* | *' pause '* | *' kill '* | *' return '* | *' profile '*) TOOLS+=(wrk2=wrk2) ;; esac
 case " ${SECTIONS[*]} " in *' closed '* | *' profile '* | *' etcd '*) TOOLS+=(wrk=wrk) ;; esac
 [[ " ${SECTIONS[*]} " != *' standard '* ]] || TOOLS+=(nginx=nginx-light)
-[[ " ${SECTIONS[*]} " != *' profile '* ]] || TOOLS+=(perf=linux-perf ss=iproute2)
+[[ " ${SECTIONS[*]} " != *' profile '* ]] || TOOLS+=(ss=iproute2)
 [[ " ${SECTIONS[*]} " != *' etcd '* ]] || TOOLS+=(etcd=etcd-server)
 need_tools "${TOOLS[@]}"
 need_koltso
@@ -115,6 +115,8 @@ bench_begin "$FOLDER"
 trap cluster_bench_end EXIT
 
 VICTIM=2 # which of the nodes is disturbed
+# As /proc/PID/task/TID/stat has them; src/admin/classes.rs has a test that holds this against the program.
+PROFILER_THREADS='\(koltso-(capture|profiler)\)'
 
 later() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", a + b }'; }
 
@@ -341,14 +343,15 @@ section_return() {
 # ---- profile
 #
 # The rule by which CPU of the cluster is divided, for a PUT 2/3 of which all requests go to the first node. Samples are
-# `perf record -F 499 --call-graph fp` of the three processes; scripts/fold.py divides them:
+# the nodes' own captures (`koltso profile --hz 499`), all three at the same time, without what their captures cost; src/admin/classes.rs has
+# the names, and scripts/division.py divides what HTTP and exchange share:
 #
 # 1. Threads that seal, sync, compact and provision segments are storage.
 # 2. Else the innermost user function of the stack that has one of these names decides, for user samples and for kernel
-#    samples below it (page faults, mostly) alike. koltso_net::replica (links, frames, replica server), koltso::cluster
-#    (which submits to links, flushes them and serves peers) and koltso_hints: exchange. koltso_net's rest and koltso::api:
-#    HTTP. koltso_storage, koltso::engine, koltso::commit: storage. koltso_cluster: coordinator logic. What the compiler
-#    inlined counts as the function that it was inlined into.
+#    samples below it (page faults, mostly) alike. koltso_net::replica (links, frames, replica server), koltso::member
+#    (which submits to links, flushes them and serves peers) and koltso_hints: exchange. koltso_net's rest, koltso::front,
+#    koltso::node::dispatch, koltso::admin::status and metrics: HTTP. koltso_storage, koltso::node::replica and commit: storage. koltso_cluster:
+#    coordinator logic. What the compiler inlined counts as the function that it was inlined into.
 # 3. Samples of core threads that have no such function are the ring, its system calls and the event loop, which HTTP and
 #    exchange share. Sends through the ring are HTTP's: links and replica server send by sendto(2) and sendmsg(2), of which
 #    the stacks tell. Receives are divided by the data segments that the node's sockets took in meanwhile (`ss -i`, before and
@@ -379,7 +382,7 @@ section_profile() {
       for (i = 2; i <= 10; i++) $i = sprintf(i <= 7 ? "%.1f %%" : "%.2f", $i)
       print $1, $2, "<= 35 %", ($2 + 0 <= 35 ? "yes" : "no"), $3, $4, $5, $6, $7, $8, $9, $10, $11 }'
   } >"$WORK/table"
-  report "profile: share of CPU of the cluster that exchange between the nodes takes in PUT 2/3, medians of $ROUNDS rounds of $SECONDS_EACH s; the rule is in scripts/bench-cluster.sh"
+  report "profile: share of CPU of the cluster that exchange between the nodes takes in PUT 2/3, medians of $ROUNDS rounds of $SECONDS_EACH s; the rule is in scripts/bench-cluster.sh. By $ENGINE"
 }
 
 profile_load() { # profile_load begin|end closed|steady [ARGUMENT...]: that load, with two seconds before and after
@@ -394,15 +397,23 @@ profile_load() { # profile_load begin|end closed|steady [ARGUMENT...]: that load
   esac
 }
 
-node_ticks() { # node_ticks PID...
-  read_cpu "$@"
-  printf '%s' $((USER_TICKS + SYS_TICKS))
+node_ticks() { # node_ticks PID...: of their threads, without those that are there for captures only
+  local pid task stat fields sum=0
+  for pid in "$@"; do
+    for task in "/proc/$pid/task"/*/stat; do
+      { stat=$(<"$task"); } 2>/dev/null || continue # it has ended meanwhile
+      [[ ! $stat =~ $PROFILER_THREADS ]] || continue
+      read -r -a fields <<<"${stat##*) }"
+      sum=$((sum + fields[11] + fields[12]))
+    done
+  done
+  printf '%s' "$sum"
 }
 
 sockets() { ss -tinpOH; }
 
 profile_round() { # profile_round closed|steady
-  local load=$1 asked others alone nodes ports recorder name value table=$WORK/classes name_of
+  local load=$1 asked others alone nodes ports i name value table=$WORK/classes name_of captures=() recorders=()
   declare -A value_of
   start_cluster
   fill
@@ -411,27 +422,35 @@ profile_round() { # profile_round closed|steady
   profile_load begin "$load" --ack 2 --from 3
   pause 2
   sockets >"$WORK/ss.before"
-  timeout $((SECONDS_EACH + 20)) perf record -q -o "$WORK/perf.data" -F 499 --call-graph fp -p "$nodes" -- \
-    sleep "$SECONDS_EACH" >"$WORK/perf.log" 2>&1 &
-  recorder=$!
-  STARTED+=("$recorder")
-  wait "$recorder" || progress "perf said: $(tail -n 2 "$WORK/perf.log")"
-  forget "$recorder"
+  for i in 0 1 2; do
+    captures+=("$WORK/cpu-$i.json")
+    timeout $((SECONDS_EACH + 90)) "$KOLTSO" profile "http://127.0.0.1:${NODE_PORTS[i]}" --seconds "$SECONDS_EACH" --hz 499 \
+      --out "$WORK/cpu-$i.pb.gz" 2>"$WORK/cpu-$i.said" &
+    recorders+=($!)
+    STARTED+=($!)
+  done
+  pause "$SECONDS_EACH"
   sockets >"$WORK/ss.after"
   profile_load end "$load"
   ((NOT_2XX == 0)) || progress "profile, $load: $NOT_2XX answers were not 2xx."
   asked=$(ticks_us $(($(node_ticks "${NODES[0]}") - asked)))
   others=$(ticks_us $(($(node_ticks "${NODES[@]:1}") - others)))
-  timeout 120 perf script -i "$WORK/perf.data" -F comm,pid,tid,ip,sym,dso --no-inline >"$WORK/samples" 2>"$WORK/perf.log" ||
-    progress "perf script said: $(tail -n 2 "$WORK/perf.log")"
+  for i in 0 1 2; do
+    wait "${recorders[i]}" || fail_capture "$WORK/cpu-$i.said"
+    forget "${recorders[i]}"
+  done
   stop_cluster
-  timeout 120 python3 "$SCRIPTS/fold.py" --nodes "$nodes" --ports "$ports" --before "$WORK/ss.before" --after "$WORK/ss.after" \
-    "$WORK/samples" >"$WORK/folded" || {
+  for i in 0 1 2; do
+    "$KOLTSO" profile "$WORK/cpu-$i.pb.gz" --classes --json >"${captures[i]}" 2>"$WORK/cpu-$i.said" || fail_capture "$WORK/cpu-$i.said"
+  done
+  ENGINE=$(jq -r '.engine | split(";")[0]' "${captures[0]}")
+  timeout 120 python3 "$SCRIPTS/division.py" --nodes "$nodes" --ports "$ports" --before "$WORK/ss.before" --after "$WORK/ss.after" \
+    "${captures[@]}" >"$WORK/divided" || {
     printf 'The samples could not be divided.\n' >&2
     exit 1
   }
-  grep $'\t' "$WORK/folded" >"$table"
-  while read -r name value; do value_of[$name]=$value; done < <(grep -v $'\t' "$WORK/folded")
+  grep $'\t' "$WORK/divided" >"$table"
+  while read -r name value; do value_of[$name]=$value; done < <(grep -v $'\t' "$WORK/divided")
 
   start_koltso "$WORK/data" --sync "$SYNC" --no-pin
   load_keys "$PORT" "$KEYS" --value-size "$VALUE_SIZE"
@@ -453,6 +472,11 @@ profile_round() { # profile_round closed|steady
       'BEGIN { printf "%.1f", (a + o) ? 100 * (a - s + o * (1 - part)) / (a + o) : 0 }')" \
     "${value_of[kernel]}" "${value_of[kernel_http]}" "${value_of[kernel_exchange]}" "$asked" "$others" "$alone" "${value_of[samples]}" >>"$WORK/runs"
   progress "profile, $name_of: exchange ${value_of[exchange]} %"
+}
+
+fail_capture() { # fail_capture FILE
+  printf 'A capture failed: %s\n' "$(tail -n 1 "$1")" >&2
+  exit 1
 }
 
 ticks_us() { # ticks_us TICKS: microseconds a request

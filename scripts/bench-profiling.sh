@@ -21,7 +21,7 @@
 #
 # The rule of `stacks`: of the folded stack, from the outermost frame on, frames of libraries without symbols (`[libc.so.6]`) are passed
 # over; the first one with a name has to be clone3, clone, start_thread, _start, main, what calls it in glibc or std, the std thread's
-# thread_start, or ret_from_fork of a kernel thread (scripts/profiling-figures.py has the list). Everything else counts as not rooted, also
+# thread_start, or ret_from_fork of a kernel thread (crates/profiling/src/classify/names.rs has the list). Everything else counts as not rooted, also
 # what is known to be lost: the vdso, and leaves in glibc, which has no frame pointers.
 #
 # A build for --plain is this tree with the line below #[global_allocator] in src/main.rs replaced by
@@ -143,7 +143,11 @@ stop_alone() {
   rm -rf -- "$WORK/data"
 }
 
-warm() { capture 1 'profile?hz=999&format=text' && ENGINE=$(sed -n '2s/; samples.*//p' "$WORK/capture"); }
+warm() { capture 1 'profile?hz=999' && ENGINE=$(divided '.engine | split(";")[0]'); }
+
+divided() { # divided JQ_FILTER: of the last capture's division
+  "$KOLTSO" profile "$WORK/capture" --classes --json | jq -r "$1"
+}
 
 all_2xx() { ((NOT_2XX == 0)) || progress "Not a fair figure: $NOT_2XX answers of $1 were not 2xx."; }
 
@@ -254,7 +258,7 @@ sampling_slices() { # sampling_slices ROUND WHAT METHOD [ARGUMENT...]
 # ---- accounting and stacks
 
 # In each round a capture at each rate in the middle of a closed loop of each operation, each taken by COMMAND ROUND WHAT.
-in_loops() { # in_loops FORMAT COMMAND: sets TICKS, those of the process in that time
+in_loops() { # in_loops COMMAND: sets TICKS, those of the process in that time
   local round method hz from
   pinned
   : >"$WORK/runs"
@@ -265,13 +269,13 @@ in_loops() { # in_loops FORMAT COMMAND: sets TICKS, those of the process in that
         wrk_begin "$method" $((CAPTURE_SECONDS + 4)) --keys "$KEYS" --size "$VALUE_SIZE"
         pause 2
         from=$(process_ticks)
-        capture_begin "$CAPTURE_SECONDS" "profile?hz=$hz&format=$1"
+        capture_begin "$CAPTURE_SECONDS" "profile?hz=$hz"
         pause "$CAPTURE_SECONDS"
         TICKS=$(($(process_ticks) - from))
         capture_end
         wrk_end
         all_2xx "$method"
-        "$2" "$round" "${method^^}, $hz Hz"
+        "$1" "$round" "${method^^}, $hz Hz"
       done
     done
     stop_alone
@@ -279,7 +283,7 @@ in_loops() { # in_loops FORMAT COMMAND: sets TICKS, those of the process in that
 }
 
 section_accounting() {
-  in_loops text accounted
+  in_loops accounted
   {
     printf 'capture\tsamples, s\tscheduler, s\tdifference\tlargest\twanted\treached\t/proc/PID/stat, s\tdifference\tlost\tthrottled\n'
     over_rounds mmmxmmss <"$WORK/runs" | awk -F '\t' -v OFS='\t' -v most="$ACCOUNTED_WITHIN" '{ print $1, sprintf("%.3f", $2), sprintf("%.3f", $3),
@@ -289,18 +293,18 @@ section_accounting() {
 }
 
 accounted() { # accounted ROUND WHAT
-  local says='add up to ([0-9.]+) s of CPU, the scheduler accounts ([0-9.]+) s; lost ([0-9]+), throttled ([0-9]+)'
-  [[ $(sed -n 2p "$WORK/capture") =~ $says ]] || fail "The text of a capture does not say what its samples add up to."
-  awk -v OFS='\t' -v what="$2" -v a="${BASH_REMATCH[1]}" -v b="${BASH_REMATCH[2]}" -v lost="${BASH_REMATCH[3]}" \
-    -v throttled="${BASH_REMATCH[4]}" -v stat="$(ticks_to "$TICKS" 1)" 'BEGIN {
+  local sum scheduler lost throttled
+  read -r sum scheduler lost throttled < <(divided '[.total / 1e9, .accounted_ns / 1e9, .lost, .throttled] | join(" ")')
+  [[ -n ${throttled:-} ]] || fail "A capture cannot be read."
+  awk -v OFS='\t' -v what="$2" -v a="$sum" -v b="$scheduler" -v lost="$lost" -v throttled="$throttled" -v stat="$(ticks_to "$TICKS" 1)" 'BEGIN {
       off = b > 0 ? (a / b - 1) * 100 : 100; off_stat = stat > 0 ? (a / stat - 1) * 100 : 100
       print what, a, b, off, (off < 0 ? -off : off), stat, off_stat, lost, throttled }' >>"$WORK/runs"
-  progress "accounting, round $1, $2: ${BASH_REMATCH[1]} s in samples, ${BASH_REMATCH[2]} s by the scheduler"
+  progress "accounting, round $1, $2: $sum s in samples, $scheduler s by the scheduler"
 }
 
 section_stacks() {
   : >"$WORK/left"
-  in_loops folded rooted
+  in_loops rooted
   {
     printf 'capture\tsamples, s\tstacks\trooted\twanted\treached\n'
     over_rounds mmm <"$WORK/runs" | awk -F '\t' -v OFS='\t' -v least="$ROOTED_MIN" \
@@ -313,8 +317,9 @@ section_stacks() {
 
 rooted() { # rooted ROUND WHAT
   local seconds share count
-  read -r seconds share count < <(figures stacks --left "$WORK/left" <"$WORK/capture")
-  [[ -n ${count:-} ]] || fail "The stacks of a capture cannot be read."
+  read -r seconds share count < <(divided '[.total / 1e9, (if .total > 0 then 1e4 * .rooted.value / .total | round / 100 else 0 end), .rooted.stacks] | join(" ")')
+  [[ -n ${count:-} ]] || fail "A capture cannot be read."
+  divided '.rooted.others[] | "\(.[1])\t\(.[0])"' >>"$WORK/left"
   printf '%s\t%s\t%s\t%s\n' "$2" "$seconds" "$share" "$count" >>"$WORK/runs"
   progress "stacks, round $1, $2: $share % of $seconds s are rooted"
 }

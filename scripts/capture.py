@@ -24,7 +24,7 @@ import sys
 import time
 
 # Files of a capture that are asked for again by its number, with the format and the beginning of its media type.
-PICTURES = {"svg": ("svg", "image/svg"), "folded": ("folded", "text/plain"), "text": ("text", "text/plain")}
+PICTURES = {"svg": ("svg", "image/svg")}
 PAGE = {"html": ("html", "text/html")}
 HEATMAP = {"html": ("heatmap", "text/html")}
 PPROF = {"pb.gz": ("pprof", "application/octet-stream")}
@@ -34,7 +34,7 @@ KINDS = {
     "cpu": Kind("profile?seconds={seconds}&hz=499", "pb.gz", HEATMAP | PICTURES),
     "alloc": Kind("heatmap?event=allocs&seconds={seconds}", "html", PPROF | PICTURES),
     "lock": Kind("block?seconds={seconds}", "pb.gz", PAGE | PICTURES),
-    "heap": Kind("heap", "pb.gz", {"text": PICTURES["text"]}),
+    "heap": Kind("heap", "pb.gz", {}),
     "offcpu": Kind("offcpu?seconds={seconds}", "pb.gz", PAGE | PICTURES),
     "stalls": Kind("stalls", "txt", {}),
 }

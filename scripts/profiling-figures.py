@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""What scripts/bench-profiling.sh works out of its runs and of the profiles that it took.
+"""What scripts/bench-profiling.sh works out of its runs.
 
     scripts/profiling-figures.py beside overhead|latency <runs     a table, tab-separated
     scripts/profiling-figures.py builds <runs                      a table, tab-separated
-    scripts/profiling-figures.py stacks [--left PATH] <folded      one line: seconds, share that is rooted in per cent, stacks
 
 Runs are lines, tab-separated, in the order in which they were made: series, label, kind, values. A series is what was run in one
 go on one server. In `beside` each run is set against the mean of the nearest two runs of kind `none` before and after it in its
@@ -13,7 +12,6 @@ values begin with `-` was not measured, and what follows says why.
 
 import argparse
 import collections
-import re
 import statistics
 import sys
 
@@ -21,15 +19,6 @@ import sys
 OVERHEAD_MAX = {"99": 1.0, "999": 8.0}
 LATENCY_MAX = 1.2
 SAMPLING_MAX = 1.0
-
-# A stack is rooted if the outermost frame that has a name is one of these. Frames of a library without symbols, `[libc.so.6]`, are
-# passed over before it: they are start_thread and clone3 of a stripped glibc. A stack of nothing else is not rooted.
-ENTRY = re.compile(
-    r"^(?:clone3?|__clone3?|start_thread|_start|main|__libc_start_main(?:_impl)?|__libc_start_call_main|ret_from_fork(?:_asm)?"
-    r"|<?std::sys::.*\bthread_start|std::rt::lang_start(?:_internal)?)$"
-)
-NAMELESS = re.compile(r"^\[[^\]]*\]$")
-MARK = re.compile(r"_\[[ki]\]$")
 
 
 def median(values):
@@ -136,48 +125,16 @@ def builds(lines):
               *["%+.2f %%" % median(more[i]) for i in (1, 2)], "<= %g %%" % SAMPLING_MAX, verdict(median(more[0]), SAMPLING_MAX, equal), sep="\t")
 
 
-def is_rooted(frames):
-    for frame in frames:
-        if not NAMELESS.match(frame):
-            return bool(ENTRY.match(MARK.sub("", frame)))
-    return False
-
-
-def stacks(lines, left):
-    """The weight of rooted stacks; those that are not go to `left` as `weight thread: outermost … innermost`."""
-    total = rooted = count = 0
-    lost = collections.Counter()
-    for line in lines:
-        stack, _, weight = line.rstrip("\n").rpartition(" ")
-        thread, *frames = stack.split(";")
-        weight = int(weight)
-        total += weight
-        count += 1
-        if is_rooted(frames):
-            rooted += weight
-        else:
-            ends = [frames[0], frames[-1]] if len(frames) > 1 else frames
-            lost["%s: %s" % (thread, " … ".join(ends) or "no frame")] += weight
-    if left:
-        with open(left, "a", encoding="utf-8") as out:
-            for what, weight in lost.items():
-                print(weight, what, sep="\t", file=out)
-    print("%.3f %.2f %d" % (total / 1e9, 100 * rooted / total if total else 0, count))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("beside").add_argument("what", choices=("overhead", "latency"))
     commands.add_parser("builds")
-    commands.add_parser("stacks").add_argument("--left", help="a file that gets the stacks that are not rooted")
     asked = parser.parse_args()
     if asked.command == "beside":
         {"overhead": overhead, "latency": latency}[asked.what](sys.stdin)
-    elif asked.command == "builds":
-        builds(sys.stdin)
     else:
-        stacks(sys.stdin, asked.left)
+        builds(sys.stdin)
 
 
 if __name__ == "__main__":

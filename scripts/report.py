@@ -5,7 +5,7 @@
     scripts/report.py run FOLDER NAME=VALUE ...       # a run's README.md, machine.txt and run.json, from its raw files
     scripts/report.py summary DIR                     # DIR/README.md from all DIR/*/run.json; also after CONCLUSIONS.md was edited
 
-What a run's numbers mean is in scripts/analysis.py. `run` removes the raw files that are in no report (sockets, folded stacks).
+What a run's numbers mean is in scripts/analysis.py. `run` removes the raw files that are in no report (sockets, counters).
 DIR/CONCLUSIONS.md is written only where there is none. Nothing here starts or asks a server.
 """
 
@@ -42,15 +42,16 @@ FILES = {
     "machine.txt": "the machine and the versions",
     "run.json": "all of this for programs",
 }
-RAW = ("ss.before", "ss.after", "metrics.before", "metrics.after", "cpu.before", "cpu.after", "captures.json")
+RAW = ("load.json", "ss.before", "ss.after", "metrics.before", "metrics.after", "cpu.before", "cpu.after", "captures.json")
 KIND_NAMES = {"cpu": "CPU", "alloc": "Allocations", "lock": "Locks and waits", "offcpu": "Time off the CPU"}
 
 RULE = """The samples are those of the node that the load tool asked (the other two do storage and exchange only). Of each sample:
 
 1. Threads that seal, sync, compact and provision segments are storage. `koltso-capture` and `koltso-profiler` are the profiler.
 2. Else the innermost function of ours on the stack decides, also for kernel samples below it: `koltso_net::replica`,
-   `koltso::cluster`, `koltso_hints` and `koltso_cluster` are the exchange; the rest of `koltso_net`, and `koltso::api`, are HTTP;
-   `koltso_storage`, `koltso::engine` and `koltso::commit` are storage. What was inlined counts as what it was inlined into.
+   `koltso::member`, `koltso_hints` and `koltso_cluster` are the exchange; the rest of `koltso_net`, `koltso::front`,
+   `koltso::node::dispatch`, and `koltso::admin::status` and `metrics`, are HTTP; `koltso_storage`, `koltso::node::replica` and `commit`
+   are storage. What was inlined counts as what it was inlined into.
 3. What is left of a core's thread is the ring, its system calls and the event loop, which HTTP and exchange share. Sends through the
    ring are HTTP's: frames to and from other nodes leave by `sendto` and `sendmsg`, whose stacks say so. Receives are divided by the
    data segments that the node's sockets took in during the capture (`ss -i`, before and after), all else by the ring's operations:
@@ -61,7 +62,8 @@ Kernel samples of HTTP and exchange are "kernel network": sockets, the ring, wak
 **Its error:** a segment is not an operation: a receive may bring several, so the division of receives and turns is an estimate; sends,
 which are most of it, are counted with their real cost. On loopback a send carries
 the receiver's protocol work with it. Without the privilege for kernel samples a system call is charged to its caller, and the kernel's
-rows are empty. The rule is in `scripts/fold.py`, the numbers are made by `scripts/analysis.py`."""
+rows are empty. `koltso profile FILE --classes` counts by the table of `src/admin/classes.rs`; `scripts/division.py` divides what is
+shared."""
 
 CONCLUSIONS = """Nothing is written down yet. This text is in `CONCLUSIONS.md`, which no script writes again; after a change,
 `scripts/report.py summary` with this folder shows it here.
@@ -157,7 +159,8 @@ def one_run(arguments):
     for name in ("load_average", "load_cpu_s", "others_percent", "steal_percent"):
         run[name] = float(run[name])
     run["machine"] = machine()
-    run["load"] = analysis.load(read(folder, "load.txt"))
+    koltso = run.pop("binary")
+    run["load"] = analysis.load(folder)
     if not run["load"]["requests"]:
         sys.exit("The load tool counted no answer; see what it said:\n%s" % read(folder, "load.txt")[-300:])
     document = json.loads(read(folder, "captures.json"))
@@ -165,8 +168,9 @@ def one_run(arguments):
     run["asked_url"] = "http://127.0.0.1:%d" % ports[0]
     run["cpu"] = analysis.cpu(json.loads(read(folder, "cpu.before")), json.loads(read(folder, "cpu.after")), nodes, run["load"]["requests"])
     run["window"] = analysis.window(folder, document["window_seconds"], run["method"])
-    run["classes"] = analysis.classes(folder, nodes[0], ports)
-    run["top"] = {kind: analysis.top(folder, kind) for kind in KIND_NAMES}
+    captures = {kind: analysis.divided(koltso, folder, kind) for kind in KIND_NAMES}
+    run["classes"] = analysis.classes(captures["cpu"], folder, nodes[0], ports)
+    run["top"] = {kind: analysis.top(capture) for kind, capture in captures.items()}
     run["files"] = sorted(name for name in os.listdir(folder) if name in FILES or name.endswith(".png"))
     run["files"] = sorted(set(run["files"]) | {"machine.txt", "run.json"})
     write(folder, "machine.txt", machine_text(run))
@@ -174,7 +178,7 @@ def one_run(arguments):
     write(folder, "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")
     write(folder, "line.txt", line(run) + "\n")
     for name in os.listdir(folder):
-        if name in RAW or name.endswith((".folded", ".text")):
+        if name in RAW:
             os.remove(os.path.join(folder, name))
 
 
@@ -247,7 +251,7 @@ def top_text(run, kind):
     top = run["top"][kind]
     if top is None:
         return "Not available: %s\n" % (missing(run, kind) or run["captures"][kind]["missing"].get(
-            "%s.folded" % kind, "the node gave no folded stacks."))
+            "%s.pb.gz" % kind, "the capture cannot be read."))
     if not top["total"]:
         return "Nothing%s.\n" % (" on the data cores" if kind == "offcpu" else ": the capture has no samples")
     requests = run["window"]["requests"]
@@ -308,7 +312,7 @@ def run_text(run):
         parts.append(top_text(run, kind))
     parts.append("## Files\n")
     parts.append("\n".join("- [%s](%s): %s" % (name, name, FILES.get(name, "the picture of %s.svg" % name[:-4])) for name in run["files"]) + "\n")
-    absent = [(name, why) for note in run["captures"].values() for name, why in note["missing"].items() if not name.endswith((".folded", ".text"))]
+    absent = [(name, why) for note in run["captures"].values() for name, why in note["missing"].items()]
     if absent:
         parts.append("\n".join("- `%s`: not available: %s" % pair for pair in absent) + "\n")
     return "\n".join(part for part in parts if part)
@@ -406,7 +410,7 @@ def summary_text(runs, older, conclusions):
 def classes_text(runs):
     there = [run for run in runs if run["classes"]]
     if not there:
-        return "Not available: %s\n" % (missing(runs[0], "cpu") or "the node gave no folded stacks of CPU.")
+        return "Not available: %s\n" % (missing(runs[0], "cpu") or "the capture cannot be read.")
     rows = [[name] + [class_value(run["classes"], name) for run in there] for name in analysis.CLASSES]
     rows.append(["CPU time of the samples"] + [amount(run["classes"]["total"], "nanoseconds") for run in there])
     engines = {run["classes"]["engine"].split(";")[0].rstrip(".") + "." for run in there}

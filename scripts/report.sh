@@ -5,8 +5,8 @@
 # Leaves a folder a run, OUT/YYYY-MM-DD-HH-MM-SS_TAG_OP_t4_c64_R10000_d1m/, and OUT/README.md over all runs of OUT.
 # OUT/CONCLUSIONS.md is people's: it is made once, empty, shown in OUT/README.md, and never written again.
 #
-# scripts/capture.py captures, scripts/report.py writes the texts, scripts/fold.py has the rule that divides CPU. What a node
-# does not have is said in its place, and the rest goes on.
+# scripts/capture.py captures, `koltso profile --classes` says what the captures went into, scripts/report.py writes the texts. What a
+# node does not have is said in its place, and the rest goes on.
 #
 # Bounds: every wait has a limit. A folder is put in its place when it is whole, so what is interrupted leaves nothing of the run
 # that was going on. Exit codes: 0; 1 for what went wrong while it ran; 2, with one sentence and nothing left behind, for what is
@@ -163,7 +163,7 @@ await_load() {
 # One run; its folder is in place when this returns.
 run_one() { # run_one RUN
   local run=$1 method=${1%%-*} ack=1 of=1 stage=$WORK/run name svg started_at load status=0 busy
-  local -a command
+  local -a command counted=()
   [[ $run =~ ack([1-3])from([1-3]) ]] && ack=${BASH_REMATCH[1]} of=${BASH_REMATCH[2]}
   rm -rf -- "$stage" && mkdir "$stage"
   LOAD_LOG=$stage/load.txt
@@ -173,6 +173,7 @@ run_one() { # run_one RUN
   else
     command=("$KOLTSO" bench "-t$THREADS" "-c$CONNECTIONS" "-R$RATE" "-d$DURATION" -L "--$method" --keys "$KEYS" --size "$VALUE_SIZE"
       --query "ack=$ack&from=$of" "http://127.0.0.1:$PORT")
+    counted=(--json-file "$stage/load.json")
   fi
   await_calm 30 || exit 1
   pause 2 # what belongs to the run before: sealing, syncing
@@ -182,7 +183,7 @@ run_one() { # run_one RUN
   python3 "$SCRIPTS/capture.py" cpu "${NODES[@]}" >"$stage/cpu.before"
   noise_begin
   load=$(children_seconds)
-  timeout $((RUN_SECONDS + 90)) taskset -c "$LOAD_CORE" "${command[@]}" >"$LOAD_LOG" 2>&1 &
+  timeout $((RUN_SECONDS + 90)) taskset -c "$LOAD_CORE" "${command[@]}" "${counted[@]}" >"$LOAD_LOG" 2>&1 &
   LOAD_PID=$!
   STARTED+=("$LOAD_PID")
   await_load
@@ -211,7 +212,7 @@ run_one() { # run_one RUN
   fi
   name=${started_at}_${TAG}_${run}_t${THREADS}_c${CONNECTIONS}_R${RATE}_d${DURATION}
   python3 "$SCRIPTS/report.py" run "$stage" name="$name" run="$run" method="$method" ack="$ack" from="$of" set="$SET" tag="$TAG" \
-    started_at="$started_at" tool="$TOOL" tool_version="$TOOL_VERSION" koltso="$VERSION" rustc="$RUSTC" command="${command[*]/#$REPOSITORY\//}" \
+    started_at="$started_at" tool="$TOOL" tool_version="$TOOL_VERSION" koltso="$VERSION" binary="$KOLTSO" rustc="$RUSTC" command="${command[*]/#$REPOSITORY\//}" \
     duration_s="$RUN_SECONDS" threads="$THREADS" connections="$CONNECTIONS" rate="$RATE" keys="$KEYS" size="$VALUE_SIZE" sync="$SYNC" \
     node_threads="$NODE_THREADS" nodes="$(IFS=, && echo "${NODES[*]}")" ports="$(IFS=, && echo "${NODE_PORTS[*]}")" \
     load_average="$busy" load_cpu_s="$load" others_percent="$OTHERS" steal_percent="$STOLEN" || exit 1

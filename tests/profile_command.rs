@@ -195,6 +195,66 @@ fn saved_profiles_are_shown_and_compared() {
     assert_eq!(done(&[&again]).1, done(&[&new]).1);
 }
 
+/// A load of PUTs and its captures: CPU is HTTP's, the storage's and the cores', and JSON says the same as the text.
+#[test]
+fn saved_profiles_are_divided_by_class() {
+    let (server, folder) = (Server::fresh("--threads 1"), Folder::new());
+    let (url, cpu, allocs) = (server.url(), folder.file("cpu.pb.gz"), folder.file("allocs.pb.gz"));
+    let mut capture = command(&[&url, "--seconds", "2", "--hz", "499", "--out", &cpu]).spawn().unwrap();
+    let mut client = server.connect();
+    let mut turn = 0;
+    // 20 MB at least: tens of samples of allocations.
+    while turn < 200 || capture.try_wait().unwrap().is_none() {
+        client.store(format!("key-{turn}"), vec![1; 100_000]);
+        turn += 1;
+    }
+    assert!(capture.wait().unwrap().success());
+    done(&[&url, "--event", "allocs", "--out", &allocs]);
+    drop(server);
+
+    let document = |file: &str| -> serde_json::Value {
+        let (line, json) = done(&[file, "--classes", "--json"]);
+        assert!(line.is_empty(), "{line}");
+        serde_json::from_slice(&json).unwrap()
+    };
+    let of_cpu = document(&cpu);
+    let value = |document: &serde_json::Value, class: &str| {
+        let share = &document["classes"][class];
+        share["user"].as_i64().unwrap() + share["kernel"].as_i64().unwrap()
+    };
+    let classes: Vec<String> = of_cpu["classes"].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(classes, ["HTTP", "exchange", "coordinator", "storage", "receive", "turn", "profiler", "other"]);
+    let sum: i64 = classes.iter().map(|class| value(&of_cpu, class)).sum();
+    assert!(sum > 0 && Some(sum) == of_cpu["total"].as_i64(), "{of_cpu:#}");
+    assert!(value(&of_cpu, "storage") > 0 && value(&of_cpu, "HTTP") > 0, "{of_cpu:#}");
+    assert_eq!((&of_cpu["event"], &of_cpu["unit"]), (&"cpu".into(), &"nanoseconds".into()));
+    assert!(of_cpu["engine"].as_str().is_some_and(|said| !said.is_empty()));
+    assert!(of_cpu["accounted_ns"].as_u64().unwrap() > 0);
+    let rooted = of_cpu["rooted"]["value"].as_i64().unwrap();
+    assert!((1..=sum).contains(&rooted), "some stacks are whole: {of_cpu:#}");
+    let rows = of_cpu["top"]["rows"].as_array().unwrap();
+    assert!(rows.iter().map(|row| row[1].as_i64().unwrap()).is_sorted_by(|a, b| a >= b), "{rows:?}");
+
+    let of_allocs = document(&allocs);
+    assert_eq!(of_allocs["unit"], "bytes");
+    let bytes: i64 = classes.iter().map(|class| value(&of_allocs, class)).sum();
+    assert!(bytes >= 10_000_000 && Some(bytes) == of_allocs["total"].as_i64(), "{of_allocs:#}");
+    assert!(of_allocs["top"]["rows"][0][0].as_str().unwrap().contains("koltso"), "{of_allocs:#}");
+
+    let (line, shown) = done(&[&cpu, "--classes"]);
+    let shown = String::from_utf8(shown).unwrap();
+    assert!(line.is_empty() && shown.starts_with("cpu over "), "{line} {shown}");
+    let of_text: f64 = shown
+        .lines()
+        .find_map(|line| line.split_once("  storage ")?.0.split_whitespace().nth(2)?.parse().ok())
+        .unwrap_or_else(|| panic!("no share of the storage in\n{shown}"));
+    let of_json = 100.0 * value(&of_cpu, "storage") as f64 / sum as f64;
+    assert!((of_text - of_json).abs() < 0.06, "{of_text} and {of_json}");
+
+    refused(&[&url, "--classes"], &["--classes is for one saved profile"]);
+    refused(&[&cpu, "--json"], &["required arguments", "--help"]);
+}
+
 #[test]
 fn what_is_no_profile_is_one_sentence() {
     let folder = Folder::new();

@@ -163,6 +163,34 @@ fn number(document: &Value, path: &str) -> f64 {
     document.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {path} in {document:#}"))
 }
 
+/// The figures of the captures are those that the profiles beside them have.
+#[track_caller]
+fn assert_divided(folder: &Path, document: &Value) {
+    let classes = document["classes"]["percent"].as_object().unwrap_or_else(|| panic!("no classes in {document:#}"));
+    let sum: f64 = classes.values().map(|share| share.as_f64().unwrap()).sum();
+    assert!((99.0..=101.0).contains(&sum), "{classes:?}");
+    for (kind, unit) in [("cpu", "nanoseconds"), ("alloc", "bytes"), ("lock", "nanoseconds"), ("offcpu", "nanoseconds")]
+    {
+        let file = folder.join(format!("{kind}.pb.gz"));
+        let top = &document["top"][kind];
+        if !file.exists() {
+            assert!(top.is_null(), "{kind} was not captured: {top:#}");
+            continue;
+        }
+        let output = Command::new(BINARY).arg("profile").arg(&file).args(["--classes", "--json"]).output().unwrap();
+        let divided: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&top["unit"], &top["total"]), (&Value::from(unit), &divided["top"]["total"]), "{kind}");
+        let rows = top["rows"].as_array().unwrap();
+        assert_eq!(rows[..], divided["top"]["rows"].as_array().unwrap()[..rows.len()], "{kind}");
+        if kind == "cpu" {
+            assert_eq!(document["classes"]["total"], divided["total"]);
+            let storage = &divided["classes"]["storage"];
+            let share = 100.0 * (number(storage, "/user") + number(storage, "/kernel")) / number(&divided, "/total");
+            assert!((classes["storage"].as_f64().unwrap() - share).abs() < 0.01, "{classes:?}");
+        }
+    }
+}
+
 /// The text, the figures and the files of one run.
 #[track_caller]
 fn assert_run(folder: &Path, run: &str) {
@@ -214,10 +242,7 @@ fn assert_run(folder: &Path, run: &str) {
     for always in ["cpu.pb.gz", "heap.pb.gz", "machine.txt"] {
         assert!(folder.join(always).exists(), "{always} is missing");
     }
-    if let Some(classes) = document["classes"]["percent"].as_object() {
-        let sum: f64 = classes.values().map(|share| share.as_f64().unwrap()).sum();
-        assert!((99.0..=101.0).contains(&sum), "{classes:?}");
-    }
+    assert_divided(folder, &document);
 
     // Exactly what it lists, and nothing that was only needed to make it.
     let listed: Vec<&str> = document["files"].as_array().unwrap().iter().map(|file| file.as_str().unwrap()).collect();

@@ -1,5 +1,6 @@
 //! The control plane: what an operator sees and asks of a running node, over HTTP, on a thread of its own.
 
+pub mod classes;
 pub mod control;
 pub mod metrics;
 pub mod pprof;

@@ -6,6 +6,7 @@
 
 pub mod alloc;
 pub mod capture;
+pub mod classify;
 mod collect;
 pub mod engine;
 pub mod locks;

@@ -9,6 +9,7 @@ use std::path::Path;
 use koltso_profiling::capture::Capture;
 use koltso_profiling::{page, proto, svg, text};
 
+use super::division;
 use super::output::{Form, Output, told};
 use super::watch::end_on_signals;
 
@@ -47,6 +48,16 @@ pub fn show(path: &Path, form: Form, out: Option<&Path>) -> Result<(), String> {
         Form::PerfScript => return Err("a saved profile has no times of samples, which .perf needs".to_owned()),
     };
     write(&bytes, Some(capture.sample_count()), out)
+}
+
+/// Divides a file by class, as text or as JSON, on standard output.
+///
+/// # Errors
+/// One sentence.
+pub fn divide(path: &Path, as_json: bool) -> Result<(), String> {
+    let capture = read(path)?;
+    let text = if as_json { division::document(&capture) } else { division::text(&capture) };
+    write(text.as_bytes(), None, None)
 }
 
 /// What changed from one file to another, as a page.

@@ -1,12 +1,14 @@
 //! `koltso profile`: captures of a running node, and files that were saved, for people who live in a terminal.
 //!
 //! - `node.rs`: asks a node's `/debug/pprof/`. `files.rs`: profile.proto files as pages, pictures and texts, and their differences.
+//! - `division.rs`: a file divided by class, by the table of `admin/classes.rs`.
 //! - `output.rs`: where the result goes, and in which form. `watch.rs`: the progress line, and Ctrl-C.
 //!
 //! Owner: the main thread; the progress line and signals have one each. Arguments are checked, and the output file is begun, before
 //! anything is asked. Exit codes: 0 done, 2 what went wrong, in one sentence; 130 after Ctrl-C. Absent: sampling of this process or of
 //! another one from outside: nodes profile themselves. Tested below and in `tests/profile_command.rs`.
 
+mod division;
 mod files;
 mod node;
 mod output;
@@ -56,6 +58,12 @@ pub struct Profile {
     /// The ending says the form: .html, .svg, .pb.gz, .folded, .txt or .perf [default: the top functions on standard output]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Divide a saved profile by what its functions are for: HTTP, exchange between nodes, storage, …
+    #[arg(long, conflicts_with = "out")]
+    classes: bool,
+    /// Print the division as one JSON document
+    #[arg(long, requires = "classes")]
+    json: bool,
     /// Where two captures of this kind run, end the older one
     #[arg(long)]
     force: bool,
@@ -89,6 +97,7 @@ impl Profile {
                 ask.token = self.token_file.as_deref().map(|path| read_token("--token-file", path)).transpose()?;
                 node::capture(&ask, form, Output::open(out)?)
             }
+            Plan::File(file) if self.classes => files::divide(file, self.json),
             Plan::File(file) => files::show(file, form, out),
             Plan::Difference(base, new) => files::difference(base, new, out),
         }
@@ -106,6 +115,9 @@ impl Profile {
             },
             _ => return Err("a node or a file is missing, such as http://127.0.0.1:1337".to_owned()),
         };
+        if self.classes && !matches!(plan, Plan::File(_)) {
+            return Err("--classes is for one saved profile: say --out FILE.pb.gz first".to_owned());
+        }
         if matches!(plan, Plan::Node(_)) {
             return Ok((plan, form));
         }
@@ -199,6 +211,8 @@ mod tests {
         ] {
             assert_eq!(path(arguments), format!("/debug/pprof/{expected}"), "{arguments}");
         }
+        let file = parsed("a.pb.gz --classes --json").expect("a file");
+        assert!(matches!(file.check(), Ok((Plan::File(_), _))) && file.classes && file.json);
         let files = parsed("a.pb.gz b.pb.gz --out d.html").expect("two files");
         assert!(matches!(files.check(), Ok((Plan::Difference(..), Form::Html))));
         for ending in ["html", "svg", "folded", "txt", "pb.gz"] {
@@ -229,6 +243,8 @@ mod tests {
             ("a.pb.gz --event cpu", "--event"),
             ("a.pb.gz --heatmap --out a.html", "--heatmap"),
             ("a.pb.gz --force", "--force"),
+            ("http://h:1 --classes", "--out FILE.pb.gz first"),
+            ("a.pb.gz b.pb.gz --classes", "one saved profile"),
         ] {
             let sentence = parsed(arguments).expect(arguments).check().map(|_| ()).expect_err(arguments);
             assert!(sentence.contains(word) && !sentence.contains('\n'), "{arguments}: {sentence}");
@@ -239,6 +255,8 @@ mod tests {
             ("http://h:1 --hz 1000", "1..=999"),
             ("http://h:1 --event nonsense", "cpu, allocs, heap, mutex, block, offcpu, stalls"),
             ("a b c", "'c'"),
+            ("a.pb.gz --json", "--classes"),
+            ("a.pb.gz --classes --out a.txt", "cannot be used with"),
         ] {
             let text = parsed(arguments).map(|_| ()).expect_err(arguments);
             assert!(text.contains(word), "{arguments}: {text}");

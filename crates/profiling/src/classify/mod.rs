@@ -1,0 +1,290 @@
+//! Who the numbers of a capture belong to: each sample gets a class, by a program's table of names.
+//!
+//! The crate knows how stacks are read; which threads and modules there are, and what they count
+//! as, is in the program's [`Rules`]. Of each sample, the first of these decides:
+//!
+//! 1. the name of its thread, where [`Rules::threads`] gives that a class;
+//! 2. for allocations, which do not know their thread: any function of [`Rules::profiler`];
+//! 3. the innermost function on the stack in which a module of [`Rules::modules`] with a class is
+//!    named. Kernel frames are passed over, and so are inlined ones: what was inlined counts as
+//!    what it was inlined into. Of several paths in one name (`<A as B>::f`), the first with a
+//!    class decides;
+//! 4. on a thread of [`CoreRules::threads`], the first of [`CoreRules::kernel`] that is on the
+//!    stack, else [`CoreRules::otherwise`];
+//! 5. else it is [`Rules::rest`].
+//!
+//! Values of 0 and less are left out, as in folded stacks. Bounds: those of [`Capture`], and
+//! [`TOP_MAX`] rows. Deliberately absent: what the classes mean to each other, and sockets. Tested
+//! in `tests/classify.rs`, and where the program has its table.
+
+mod names;
+
+use crate::capture::{Capture, Event, Frame, FrameId, Place};
+use crate::text::{marked, thread_name};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+
+pub use names::{NAME_MAX, short};
+
+/// Rows of [`Top::rows`] and of [`Rooted::others`].
+pub const TOP_MAX: usize = 32;
+
+/// What a program knows of the names in its profiles.
+#[derive(Debug)]
+pub struct Rules {
+    /// The classes, and what each means, in the order in which they are shown.
+    pub classes: &'static [(&'static str, &'static str)],
+    /// Threads by the beginning of their names; without a class, functions decide.
+    pub threads: &'static [(&'static str, Option<&'static str>)],
+    /// Modules as functions are named, such as `koltso_net::http`; the longest that fits a path
+    /// counts. Without a class it decides nothing: the next path or frame does.
+    pub modules: &'static [(&'static str, Option<&'static str>)],
+    /// The threads that serve, and what they do for all classes alike.
+    pub cores: CoreRules,
+    /// What captures themselves cost.
+    pub profiler: ProfilerRules,
+    /// The class of what nothing decides.
+    pub rest: &'static str,
+    /// Crates whose functions are the program's own, and are named as the sites of allocations and
+    /// waits.
+    pub own: &'static [&'static str],
+}
+
+/// See rule 4.
+#[derive(Debug)]
+pub struct CoreRules {
+    /// How their names begin.
+    pub threads: &'static str,
+    /// Functions of the kernel, and the class of a stack that has one; the first in this order
+    /// counts.
+    pub kernel: &'static [(&'static str, &'static str)],
+    /// The class of all other stacks.
+    pub otherwise: &'static str,
+}
+
+/// See rule 2.
+#[derive(Debug)]
+pub struct ProfilerRules {
+    /// The class.
+    pub class: &'static str,
+    /// Modules and types, and whether they are there for captures; the longest that fits counts.
+    pub modules: &'static [(&'static str, bool)],
+}
+
+impl Rules {
+    /// The class that a function's name has by itself.
+    #[must_use]
+    pub fn class_of_name(&self, name: &str) -> Option<&'static str> {
+        names::paths(name).find_map(|path| names::longest(self.modules, path)?)
+    }
+
+    /// The class that a thread's name decides.
+    #[must_use]
+    pub fn class_of_thread(&self, thread: &str) -> Option<&'static str> {
+        self.threads.iter().find(|(begins, _)| thread.starts_with(begins))?.1
+    }
+
+    fn is_for_captures(&self, name: &str) -> bool {
+        names::longest(self.profiler.modules, names::unwrapped(name)).unwrap_or(false)
+    }
+
+    fn is_own(&self, name: &str) -> bool {
+        let path = names::self_type(name);
+        self.own.iter().any(|own| path.strip_prefix(own).is_some_and(|rest| rest.starts_with("::")))
+    }
+
+    /// The function that wanted something: the innermost of the program's own, else the innermost
+    /// that is of no library.
+    fn site(&self, frames: &[&Frame]) -> String {
+        let names = || frames.iter().filter(|frame| frame.place != Place::Kernel).map(|frame| &*frame.function);
+        let others = || names().filter(|name| !names::is_library(name));
+        let found = names()
+            .find(|name| self.is_own(name))
+            .or_else(|| others().find(|name| !names::is_c_library(name)))
+            .or_else(|| others().next());
+        short(found.unwrap_or("a stack without functions of ours"))
+    }
+}
+
+/// What a class has of a capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Its name.
+    pub class: &'static str,
+    /// What it means.
+    pub meaning: &'static str,
+    /// Of samples whose innermost frame is the program's.
+    pub user: i64,
+    /// Of samples whose innermost frame is the kernel's.
+    pub kernel: i64,
+}
+
+/// What has the largest sums.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Top {
+    /// What, and how much, the largest first.
+    pub rows: Vec<(String, i64)>,
+    /// Of all rows, also of those beyond [`TOP_MAX`].
+    pub total: i64,
+    /// Left out: what captures themselves cost. (CPU has it in the rows.)
+    pub profiler: i64,
+    /// Left out of time off the CPU: threads that serve nobody and mostly sleep until there is work.
+    pub background: i64,
+}
+
+/// How many stacks reach the entry of their thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rooted {
+    /// The sum of those that do.
+    pub value: i64,
+    /// Different stacks, of all, by the names in them.
+    pub stacks: usize,
+    /// The largest of those that do not: `thread: outermost … innermost`.
+    pub others: Vec<(String, i64)>,
+}
+
+/// A capture, divided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Division {
+    /// Of all samples.
+    pub total: i64,
+    /// One for each of [`Rules::classes`]; together they are the total.
+    pub shares: Vec<Share>,
+    /// Functions of CPU, sites of allocations, waits.
+    pub top: Top,
+    /// Whether stacks are whole.
+    pub rooted: Rooted,
+}
+
+/// What is known of a frame whatever stack it is in.
+#[derive(Clone, Copy)]
+struct Known {
+    class: Option<&'static str>,
+    is_for_captures: bool,
+}
+
+/// Divides one value of a capture, an index of [`Capture::types`].
+///
+/// # Panics
+/// If a rule has a class that [`Rules::classes`] has not.
+#[must_use]
+pub fn divide(capture: &Capture, value: usize, rules: &Rules) -> Division {
+    let known: Vec<Known> = capture.frames().iter().map(|frame| known(rules, frame)).collect();
+    let mut shares: Vec<Share> =
+        rules.classes.iter().map(|&(class, meaning)| Share { class, meaning, user: 0, kernel: 0 }).collect();
+    let hasher = RandomState::new();
+    let (mut total, mut top, mut rooted) = (0, Top::default(), Rooted::default());
+    let (mut rows, mut others, mut different) = (HashMap::new(), HashMap::new(), HashSet::new());
+    for sample in capture.folded() {
+        let weight = sample.values[value];
+        if weight <= 0 {
+            continue;
+        }
+        total += weight;
+        let thread = thread_name(capture, sample.thread);
+        let ids = capture.stack_at(sample.stack);
+        let frames: Vec<&Frame> = ids.iter().map(|&id| capture.frame_at(id)).collect();
+        let stack = Stack { event: capture.event, thread: &thread, ids, frames: &frames };
+
+        let class = stack.class(rules, &known);
+        let share = shares.iter_mut().find(|share| share.class == class);
+        let share = share.unwrap_or_else(|| panic!("the rules have no class {class}"));
+        let is_kernel = frames.first().is_some_and(|frame| frame.place == Place::Kernel);
+        *if is_kernel { &mut share.kernel } else { &mut share.user } += weight;
+
+        if capture.event == Event::OffCpu && !thread.starts_with(rules.cores.threads) {
+            top.background += weight;
+        } else if capture.event != Event::Cpu && class == rules.profiler.class {
+            top.profiler += weight;
+        } else {
+            top.total += weight;
+            *rows.entry(stack.what(rules)).or_insert(0) += weight;
+        }
+
+        let names: Vec<_> = frames.iter().map(|frame| (&*frame.function, frame.place)).collect();
+        different.insert(hasher.hash_one((&thread, names)));
+        if names::is_rooted(&frames) {
+            rooted.value += weight;
+        } else {
+            *others.entry(stack.ends()).or_insert(0) += weight;
+        }
+    }
+    (top.rows, rooted.others) = (largest(rows), largest(others));
+    rooted.stacks = different.len();
+    Division { total, shares, top, rooted }
+}
+
+fn known(rules: &Rules, frame: &Frame) -> Known {
+    let decides = matches!(frame.place, Place::User | Place::Label);
+    Known {
+        class: if decides { rules.class_of_name(&frame.function) } else { None },
+        is_for_captures: rules.is_for_captures(&frame.function),
+    }
+}
+
+fn largest(sums: HashMap<String, i64>) -> Vec<(String, i64)> {
+    let mut rows: Vec<(String, i64)> = sums.into_iter().collect();
+    rows.sort_unstable_by(|(a, of_a), (b, of_b)| of_b.cmp(of_a).then_with(|| a.cmp(b)));
+    rows.truncate(TOP_MAX);
+    rows
+}
+
+struct Stack<'a> {
+    event: Event,
+    thread: &'a str,
+    ids: &'a [FrameId],
+    /// The innermost first.
+    frames: &'a [&'a Frame],
+}
+
+impl Stack<'_> {
+    fn class(&self, rules: &Rules, known: &[Known]) -> &'static str {
+        if let Some(class) = rules.class_of_thread(self.thread) {
+            return class;
+        }
+        let known = || self.ids.iter().map(|id| known[id.0 as usize]);
+        if matches!(self.event, Event::Allocs | Event::Heap) && known().any(|frame| frame.is_for_captures) {
+            return rules.profiler.class;
+        }
+        if let Some(class) = known().find_map(|frame| frame.class) {
+            return class;
+        }
+        if !self.thread.starts_with(rules.cores.threads) {
+            return rules.rest;
+        }
+        let kernel: BTreeSet<&str> = self.kernel().collect();
+        let found = rules.cores.kernel.iter().find(|(function, _)| kernel.contains(function));
+        found.map_or(rules.cores.otherwise, |&(_, class)| class)
+    }
+
+    fn kernel(&self) -> impl Iterator<Item = &str> {
+        self.frames.iter().filter(|frame| frame.place == Place::Kernel).map(|frame| &*frame.function)
+    }
+
+    /// What a row of [`Top`] is called.
+    fn what(&self, rules: &Rules) -> String {
+        let Some(leaf) = self.frames.first() else { return "?".to_owned() };
+        let name = short(&leaf.function);
+        match self.event {
+            Event::Allocs | Event::Heap => rules.site(self.frames),
+            // The innermost frame is the name of the lock or of the wait.
+            Event::Mutex | Event::Block => format!("{name} in {}", rules.site(&self.frames[1..])),
+            Event::OffCpu => {
+                let kernel: Vec<&str> = self.kernel().collect();
+                format!("{}, {}, {}", self.thread, names::reason(&kernel), rules.site(self.frames))
+            }
+            _ if leaf.place == Place::Kernel => short(&format!("{} (kernel)", leaf.function)),
+            _ => name,
+        }
+    }
+
+    fn ends(&self) -> String {
+        let name = |frame: &Frame| marked(frame).replace(char::is_control, "?");
+        let ends = match self.frames {
+            [] => "no frame".to_owned(),
+            [only] => name(only),
+            [leaf, .., root] => format!("{} … {}", name(root), name(leaf)),
+        };
+        format!("{}: {ends}", self.thread.replace(char::is_control, "?"))
+    }
+}
