@@ -1,7 +1,9 @@
-//! Stalls of the data cores: joins the turns of their loops (`net`) with the watcher that names what held them up (`profiling`).
+//! Stalls of the data cores: passes the turns of their loops (`net`) to the watcher that finds out
+//! what held them up (`profiling`).
 //!
-//! A stall is a line in the log, one in [`LOG_EVERY`] at most; the others are counted in the next. Where nobody looks
-//! (`--stall-bound 0`) nothing of this exists. Tested below with a server whose service blocks, and in `tests/stalls.rs`.
+//! Stalls appear in the log as one line in [`LOG_EVERY`] at most; the others are counted in the
+//! next line. With `--stall-bound 0` none of this exists. Tested below with a server whose service
+//! blocks, and in `tests/stalls.rs`.
 
 use std::io;
 use std::rc::Rc;
@@ -10,17 +12,17 @@ use std::time::{Duration, Instant};
 
 use koltso_instrument::Mutex;
 use koltso_net::turn::{self, Observer};
-use koltso_profiling::stalls::{Core, Stall, Stalls};
+use koltso_profiling::stalls::{Stall, Stalls, TurnRecorder};
 use koltso_profiling::symbols::Symbols;
 
-/// Between two lines of the log.
+/// The shortest time between two lines of the log.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// The turns of a core.
+/// The turns of a core that may be watched.
 pub type Turn = turn::Turn<Watched>;
 
 /// A core that is watched.
-pub struct Watched(Core);
+pub struct Watched(TurnRecorder);
 
 impl Observer for Watched {
     #[inline]
@@ -44,7 +46,7 @@ pub fn turn(stalls: &Stalls, core: usize) -> Rc<Turn> {
     turn::Turn::new(Watched(stalls.join(core)))
 }
 
-/// Starts to watch the cores that will come.
+/// Starts the watcher, which cores join later.
 ///
 /// # Errors
 /// If no thread can be started.
@@ -62,7 +64,8 @@ pub fn watch(bound: Duration) -> io::Result<Stalls> {
     })
 }
 
-/// On a thread of its own: names of addresses take the time of many stalls.
+/// Logs a stall on a thread of its own, since looking up names of addresses takes as long as many
+/// stalls.
 fn log(stall: &Arc<Stall>, unsaid: u64) {
     let stall = stall.clone();
     let say = move || {
@@ -92,7 +95,7 @@ mod tests {
     /// Answers, and blocks before it does if the path says so.
     struct Blocking(Rc<Turn>);
 
-    /// How long the service did block.
+    /// How long the service really blocked each time.
     static BLOCKED: Mutex<Vec<Duration>> = Mutex::new(&"blocked", Vec::new());
 
     #[inline(never)]
@@ -133,7 +136,7 @@ mod tests {
         fn hand_off(&self, _: TcpStream, _: Vec<u8>) {}
     }
 
-    /// Ends the server also when the test fails.
+    /// Ends the server, also when the test fails.
     struct Drain(Arc<Shared>);
 
     impl Drop for Drain {
@@ -184,7 +187,7 @@ mod tests {
                 }
                 assert_eq!(watched.count(), 0, "{:?}", watched.longest());
                 get(&mut client, "/loop");
-                // On epoll a request that is there already is served in the same turn.
+                // On epoll, a request that has arrived already is served in the same turn.
                 std::thread::sleep(Duration::from_millis(20));
                 get(&mut client, "/sleep");
                 drop(client);

@@ -1,19 +1,21 @@
 //! A capture: stacks with weights, as every engine makes them and every format reads them.
 //!
-//! Stacks and frames are interned: 17 000 samples of depth 30 are some hundred kilobytes. Owner: whoever holds it; plain data.
-//! Bounds: [`FRAMES_MAX`], [`STACKS_MAX`] and [`SAMPLES_MAX`]; what is beyond is counted in [`Capture::dropped`].
-//! Invariants: an id given out is an index that exists; a sample has one value for each of the [`Capture::types`].
+//! Stacks and frames are interned: 17 000 samples of depth 30 take a few hundred kilobytes. A
+//! capture is plain data, owned by whoever holds it. Bounds: [`FRAMES_MAX`], [`STACKS_MAX`] and
+//! [`SAMPLES_MAX`]; what exceeds them is counted in [`Capture::dropped`]. Invariants: an id that
+//! was given out is an index that exists; a sample has one value for each of the
+//! [`Capture::types`].
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// Distinct frames of a capture.
+/// The most distinct frames of a capture.
 pub const FRAMES_MAX: usize = 1 << 18;
-/// Distinct stacks of a capture.
+/// The most distinct stacks of a capture.
 pub const STACKS_MAX: usize = 1 << 18;
-/// Samples of a capture.
+/// The most samples of a capture.
 pub const SAMPLES_MAX: usize = 1 << 21;
-/// Frames of one stack; deeper ones lose their root end.
+/// The most frames of one stack; deeper stacks lose their root end.
 pub const DEPTH_MAX: usize = 192;
 
 /// What was captured.
@@ -23,7 +25,7 @@ pub enum Event {
     Cpu,
     /// Bytes allocated.
     Allocs,
-    /// Bytes that are live.
+    /// Bytes that are live (allocated and not yet freed).
     Heap,
     /// Waits for instrumented locks.
     Mutex,
@@ -33,19 +35,19 @@ pub enum Event {
     OffCpu,
     /// Turns of an event loop that took too long.
     Stalls,
-    /// Something else, which another program captured.
+    /// Something else that another program captured.
     Other,
 }
 
 impl Event {
-    /// The event of a name, as [`Event::name`] gives it.
+    /// The event that has this name, as [`Event::name`] returns it; `None` if there is none.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         use Event::{Allocs, Block, Cpu, Heap, Mutex, OffCpu, Other, Stalls};
         [Cpu, Allocs, Heap, Mutex, Block, OffCpu, Stalls, Other].into_iter().find(|event| event.name() == name)
     }
 
-    /// As URLs and file names have it.
+    /// The name of the event in URLs and file names.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -61,17 +63,17 @@ impl Event {
     }
 }
 
-/// What a number of a sample means, in the words that `go tool pprof`, Pyroscope and Parca know.
+/// What one value of a sample means, in the words that `go tool pprof`, Pyroscope and Parca know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValueType {
-    /// `cpu`, `alloc_space`, `delay`, …
+    /// What is counted: `cpu`, `alloc_space`, `delay`, …
     pub name: Cow<'static, str>,
-    /// `nanoseconds`, `bytes`, `count`.
+    /// `nanoseconds`, `bytes` or `count`.
     pub unit: Cow<'static, str>,
 }
 
 impl ValueType {
-    /// A type.
+    /// A type with names that are known at compile time.
     #[must_use]
     pub const fn new(name: &'static str, unit: &'static str) -> Self {
         Self { name: Cow::Borrowed(name), unit: Cow::Borrowed(unit) }
@@ -87,34 +89,35 @@ pub enum Place {
     Inlined,
     /// In the kernel.
     Kernel,
-    /// Nowhere: a name that says more than an address, such as `lock:NAME`.
+    /// Nowhere: the frame is a label that says more than an address would, such as `lock:NAME`.
     Label,
 }
 
-/// One frame.
+/// One frame of a stack.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Frame {
-    /// Demangled, without the hash; `[libc.so.6]` where only the file is known, `0x…` where nothing is.
+    /// The function's name, demangled and without the hash; `[libc.so.6]` if only the file is
+    /// known, `0x…` if nothing is.
     pub function: Box<str>,
-    /// Source file, if known.
+    /// The source file; `None` if it is not known.
     pub file: Option<Box<str>>,
-    /// Line in it, or 0.
+    /// The line in the source file; 0 if it is not known.
     pub line: u32,
     /// Where it runs.
     pub place: Place,
-    /// Address in the process, 0 if there is none. Return addresses have had 1 subtracted.
+    /// The address in the process; 0 if there is none. A return address has had 1 subtracted.
     pub address: u64,
 }
 
-/// A frame's index.
+/// The index of a frame in [`Capture::frames`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FrameId(pub u32);
 
-/// A stack's index.
+/// The index of a stack in [`Capture::stacks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StackId(pub u32);
 
-/// A thread's index in [`Capture::threads`].
+/// The index of a thread in [`Capture::threads`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ThreadIndex(pub u16);
 
@@ -123,72 +126,75 @@ pub struct ThreadIndex(pub u16);
 pub struct Sample {
     /// Nanoseconds since the capture began.
     pub at_ns: u64,
-    /// Whose it is.
+    /// The thread that was sampled.
     pub thread: ThreadIndex,
-    /// On which processor; `u16::MAX` where that is not known.
+    /// The processor it ran on; `u16::MAX` if that is not known.
     pub cpu: u16,
-    /// Its stack.
+    /// The stack it was sampled with.
     pub stack: StackId,
-    /// A value for each type; those beyond are 0.
+    /// One value for each of the [`Capture::types`]; the rest are 0.
     pub values: [i64; 4],
 }
 
-/// A thread.
+/// A thread that was sampled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Thread {
-    /// Of the kernel.
+    /// The kernel's id of the thread.
     pub tid: u32,
-    /// `koltso-core-0`, …
+    /// The thread's name, such as `koltso-core-0`.
     pub name: Box<str>,
 }
 
-/// A mapping of the program, for tools that symbolise again.
+/// A mapping of the program's code, for tools that look up symbols themselves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// First address.
+    /// The first address.
     pub start: u64,
-    /// First address after it.
+    /// The first address after it.
     pub end: u64,
-    /// Offset in the file.
+    /// The offset of the first address in the file, in bytes.
     pub offset: u64,
-    /// The file.
+    /// The path of the file; only the name if it is the program itself.
     pub file: Box<str>,
-    /// GNU build id, in hex, or empty.
+    /// The GNU build id in hex; empty if there is none.
     pub build_id: Box<str>,
 }
 
-/// See the head of the file.
+/// Stacks with weights: see the head of the file.
 #[derive(Clone, Debug)]
 pub struct Capture {
     /// What was captured.
     pub event: Event,
-    /// Milliseconds since the Unix epoch.
+    /// When the capture began, in milliseconds since the Unix epoch.
     pub began_unix_ms: u64,
-    /// How long it took; 0 for a state such as the live heap.
+    /// How long the capture took, in nanoseconds; 0 for a state such as the live heap.
     pub duration_ns: u64,
-    /// CPU time: what the kernel accounts to the process over the same span, to hold the samples' total against; 0 if not known.
+    /// The CPU time that the kernel accounts to the process over the same span, in nanoseconds, to
+    /// compare the samples' total with; 0 if it is not known.
     pub accounted_ns: u64,
-    /// What the values are; 1 to 4.
+    /// What the values of a sample are; 1 to 4 types.
     pub types: Vec<ValueType>,
-    /// Which of them is shown unless told.
+    /// The index of the type that is shown unless the reader asks for another.
     pub default_type: usize,
-    /// What one sample stands for, where samples come at a rate: CPU nanoseconds, allocated bytes.
+    /// What one sample stands for if samples come at a rate (CPU nanoseconds, allocated bytes);
+    /// `None` if they do not.
     pub period: Option<(ValueType, i64)>,
-    /// Threads.
+    /// The threads that samples refer to.
     pub threads: Vec<Thread>,
-    /// Samples, in order of time.
+    /// The samples, in order of time.
     pub samples: Vec<Sample>,
-    /// Mappings.
+    /// The mappings of the program and its libraries.
     pub mappings: Vec<Mapping>,
-    /// Which engine, and why, in one sentence for people.
+    /// Which engine captured, and why it was chosen, in one sentence for people.
     pub engine: String,
-    /// How many samples were taken, where those of [`Capture::samples`] were added up before (in a file); 0 if they are as they were taken.
+    /// How many samples were taken if [`Capture::samples`] holds sums of them (as a file does); 0
+    /// if it holds each sample as it was taken.
     pub taken: u64,
-    /// Samples that the kernel lost.
+    /// How many samples the kernel lost.
     pub lost: u64,
-    /// Times that the kernel throttled.
+    /// How often the kernel throttled the sampling.
     pub throttled: u64,
-    /// Samples beyond the bounds.
+    /// How many samples were left out because they exceeded the bounds.
     pub dropped: u64,
     frames: Vec<Frame>,
     frame_ids: HashMap<Frame, FrameId>,
@@ -224,7 +230,7 @@ impl Capture {
         }
     }
 
-    /// The id of a frame; `None` when there are [`FRAMES_MAX`].
+    /// The id of a frame, which is added if it is new; `None` if there are [`FRAMES_MAX`] others.
     pub fn frame(&mut self, frame: Frame) -> Option<FrameId> {
         if let Some(&id) = self.frame_ids.get(&frame) {
             return Some(id);
@@ -238,7 +244,8 @@ impl Capture {
         Some(id)
     }
 
-    /// The id of a stack, leaf first; `None` when there are [`STACKS_MAX`].
+    /// The id of a stack, leaf first, which is added if it is new; `None` if there are
+    /// [`STACKS_MAX`] others.
     pub fn stack(&mut self, leaf_first: &[FrameId]) -> Option<StackId> {
         let kept = &leaf_first[..leaf_first.len().min(DEPTH_MAX)];
         if let Some(&id) = self.stack_ids.get(kept) {
@@ -253,7 +260,7 @@ impl Capture {
         Some(id)
     }
 
-    /// Adds a sample, or counts it as dropped.
+    /// Adds a sample, or counts it as dropped if there are [`SAMPLES_MAX`] already.
     pub fn push(&mut self, sample: Sample) {
         assert!((sample.stack.0 as usize) < self.stacks.len());
         if self.samples.len() >= SAMPLES_MAX {
@@ -263,7 +270,7 @@ impl Capture {
         self.samples.push(sample);
     }
 
-    /// A frame.
+    /// The frame that has this id.
     #[must_use]
     pub fn frame_at(&self, id: FrameId) -> &Frame {
         &self.frames[id.0 as usize]
@@ -275,7 +282,7 @@ impl Capture {
         &self.frames
     }
 
-    /// A stack, leaf first.
+    /// The stack that has this id, leaf first.
     #[must_use]
     pub fn stack_at(&self, id: StackId) -> &[FrameId] {
         &self.stacks[id.0 as usize]
@@ -287,19 +294,20 @@ impl Capture {
         &self.stacks
     }
 
-    /// How many samples were taken.
+    /// How many samples were taken, even if they have been added up since.
     #[must_use]
     pub fn sample_count(&self) -> u64 {
         if self.taken > 0 { self.taken } else { self.samples.len() as u64 }
     }
 
-    /// The sum of one value over all samples.
+    /// The sum of the value with this index over all samples.
     #[must_use]
     pub fn total(&self, value: usize) -> i64 {
         self.samples.iter().map(|sample| sample.values[value]).sum()
     }
 
-    /// Samples of one stack, thread and no particular time as one: what formats without time need. In order of stacks.
+    /// The samples with those of the same stack and thread added up, in the order of stacks: what
+    /// formats without a time axis need.
     #[must_use]
     pub fn folded(&self) -> Vec<Sample> {
         let mut sums: HashMap<(StackId, ThreadIndex), Sample> = HashMap::new();

@@ -1,7 +1,9 @@
-//! What an engine has gathered, before it is symbolised: chains of addresses, once each, and samples that point to them.
+//! What an engine has gathered before addresses get names: distinct chains of addresses, and
+//! samples that point to them.
 //!
-//! Owner: the thread that captures. Bounds: [`capture::STACKS_MAX`] chains and [`capture::SAMPLES_MAX`] samples; more are counted.
-//! Invariant: the chain of a sample exists.
+//! Owner: the thread that captures. Bounds: [`capture::STACKS_MAX`] chains and
+//! [`capture::SAMPLES_MAX`] samples; more are only counted. Invariant: the chain of a sample
+//! exists.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,10 +12,10 @@ use crate::capture::{self, Capture, Frame, FrameId, Place, Sample, StackId, Thre
 use crate::symbols::{self, Symbols};
 use crate::threads::Names;
 
-/// A chain's index.
+/// The index of a chain.
 pub(crate) type Chain = u32;
 
-/// One sample; as [`Sample`], with what is not resolved yet.
+/// A [`Sample`] whose thread and stack are not resolved yet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Raw {
     pub(crate) at_ns: u64,
@@ -23,10 +25,11 @@ pub(crate) struct Raw {
     pub(crate) values: [i64; 4],
 }
 
-// What a sample takes while a capture is finished: docs/PROFILING.md tells users.
+// The memory that a sample takes while a capture is finished; docs/PROFILING.md tells users this
+// figure.
 const _: () = assert!(size_of::<Raw>() + size_of::<Sample>() == 104);
 
-/// See the head of the file.
+/// Chains and samples, not yet symbolised: see the head of the file.
 #[derive(Debug, Default)]
 pub(crate) struct Collected {
     pub(crate) names: Names,
@@ -37,7 +40,8 @@ pub(crate) struct Collected {
 }
 
 impl Collected {
-    /// The id of a chain, leaf first; `None`, and counted, when there are too many.
+    /// The id of a chain, leaf first, which is added if it is new; `None` if there are too many,
+    /// which is counted.
     pub(crate) fn chain(&mut self, leaf_first: &[u64]) -> Option<Chain> {
         if let Some(&id) = self.ids.get(leaf_first) {
             return Some(id);
@@ -53,7 +57,7 @@ impl Collected {
         Some(id)
     }
 
-    /// Adds a sample, or counts it.
+    /// Adds a sample, or counts it if there are too many.
     pub(crate) fn push(&mut self, sample: Raw) {
         assert!((sample.chain as usize) < self.chains.len());
         if self.samples.len() >= capture::SAMPLES_MAX {
@@ -64,19 +68,20 @@ impl Collected {
         self.samples.push(sample);
     }
 
-    /// Samples so far.
+    /// The samples so far.
     #[cfg(test)]
     pub(crate) fn samples(&self) -> &[Raw] {
         &self.samples
     }
 
-    /// Takes out the samples whose chain is one of these.
+    /// Takes out and returns the samples whose chain the function picks.
     pub(crate) fn remove_chains(&mut self, mut one_of_these: impl FnMut(&[u64]) -> bool) -> Vec<Raw> {
         let remove: Vec<bool> = self.chains.iter().map(|chain| one_of_these(chain)).collect();
         self.samples.extract_if(.., |raw| remove[raw.chain as usize]).collect()
     }
 
-    /// Moves everything into a capture that began at `began_ns`, with names for addresses.
+    /// Moves everything into a capture that began at `began_ns` of the monotonic clock, and gives
+    /// addresses names.
     pub(crate) fn into_capture(mut self, capture: &mut Capture, began_ns: u64, symbols: &mut Symbols) {
         self.samples.sort_by_key(|sample| sample.at_ns);
         let stacks: Vec<Option<StackId>> = self.chains.iter().map(|chain| stack(capture, chain, symbols)).collect();
@@ -100,12 +105,14 @@ impl Collected {
     }
 }
 
-/// A chain with names. One of nothing (a thread on its way out) gets a frame that says so: a stack is never empty.
+/// Adds a chain as a stack with names. An empty chain (of a thread that is about to end) gets a
+/// frame that says so, since a stack is never empty.
 fn stack(capture: &mut Capture, chain: &[u64], of: &mut Symbols) -> Option<StackId> {
     let mut ids: Vec<FrameId> = Vec::with_capacity(chain.len() + 8);
     for &address in chain {
         for frame in of.frames(address).iter() {
-            // A kernel without names is one frame, not one for each function that it does not name.
+            // A kernel that hides its names becomes one frame, not one for each function without a
+            // name.
             let again = |&last: &FrameId| *capture.frame_at(last).function == *symbols::NAMELESS_KERNEL;
             if *frame.function == *symbols::NAMELESS_KERNEL && ids.last().is_some_and(again) {
                 continue;

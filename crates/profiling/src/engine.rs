@@ -1,8 +1,10 @@
-//! CPU captures: the best engine that the machine permits, and a sentence that says which it was, and why.
+//! CPU captures: the best engine that the machine permits, and a sentence that says which one it
+//! was, and why.
 //!
-//! perf events where they are permitted, else signals; never user-only perf events, which lose all time in system calls.
-//! A capture runs on a thread of its own, which leaves the pin of its spawner and is nice; the caller waits for it.
-//! Bounds: [`HZ_MAX`], [`SECONDS_MAX`]. Tested in `tests/engines.rs`.
+//! It is perf events if they are permitted, otherwise signals; never user-only perf events, which
+//! lose all time in system calls. A capture runs on a thread of its own, which is not pinned where
+//! its spawner is and has a low priority, while the caller waits for it. Bounds: [`HZ_MAX`],
+//! [`SECONDS_MAX`]. Tested in `tests/engines.rs`.
 
 use std::io;
 use std::sync::Arc;
@@ -12,53 +14,54 @@ use crate::capture::Capture;
 use crate::symbols::Symbols;
 use crate::{perf, signal, threads};
 
-/// Samples a second of CPU time, at most: above, a sample costs more than it tells.
+/// The most samples for each second of CPU time; above this rate, a sample costs more than it
+/// tells.
 pub const HZ_MAX: u32 = 999;
-/// The longest capture.
+/// The longest capture, in seconds.
 pub const SECONDS_MAX: u32 = 300;
 
-/// A CPU capture.
+/// What to capture of CPU time.
 #[derive(Clone, Debug)]
 pub struct CpuRequest {
-    /// For how long, 1 to [`SECONDS_MAX`].
+    /// How long to capture, 1 to [`SECONDS_MAX`].
     pub seconds: u32,
-    /// Samples a second of each processor, 1 to [`HZ_MAX`].
+    /// Samples for each second of a processor's time, 1 to [`HZ_MAX`].
     pub hz: u32,
-    /// Ends the capture early, within 100 ms, with what there is.
+    /// Set to end the capture early, within 100 ms; the capture then has the samples taken so far.
     pub stop: Arc<AtomicBool>,
 }
 
 /// How CPU time is sampled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuEngine {
-    /// By the kernel, with its stacks.
+    /// The kernel samples, with its own stacks too.
     Perf,
-    /// By a signal to the thread that runs, with user frames alone.
+    /// A signal interrupts the running thread and samples the user frames only.
     Signals,
 }
 
 /// Why there is no capture.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The machine does not permit it, or lacks it: the operator can change that.
+    /// The machine does not permit the capture or lacks what it needs: an operator can change that.
     #[error("{capability} is needed: {detail}")]
     Forbidden {
-        /// What to grant.
+        /// What the operator has to grant.
         capability: &'static str,
-        /// What the machine says.
+        /// What the machine said.
         detail: String,
     },
     /// A number of the request is outside its range.
     #[error("{name}={value} is not in 1..={max}")]
     OutOfRange {
-        /// Which.
+        /// The name of the number.
         name: &'static str,
-        /// As asked.
+        /// The value in the request.
         value: u32,
-        /// At most.
+        /// The largest that is allowed.
         max: u32,
     },
-    /// So many captures of this kind run that there is no room for another.
+    /// So many captures of this kind are running that there is no room for another.
     #[error("{0} captures of this kind run already")]
     Busy(usize),
     /// The system refused something else.
@@ -66,12 +69,14 @@ pub enum EngineError {
     Io(#[from] io::Error),
 }
 
-/// Notes which processors the program may use. Called at the start of `main`, before any thread pins itself.
+/// Notes which processors the program may use. Call it at the start of `main`, before any thread
+/// pins itself.
 pub fn remember_processors() {
     threads::remember_processors();
 }
 
-/// Makes the calling thread one that may be slow: on any processor that the program may use, and after everybody else.
+/// Lets the calling thread be slow: it may run on any processor that the program may use, and at a
+/// low priority.
 pub fn step_aside() {
     threads::step_aside();
 }
@@ -88,13 +93,13 @@ pub fn cpu_engine() -> (CpuEngine, String) {
     }
 }
 
-/// Captures CPU time with the best engine there is. Blocks for as long.
+/// Captures CPU time with the best engine there is. Blocks until the capture ends.
 pub fn capture_cpu(request: &CpuRequest) -> Result<Capture, EngineError> {
     let (engine, why) = cpu_engine();
     capture(engine, request, why)
 }
 
-/// Captures CPU time with one engine, whatever the others may be.
+/// Captures CPU time with the given engine, even if another would be better.
 pub fn capture_cpu_by(engine: CpuEngine, request: &CpuRequest) -> Result<Capture, EngineError> {
     let why = match engine {
         CpuEngine::Perf => "perf events on every processor, kernel and user stacks, as asked for",
@@ -130,7 +135,7 @@ pub(crate) fn within(name: &'static str, value: u32, max: u32) -> Result<(), Eng
     if (1..=max).contains(&value) { Ok(()) } else { Err(EngineError::OutOfRange { name, value, max }) }
 }
 
-/// Runs a capture on a thread that is nobody's core, and waits.
+/// Runs a capture on a thread that does no other work, and waits for it.
 pub(crate) fn on_own_thread(run: impl FnOnce() -> Result<Capture, EngineError> + Send) -> Result<Capture, EngineError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("koltso-profiler".to_owned()).spawn_scoped(scope, || {

@@ -1,8 +1,10 @@
-//! What a process can tell about itself: where its CPU goes, who allocates, what waits; as data, then as files and pages.
+//! What a process can tell about itself: where its CPU time goes, who allocates, what waits; as
+//! data, then as files and pages.
 //!
-//! [`capture`] is the middle: every engine makes a [`capture::Capture`], every format is a function of one. The crate knows no HTTP
-//! and no runtime; a program that serves profiles calls it from a thread that may be slow. [`engine`] and [`offcpu`] capture;
-//! [`stalls`] watches the threads that a program names.
+//! [`capture`] is in the middle: every engine makes a [`capture::Capture`], and every format is a
+//! function of one. The crate knows no HTTP and no runtime; a program that serves profiles calls it
+//! from a thread that may be slow. [`engine`] and [`offcpu`] capture; [`stalls`] watches the
+//! threads that a program registers.
 
 pub mod alloc;
 pub mod capture;

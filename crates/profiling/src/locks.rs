@@ -1,19 +1,19 @@
 //! Who waits for which lock, and for what else: captures of what `koltso-instrument` counts.
 //!
-//! A capture of [`Event::Mutex`] has the waits for named locks, one of [`Event::Block`] also the named waits for disks, peers and other
-//! threads. The leaf of a stack is a label, `lock:NAME` or `wait:NAME`, on the function that waited.
-//! Owner: the thread that serves a profile. Bounds: those of the tables, see [`koltso_instrument::waits`].
-//! Invariant: cumulative values of later captures are not smaller.
-//! Tested in `tests/locks.rs`.
+//! A capture of [`Event::Mutex`] has the waits for named locks; one of [`Event::Block`] also has
+//! the named waits for disks, peers and other threads. The leaf of a stack is a label, `lock:NAME`
+//! or `wait:NAME`, called by the function that waited. Owner: the thread that serves a profile.
+//! Bounds: those of the tables, see [`koltso_instrument::waits`]. Invariant: cumulative values of
+//! later captures are not smaller. Tested in `tests/locks.rs`.
 
 use std::time::Instant;
 
 use koltso_instrument::waits::{self, Kind};
 
-use crate::alloc::{Engine, Stacks, Symbolise, unix_ms};
+use crate::alloc::{OwnFrames, Stacks, Symbolise, unix_ms};
 use crate::capture::{Capture, Event, ValueType};
 
-/// Who had waited at one moment.
+/// The waits counted up to one moment.
 #[derive(Clone, Debug)]
 pub struct RawSnapshot {
     at: Instant,
@@ -21,7 +21,7 @@ pub struct RawSnapshot {
     waits: waits::Snapshot,
 }
 
-/// Who has waited until now.
+/// The waits counted so far.
 #[must_use]
 pub fn snapshot() -> RawSnapshot {
     RawSnapshot { at: Instant::now(), unix_ms: unix_ms(), waits: waits::snapshot() }
@@ -30,7 +30,7 @@ pub fn snapshot() -> RawSnapshot {
 /// All waits since the program began. `event` is [`Event::Mutex`] or [`Event::Block`].
 ///
 /// # Panics
-/// If it is another.
+/// If `event` is another.
 pub fn capture(event: Event, symbolise: &mut impl Symbolise) -> Capture {
     let now = snapshot();
     make(event, now.unix_ms, 0, &waits::Snapshot::default(), &now.waits, symbolise)
@@ -39,7 +39,7 @@ pub fn capture(event: Event, symbolise: &mut impl Symbolise) -> Capture {
 /// The waits that ended between two snapshots. `event` is [`Event::Mutex`] or [`Event::Block`].
 ///
 /// # Panics
-/// If it is another.
+/// If `event` is another.
 pub fn difference(event: Event, before: &RawSnapshot, after: &RawSnapshot, symbolise: &mut impl Symbolise) -> Capture {
     let duration = after.at.saturating_duration_since(before.at).as_nanos() as u64;
     make(event, before.unix_ms, duration, &before.waits, &after.waits, symbolise)
@@ -58,7 +58,7 @@ fn make(
     let mut capture =
         Capture::new(event, began_unix_ms, vec![contentions.clone(), ValueType::new("delay", "nanoseconds")], 1);
     capture.duration_ns = duration_ns;
-    // As Go's.
+    // The same as in Go's mutex and block profiles.
     capture.period = Some((contentions, 1));
     let (of, bound) = match event {
         Event::Mutex => ("named locks", waits::LOCK_STACKS_MAX),
@@ -68,9 +68,9 @@ fn make(
         "{of}: a sample each {} µs that a thread has waited, weighted to stand for all; at most {bound} distinct stacks",
         waits::INTERVAL_NS / 1000
     );
-    let engine =
-        Engine { names: "koltso_instrument::", sources: &["instrument/src/lock.rs", "instrument/src/waits.rs"] };
-    let mut stacks = Stacks::new(symbolise, engine);
+    let own =
+        OwnFrames { names: "koltso_instrument::", sources: &["instrument/src/lock.rs", "instrument/src/waits.rs"] };
+    let mut stacks = Stacks::new(symbolise, own);
     for waited in waits::difference(before, after) {
         let prefix = match waited.kind {
             Kind::Lock => "lock",

@@ -1,13 +1,18 @@
-//! Time off the processor: every context switch of the process, with the stack that was left.
+//! Time off the processor: every context switch of the process, with the stack of the thread that
+//! left.
 //!
-//! A software event counts context switches in the thread that leaves, and samples each with its stack; records of switches say when a
-//! thread comes back, on whichever processor. The time between is what the stack waited, or was ready and not let run. Waiting for
-//! work in io_uring or epoll is idleness: left out unless asked for, and its sum is told.
+//! A software event counts context switches in the thread that leaves and samples each with its
+//! stack; records of switches say when a thread comes back, on whichever processor. In the time
+//! between, the thread waited at that stack, or was ready to run and was not let run. Waiting for
+//! work in io_uring or epoll is idleness: it is left out unless the caller asks for it, and the
+//! capture says how much it was.
 //!
-//! Owner: a thread of its own; the caller waits. Bounds: [`RATE_MAX`] switches of the process a second (the rest of that second is not
-//! captured, and told), [`SECONDS_MAX`], one waiting stack a thread.
-//! Left out: a thread that does not leave the processor during the capture, being blocked all along. What still waits at the end counts
-//! until then. Needs `CAP_PERFMON`; there is no other engine. Tested below (the pairing) and in `tests/engines.rs`.
+//! Owner: a thread of its own, for which the caller waits. Bounds: [`RATE_MAX`] switches of the
+//! process a second (the rest of that second is not captured, and the capture says so),
+//! [`SECONDS_MAX`], one waiting stack for each thread. Left out: a thread that is blocked during
+//! the whole capture and so never leaves a processor. A thread that still waits at the end counts
+//! until then. This needs `CAP_PERFMON`; there is no other engine. Tested below (the pairing) and
+//! in `tests/engines.rs`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,27 +29,28 @@ use crate::perf::{self, DRAIN_MS};
 use crate::symbols::Symbols;
 use crate::threads;
 
-/// The longest capture.
+/// The longest capture, in seconds.
 pub const SECONDS_MAX: u32 = 60;
-/// Switches of the process that are captured in a second: about 5 % of one processor.
+/// Switches of the process that are captured in a second: they cost about 5 % of one processor.
 pub const RATE_MAX: u32 = 20_000;
-/// Functions that wait for work, of the kernel; and what the C library calls them, for a kernel without names.
+/// The kernel's functions that wait for work, and the C library's names for them, for a kernel
+/// without names.
 const IDLE: [&str; 6] = ["io_cqring_wait", "ep_poll", "do_epoll_wait", "do_epoll_pwait", "epoll_wait", "epoll_pwait"];
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// An off-CPU capture.
+/// What to capture of the time off the processor.
 #[derive(Clone, Debug)]
 pub struct OffCpuRequest {
-    /// For how long, 1 to [`SECONDS_MAX`].
+    /// How long to capture, 1 to [`SECONDS_MAX`].
     pub seconds: u32,
-    /// With the time that threads wait for work.
+    /// Whether to include the time that threads wait for work.
     pub idle: bool,
-    /// Ends the capture early, within 100 ms, with what there is.
+    /// Set to end the capture early, within 100 ms; the capture then has the samples taken so far.
     pub stop: Arc<AtomicBool>,
 }
 
-/// Captures time off the processor. Blocks for as long.
+/// Captures time off the processor. Blocks until the capture ends.
 pub fn capture_off_cpu(request: &OffCpuRequest) -> Result<Capture, EngineError> {
     engine::within("seconds", request.seconds, SECONDS_MAX)?;
     engine::on_own_thread(|| capture(request))
@@ -77,7 +83,7 @@ fn capture(request: &OffCpuRequest) -> Result<Capture, EngineError> {
             while threads::monotonic_ns() < resume && !request.stop.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(DRAIN_MS.into()));
             }
-            // Who came back meanwhile is not known.
+            // Nobody has recorded which threads came back meanwhile.
             switches.drain(&mut events, &mut bytes);
             switches.forget();
             paused_ns += threads::monotonic_ns() - from;
@@ -96,7 +102,7 @@ fn capture(request: &OffCpuRequest) -> Result<Capture, EngineError> {
     let mut symbols = Symbols::new();
     let mut idle_ns = 0;
     if !request.idle {
-        // What a compiler has split is called `do_epoll_wait.part.0`.
+        // A compiler names a part of a function that it has split `do_epoll_wait.part.0`.
         let idle = |name: &str| IDLE.contains(&name.split_once('.').map_or(name, |(name, _)| name));
         let mut is_idle = |address: &u64| symbols.frames(*address).iter().any(|frame| idle(&frame.function));
         let removed = switches.collected.remove_chains(|chain| chain.iter().any(&mut is_idle));
@@ -123,7 +129,7 @@ fn switch(events: &[Event], on: bool) -> Result<(), EngineError> {
     events.iter().try_for_each(if on { Event::enable } else { Event::disable }).map_err(EngineError::Io)
 }
 
-/// A thread leaves with its stack, or comes.
+/// A thread leaves a processor with its stack (`left`), or comes back (`None`).
 #[derive(Clone, Copy, Debug)]
 struct Turn {
     at_ns: u64,
@@ -131,15 +137,15 @@ struct Turn {
     left: Option<(Chain, u16)>,
 }
 
-/// Pairs of leaving and coming.
+/// Pairs each leaving of a thread with its return.
 #[derive(Debug, Default)]
 struct Switches {
     pid: u32,
-    /// Who captures: its waits are nobody's business.
+    /// The thread that captures: its own waits are left out.
     own_tid: u32,
     lost: u64,
     throttled: u64,
-    /// Since the second began.
+    /// How many times threads have left since the second began.
     left: u32,
     collected: Collected,
     /// Not paired yet, since another processor's ring may have earlier ones.
@@ -150,7 +156,7 @@ struct Switches {
 
 impl Switches {
     fn drain(&mut self, events: &mut [Event], bytes: &mut Vec<u8>) {
-        // What is older than this is in the rings by now, whichever they are.
+        // Whatever is older than this is in the rings by now, on every processor.
         let horizon = threads::monotonic_ns();
         for event in events {
             bytes.clear();
@@ -177,7 +183,8 @@ impl Switches {
                 }
                 Record::Lost(records) => {
                     self.lost = self.lost.saturating_add(records);
-                    // Anybody's coming may be among them: no time rather than a wrong one.
+                    // The return of any thread may be among the lost records: no time is better
+                    // than a wrong one.
                     self.forget();
                 }
                 Record::Throttle => {
@@ -208,13 +215,13 @@ impl Switches {
         }
     }
 
-    /// Forgets who is away.
+    /// Forgets which threads are away.
     fn forget(&mut self) {
         self.turns.clear();
         self.away.clear();
     }
 
-    /// Counts those who are still away until now.
+    /// Counts the threads that are still away as waiting until `now`.
     fn end(&mut self, now: u64) {
         self.pair(u64::MAX);
         for (tid, away) in std::mem::take(&mut self.away) {
@@ -237,14 +244,15 @@ mod tests {
         let chain = switches.collected.chain(&[1, 2]).expect("room");
         let out = |at_ns, tid| Turn { at_ns, tid, left: Some((chain, 0)) };
         let back = |at_ns, tid| Turn { at_ns, tid, left: None };
-        // A coming whose leaving was before the capture; two threads; a coming read before its leaving; one beyond the horizon.
+        // A return whose leaving was before the capture; two threads; a return read before its
+        // leaving; one beyond the horizon.
         switches.turns = vec![back(5, 7), back(30, 7), out(10, 7), out(12, 8), out(200, 7)];
         switches.pair(100);
         let waits = |switches: &Switches| -> Vec<_> {
             switches.collected.samples().iter().map(|raw| (raw.tid, raw.at_ns, raw.values[1])).collect()
         };
         assert_eq!(waits(&switches), [(7, 10, 20)]);
-        // Still away at the end.
+        // Thread 8 and, from 200 on, thread 7 are still away at the end.
         switches.end(250);
         let mut waits = waits(&switches);
         waits.sort_unstable();

@@ -1,14 +1,20 @@
-//! Interactive pages, each one file that needs no network: flame graph, heatmap, difference of two captures.
+//! Interactive pages, each a single file that needs no network: flame graph, heatmap, difference of
+//! two captures.
 //!
-//! A page is `assets/page.html` with style, scripts and the data in it; scripts and data are the same for all kinds. The data is JSON:
-//! names, a prefix tree of stacks, and rows of samples. Numbers are strings of digits of 5 bits, low first, with a bit for "more
-//! follows", in the alphabet of URL-safe base64; signed ones in zigzag. Tree: for each node, parents first, how many levels it is
-//! above the child of the node before it, then its frame. Stacks: nodes, as differences. Rows: milliseconds since the row before
-//! (heatmaps only), stack (as a difference, except in heatmaps), thread, and the columns of values, divided by what all share.
+//! A page is `assets/page.html` with the style, the scripts and the data inside; style and scripts
+//! are the same for all kinds. The data is JSON with names, a prefix tree of stacks, and rows of
+//! samples. Numbers are strings of 5-bit digits in the alphabet of URL-safe base64, low digit
+//! first, with one more bit that says that another digit follows; signed numbers are in zigzag. The
+//! tree has, for each node (parents first), how many levels it is above the child of the previous
+//! node, then its frame. The stacks are nodes, as differences. A row has the milliseconds since the
+//! previous row (in heatmaps only), the stack (as a difference, except in heatmaps), the thread,
+//! and the columns of values, divided by their common divisor.
 //!
-//! Invariants: what comes from names reaches the page only inside JSON strings without `<`, `>` and `&`, or [`escaped`]; the page
-//! forbids itself the network (Content-Security-Policy). Bound: [`NODES_MAX`]; the page says what was cut. Values of 0 and less have no width and are left out by the page.
-//! Tested in `tests/page.rs` and, in a real browser, `tests/browser.rs`.
+//! Invariants: text that comes from names reaches the page only inside JSON strings without `<`,
+//! `>` and `&`, or [`escaped`]; the page denies itself the network (Content-Security-Policy).
+//! Bound: [`NODES_MAX`]; the page says what was cut. The page leaves out values of 0 and less,
+//! since they have no width. Tested in `tests/page.rs` and, in a real browser, in
+//! `tests/browser.rs`.
 
 use crate::capture::{Capture, FrameId, Place, Sample};
 use crate::svg::is_standard;
@@ -16,8 +22,9 @@ use crate::text;
 use std::collections::HashMap;
 use std::fmt::Write;
 
-/// Nodes of a page's tree: some ten megabytes, which a browser still shows. When it is full, stacks end at the last frame that is in
-/// it, and the page says how many do.
+/// The most nodes of a page's tree: some ten megabytes, which a browser can still show. When the
+/// tree is full, further stacks end at their last frame that is in it, and the page says how many
+/// were cut.
 pub const NODES_MAX: usize = 1 << 20;
 
 const PAGE: &str = include_str!("../assets/page.html");
@@ -29,37 +36,39 @@ const SCRIPTS: [&str; 4] = [
     include_str!("../assets/page.js"),
 ];
 
-/// A flame graph.
+/// A page with a flame graph.
 #[must_use]
 pub fn flamegraph(capture: &Capture, title: &str) -> String {
     page("flame", &[capture], title)
 }
 
-/// A heatmap over time; a span selected in it has its flame graph below.
+/// A page with a heatmap over time; below it is the flame graph of the span that is selected in it.
 #[must_use]
 pub fn heatmap(capture: &Capture, title: &str) -> String {
     page("heat", &[capture], title)
 }
 
-/// A flame graph of what changed between two captures of one event, as shares of their totals.
+/// A page with a flame graph of what changed between two captures of one event, as shares of their
+/// totals.
 ///
-/// Types of values that `base` does not have show as new.
+/// Types of values that `base` does not have are shown as new.
 #[must_use]
 pub fn diff(base: &Capture, new: &Capture, title: &str) -> String {
     page("diff", &[base, new], title)
 }
 
-/// Text for HTML, also inside attributes.
+/// Escapes text for HTML, including attributes.
 #[must_use]
 pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
 }
 
-/// The last capture has the types; the first is the base if there are two.
+/// Makes a page. The types are those of the last capture; if there are two captures, the first is
+/// the base.
 fn page(kind: &str, captures: &[&Capture], title: &str) -> String {
     let data = data(kind, captures);
     let mut html = String::with_capacity(PAGE.len() + STYLE.len() + data.len() + (64 << 10));
-    // One pass over the template: what is filled in is not looked at again.
+    // One pass over the template: text that was filled in is not searched again.
     let mut rest = PAGE;
     while let Some((before, (key, after))) =
         rest.split_once("{{").and_then(|(before, tail)| Some((before, tail.split_once("}}")?)))
@@ -118,19 +127,19 @@ struct Row {
     values: [i64; 4],
 }
 
-/// Stacks as one tree, whatever captures they come from; node 0 is its root.
+/// Stacks of one or more captures as one tree; node 0 is its root.
 #[derive(Default)]
 struct Forest {
-    /// The letter of the place, then the name.
+    /// The letter of the frame's place, followed by its name.
     frames: Vec<String>,
     frame_ids: HashMap<String, u32>,
     threads: Vec<String>,
-    /// Frame of each node; the root has none, and 0 here.
+    /// The frame of each node; 0 for the root, which has none.
     node_frames: Vec<u32>,
     children: Vec<Vec<u32>>,
     node_ids: HashMap<(u32, u32), u32>,
     ends: Vec<bool>,
-    /// Stacks that are not in it to their leaf.
+    /// How many stacks are not in the tree down to their leaf.
     cut: u64,
 }
 
@@ -141,7 +150,7 @@ impl Forest {
         }
         let frames: Vec<u32> = (0..capture.frames().len() as u32).map(|id| self.frame(capture, FrameId(id))).collect();
         let nodes: Vec<u32> = capture.stacks().iter().map(|stack| self.path(stack, &frames)).collect();
-        // Where a type stands in this capture; a base may have been taken with others.
+        // The index of each type in this capture; a base may have been taken with other types.
         let places: Vec<Option<usize>> =
             types.types.iter().map(|of| capture.types.iter().position(|other| other == of)).collect();
         let mut samples: Vec<Sample> = if timed { capture.samples.clone() } else { capture.folded() };
@@ -160,7 +169,7 @@ impl Forest {
             })
             .collect();
         if !timed {
-            // Stacks that differ in addresses alone are one here.
+            // Here, stacks that differ in addresses only are one stack.
             rows.sort_by_key(|row| (row.node, row.thread));
             rows.dedup_by(|row, kept| {
                 let same = (row.node, row.thread) == (kept.node, kept.thread);
@@ -173,7 +182,7 @@ impl Forest {
         rows
     }
 
-    /// The node of a stack, or of what is in the tree of it.
+    /// The node of a stack or, if the tree is full, of the part of it that is in the tree.
     fn path(&mut self, stack: &[FrameId], frames: &[u32]) -> u32 {
         let mut node = 0;
         for id in stack.iter().rev() {
@@ -227,7 +236,8 @@ impl Forest {
         node
     }
 
-    /// Parents before children, and the frames that most nodes have first: they take the fewest digits.
+    /// Puts parents before children, and the frames that most nodes have first, since these then
+    /// take the fewest digits.
     fn order(&self) -> Order {
         let mut counts = vec![(0u32, 0u32); self.frames.len()];
         counts.iter_mut().enumerate().for_each(|(frame, count)| count.1 = frame as u32);
@@ -270,11 +280,11 @@ struct Order {
     stack_of: Vec<u64>,
 }
 
-/// Types whose values are the same but for a factor share a column.
+/// The columns of values: types whose values differ only by a factor share a column.
 struct Columns {
     scales: Vec<i64>,
     column_of: Vec<usize>,
-    /// The type that a column was made of.
+    /// The type from which each column was made.
     sources: Vec<usize>,
 }
 
@@ -351,7 +361,7 @@ fn list(json: &mut String, items: impl Iterator<Item = String>) {
     }
 }
 
-/// A JSON string that neither HTML nor a script could take for something else.
+/// A JSON string that neither HTML nor a script could mistake for anything else.
 fn quoted(text: &str) -> String {
     let mut json = String::from("\"");
     for char in text.chars() {

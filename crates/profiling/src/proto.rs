@@ -1,13 +1,14 @@
-//! profile.proto, gzipped: what `go tool pprof`, Pyroscope and Parca read; [`decode`] reads it back.
+//! profile.proto, gzipped: the format that `go tool pprof`, Pyroscope and Parca read. [`decode`]
+//! reads it back.
 //!
 //! The messages are those of <https://github.com/google/pprof/blob/main/proto/profile.proto>. The
-//! crate `pprof` supplies their types and codec, generated, so that no build needs `protoc`; nothing
-//! else of that crate is used. Leaf first; frames inlined at one address are lines of one location,
-//! the innermost first; kernel frames have a mapping of their own; the thread's name is the label
-//! `thread`. Invariants: string 0 is empty; every id that is used is defined; ids start at 1, and 0
-//! means none. A capture without samples is a valid profile. Absent: times of samples, which the
-//! format cannot hold.
-//! The first comment is the engine's sentence; another, which begins with [`NOTE`], has what the format has no field for.
+//! crate `pprof` supplies their types and codec, generated, so that no build needs `protoc`;
+//! nothing else of that crate is used. Stacks have the leaf first; frames inlined at one address
+//! are lines of one location, the innermost first; kernel frames have a mapping of their own; the
+//! thread's name is the label `thread`. Invariants: string 0 is empty; every id that is used is
+//! defined; ids start at 1, and 0 means none. A capture without samples is a valid profile. Absent:
+//! the times of samples, for which the format has no field. The first comment is the engine's
+//! sentence; a second one, which begins with [`NOTE`], has what else the format has no field for.
 //! Tested in `tests/proto.rs`, also with the real `go tool pprof`, and in `tests/decode.rs`.
 
 mod decode;
@@ -23,16 +24,17 @@ use message::Message;
 use std::collections::HashMap;
 use std::io::Write;
 
-/// The name of the mapping in which kernel frames are.
+/// The name of the mapping that contains kernel frames.
 pub const KERNEL_MAPPING: &str = "[kernel.kallsyms]";
 
-/// How the comment begins that says what was captured and what is missing from it: `koltso event=cpu samples=2970 lost=0 …`.
+/// The beginning of the comment that says what was captured and what is missing from it: `koltso
+/// event=cpu samples=2970 lost=0 …`.
 pub const NOTE: &str = "koltso ";
 
-/// The kernel's half of the addresses.
+/// The first address of the kernel's half of the address space.
 const KERNEL_START: u64 = 0xffff_8000_0000_0000;
 
-/// The profile of a capture, gzipped.
+/// Encodes a capture as a gzipped profile.
 #[must_use]
 pub fn encode(capture: &Capture) -> Vec<u8> {
     let bytes = profile(capture).encode_to_vec();
@@ -40,7 +42,7 @@ pub fn encode(capture: &Capture) -> Vec<u8> {
     gzip.write_all(&bytes).and_then(|()| gzip.finish()).expect("a vector takes every byte")
 }
 
-/// The profile of a capture as a message.
+/// The profile of a capture, as a message.
 #[must_use]
 pub fn profile(capture: &Capture) -> message::Profile {
     let mut builder = Builder { strings: vec![String::new()], ..Builder::default() };
@@ -118,8 +120,9 @@ impl Builder {
         message::ValueType { ty: self.string(&of.name), unit: self.string(&of.unit) }
     }
 
-    /// Those of the program, then the kernel's if a frame is there. They claim to be symbolised: or tools would look for the binary
-    /// on the machine where they run, which may have another.
+    /// Adds the program's mappings, then the kernel's if there is a kernel frame. They claim to be
+    /// symbolised; otherwise tools would look for the binary on the machine where they run, which
+    /// may have another one.
     fn mappings(&mut self, capture: &Capture) {
         let described = message::Mapping {
             has_functions: true,
@@ -153,7 +156,7 @@ impl Builder {
         }
     }
 
-    /// The locations of a stack: inlined frames belong to the one of the frame after them.
+    /// The locations of a stack: inlined frames belong to the location of the frame after them.
     fn locations(&mut self, capture: &Capture, stack: &[FrameId]) -> Vec<u64> {
         stack
             .split_inclusive(|&id| capture.frame_at(id).place != Place::Inlined)
@@ -172,7 +175,7 @@ impl Builder {
         self.location.push(message::Location {
             id,
             mapping_id: self.mapping_of(capture, outermost),
-            // A label is nowhere.
+            // A label has no address.
             address: if outermost.place == Place::Label { 0 } else { outermost.address },
             line,
             is_folded: false,
@@ -198,8 +201,9 @@ impl Builder {
         let next = self.function.len() as u64 + 1;
         let id = *self.function_ids.entry((name, filename)).or_insert(next);
         if id == next {
-            // No system name: `go tool pprof` takes a name that is also the system's for one to be simplified as if it were C++, and
-            // makes `::serve` of `<Core as Service>::serve`.
+            // There is no system name: `go tool pprof` takes a name that is also the system name
+            // for one that it should simplify as C++, and makes `::serve` of `<Core as
+            // Service>::serve`.
             self.function.push(message::Function { id, name, system_name: 0, filename, start_line: 0 });
         }
         message::Line { function_id: id, line: i64::from(frame.line) }

@@ -1,18 +1,25 @@
-//! Stacks by signals. CPU time, where perf events are not permitted: a timer of CPU time for each thread, a handler that walks frame
-//! pointers. And [`Asker`]: the stack of one thread, now, whether it runs or is blocked.
+//! Stacks by signals. [`capture`] samples CPU time where perf events are not permitted: each thread
+//! has a timer of its CPU time, and a handler walks the frame pointers. [`Asker`] asks one thread
+//! for its stack now, whether it runs or is blocked.
 //!
-//! A timer fires at a tick at best (250 Hz on many kernels), so a sample weighs 1 + what it overran: the total is right, at any rate.
-//! Time in the kernel appears at the system call's user frame. Threads are found at the start and every 100 ms.
+//! A timer fires at most once a tick (250 Hz on many kernels), so a sample weighs 1 + the
+//! expirations that the timer overran: the total is right at any rate. Time in the kernel appears
+//! at the user frame of the system call. Threads are looked for at the start and every 100 ms.
 //!
-//! Owner: the thread that calls [`capture`] or has the [`Asker`]; the handler runs on every thread. Bounds: [`CAPTURES_MAX`] at once and
-//! one asker, [`SLOTS`] samples between two readings ([`ASKED_SLOTS`]), [`DEPTH`] addresses a stack; what does not fit is counted as lost.
+//! Owner: the thread that calls [`capture`] or has the [`Asker`]; the handler runs on every thread.
+//! Bounds: [`CAPTURES_MAX`] at once and one asker, [`SLOTS`] samples between two readings (the
+//! asker has [`ASKED_SLOTS`]), [`DEPTH`] addresses of a stack; what does not fit is counted as
+//! lost.
 //!
 //! Invariants:
-//! 1. The handler neither allocates nor locks nor waits: atomics of a ring that is never freed, the clock and the processor's number
-//!    from the vDSO. It changes no `errno`.
-//! 2. It reads memory of its own thread's stack only: between the stack pointer and the thread's top, which is where the C library keeps
-//!    the thread's descriptor (the end of `[stack]` for the main thread). Programs that switch stacks themselves are not covered.
-//! 3. The handler stays once it is there: a signal that comes late would end the process otherwise. It leaves out captures that are over.
+//! 1. The handler neither allocates nor locks nor waits: it uses the atomics of a ring that is
+//!    never freed, and the clock and the processor's number from the vDSO. It does not change
+//!    `errno`.
+//! 2. The handler reads only memory of its own thread's stack, between the stack pointer and the
+//!    thread's top, which is where the C library keeps the thread's descriptor (for the main thread
+//!    it is the end of `[stack]`). Programs that switch stacks themselves are not covered.
+//! 3. The handler stays installed: without it, a late signal would end the process. It ignores
+//!    signals of captures that are over.
 
 #![allow(unsafe_code)]
 
@@ -28,25 +35,26 @@ use crate::engine::{CpuRequest, EngineError};
 use crate::symbols::Symbols;
 use crate::threads;
 
-/// Captures at once; each has a ring of 4 MB once it was needed. More than run: one that was told to end has its ring until it has read it.
+/// The most captures at once. Each has a ring of 4 MB, allocated when it is first needed. There are
+/// more than may run, since one that was told to end keeps its ring until it has read it.
 const CAPTURES_MAX: usize = 4;
 /// The session of the asker, after those of the captures.
 const ASKER: usize = CAPTURES_MAX;
 /// Samples of a ring: 80 000 a second.
 const SLOTS: usize = 4096;
-/// Of the asker's: so many cores at one moment. 34 KB.
+/// Samples of the asker's ring: as many cores may answer at one moment. They take 34 KB.
 const ASKED_SLOTS: usize = 32;
-/// Addresses of a stack; deeper ones lose their root end.
+/// The most addresses of a stack; deeper stacks lose their root end.
 const DEPTH: usize = 128;
-/// Between two readings of the ring.
+/// The time between two readings of the ring.
 const DRAIN: Duration = Duration::from_millis(50);
-/// What a stack has at most: a pointer farther from the top than this is of another stack.
+/// The largest stack, in bytes: a stack pointer farther than this from the top is on another stack.
 const STACK_MAX: usize = 64 << 20;
 
-/// A capture's ring, and whether it runs.
+/// A capture's ring, and whether the capture runs.
 struct Session {
     taken: AtomicBool,
-    /// Of the capture that runs, or of none (0); 24 bits.
+    /// The generation of the capture that runs, in 24 bits; 0 if none does.
     generation: AtomicU32,
     ring: OnceLock<Ring>,
 }
@@ -55,11 +63,11 @@ static SESSIONS: [Session; CAPTURES_MAX + 1] =
     [const { Session { taken: AtomicBool::new(false), generation: AtomicU32::new(0), ring: OnceLock::new() } };
         CAPTURES_MAX + 1];
 static GENERATIONS: AtomicU32 = AtomicU32::new(0);
-/// End of the main thread's stack, 0 if not known.
+/// The end of the main thread's stack; 0 if it is not known.
 static MAIN_TOP: AtomicUsize = AtomicUsize::new(0);
 static INSTALLED: Mutex<bool> = Mutex::new(false);
 
-/// What a signal brings along: which capture, which thread.
+/// The value that a signal carries: for which capture and which thread it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cookie(u64);
 
@@ -81,8 +89,9 @@ impl Cookie {
     }
 }
 
-/// Many writers, one reader, no locks (after Dmitry Vyukov's bounded queue). A slot's turn says who may touch it: `position` a writer,
-/// `position + 1` the reader, who gives it back for the next time round.
+/// A ring with many writers, one reader and no locks (after Dmitry Vyukov's bounded queue). A
+/// slot's turn says who may touch it: a writer if it is `position`, the reader if it is `position +
+/// 1`. The reader then gives the slot back for the next time round.
 struct Ring {
     slots: Box<[Slot]>,
     head: AtomicU64,
@@ -94,12 +103,12 @@ struct Slot {
     turn: AtomicU64,
     cookie: AtomicU64,
     at_ns: AtomicU64,
-    /// Weight, processor, depth: 32, 16 and 16 bits.
+    /// Weight, processor and depth in 32, 16 and 16 bits.
     packed: AtomicU64,
     chain: [AtomicU64; DEPTH],
 }
 
-/// A sample, as the handler gives it.
+/// A sample as the handler took it.
 struct Taken<'a> {
     cookie: Cookie,
     at_ns: u64,
@@ -125,7 +134,7 @@ impl Ring {
         &self.slots[(position % self.slots.len() as u64) as usize]
     }
 
-    /// Writes one sample, or counts it; `walk` fills the chain and says how deep it is.
+    /// Writes one sample, or counts it as lost; `walk` fills the chain and returns how deep it is.
     fn write(
         &self,
         cookie: Cookie,
@@ -134,7 +143,8 @@ impl Ring {
         cpu: u16,
         walk: impl FnOnce(&[AtomicU64; DEPTH]) -> usize,
     ) {
-        // As many tries as threads can get in the way at one moment, about; then it is as good as full.
+        // About as many tries as threads can interfere with at one moment; after them the ring is
+        // as good as full.
         for _ in 0..64 {
             let position = self.head.load(Ordering::Relaxed);
             let slot = self.slot(position);
@@ -158,7 +168,7 @@ impl Ring {
         self.full.fetch_add(weight.into(), Ordering::Relaxed);
     }
 
-    /// Reads what there is. One reader at a time.
+    /// Passes all samples that are in the ring to `each`. Only one thread may read at a time.
     fn read(&self, mut each: impl FnMut(Taken<'_>)) {
         let mut chain = [0; DEPTH];
         loop {
@@ -185,7 +195,7 @@ impl Ring {
     }
 }
 
-/// Where a thread was interrupted.
+/// The registers of a thread where the signal interrupted it.
 #[derive(Clone, Copy)]
 struct Registers {
     pc: usize,
@@ -193,8 +203,8 @@ struct Registers {
     sp: usize,
 }
 
-/// Addresses from frame pointers, leaf first: the leaf as it is, the others those of the call. `read` is asked only for aligned
-/// addresses in `sp..top`.
+/// Fills in addresses from frame pointers, leaf first: the leaf as it is, the others as the address
+/// of the call. `read` is called only for aligned addresses in `sp..top`.
 fn walk(at: Registers, top: usize, chain: &[AtomicU64; DEPTH], read: impl Fn(usize) -> usize) -> usize {
     chain[0].store(at.pc as u64, Ordering::Relaxed);
     let (mut depth, mut low, mut fp) = (1, at.sp, at.fp);
@@ -221,8 +231,9 @@ fn registers(context: &libc::ucontext_t) -> Registers {
     Registers { pc: machine.pc as usize, fp: machine.regs[29] as usize, sp: machine.sp as usize }
 }
 
-/// What the kernel tells of a timer's signal, or the asker of its own: `siginfo_t`, of which `libc` does not name the overrun. With
-/// `SI_QUEUE` the sender's process and user stand where timer and overrun do.
+/// What the kernel says in the signal of a timer, or the asker in its own: a `siginfo_t`, of which
+/// `libc` does not name the overrun. With `SI_QUEUE` the sender's process and user are in the
+/// places of timer and overrun.
 #[repr(C)]
 struct Info {
     signo: libc::c_int,
@@ -237,7 +248,8 @@ struct Info {
 const _: () = assert!(size_of::<Info>() <= size_of::<libc::siginfo_t>());
 
 extern "C" fn on_sigprof(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: the kernel gives both to a handler with SA_SIGINFO, for the time of the call.
+    // SAFETY: the kernel passes both to a handler with SA_SIGINFO, and they are valid during the
+    // call.
     let (info, context) = unsafe { (&*info.cast::<Info>(), &*context.cast::<libc::ucontext_t>()) };
     let cookie = Cookie(info.cookie);
     let overrun = match info.code {
@@ -246,27 +258,28 @@ extern "C" fn on_sigprof(_: libc::c_int, info: *mut libc::siginfo_t, context: *m
         _ => return,
     };
     let Some(session) = SESSIONS.get(cookie.session()) else { return };
-    // Invariant 3: of a capture that is over.
+    // Invariant 3: the signal may be of a capture that is over.
     if cookie.generation() == 0 || session.generation.load(Ordering::Acquire) != cookie.generation() {
         return;
     }
     let Some(ring) = session.ring.get() else { return };
     let at = registers(context);
-    // SAFETY: neither takes or gives memory; both only read what the thread has (invariant 1).
+    // SAFETY: neither call takes or frees memory; both only read what the thread has (invariant 1).
     let (cpu, own) = unsafe { (libc::sched_getcpu(), libc::pthread_self()) };
     let main = MAIN_TOP.load(Ordering::Relaxed);
     let top = if (main.wrapping_sub(at.sp)) <= STACK_MAX { main } else { own as usize };
-    // Not on a stack that is known: the leaf alone.
+    // If the thread is on no stack that is known, the sample has the leaf only.
     let top = if top.wrapping_sub(at.sp) <= STACK_MAX { top } else { 0 };
     let weight = overrun.saturating_add(1);
     let cpu = u16::try_from(cpu).unwrap_or(u16::MAX);
     ring.write(cookie, threads::monotonic_ns(), weight, cpu, |chain| {
-        // SAFETY: invariant 2: `walk` asks for addresses between this thread's stack pointer and its top, all of which are mapped.
+        // SAFETY: by invariant 2, `walk` asks only for addresses between this thread's stack
+        // pointer and its top, all of which are mapped.
         walk(at, top, chain, |address| unsafe { std::ptr::with_exposed_provenance::<usize>(address).read_volatile() })
     });
 }
 
-/// Puts the handler in place, once; refuses if SIGPROF is somebody else's.
+/// Installs the handler once; fails if another part of the process handles SIGPROF.
 fn install() -> io::Result<()> {
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if *installed {
@@ -276,7 +289,7 @@ fn install() -> io::Result<()> {
     let stack = maps.lines().find(|line| line.ends_with("[stack]")).and_then(|line| line.split(['-', ' ']).nth(1));
     let top = stack.and_then(|end| usize::from_str_radix(end, 16).ok());
     MAIN_TOP.store(top.unwrap_or(0), Ordering::Relaxed);
-    // SAFETY: a structure for which all zeros is a value.
+    // SAFETY: all zeros is a value of this structure.
     let (mut action, mut before): (libc::sigaction, libc::sigaction) = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes one `sigaction`.
     if unsafe { libc::sigaction(libc::SIGPROF, std::ptr::null(), &mut before) } < 0 {
@@ -288,7 +301,8 @@ fn install() -> io::Result<()> {
     let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_sigprof;
     action.sa_sigaction = handler as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-    // SAFETY: invariants 1 to 3: the handler may run anywhere and for ever.
+    // SAFETY: by invariants 1 to 3 the handler may run at any point and for as long as the process
+    // lives.
     if unsafe { libc::sigaction(libc::SIGPROF, &action, std::ptr::null_mut()) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -301,9 +315,10 @@ struct Timer(libc::timer_t);
 
 impl Timer {
     fn start(cookie: Cookie, period_ns: u64, first_ns: u64) -> io::Result<Self> {
-        // The clock of a thread, as the kernel makes its number: CPUCLOCK_PERTHREAD | CPUCLOCK_SCHED.
+        // The clock of a thread's CPU time, numbered as in the kernel: CPUCLOCK_PERTHREAD |
+        // CPUCLOCK_SCHED.
         let clock = (!(cookie.tid() as libc::clockid_t) << 3) | 4 | 2;
-        // SAFETY: a structure for which all zeros is a value.
+        // SAFETY: all zeros is a value of this structure.
         let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
         event.sigev_value.sival_ptr = std::ptr::without_provenance_mut(cookie.0 as usize);
         event.sigev_signo = libc::SIGPROF;
@@ -318,7 +333,7 @@ impl Timer {
         let time =
             |ns: u64| libc::timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 };
         let times = libc::itimerspec { it_interval: time(period_ns), it_value: time(first_ns.max(1)) };
-        // SAFETY: a timer that exists; the kernel reads the times.
+        // SAFETY: the timer exists, and the kernel reads the times.
         if unsafe { libc::timer_settime(timer.0, 0, &times, std::ptr::null_mut()) } < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -328,19 +343,19 @@ impl Timer {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        // SAFETY: a timer that exists; it is not used after.
+        // SAFETY: the timer exists, and it is not used afterwards.
         unsafe { libc::timer_delete(self.0) };
     }
 }
 
-/// A session that this capture has to itself.
+/// A session that this capture has for itself until the lease is dropped.
 struct Lease {
     index: usize,
     generation: u32,
 }
 
 impl Lease {
-    /// One of these.
+    /// Takes a free session of the range; [`EngineError::Busy`] if all are taken.
     fn take(sessions: std::ops::Range<usize>) -> Result<Self, EngineError> {
         let most = sessions.len();
         let free = |index: &usize| !SESSIONS[*index].taken.swap(true, Ordering::AcqRel);
@@ -352,7 +367,7 @@ impl Lease {
             }
         };
         let lease = Self { index, generation };
-        // What came late for the one before.
+        // Discards what came late for the previous capture.
         lease.ring().read(|_| {});
         lease.ring().full.store(0, Ordering::Relaxed);
         SESSIONS[index].generation.store(generation, Ordering::Release);
@@ -371,7 +386,7 @@ impl Drop for Lease {
     }
 }
 
-/// Captures on the calling thread, until the request is over.
+/// Captures on the calling thread until the request is over.
 pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
     install()?;
     let lease = Lease::take(0..CAPTURES_MAX)?;
@@ -400,7 +415,8 @@ pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
             timers.retain(|tid, _| tids.contains(tid));
             for tid in tids {
                 timers.entry(tid).or_insert_with(|| {
-                    // A first time anywhere in a period: threads of less than one are neither all seen nor all missed.
+                    // The first expiration is at a random point of a period, so that threads that
+                    // use less CPU time than one period are neither all seen nor all missed.
                     let first = (u64::from(tid) ^ threads::monotonic_ns()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
                     let cookie = Cookie::new(lease.index, lease.generation, tid);
                     let timer = Timer::start(cookie, period_ns, first % period_ns);
@@ -432,7 +448,7 @@ pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
     Ok(capture)
 }
 
-/// Asks threads of this process for their stacks. One at a time in a process.
+/// Asks threads of this process for their stacks. There is one at a time in a process.
 pub(crate) struct Asker(Lease);
 
 impl Asker {
@@ -441,10 +457,11 @@ impl Asker {
         Lease::take(ASKER..ASKER + 1).map(Self)
     }
 
-    /// Asks a thread: a blocking system call of its may end with EINTR. `false` if there is no such thread. An answer comes when the
-    /// thread is on a processor next; none comes if another signal of the profiler's was on its way to it.
+    /// Asks a thread for its stack; a blocking system call in that thread may end with EINTR.
+    /// `false` if there is no such thread. The answer comes when the thread is next on a processor;
+    /// none comes if another of the profiler's signals was already on its way to it.
     pub(crate) fn ask(&self, tid: u32) -> bool {
-        // SAFETY: a structure for which all zeros is a value.
+        // SAFETY: all zeros is a value of this structure.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let cookie = Cookie::new(ASKER, self.0.generation, tid);
         let pid = std::process::id() as libc::c_int;
@@ -457,15 +474,17 @@ impl Asker {
             overrun: 0,
             cookie: cookie.0,
         };
-        // SAFETY: `Info` is not larger, and is the beginning of this structure.
+        // SAFETY: `Info` is not larger than this structure and is laid out like its beginning.
         unsafe { (&raw mut info).cast::<Info>().write(ours) };
-        // SAFETY: the kernel reads one `siginfo_t`; the handler is in place (`new`) and stays (invariant 3).
+        // SAFETY: the kernel reads one `siginfo_t`. `new` has installed the handler, and it stays
+        // (invariant 3).
         unsafe {
             libc::syscall(libc::SYS_rt_tgsigqueueinfo, pid, tid as libc::c_int, libc::SIGPROF, &raw const info) == 0
         }
     }
 
-    /// The answers that have come: thread, nanoseconds of the monotonic clock, stack with the leaf first.
+    /// Passes the answers that have come to `each`: the thread, nanoseconds of the monotonic clock,
+    /// and the stack with the leaf first.
     pub(crate) fn answers(&self, mut each: impl FnMut(u32, u64, &[u64])) {
         self.0.ring().read(|taken| {
             if taken.cookie.generation() == self.0.generation {
@@ -508,7 +527,7 @@ mod tests {
         assert_eq!(ring.full.load(Ordering::Relaxed), 2 * 3 * 2);
     }
 
-    /// A stack at 0x1000 of these words; reading beside it panics.
+    /// Walks a stack of these words at 0x1000; a read outside of it panics.
     fn walked(words: &[usize], pc: usize, fp: usize) -> Vec<u64> {
         let chain = [const { AtomicU64::new(0) }; DEPTH];
         let depth = walk(Registers { pc, fp, sp: 0x1000 }, 0x1000 + words.len() * 8, &chain, |address| {
@@ -520,7 +539,8 @@ mod tests {
     #[test]
     fn a_walk_follows_frames_and_stays_on_the_stack() {
         assert_eq!(walked(&[0x1010, 0x5001, 0, 0x6001], 0x4000, 0x1000), [0x4000, 0x5000, 0x6000]);
-        // Below the stack, above it, at its last word, unaligned, in a circle, to a return address of nobody.
+        // The frame pointer is below the stack, above it, at its last word, unaligned; then frames
+        // in a circle, and return addresses that are not in user space.
         for fp in [0, 0xff8, 0x1018, 0x1020, 0x1004, usize::MAX, usize::MAX - 7] {
             assert_eq!(walked(&[0, 0x5001, 0, 0x6001], 0x4000, fp), [0x4000], "{fp:#x}");
         }

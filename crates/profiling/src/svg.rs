@@ -1,17 +1,19 @@
-//! A flame graph as one SVG file, by inferno: for reports and where no page is wanted.
+//! A flame graph as one SVG file, drawn by inferno, for reports and places where a page is too
+//! much.
 //!
-//! Colours say where a frame runs, the same as on the pages: blue the kernel, grey-green Rust's own library, violet labels, grey threads,
-//! orange the rest. A capture without samples gives a picture that says so. Tested in `tests/text.rs`.
+//! Colours say where a frame runs, as on the pages: blue is the kernel, grey-green Rust's own
+//! library, violet a label, grey a thread, orange the rest. A capture without samples becomes a
+//! picture that says so. Tested in `tests/text.rs`.
 
 use crate::capture::Capture;
 use crate::text;
 use inferno::flamegraph::color::{Color, PaletteMap};
 use inferno::flamegraph::{self, Options};
 
-/// Threads, and the frame below them.
+/// The colour of threads and of the frame below them.
 const GREY: Color = Color { r: 0xd5, g: 0xd8, b: 0xdd };
 
-/// A flame graph of one value, an index of [`Capture::types`].
+/// A flame graph of one value; `value` is an index of [`Capture::types`].
 #[must_use]
 pub fn flamegraph(capture: &Capture, title: &str, value: usize) -> String {
     let folded = text::folded(capture, value);
@@ -24,14 +26,15 @@ pub fn flamegraph(capture: &Capture, title: &str, value: usize) -> String {
             palette.insert(name, colour(name));
         }
     }
-    // The frame below all threads, which inferno calls one or the other.
+    // The frame below all threads has one of these names in inferno.
     palette.insert("", GREY);
     palette.insert("all", GREY);
     let subtitle = text::summary(capture).lines().next().map(str::to_owned);
     draw(&folded, title, subtitle, &capture.types[value].unit, Some(&mut palette))
 }
 
-/// What changed from one capture to another: red is more, blue less, as shares of the totals; widths are of the new one.
+/// What changed from one capture to another, as shares of their totals: red is more, blue less. The
+/// widths are those of the new one.
 #[must_use]
 pub fn difference(base: &Capture, new: &Capture, title: &str) -> String {
     draw(&text::folded_difference(base, new), title, None, &new.types[new.default_type].unit, None)
@@ -43,13 +46,14 @@ fn draw(folded: &str, title: &str, subtitle: Option<String>, unit: &str, palette
     options.subtitle = subtitle;
     unit.clone_into(&mut options.count_name);
     options.image_width = Some(1200);
-    // Per cent: narrower than half a pixel is not drawn, which keeps the file small.
+    // In per cent: frames narrower than half a pixel are not drawn, which keeps the file small.
     options.min_width = 0.04;
     options.palette_map = palette;
     options.deterministic = true;
     options.bgcolors = Some(flamegraph::color::BackgroundColor::Flat(Color { r: 0xfb, g: 0xfb, b: 0xf9 }));
     let mut svg = Vec::new();
-    // With nothing to show inferno fails, after it wrote a picture that calls this an error; ours does not.
+    // If there is nothing to show, inferno writes a picture that calls this an error, and fails;
+    // our picture does not.
     match flamegraph::from_lines(&mut options, folded.lines(), &mut svg) {
         Ok(()) => String::from_utf8(svg).expect("inferno writes what it was given, which was UTF-8"),
         Err(_) => empty(title),
@@ -74,12 +78,12 @@ fn colour(name: &str) -> Color {
         _ if name.ends_with("_[i]") => (0xf3, 0xd3, 0x9b),
         _ => (0xee, 0xb4, 0x77),
     };
-    // Neighbours differ a little, and a name is the same in every picture.
+    // Neighbouring frames differ a little, and a name has the same colour in every picture.
     let shift = (name.bytes().fold(7u32, |hash, byte| hash.wrapping_mul(31) ^ u32::from(byte)) % 17) as u8;
     Color { r: r - shift, g: g - shift, b: b - shift }
 }
 
-/// Whether a frame is of Rust's own library.
+/// Whether a frame belongs to Rust's own library.
 pub(crate) fn is_standard(name: &str) -> bool {
     let name = name.trim_start_matches(['<', '&']);
     ["core::", "std::", "alloc::", "__rust_"].iter().any(|prefix| name.starts_with(prefix))

@@ -1,13 +1,16 @@
-//! Addresses of this process and its kernel as frames.
+//! Turns addresses of this process and its kernel into frames.
 //!
-//! Program and libraries: debug information where a file has it (inlined calls become frames of their own), else its symbol tables.
-//! Where a file has no name for an address, the file: `[libc.so.6]`; outside of any, the number.
-//! Kernel: `/proc/kallsyms`, read once; where it hides addresses (`kptr_restrict`), the one frame `[kernel]`.
+//! For the program and its libraries it reads the debug information if the file has it (inlined
+//! calls become frames of their own), otherwise the symbol tables. An address for which a file has
+//! no name is named after the file, `[libc.so.6]`; one outside of all files is a number. For the
+//! kernel it reads `/proc/kallsyms` once; if that hides addresses (`kptr_restrict`), the kernel is
+//! the one frame `[kernel]`.
 //!
-//! Owner: the thread that captures; slow (about a millisecond for a new address). What has been found is kept for the whole process,
-//! by address, at most `CACHED_MAX` of them: this assumes that the program unloads no library.
-//! A file that has been replaced on disk since it was mapped is not read: no names rather than wrong ones. The program itself is read
-//! through `/proc/self/exe`, which a replacement does not reach.
+//! Owner: the thread that captures. It is slow (about a millisecond for a new address). The whole
+//! process keeps what was found, by address, for at most `CACHED_MAX` addresses; this assumes that
+//! the program unloads no library. A file that was replaced on disk after it was mapped is not
+//! read: no names are better than wrong ones. The program itself is read through `/proc/self/exe`,
+//! which still refers to the file that runs.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -19,19 +22,19 @@ use object::read::{Object, ObjectSegment, ObjectSymbol, ReadCache};
 
 use crate::capture::{Frame, Mapping, Place};
 
-/// Addresses whose frames are kept; beyond, all are forgotten.
+/// The most addresses whose frames are kept; when there are more, all are forgotten.
 const CACHED_MAX: usize = 1 << 16;
-/// Frames that one address may be inlined from.
+/// The most frames that are read for one address, inlined ones included.
 const INLINED_MAX: usize = 64;
-/// What a function of a kernel that hides its addresses is called.
+/// The name of every function of a kernel that hides its addresses.
 pub(crate) const NAMELESS_KERNEL: &str = "[kernel]";
-/// Mappings that are read.
+/// The most mappings that are read.
 const MAPPINGS_MAX: usize = 1 << 16;
 
 static CACHE: Mutex<Option<HashMap<u64, Arc<[Frame]>>>> = Mutex::new(None);
 static KERNEL: OnceLock<Option<Kernel>> = OnceLock::new();
 
-/// See the head of the file.
+/// Gives addresses names: see the head of the file.
 #[derive(Debug, Default)]
 pub struct Symbols {
     maps: Vec<Map>,
@@ -51,9 +54,9 @@ struct Map {
 /// A file with code.
 struct Binary {
     loader: Option<Loader>,
-    /// Offset in the file, size, address: of its loaded segments.
+    /// Offset in the file, size and address of each loaded segment.
     segments: Vec<(u64, u64, u64)>,
-    /// Address, end, name; for files that have nothing but symbols for the dynamic linker.
+    /// Address, end and name of each symbol, for files that only have those for the dynamic linker.
     dynamic: Vec<(u64, u64, Box<str>)>,
     build_id: Box<str>,
 }
@@ -65,7 +68,7 @@ impl std::fmt::Debug for Binary {
 }
 
 impl Symbols {
-    /// Reads the mappings of the process as they are now.
+    /// Reads the mappings that the process has now.
     #[must_use]
     pub fn new() -> Self {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
@@ -84,7 +87,8 @@ impl Symbols {
         if let Some(frames) = cached(&CACHE.lock().unwrap_or_else(PoisonError::into_inner)) {
             return frames;
         }
-        // Not under the lock: two captures may name the same address, to the same effect.
+        // The lock is not held meanwhile: two captures may look up the same address and find the
+        // same.
         let frames: Arc<[Frame]> = self.resolve(address).into();
         let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
         let cache = cache.get_or_insert_default();
@@ -95,14 +99,15 @@ impl Symbols {
         frames
     }
 
-    /// The program's and its libraries' code.
+    /// The mappings of the program's and its libraries' code.
     pub fn mappings(&mut self) -> Vec<Mapping> {
         let maps = self.maps.clone();
         let with_files = maps.into_iter().filter(|map| map.path.starts_with('/'));
         with_files
             .map(|map| {
                 let build_id = self.binary(&map).map_or_else(Box::default, |binary| binary.build_id.clone());
-                // The program by its name: the build id says which it is, and where it lay says nothing elsewhere.
+                // The program is given by its name only: the build id identifies it, and its path
+                // means nothing on another machine.
                 let own = is_program(&map);
                 let name = map.path.rsplit('/').next().filter(|_| own).map(Into::into);
                 Mapping { start: map.start, end: map.end, offset: map.offset, file: name.unwrap_or(map.path), build_id }
@@ -151,7 +156,7 @@ impl Binary {
         if file.metadata().ok()?.ino() != map.inode {
             return None;
         }
-        // Read by parts: a program with its debug information may have hundreds of megabytes.
+        // Read in parts: a program with its debug information may have hundreds of megabytes.
         let cache = ReadCache::new(file);
         let object = object::File::parse(&cache).ok()?;
         let segments = object.segments().map(|segment| {
@@ -197,12 +202,13 @@ impl Binary {
                 }
             }
         }
-        // The function that is really there has its whole path in the symbol table.
+        // The symbol table has the whole path of the outermost function.
         let symbol = self.symbol(probe).map(demangled);
         match (frames.last_mut(), symbol) {
             (Some(outermost), symbol) => {
                 outermost.place = Place::User;
-                // With `debug = "line-tables-only"` debug information has `new`, the symbol `alloc::vec::Vec<T>::new`.
+                // With `debug = "line-tables-only"` the debug information says `new`, and the
+                // symbol `alloc::vec::Vec<T>::new`.
                 if let Some(symbol) = symbol.filter(|symbol| symbol.len() > outermost.function.len()) {
                     outermost.function = symbol;
                 }
@@ -227,8 +233,9 @@ fn demangled(name: &str) -> Box<str> {
     format!("{:#}", rustc_demangle::demangle(name)).into()
 }
 
-/// A name of debug information: mangled, or (with `debug = "line-tables-only"`) without its path and with every type argument,
-/// `lock<u8>`. Type arguments are left out, and the module is what the source file says: `mutex::lock`.
+/// The name of a function from a name in debug information. That is mangled or (with `debug =
+/// "line-tables-only"`) has every type argument and no path, such as `lock<u8>`. Type arguments are
+/// removed, and the source file says the module: `mutex::lock`.
 fn debug_name(name: &str, file: Option<&str>) -> Box<str> {
     if rustc_demangle::try_demangle(name).is_ok() {
         return demangled(name);
@@ -241,22 +248,25 @@ fn debug_name(name: &str, file: Option<&str>) -> Box<str> {
     }
 }
 
-/// Where this project's sources were when it was built.
+/// The folder in which this crate's sources were when it was built.
 const SOURCES: &str = env!("CARGO_MANIFEST_DIR");
 
-/// A source file as people look for it: from the root of this project, from the root of its crate (`bytes-1.10.1/src/bytes.rs`), or as it
-/// is. Where the machine that built had them is nobody's business, least of all in a file that is passed on.
+/// A source file by the path that people know: relative to the root of this project, relative to
+/// the root of its crate (`bytes-1.10.1/src/bytes.rs`), or as it is. Where the sources were on the
+/// machine that built the program is private, above all in a file that is passed on.
 fn source_path(file: &str) -> &str {
     let root = SOURCES.strip_suffix("/crates/profiling").unwrap_or(SOURCES);
     if let Some(path) = file.strip_prefix(root).and_then(|rest| rest.strip_prefix('/')) {
         return path;
     }
-    // `…/registry/src/HOST-HASH/bytes-1.10.1/src/bytes.rs`, and the same of what was checked out.
+    // This covers `…/registry/src/HOST-HASH/bytes-1.10.1/src/bytes.rs`, and dependencies checked
+    // out from git.
     let cached = file.split_once("/registry/src/").or_else(|| file.split_once("/git/checkouts/"));
     cached.and_then(|(_, rest)| rest.split_once('/')).map_or(file, |(_, path)| path)
 }
 
-/// `…/sync/mutex.rs` and `…/mutex/mod.rs` are `mutex`; `…/koltso-net/src/lib.rs` is `koltso-net`.
+/// The module of a source file: `…/sync/mutex.rs` and `…/mutex/mod.rs` are `mutex`;
+/// `…/koltso-net/src/lib.rs` is `koltso-net`.
 fn module(file: &str) -> Option<&str> {
     let mut parts = file.strip_suffix(".rs")?.rsplit('/');
     match parts.next()? {
@@ -267,14 +277,15 @@ fn module(file: &str) -> Option<&str> {
     .filter(|module| !module.is_empty())
 }
 
-/// Executable mappings, by address.
+/// Reads the executable mappings, sorted by address.
 fn parse_maps(maps: &str) -> Vec<Map> {
     let mut found: Vec<Map> = maps.lines().filter_map(parse_map).take(MAPPINGS_MAX).collect();
     found.sort_unstable_by_key(|map| map.start);
     found
 }
 
-/// `55d0…-55d1… r-xp 0000a000 fe:00 131 /usr/bin/koltso`.
+/// Reads a line such as `55d0…-55d1… r-xp 0000a000 fe:00 131 /usr/bin/koltso`; `None` if the
+/// mapping is not executable.
 fn parse_map(line: &str) -> Option<Map> {
     let mut rest = line;
     let mut word = || {
@@ -293,7 +304,7 @@ fn parse_map(line: &str) -> Option<Map> {
     (executable && start < end).then_some(Map { start, end, offset, inode, path })
 }
 
-/// The kernel's functions, by address.
+/// The kernel's functions, sorted by address.
 struct Kernel {
     addresses: Vec<(u64, u32)>,
     names: String,
@@ -304,7 +315,7 @@ fn kernel() -> Option<&'static Kernel> {
 }
 
 impl Kernel {
-    /// `None` where all addresses are hidden (0).
+    /// `None` if all addresses are hidden (0).
     fn parse(kallsyms: &str) -> Option<Self> {
         let mut kernel = Self { addresses: Vec::new(), names: String::new() };
         for line in kallsyms.lines() {
@@ -321,7 +332,8 @@ impl Kernel {
             kernel.names.push_str(name);
             kernel.names.push('\n');
         }
-        // Stable: of several names of one address the first stays first, and is found below.
+        // The sort is stable: of several names of one address the first one stays first, and is the
+        // one that is kept.
         kernel.addresses.sort_by_key(|&(address, _)| address);
         kernel.addresses.dedup_by_key(|&mut (address, _)| address);
         (!kernel.addresses.is_empty()).then_some(kernel)

@@ -1,8 +1,9 @@
-//! Texts of a capture: folded stacks, perf-script output, and a list for people.
+//! Captures as text: folded stacks, perf-script output, and a list for people.
 //!
-//! Kernel frames end in `_[k]`, inlined ones in `_[i]`. Separators inside names are replaced, so every line has one meaning to its
-//! reader. Values of 0 and less have no width: they are left out (a difference of two states of the heap has them).
-//! Tested in `tests/text.rs`, with inferno as the other reader.
+//! Kernel frames end in `_[k]`, inlined ones in `_[i]`. Separators inside names are replaced, so
+//! that readers can take every line in one way only. Values of 0 and less have no width and are
+//! left out (the difference of two states of the heap has such values). Tested in `tests/text.rs`,
+//! with inferno as another reader.
 
 use crate::capture::{Capture, Frame, Place, Sample, ThreadIndex};
 use crate::proto::KERNEL_MAPPING;
@@ -10,12 +11,13 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
-/// Functions that [`top`] lists.
+/// The most functions that [`top`] lists.
 pub const TOP_MAX: usize = 200;
-/// Bytes of a perf-script text.
+/// The most bytes of a perf-script text, the comment at its end aside.
 pub const PERF_SCRIPT_MAX: usize = 128 << 20;
 
-/// Folded stacks, `thread;root;…;leaf N`, one a line, sorted; `value` is an index of [`Capture::types`].
+/// Folded stacks, `thread;root;…;leaf N`, one on each line, sorted. `value` is an index of
+/// [`Capture::types`].
 #[must_use]
 pub fn folded(capture: &Capture, value: usize) -> String {
     let names: Vec<String> = capture.frames().iter().map(|frame| one_word(&marked(frame)).into_owned()).collect();
@@ -38,9 +40,10 @@ pub fn folded(capture: &Capture, value: usize) -> String {
     text
 }
 
-/// What `perf script` prints, as FlameScope and `stackcollapse-perf.pl` read it: samples in order of time, seconds since the capture
-/// began, leaf first. The period is the value of the default type. A sample is some kilobytes here: what is beyond
-/// [`PERF_SCRIPT_MAX`] bytes is left out, and a comment at the end says how many samples that were.
+/// What `perf script` prints, as FlameScope and `stackcollapse-perf.pl` read it: the samples in
+/// order of time, with the seconds since the capture began and the leaf first. The period is the
+/// value of the default type. A sample takes some kilobytes here: samples beyond
+/// [`PERF_SCRIPT_MAX`] bytes are left out, and a comment at the end says how many they are.
 #[must_use]
 pub fn perf_script(capture: &Capture) -> String {
     perf_script_of(capture, PERF_SCRIPT_MAX)
@@ -74,8 +77,9 @@ fn perf_script_of(capture: &Capture, bytes_max: usize) -> String {
     text
 }
 
-/// The stacks of two captures with a value of each, `stack BASE NEW` a line, as `difffolded.pl` writes them; those of the base are scaled to
-/// the total of the new one, so that they compare as shares.
+/// The stacks of two captures with a value of each, `stack BASE NEW` on each line, as
+/// `difffolded.pl` writes them. The values of the base are scaled to the total of the new capture,
+/// so that they compare as shares.
 #[must_use]
 pub fn folded_difference(base: &Capture, new: &Capture) -> String {
     let of = &new.types[new.default_type];
@@ -132,7 +136,7 @@ pub fn top(capture: &Capture, value: usize) -> String {
         if let Some(&leaf) = seen.first() {
             sums.entry(leaf).or_default().0 += amount;
         }
-        // A function that calls itself counts once.
+        // A function that calls itself is counted once.
         seen.sort_unstable();
         seen.dedup();
         for &name in &seen {
@@ -164,7 +168,7 @@ pub fn top(capture: &Capture, value: usize) -> String {
     text
 }
 
-/// What was captured, how, and what is missing from it: one sentence a line.
+/// What was captured, how, and what is missing from it, with one sentence on each line.
 #[must_use]
 pub fn summary(capture: &Capture) -> String {
     let mut text = capture.event.name().to_owned();
@@ -187,7 +191,7 @@ pub fn summary(capture: &Capture) -> String {
     text
 }
 
-/// A value with its unit, in three or four digits, as people read it.
+/// A value with its unit, in three or four digits, for people.
 #[must_use]
 pub fn amount(value: i64, unit: &str) -> String {
     let scales: &[(f64, &str)] = match unit {
@@ -225,7 +229,7 @@ pub(crate) fn marked(frame: &Frame) -> Cow<'_, str> {
     }
 }
 
-/// A thread's name, or its number where it has none.
+/// A thread's name, or its number if it has none.
 pub(crate) fn thread_name(capture: &Capture, thread: ThreadIndex) -> Cow<'_, str> {
     match capture.threads.get(usize::from(thread.0)) {
         Some(thread) if thread.name.is_empty() => Cow::Owned(format!("thread {}", thread.tid)),
@@ -234,7 +238,8 @@ pub(crate) fn thread_name(capture: &Capture, thread: ThreadIndex) -> Cow<'_, str
     }
 }
 
-/// Without what separates frames and lines in folded stacks.
+/// The name without the characters that separate frames and lines in folded stacks; `?` if it is
+/// empty.
 fn one_word(name: &str) -> Cow<'_, str> {
     if name.is_empty() {
         return Cow::Borrowed("?");

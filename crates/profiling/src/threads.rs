@@ -1,4 +1,5 @@
-//! What an engine asks the kernel about its process: clocks, threads, processors, CPU time; and how its own thread steps aside.
+//! What an engine asks the kernel about its process (clocks, threads, processors, CPU time), and
+//! how its own thread steps aside.
 //!
 //! Bounds: `/proc/self/task` is read for at most [`THREADS_MAX`] threads.
 
@@ -8,13 +9,14 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Threads that a capture tells apart: what a `ThreadIndex` can count.
+/// The most threads that a capture tells apart: as many as a `ThreadIndex` can count.
 pub(crate) const THREADS_MAX: usize = u16::MAX as usize;
 
-/// What a pinned process was allowed before it pinned itself.
+/// The processors that the process might use before it pinned its threads.
 static ALLOWED: OnceLock<libc::cpu_set_t> = OnceLock::new();
 
-/// Notes the processors that the calling thread may use: a program that pins its threads calls it at the start of `main`.
+/// Notes the processors that the calling thread may use. A program that pins its threads calls it
+/// at the start of `main`.
 pub(crate) fn remember_processors() {
     if let Some(set) = affinity(0) {
         let _ = ALLOWED.set(set);
@@ -22,19 +24,22 @@ pub(crate) fn remember_processors() {
 }
 
 fn affinity(tid: libc::pid_t) -> Option<libc::cpu_set_t> {
-    // SAFETY: an array of bits, for which all zeros is a value.
+    // SAFETY: the structure is an array of bits, for which all zeros is a value.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes at most the size given, of a set of that size.
+    // SAFETY: the kernel writes at most the size given, which is the size of the set.
     let done = unsafe { libc::sched_getaffinity(tid, size_of_val(&set), &mut set) };
     (done == 0).then_some(set)
 }
 
-/// Lets the calling thread run on every processor that the process was started with, after everybody else.
+/// Lets the calling thread run on every processor that the process was started with, at a low
+/// priority.
 ///
-/// A thread inherits the pin of the one that spawned it; without [`remember_processors`] those of the main thread are taken.
+/// A thread inherits the processors of the thread that spawned it. Without [`remember_processors`]
+/// it gets those of the main thread.
 pub(crate) fn step_aside() {
     if let Some(set) = ALLOWED.get().copied().or_else(|| affinity(std::process::id() as libc::pid_t)) {
-        // SAFETY: the kernel reads a set of the size given. A refusal leaves the thread where it is.
+        // SAFETY: the kernel reads a set of the size given. If it refuses, the thread stays where
+        // it is.
         unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
     }
     // SAFETY: no memory is involved; 0 is the calling thread on Linux.
@@ -48,18 +53,20 @@ fn clock(id: libc::clockid_t) -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Nanoseconds of `CLOCK_MONOTONIC`, which perf events are stamped with too.
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of perf events' timestamps.
 pub(crate) fn monotonic_ns() -> u64 {
     clock(libc::CLOCK_MONOTONIC)
 }
 
-/// CPU nanoseconds of the process so far: the scheduler's own sum, as `/proc/self/task/*/schedstat` has it, but up to this moment
-/// for threads that run, and with those that have ended.
+/// CPU nanoseconds of the process so far: the scheduler's own sum, as in
+/// `/proc/self/task/*/schedstat`, but up to this moment for threads that are running, and including
+/// threads that have ended.
 pub(crate) fn process_cpu_ns() -> u64 {
     clock(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-/// What a timer of the kernel rounds up to: 1 where it has high-resolution timers, else a tick.
+/// The nanoseconds to which a timer of the kernel rounds up: 1 if it has high-resolution timers,
+/// otherwise a tick.
 pub(crate) fn timer_resolution_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel writes one timespec.
@@ -67,7 +74,7 @@ pub(crate) fn timer_resolution_ns() -> u64 {
     (time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64).max(1)
 }
 
-/// The calling thread.
+/// The kernel's id of the calling thread.
 pub(crate) fn own_tid() -> u32 {
     // SAFETY: no memory is involved.
     unsafe { libc::gettid() as u32 }
@@ -78,10 +85,10 @@ pub(crate) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// A time as people read it, in UTC: `2026-11-25 18:50:01.123`.
+/// A time in UTC as people write it: `2026-11-25 18:50:01.123`.
 pub(crate) fn utc(unix_ms: u64) -> String {
     let seconds = (unix_ms / 1000) as libc::time_t;
-    // SAFETY: a structure for which all zeros is a value.
+    // SAFETY: all zeros is a value of this structure.
     let mut parts: libc::tm = unsafe { std::mem::zeroed() };
     // SAFETY: the C library reads a time and writes a `tm`.
     unsafe { libc::gmtime_r(&seconds, &mut parts) };
@@ -90,27 +97,27 @@ pub(crate) fn utc(unix_ms: u64) -> String {
     format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{:03}", unix_ms % 1000)
 }
 
-/// What the calling thread is called.
+/// The name of the calling thread, or `thread TID` if it has none.
 pub(crate) fn own_name() -> Box<str> {
     std::thread::current().name().map_or_else(|| format!("thread {}", own_tid()).into(), Into::into)
 }
 
-/// Functions of the kernel that a thread is blocked in, innermost first: none while it runs. `None` if the kernel does not say
-/// (root only).
+/// The functions of the kernel in which a thread is blocked, innermost first; none while it runs.
+/// `None` if the kernel does not say (it tells only root).
 pub(crate) fn kernel_stack(tid: u32) -> Option<Vec<Box<str>>> {
     const DEPTH: usize = 64;
     let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/stack")).ok()?;
     Some(text.lines().filter_map(kernel_function).take(DEPTH).map(Into::into).collect())
 }
 
-/// `[<0>] hrtimer_nanosleep+0x9a/0x1c0`
+/// The function in a line such as `[<0>] hrtimer_nanosleep+0x9a/0x1c0`.
 fn kernel_function(line: &str) -> Option<&str> {
     let name = line.split_once("] ")?.1;
     let name = name.split_once('+').map_or(name, |(name, _)| name).trim();
     (!name.is_empty() && !name.starts_with("0x")).then_some(name)
 }
 
-/// The threads of the process.
+/// The ids of the threads of the process.
 pub(crate) fn tids() -> Vec<u32> {
     let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
     tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok()).take(THREADS_MAX).collect()
@@ -121,26 +128,28 @@ fn name(tid: u32) -> Option<Box<str>> {
     Some(name.trim_end().into())
 }
 
-/// Names of threads, read when one is first seen, since it may be gone at the end.
+/// Names of threads. Each is read when its thread is first seen, since the thread may be gone at
+/// the end.
 #[derive(Debug, Default)]
 pub(crate) struct Names(HashMap<u32, Option<Box<str>>>);
 
 impl Names {
-    /// Notes a thread.
+    /// Notes a thread and, the first time, its name.
     pub(crate) fn see(&mut self, tid: u32) {
         if self.0.len() < THREADS_MAX {
             self.0.entry(tid).or_insert_with(|| name(tid));
         }
     }
 
-    /// The name: the latest there is, since threads name themselves after they have begun.
+    /// The name that the thread has now or, if it has ended, the one that was noted: threads name
+    /// themselves after they have begun.
     pub(crate) fn name(&self, tid: u32) -> Box<str> {
         let seen = self.0.get(&tid).and_then(Clone::clone);
         name(tid).or(seen).unwrap_or_else(|| format!("thread {tid}").into())
     }
 }
 
-/// Processors that are online.
+/// The numbers of the processors that are online.
 pub(crate) fn processors() -> Vec<u32> {
     let list = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
     let found = parse_list(list.trim());
@@ -151,7 +160,7 @@ pub(crate) fn processors() -> Vec<u32> {
     }
 }
 
-/// `0-3,8` as numbers; what is no list gives none.
+/// Reads a list such as `0-3,8`; parts that are not numbers are left out.
 fn parse_list(list: &str) -> Vec<u32> {
     const PROCESSORS_MAX: u32 = 8192;
     let mut found = Vec::new();

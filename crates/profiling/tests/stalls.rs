@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use koltso_profiling::capture::{Event, Place};
-use koltso_profiling::stalls::{Core, KEPT_MAX, Stall, Stalls, capture, text};
+use koltso_profiling::stalls::{KEPT_MAX, Stall, Stalls, TurnRecorder, capture, text};
 use koltso_profiling::symbols::Symbols;
 
 static ALONE: Mutex<()> = Mutex::new(());
@@ -21,7 +21,7 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-fn turn(core: &Core, quiet: bool, work: impl FnOnce()) -> Duration {
+fn turn(core: &TurnRecorder, quiet: bool, work: impl FnOnce()) -> Duration {
     let began = Instant::now();
     core.began(began, quiet);
     work();
@@ -31,7 +31,7 @@ fn turn(core: &Core, quiet: bool, work: impl FnOnce()) -> Duration {
 }
 
 /// Runs on a thread that is a core.
-fn on_core<T: Send>(stalls: &Stalls, number: usize, run: impl FnOnce(&Core) -> T + Send) -> T {
+fn on_core<T: Send>(stalls: &Stalls, number: usize, run: impl FnOnce(&TurnRecorder) -> T + Send) -> T {
     std::thread::scope(|scope| {
         let body = || run(&stalls.join(number));
         let thread = std::thread::Builder::new().name(format!("test-core-{number}")).spawn_scoped(scope, body);

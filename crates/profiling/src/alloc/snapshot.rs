@@ -1,7 +1,8 @@
-//! From counted stacks to captures.
+//! Turns counted stacks into captures.
 //!
-//! Owner: the thread that serves a profile; it may be slow and it allocates, also through the sampling allocator, which does not mind.
-//! Invariant: cumulative values of later snapshots are not smaller; live ones are not negative.
+//! Owner: the thread that serves a profile. It may be slow, and it may allocate through the
+//! sampling allocator. Invariant: cumulative values of a later snapshot are not smaller, and live
+//! ones are not negative.
 
 use std::collections::HashMap;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -13,13 +14,14 @@ use crate::capture::{Capture, Event, Frame, FrameId, Place, Sample, StackId, Thr
 
 /// Names for addresses.
 pub trait Symbolise {
-    /// Appends the frames of an address: inlined ones first, then the function they are inlined into. The address is as the stack has it:
-    /// that of an instruction if `is_leaf`, else a return address, which names the call when 1 is subtracted. An address without a name
-    /// is a frame too.
+    /// Appends the frames of an address: inlined ones first, then the function into which they are
+    /// inlined. If `is_leaf`, the address is that of an instruction; otherwise it is a return
+    /// address, of which 1 must be subtracted to name the call. An address without a name is a
+    /// frame too.
     fn frames(&mut self, address: u64, is_leaf: bool, out: &mut Vec<Frame>);
 }
 
-/// What had been allocated and freed at one moment.
+/// What had been allocated and freed up to one moment.
 #[derive(Clone, Debug)]
 pub struct RawSnapshot {
     pub(super) at: Instant,
@@ -27,7 +29,8 @@ pub struct RawSnapshot {
     pub(super) rows: Vec<Row>,
 }
 
-/// What has been allocated and freed until now. Sums of different stacks are not of the very same instant.
+/// What has been allocated and freed so far. The sums of different stacks are not all read at the
+/// same instant.
 #[must_use]
 pub fn snapshot() -> RawSnapshot {
     RawSnapshot { at: Instant::now(), unix_ms: unix_ms(), rows: TABLE.rows() }
@@ -39,14 +42,15 @@ pub fn allocs(symbolise: &mut impl Symbolise) -> Capture {
     capture(Event::Allocs, now.unix_ms, 0, &[], &now.rows, symbolise)
 }
 
-/// What is live now, and also everything allocated since the program began.
+/// What is live now, together with everything allocated since the program began.
 pub fn heap(symbolise: &mut impl Symbolise) -> Capture {
     let now = snapshot();
     capture(Event::Heap, now.unix_ms, 0, &[], &now.rows, symbolise)
 }
 
-/// What was allocated between two snapshots, and by how much the live heap grew: live values are negative where it shrank. `event` is
-/// [`Event::Allocs`] or [`Event::Heap`]; it says which value is shown first.
+/// What was allocated between two snapshots, and by how much the live heap grew; live values are
+/// negative where it shrank. `event` is [`Event::Allocs`] or [`Event::Heap`] and says which value
+/// is shown first.
 pub fn difference(event: Event, before: &RawSnapshot, after: &RawSnapshot, symbolise: &mut impl Symbolise) -> Capture {
     let duration = after.at.saturating_duration_since(before.at).as_nanos() as u64;
     capture(event, before.unix_ms, duration, &before.rows, &after.rows, symbolise)
@@ -61,16 +65,17 @@ fn capture(
     symbolise: &mut impl Symbolise,
 ) -> Capture {
     let mut capture = empty(event, began_unix_ms, duration_ns);
-    let mut stacks = Stacks::new(symbolise, ENGINE);
+    let mut stacks = Stacks::new(symbolise, OWN_FRAMES);
     for (row, counts) in table::difference(before, after) {
-        // A cumulative capture keeps what was freed: it tells of all that ever was.
+        // A cumulative capture keeps what has been freed, since it is about everything that was
+        // ever allocated.
         stacks.push(&mut capture, row.slot == OVERFLOW, &row.words, None, values(counts));
     }
     capture
 }
 
-pub(super) const ENGINE: Engine =
-    Engine { names: "koltso_profiling::alloc::Sampling", sources: &["profiling/src/alloc/mod.rs"] };
+pub(super) const OWN_FRAMES: OwnFrames =
+    OwnFrames { names: "koltso_profiling::alloc::Sampling", sources: &["profiling/src/alloc/mod.rs"] };
 
 /// A capture without samples.
 pub(super) fn empty(event: Event, began_unix_ms: u64, duration_ns: u64) -> Capture {
@@ -90,22 +95,24 @@ pub(super) fn empty(event: Event, began_unix_ms: u64, duration_ns: u64) -> Captu
     capture
 }
 
-/// What a table's counts mean.
+/// The values of a sample, computed from the counts of a table.
 pub(super) fn values([objects, space, freed_objects, freed_space]: [i64; 4]) -> [i64; 4] {
     let whole = |objects: i64| (objects + OBJECT as i64 / 2).div_euclid(OBJECT as i64);
     [whole(objects), space, whole(objects - freed_objects), space - freed_space]
 }
 
-/// What is the engine, not the program: by the names of functions or, where debug information has only their last segments, by the files.
-pub(crate) struct Engine {
+/// Tells an engine's own frames from the program's: by the names of functions or, where debug
+/// information has only their last segments, by the source files.
+pub(crate) struct OwnFrames {
     pub(crate) names: &'static str,
     pub(crate) sources: &'static [&'static str],
 }
 
-impl Engine {
+impl OwnFrames {
     fn has(&self, frame: &Frame) -> bool {
-        // The compiler's calls of the global allocator are of no interest either: `__rustc::__rust_alloc`. (Not all that begins so:
-        // `__rust_begin_short_backtrace` is at the root of a thread.)
+        // The compiler's calls of the global allocator, such as `__rustc::__rust_alloc`, are of no
+        // interest either. Not every such name is one of them: `__rust_begin_short_backtrace` is at
+        // the root of a thread.
         let last = frame.function.rsplit("::").next().unwrap_or_default();
         let shim = ["__rust_", "__rg_", "__rdl_"].iter().find_map(|shim| last.strip_prefix(shim));
         shim.is_some_and(|call| ["alloc", "alloc_zeroed", "dealloc", "realloc"].contains(&call))
@@ -114,30 +121,30 @@ impl Engine {
     }
 }
 
-/// Makes samples of stacks; each address is looked up once.
+/// Turns stacks into samples, and looks each address up only once.
 pub(crate) struct Stacks<'a, S> {
     symbolise: &'a mut S,
-    engine: Engine,
+    own: OwnFrames,
     known: HashMap<u64, Address>,
 }
 
 struct Address {
-    /// Until a sample has it.
+    /// The frames that have no id yet: all until the first sample with this address.
     frames: Vec<Frame>,
     ids: Vec<FrameId>,
     is_engine: bool,
 }
 
-/// An engine's own frames are among so many innermost return addresses.
+/// An engine's own frames are among this many innermost return addresses.
 const ENGINE_FRAMES_MAX: usize = 8;
 
 impl<'a, S: Symbolise> Stacks<'a, S> {
-    pub(crate) fn new(symbolise: &'a mut S, engine: Engine) -> Self {
-        Self { symbolise, engine, known: HashMap::new() }
+    pub(crate) fn new(symbolise: &'a mut S, own: OwnFrames) -> Self {
+        Self { symbolise, own, known: HashMap::new() }
     }
 
-    /// Adds a sample, unless it is all zeros. `addresses` are return addresses, innermost first; none, and `is_overflow`, for what had no
-    /// room.
+    /// Adds a sample unless its values are all 0. `addresses` are return addresses, innermost
+    /// first; for what had no room in the table there are none, and `is_overflow` is set.
     pub(crate) fn push(
         &mut self,
         capture: &mut Capture,
@@ -150,7 +157,7 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
             return;
         }
         if is_overflow {
-            // In the first value's unit: objects, contentions.
+            // This is in the unit of the first value: objects or contentions.
             capture.dropped += values[0].unsigned_abs();
         }
         match self.stack(capture, is_overflow, addresses, label) {
@@ -159,7 +166,8 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
         }
     }
 
-    /// A stack as [`Stacks::push`] takes it, in the capture; `None` if that has no room for more.
+    /// Adds a stack, given as to [`Stacks::push`], to the capture; `None` if the capture has no
+    /// room for it.
     pub(crate) fn stack(
         &mut self,
         capture: &mut Capture,
@@ -168,7 +176,7 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
         label: Option<&str>,
     ) -> Option<StackId> {
         if capture.threads.is_empty() {
-            // The engines that add up do not tell threads apart.
+            // The engines that only keep sums do not tell threads apart.
             capture.threads.push(Thread { tid: std::process::id(), name: "all".into() });
         }
         let mut labels = Vec::new();
@@ -199,7 +207,7 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
         }
         let mut frames = Vec::new();
         self.symbolise.frames(address, false, &mut frames);
-        let own = frames.iter().rposition(|frame| self.engine.has(frame)).map_or(0, |last| last + 1);
+        let own = frames.iter().rposition(|frame| self.own.has(frame)).map_or(0, |last| last + 1);
         let is_engine = own > 0 && own == frames.len();
         if !is_engine {
             // A function of the program into which the engine is inlined keeps its own frame.

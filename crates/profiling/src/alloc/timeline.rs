@@ -1,11 +1,15 @@
-//! Allocations over time, for a heatmap: what the counted stacks gained in each cell of [`CELL_MS`].
+//! Allocations over time, for a heatmap: what the counted stacks gained in each cell of
+//! [`CELL_MS`].
 //!
-//! Nothing is added where memory is allocated: the counters are read again and again, one cache line a stack that has been seen (some
-//! 0.1 ms a second for a hundred stacks). So a sample's time is that of its cell, and cells are longer where this thread is kept waiting.
+//! Allocating costs no more than without a timeline: a thread reads the counters again and again,
+//! one cache line for each stack that has been seen (some 0.1 ms a second for a hundred stacks). A
+//! sample's time is therefore that of its cell, and cells are longer when this thread has to wait
+//! for a processor.
 //!
-//! Owner: the thread that calls [`timeline`], which should be nobody's core. Bounds: [`SECONDS_MAX`]; [`SAMPLES_MAX`] changes of a stack,
-//! more are counted as dropped. Invariant: the sum over all cells is the difference of the counters over the whole time.
-//! Tested in `tests/allocs.rs`.
+//! Owner: the thread that calls [`timeline`], which should not be a core's. Bounds:
+//! [`SECONDS_MAX`]; [`SAMPLES_MAX`] changes of a stack, more of which are counted as dropped.
+//! Invariant: the sum over all cells is the difference of the counters over the whole time. Tested
+//! in `tests/allocs.rs`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,12 +18,12 @@ use std::time::{Duration, Instant};
 use koltso_instrument::table::{OVERFLOW, Row};
 
 use super::TABLE;
-use super::snapshot::{ENGINE, Stacks, Symbolise, empty, snapshot, values};
+use super::snapshot::{OWN_FRAMES, Stacks, Symbolise, empty, snapshot, values};
 use crate::capture::{Capture, Event, SAMPLES_MAX, Sample, ThreadIndex};
 
-/// Time between two readings of the counters: a cell of a heatmap.
+/// Milliseconds between two readings of the counters: a cell of a heatmap.
 pub const CELL_MS: u64 = 20;
-/// The longest capture.
+/// The longest capture, in seconds.
 pub const SECONDS_MAX: u32 = 300;
 
 /// What one stack gained in one cell.
@@ -29,12 +33,14 @@ struct Gain {
     values: [i64; 4],
 }
 
-/// Allocations of the next seconds with their times. Blocks for as long, or until `stop`.
+/// Captures the allocations of the next seconds with their times. Blocks until then, or until
+/// `stop` is set.
 pub fn timeline(seconds: u32, stop: &AtomicBool, symbolise: &mut impl Symbolise) -> Capture {
     let before = snapshot();
     let began = before.at;
     let until = began + Duration::from_secs(seconds.min(SECONDS_MAX).into());
-    // Where each slot began, so that halves of an object are rounded once, not in each cell.
+    // The counts of each slot at the start: parts of an object are rounded over the whole time, not
+    // in each cell.
     let mut first: HashMap<u32, [u64; 4]> = HashMap::new();
     let mut known = Vec::new();
     TABLE.changes(&mut known, |slot, _, now| _ = first.insert(slot, now));
@@ -64,7 +70,7 @@ pub fn timeline(seconds: u32, stop: &AtomicBool, symbolise: &mut impl Symbolise)
     capture.engine += &format!("; read every {CELL_MS} ms");
     capture.dropped = dropped;
     let rows: HashMap<u32, &Row> = after.rows.iter().map(|row| (row.slot, row)).collect();
-    let mut stacks = Stacks::new(symbolise, ENGINE);
+    let mut stacks = Stacks::new(symbolise, OWN_FRAMES);
     let mut ids = HashMap::new();
     for Gain { at_ns, slot, values } in gains {
         // A slot without words is part of what had no room.

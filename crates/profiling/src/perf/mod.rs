@@ -1,11 +1,14 @@
-//! CPU time by perf events: the kernel's own timer on each processor, both stacks, no signal.
+//! CPU time by perf events: the kernel's own timer on each processor, kernel and user stacks, no
+//! signals.
 //!
-//! One event a processor, for all processes, since one a thread costs five times as much at a context switch; records of others are
-//! left out by process id as they are read. Needs `CAP_PERFMON` (or `perf_event_paranoid` ≤ 0); kernel names need `CAP_SYSLOG`.
-//! User-only events without privilege are not used: they lose all time in system calls.
+//! There is one event for each processor and all its processes, since one for each thread costs
+//! five times as much at a context switch; records of other processes are skipped by their process
+//! id. This needs `CAP_PERFMON` (or `perf_event_paranoid` ≤ 0); kernel names need `CAP_SYSLOG`. The
+//! user-only events that need no privilege are not used: they lose all time in system calls.
 //!
-//! Owner: the thread that calls [`capture`], which should be nobody's core. Bounds: a ring of half a megabyte a processor, read every
-//! 50 ms; what does not fit is counted as lost. Tested in `record.rs` (bytes) and in `tests/engines.rs`.
+//! Owner: the thread that calls [`capture`], which should not be a core's. Bounds: a ring of half a
+//! megabyte for each processor, read every 50 ms; what does not fit is counted as lost. Tested in
+//! `record.rs` (bytes) and in `tests/engines.rs`.
 
 pub(crate) mod abi;
 pub(crate) mod event;
@@ -24,7 +27,7 @@ use abi::Attr;
 use event::Event;
 use record::{Record, Records};
 
-/// Between two readings of the rings.
+/// Milliseconds between two readings of the rings.
 pub(crate) const DRAIN_MS: u32 = 50;
 
 /// Opens an event on each processor.
@@ -33,7 +36,7 @@ pub(crate) fn open(attr: &Attr) -> Result<Vec<Event>, EngineError> {
     for cpu in threads::processors() {
         match Event::open(attr, cpu) {
             Ok(event) => events.push(event),
-            // Taken away between the list and here.
+            // The processor was taken away after the list was read.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
             Err(error) => return Err(refused(error)),
         }
@@ -62,19 +65,20 @@ fn refused(error: io::Error) -> EngineError {
     }
 }
 
-/// Whether events of all processors are permitted.
+/// Checks whether events of all processors are permitted.
 pub(crate) fn permitted() -> Result<(), EngineError> {
     let first = threads::processors().first().copied().unwrap_or(0);
     Event::open(&Attr::cpu(1), first).map(drop).map_err(refused)
 }
 
-/// What the kernel permits now: it lowers the limit by itself when samples take it long, and refuses events beyond.
+/// The highest rate in Hz that the kernel permits now. It lowers the limit by itself when samples
+/// take it too long, and refuses events above it.
 fn rate_max() -> u32 {
     let limit = std::fs::read_to_string("/proc/sys/kernel/perf_event_max_sample_rate").ok();
     limit.and_then(|limit| limit.trim().parse().ok()).map_or(u32::MAX, |limit: u32| limit.max(1))
 }
 
-/// Captures on the calling thread, until the request is over.
+/// Captures on the calling thread until the request is over.
 pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
     let hz = request.hz.min(rate_max());
     let mut events = open(&Attr::cpu(hz))?;
@@ -112,7 +116,7 @@ pub(crate) fn capture(request: &CpuRequest) -> Result<Capture, EngineError> {
     Ok(capture)
 }
 
-/// What is read from the rings.
+/// What has been read from the rings so far.
 #[derive(Debug, Default)]
 struct Cpu {
     pid: u32,
@@ -139,8 +143,9 @@ impl Cpu {
         for record in Records(bytes) {
             match record {
                 Record::Sample(sample) if sample.pid == self.pid => {
-                    // The period that the kernel really set, on the timer that it really has: where that is a tick, no shorter one
-                    // fires, whatever was asked for.
+                    // This is the period that the kernel really set, rounded up to the resolution
+                    // of its timer: if that is a tick, no shorter period fires, whatever was
+                    // requested.
                     let period = sample.period.max(1).next_multiple_of(self.resolution_ns);
                     self.period_ns = period;
                     record::addresses(sample.chain, &mut self.addresses);

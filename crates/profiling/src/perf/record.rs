@@ -1,13 +1,14 @@
-//! The records of a perf ring, read from plain bytes: no pointer, no system call.
+//! The records of a perf ring, read from plain bytes, without pointers and system calls.
 //!
-//! Bytes are hostile: a size below a header's or beyond what is left ends the reading ([`Record::Malformed`], once), a record too short
-//! for its kind or a chain longer than its record is [`Record::Malformed`] and is stepped over. Tested below, on bytes.
+//! The bytes are treated as hostile: a size below a header's or beyond the remaining bytes ends the
+//! reading (one [`Record::Malformed`]); a record too short for its kind, or a chain longer than its
+//! record, is [`Record::Malformed`] and is stepped over. Tested below, on bytes.
 
 use super::abi;
 
 /// `struct perf_event_header`.
 const HEADER: usize = 8;
-/// What ends a record that is no sample: pid, tid, time, cpu.
+/// Bytes at the end of a record that is not a sample: pid, tid, time, cpu.
 const SAMPLE_ID: usize = 24;
 
 /// One record.
@@ -15,19 +16,19 @@ const SAMPLE_ID: usize = 24;
 pub(crate) enum Record<'a> {
     /// A sample.
     Sample(Sample<'a>),
-    /// So many records were lost.
+    /// The kernel lost this many records.
     Lost(u64),
     /// The kernel found the rate too high and paused the event.
     Throttle,
-    /// A thread left (`out`) or came.
+    /// A thread left the processor (`out`) or came back.
     Switch { pid: u32, tid: u32, at_ns: u64, out: bool },
-    /// Not wanted.
+    /// A record of a kind that nobody here needs.
     Other,
-    /// Not what the ABI says.
+    /// A record that contradicts the ABI.
     Malformed,
 }
 
-/// A sample of [`abi::SAMPLE_TYPE`].
+/// A sample with the fields of [`abi::SAMPLE_TYPE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sample<'a> {
     pub(crate) pid: u32,
@@ -35,11 +36,12 @@ pub(crate) struct Sample<'a> {
     pub(crate) at_ns: u64,
     pub(crate) cpu: u32,
     pub(crate) period: u64,
-    /// Eight bytes an entry; [`addresses`] reads it.
+    /// The call chain, eight bytes for each entry; [`addresses`] reads it.
     pub(crate) chain: &'a [u8],
 }
 
-/// Where `[tail, head)` of a ring is: two spans of offset and length. `None` if there are more bytes than the ring has.
+/// Where `[tail, head)` is in a ring of `size` bytes: two spans of offset and length. `None` if
+/// that is more bytes than the ring has.
 pub(crate) fn spans(size: usize, tail: u64, head: u64) -> Option<[(usize, usize); 2]> {
     let length = head.wrapping_sub(tail);
     if size == 0 || length > size as u64 {
@@ -50,7 +52,7 @@ pub(crate) fn spans(size: usize, tail: u64, head: u64) -> Option<[(usize, usize)
     Some([(start, first), (0, length - first)])
 }
 
-/// Reads records one by one.
+/// Reads the records in these bytes one by one.
 pub(crate) struct Records<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Iterator for Records<'a> {
@@ -106,11 +108,12 @@ fn read(record: &[u8]) -> Option<Record<'_>> {
     })
 }
 
-/// The addresses of a chain, leaf first, kernel before user. The upper half of the address space is the kernel's, on every 64-bit
-/// machine that Linux runs on, so the address says which it is ([`is_kernel`]).
+/// The addresses of a chain, leaf first, kernel before user. On every 64-bit machine that Linux
+/// runs on, the upper half of the address space is the kernel's, so each address says whose it is
+/// ([`is_kernel`]).
 ///
-/// Return addresses become those of the call (1 subtracted); where the processor was when it was interrupted, and where the thread
-/// entered the kernel, stay as they are.
+/// Return addresses become those of the call (1 is subtracted). The address at which the processor
+/// was interrupted and the one at which the thread entered the kernel stay as they are.
 pub(crate) fn addresses(chain: &[u8], into: &mut Vec<u64>) {
     #[derive(PartialEq)]
     enum Context {
@@ -139,7 +142,7 @@ pub(crate) fn addresses(chain: &[u8], into: &mut Vec<u64>) {
     }
 }
 
-/// Whether an address is of the kernel.
+/// Whether an address is in the kernel's half of the address space.
 pub(crate) const fn is_kernel(address: u64) -> bool {
     address >> 63 == 1
 }
@@ -227,14 +230,16 @@ mod tests {
 
     #[test]
     fn hostile_sizes_neither_panic_nor_loop() {
-        // A size of nothing, of less than a header, of more than there is; half a header.
+        // A size of 0, one smaller than a header, and two larger than the bytes there are; then
+        // half a header.
         for size in [0_u16, 7, 9, u16::MAX] {
             let mut bytes = record(abi::RECORD_SAMPLE, 0, &[]);
             bytes[6..].copy_from_slice(&size.to_ne_bytes());
             assert_eq!(Records(&bytes).collect::<Vec<_>>(), [Record::Malformed], "{size}");
             assert_eq!(Records(&bytes[..5]).collect::<Vec<_>>(), [Record::Malformed]);
         }
-        // A chain that says it is longer than its record, by one and by all there is; the record after it is still read.
+        // A chain that claims to be longer than its record, by one entry or by as many as a number
+        // allows; the record after it is still read.
         for entries in [3, u64::MAX, u64::MAX / 8 + 1] {
             let bytes = [sample(entries, &[1, 2]), record(abi::RECORD_THROTTLE, 0, &[])].concat();
             assert_eq!(Records(&bytes).collect::<Vec<_>>(), [Record::Malformed, Record::Throttle], "{entries}");

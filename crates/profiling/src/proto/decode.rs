@@ -1,14 +1,18 @@
-//! profile.proto back to a [`Capture`]: files that [`super::encode`] wrote, and those of Go and other programs.
+//! Reads profile.proto back into a [`Capture`]: files that [`super::encode`] wrote, and those of Go
+//! and other programs.
 //!
-//! Hostile input is expected. The codec of the message types decodes a profile whole and knows no
-//! bound, and a message of two bytes may take a hundred once decoded. So the outer message is walked
-//! by hand and its parts are decoded one by one, which keeps the memory within some times the bytes
-//! given. Bounds: [`INFLATED_MAX`], [`MESSAGE_MAX`], those below and those of [`Capture`]; each has
-//! its sentence. Values of one type may add up to 2^62, so that no sum of them overflows.
+//! The input may be hostile. The codec of the message types decodes a profile as a whole and knows
+//! no bound, and a message of two bytes may take a hundred once decoded. So the outer message is
+//! walked by hand and its parts are decoded one by one, which limits the memory to a few times the
+//! size of the input. Bounds: [`INFLATED_MAX`], [`MESSAGE_MAX`], those below and those of
+//! [`Capture`]; each has its sentence. Values of one type may add up to 2^62, so that no sum of
+//! them overflows.
 //!
-//! What comes back: types, period, times, mappings, threads by their label, marks of kernel and inlined frames, and from our own files
-//! the engine's sentence, counts of what is missing, and labels. What the format does not hold: times, processors and thread ids of samples. Of
-//! more than four types the default one and the first others are kept. Tested in `tests/decode.rs`, and by the fuzz target `profile`.
+//! What comes back: types, period, times, mappings, threads by their label, marks of kernel and
+//! inlined frames and, from our own files, the engine's sentence, the counts of what is missing,
+//! and labels. The format does not hold the times, processors and thread ids of samples. Of more
+//! than four types, the default one and the first others are kept. Tested in `tests/decode.rs`, and
+//! by the fuzz target `profile`.
 
 use crate::capture::{
     Capture, DEPTH_MAX, Event, FRAMES_MAX, Frame, FrameId, Mapping, Place, SAMPLES_MAX, STACKS_MAX, Sample, Thread,
@@ -21,74 +25,75 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Read;
 
-/// Bytes of a profile, unpacked.
+/// The most bytes of an unpacked profile.
 pub const INFLATED_MAX: usize = 256 << 20;
-/// Bytes of one sample, location, function or mapping: a stack of 190 frames takes less than a kilobyte.
+/// The most bytes of one sample, location, function or mapping; a stack of 190 frames takes less
+/// than a kilobyte.
 pub const MESSAGE_MAX: usize = 1 << 20;
-/// Locations, and functions.
+/// The most locations, and the most functions.
 const LOCATIONS_MAX: usize = 1 << 20;
 const STRINGS_MAX: usize = 1 << 21;
-/// Bytes of one string: the longest names of generic functions have some thousands.
+/// The most bytes of one string; the longest names of generic functions have a few thousand.
 const STRING_MAX: usize = 64 << 10;
-/// Bytes of the names that frames have, each counted as often as a frame has it.
+/// The most bytes of all names of frames, each counted for every frame that has it.
 const NAMES_MAX: usize = 64 << 20;
 const MAPPINGS_MAX: usize = 4096;
 const TYPES_MAX: usize = 64;
-/// Threads that are told apart; the samples of those after them are of an unknown one.
+/// The most threads that are told apart; the samples of further ones belong to an unknown thread.
 const THREADS_MAX: usize = 4096;
-/// Values that a sample of a capture has room for.
+/// The most values that a sample of a capture can have.
 const VALUES_MAX: usize = 4;
 const SUM_MAX: u64 = 1 << 62;
 const COMMENTS_MAX: usize = 64;
 
-/// Why bytes are no profile that can be shown.
+/// Why bytes cannot be shown as a profile.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// The gzip stream is damaged or cut short.
     #[error("the gzip stream is damaged: {0}")]
     Gzip(#[source] std::io::Error),
-    /// More than [`INFLATED_MAX`].
+    /// The profile has more than [`INFLATED_MAX`] bytes.
     #[error("the profile is larger than {} MiB unpacked", INFLATED_MAX >> 20)]
     TooLarge,
-    /// The bytes are no messages, or not these.
+    /// The bytes are not messages, or not those of a profile.
     #[error("this is no profile.proto: {0}")]
     Malformed(String),
-    /// A bound is exceeded.
+    /// The profile exceeds a bound.
     #[error("the profile has more than {most} {what}")]
     TooMany {
-        /// Of what.
+        /// What there are too many of.
         what: &'static str,
         /// The bound.
         most: usize,
     },
-    /// Something is named and is not there.
+    /// The profile refers to something that it does not have.
     #[error("the profile names {what} {id}, which it does not have")]
     Missing {
-        /// `location`, `function`, `mapping`, `string`.
+        /// `location`, `function`, `mapping` or `string`.
         what: &'static str,
-        /// Its number.
+        /// The number by which the profile refers to it.
         id: u64,
     },
-    /// Without types, values mean nothing.
+    /// The profile has no types, and without them values mean nothing.
     #[error("the profile has no types of values: this is no profile.proto, or an empty one")]
     NoTypes,
     /// A sample has too many or too few values.
     #[error("a sample has {found} values, and the profile {types} types")]
     Values {
-        /// Values of the sample.
+        /// The number of values that the sample has.
         found: usize,
-        /// Types of the profile.
+        /// The number of types that the profile has.
         types: usize,
     },
-    /// Sums would overflow.
+    /// The values are so large that sums of them would overflow.
     #[error("the values of type {name} add up to more than 2^62")]
     Sum {
-        /// The type.
+        /// The type of the values.
         name: String,
     },
 }
 
-/// The capture that a profile is of, gzipped or plain.
+/// The capture that a profile describes; `bytes` may be gzipped or plain.
 ///
 /// # Errors
 /// See [`DecodeError`].
@@ -115,7 +120,7 @@ fn message<M: Message + Default>(bytes: &[u8]) -> Result<M, DecodeError> {
     M::decode(bytes).map_err(malformed)
 }
 
-/// Adds what a bound still allows.
+/// Adds an item unless the list has `most` already.
 fn push<T>(list: &mut Vec<T>, item: T, what: &'static str, most: usize) -> Result<(), DecodeError> {
     if list.len() >= most {
         return Err(DecodeError::TooMany { what, most });
@@ -124,7 +129,7 @@ fn push<T>(list: &mut Vec<T>, item: T, what: &'static str, most: usize) -> Resul
     Ok(())
 }
 
-/// A field's content: the two kinds that profile.proto has.
+/// What a field holds: of the kinds that exist, profile.proto has these two.
 enum Content<'a> {
     Number(u64),
     Bytes(&'a [u8]),
@@ -150,7 +155,8 @@ fn split<'a>(bytes: &mut &'a [u8], count: u64) -> Result<&'a [u8], DecodeError> 
     Ok(part)
 }
 
-/// The next field: its number and what it holds; `None` for a kind that no field of a profile has.
+/// The next field: its number and what it holds, which is `None` for a kind that no field of a
+/// profile has.
 fn field<'a>(bytes: &mut &'a [u8]) -> Result<(u64, Option<Content<'a>>), DecodeError> {
     let key = varint(bytes)?;
     let content = match key & 7 {
@@ -166,7 +172,7 @@ fn field<'a>(bytes: &mut &'a [u8]) -> Result<(u64, Option<Content<'a>>), DecodeE
     Ok((key >> 3, content))
 }
 
-/// A profile in pieces, most of them not looked at yet.
+/// A profile in pieces, most of which are not decoded yet.
 #[derive(Default)]
 struct Parts<'a> {
     types: Vec<message::ValueType>,
@@ -174,7 +180,7 @@ struct Parts<'a> {
     mappings: Vec<message::Mapping>,
     locations: Vec<&'a [u8]>,
     functions: Vec<&'a [u8]>,
-    /// Bytes that are no UTF-8 are replaced: other languages have such names.
+    /// Bytes that are not UTF-8 are replaced, since programs in other languages have such names.
     strings: Vec<Cow<'a, str>>,
     time_nanos: i64,
     duration_nanos: i64,
@@ -218,7 +224,8 @@ impl<'a> Parts<'a> {
                     }
                 }
                 (14, Some(Content::Number(string))) => parts.default_type = string.cast_signed(),
-                // Fields of later versions, and drop_frames and keep_frames, which the writer has applied.
+                // Fields of later versions, and drop_frames and keep_frames, which the writer has
+                // applied already.
                 (15.. | 7..=8, _) => {}
                 (number, _) => return Err(malformed(format!("field {number} is of another kind"))),
             }
@@ -226,7 +233,7 @@ impl<'a> Parts<'a> {
         Ok(parts)
     }
 
-    /// What is said beyond the bound is not needed.
+    /// Notes a comment; those beyond the bound are not needed.
     fn comment(&mut self, string: u64) {
         if self.comments.len() < COMMENTS_MAX {
             self.comments.push(string.cast_signed());
@@ -235,7 +242,7 @@ impl<'a> Parts<'a> {
 
     fn string(&self, id: i64) -> Result<Cow<'_, str>, DecodeError> {
         let found = usize::try_from(id).ok().and_then(|id| self.strings.get(id));
-        // A profile of nothing may have no table.
+        // A profile without strings may have no table.
         let found = found.map(|text| &**text).or((id == 0).then_some(""));
         found.map(Cow::Borrowed).ok_or(DecodeError::Missing { what: "string", id: id.cast_unsigned() })
     }
@@ -297,7 +304,7 @@ impl<'a> Parts<'a> {
         let mut mappings = HashMap::with_capacity(self.mappings.len());
         for mapping in &self.mappings {
             let file = self.string(mapping.filename)?;
-            // perf's own files say `[kernel.kallsyms]_stext`.
+            // Files that perf itself writes say `[kernel.kallsyms]_stext`.
             let kernel = file.starts_with("[kernel");
             if !kernel && mapping.memory_start < mapping.memory_limit {
                 capture.mappings.push(Mapping {
@@ -321,7 +328,7 @@ impl<'a> Parts<'a> {
             };
             let place = match mapping {
                 Some((_, true)) => Place::Kernel,
-                // Other programs write so what they know no address of.
+                // In other programs' files this is a function whose address they do not know.
                 None if ours && location.address == 0 => Place::Label,
                 _ => Place::User,
             };
@@ -404,7 +411,7 @@ impl<'a> Parts<'a> {
         if let Some(index) = sums.iter().position(|&sum| sum > SUM_MAX) {
             return Err(DecodeError::Sum { name: capture.types[index].name.to_string() });
         }
-        // Go does not tell threads apart: none is unknown more than another.
+        // Go does not tell threads apart, so it would mislead to call one of them unknown.
         if threads.is_empty() && !ours && !capture.samples.is_empty() {
             capture.threads.push(Thread { tid: 0, name: "all threads".into() });
             capture.samples.iter_mut().for_each(|sample| sample.thread = ThreadIndex(0));
@@ -422,7 +429,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// What a type of values is of, where the file does not say. Go's profiles of mutexes and of blocking have the same.
+/// The event that a type of values belongs to if the file does not say. Go's mutex and block
+/// profiles have the same types.
 fn event_of(shown: &ValueType) -> Event {
     match &*shown.name {
         "cpu" => Event::Cpu,
@@ -433,7 +441,7 @@ fn event_of(shown: &ValueType) -> Event {
     }
 }
 
-/// The words of a comment of ours.
+/// What a comment of ours says, taken from its words.
 struct Note {
     event: Event,
     samples: u64,
@@ -444,7 +452,7 @@ struct Note {
 }
 
 impl Note {
-    /// What is not there, or no number, is 0.
+    /// A number that is missing or malformed is 0.
     fn of(text: &str) -> Self {
         let word = |name: &str| text.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         let number = |name: &str| word(name).and_then(|text| text.parse().ok()).unwrap_or(0);

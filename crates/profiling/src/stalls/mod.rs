@@ -1,26 +1,35 @@
-//! Stalls: turns of a core's loop that took longer than a bound, counted exactly by the core, and named by stacks from outside.
+//! Stalls: turns of a core's loop that took longer than a bound. The core counts them exactly, and
+//! a watcher beside it takes the stacks that name them.
 //!
 //! ```text
-//! core:     began ───────────────────────────────────────────── ended: longer than the bound? count it, tell the watcher
-//! watcher:        looks every 10 ms ─ open for the bound? ─ stack ─ stack ─ … ─ keeps them with the stall, reports it
+//! core:     began ─────────────────────────────────── ended: longer than the bound?
+//!                                                     count it, tell the watcher
+//! watcher:        looks every 10 ms ─ open for the bound? ─ stack ─ stack ─ …
+//!                                                     keeps them with the stall, reports it
 //! ```
 //!
-//! A core begins a turn when it finds something to do and ends it before it waits again; both are a store. The watcher
-//! (`watch.rs`) is one thread, `koltso-stalls`. `view.rs` makes captures and text of what is kept.
+//! A core begins a turn when it finds something to do, and ends it before it waits again; both are
+//! one store. The watcher (`watch.rs`) is one thread, `koltso-stalls`. `view.rs` makes captures and
+//! text of the stalls that are kept.
 //!
-//! Owner: a [`Core`] stays on the thread that it was made on; everything else is shared. Bounds: [`KEPT_MAX`] stalls and
-//! [`KEPT_BYTES_MAX`] bytes of their samples, the oldest go first; `MESSAGES_MAX` stalls that the watcher has not looked at, more are
-//! counted only.
+//! Owner: a [`TurnRecorder`] stays on the thread that made it; everything else is shared. Bounds:
+//! [`KEPT_MAX`] stalls and [`KEPT_BYTES_MAX`] bytes of their samples, of which the oldest are
+//! dropped first; `MESSAGES_MAX` stalls that the watcher has not looked at yet, more of which are
+//! only counted.
 //!
 //! Invariants:
-//! 1. [`Stalls::count`] and [`Stalls::longest`] miss no turn that is over, whatever the watcher does.
-//! 2. No core waits for the watcher: it stores, and only for a stall or a watcher that sleeps it leaves a message, if there is room.
-//! 3. A thread is asked for its stack only while its turn is seen open, and never after its `Core` is gone. (The turn may end in the
-//!    microsecond after that: a core has to bear an EINTR of the system call that it waits in.)
+//! 1. [`Stalls::count`] and [`Stalls::longest`] miss no turn that is over, whatever the watcher
+//!    does.
+//! 2. No core waits for the watcher: a core stores, and only if there is a stall or the watcher
+//!    sleeps does it leave a message, if there is room.
+//! 3. A thread is asked for its stack only while its turn is seen open, and never after its `TurnRecorder`
+//!    is gone. (The turn may end in the microsecond after that: a core must be able to bear an
+//!    EINTR of the system call in which it waits.)
 //! 4. While no core has anything to do the watcher sleeps until one has.
 //!
-//! Deliberately absent: the runtime; time that a core spends in its driver, where work and waiting cannot be told apart. Tested below, in
-//! `tests/stalls.rs`, and with a real core in the program's `src/stalls.rs`.
+//! Deliberately absent: the runtime; the time that a core spends in its driver, where work and
+//! waiting cannot be told apart. Tested in `tests/stalls.rs` and, with a real core, in the
+//! program's `src/node/stalls.rs`.
 
 mod view;
 mod watch;
@@ -38,36 +47,36 @@ use self::watch::{Message, Tracked, Watcher};
 use crate::capture::Thread;
 use crate::threads;
 
-/// Stalls that are kept.
+/// The most stalls that are kept.
 pub const KEPT_MAX: usize = 64;
-/// Bytes of their samples.
+/// The most bytes that the samples of the kept stalls take.
 pub const KEPT_BYTES_MAX: usize = 2 << 20;
-/// Stalls and wake-ups that wait for the watcher.
+/// The most stalls and wake-ups that wait for the watcher.
 const MESSAGES_MAX: usize = 256;
 
-/// A turn is not open: of [`Line::state`].
+/// Flag of [`Line::state`]: no turn is open.
 const CLOSED: u64 = 1;
-/// It may have nothing to do: it does not keep the watcher awake.
+/// Flag of [`Line::state`]: the turn may have nothing to do, so it does not keep the watcher awake.
 const QUIET: u64 = 2;
 const FLAGS: u32 = 2;
 
-/// All cores of a process, and what they were caught at. The watcher ends with it.
+/// All cores of a process and their stalls. Dropping it ends the watcher.
 pub struct Stalls {
-    shared: Arc<Shared>,
+    shared: Arc<WatchState>,
     messages: SyncSender<Message>,
-    /// Until it is joined.
+    /// The watcher's thread; `None` once it has been joined.
     watcher: Option<JoinHandle<()>>,
 }
 
 /// What cores, watcher and readers share.
-struct Shared {
+struct WatchState {
     bound_ns: u64,
-    /// Times are nanoseconds since then, which was `origin_ns` of the monotonic clock.
+    /// Times are nanoseconds since this moment, which was `origin_ns` of the monotonic clock.
     origin: Instant,
     origin_ns: u64,
-    /// The watcher waits for a message, and for nothing else.
+    /// Whether the watcher waits for a message and for nothing else.
     asleep: AtomicBool,
-    /// The watcher is to end.
+    /// Whether the watcher is to end.
     stop: AtomicBool,
     count: AtomicU64,
     longest_ns: AtomicU64,
@@ -75,7 +84,7 @@ struct Shared {
     kept: Mutex<VecDeque<Arc<Stall>>>,
 }
 
-/// One core's present turn. Written by the core, read by the watcher.
+/// The current turn of one core, written by the core and read by the watcher.
 #[repr(align(64))]
 struct Line {
     /// When the last turn began, shifted by [`FLAGS`], and the flags.
@@ -84,12 +93,12 @@ struct Line {
     thread: Thread,
 }
 
-/// A core's own hold: it says when its turns begin and end.
-pub struct Core {
+/// Through this a core says when its turns begin and end.
+pub struct TurnRecorder {
     line: Arc<Line>,
-    shared: Arc<Shared>,
+    shared: Arc<WatchState>,
     messages: SyncSender<Message>,
-    /// A core is its thread.
+    /// Keeps the value on the core's thread.
     _stays: std::marker::PhantomData<*const ()>,
 }
 
@@ -98,25 +107,27 @@ pub struct Core {
 pub struct Stall {
     /// When the turn began, in milliseconds since the Unix epoch.
     pub began_unix_ms: u64,
-    /// Which core's, as [`Stalls::join`] was told.
+    /// The number of the core, as given to [`Stalls::join`].
     pub core: usize,
-    /// Its thread.
+    /// The thread of the core.
     pub thread: Thread,
-    /// How long it took.
+    /// How long the turn took.
     pub duration: Duration,
     samples: Vec<Sample>,
 }
 
-/// Where the core was at one moment.
+/// Where the core was at one moment of a stall.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Sample {
-    /// Since the turn began.
+    /// Nanoseconds since the turn began.
     at_ns: u64,
-    /// What it stands for: the time since the sample before it; the last one's also that until the end.
+    /// The nanoseconds for which the sample stands: those since the previous sample and, for the
+    /// last one, also those until the end of the turn.
     stands_for_ns: u64,
-    /// Innermost first; none if the thread was not blocked, or the kernel does not tell.
+    /// The kernel's functions in which the thread was blocked, innermost first; empty if it was not
+    /// blocked or the kernel does not tell.
     kernel: Arc<[Box<str>]>,
-    /// Leaf first.
+    /// The addresses of the user stack, leaf first.
     chain: Arc<[u64]>,
 }
 
@@ -124,7 +135,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Shared {
+impl WatchState {
     #[inline]
     fn ns(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.origin).as_nanos() as u64
@@ -132,14 +143,15 @@ impl Shared {
 }
 
 impl Stalls {
-    /// Starts the watcher. A turn is a stall when it took longer than `bound`, a millisecond or more; `report` is told of each on the
-    /// watcher's thread, which sees nothing meanwhile.
+    /// Starts the watcher. A turn is a stall if it took longer than `bound`, which is at least a
+    /// millisecond. The watcher's thread calls `report` with each stall and sees no turn until
+    /// `report` returns.
     ///
     /// # Errors
     /// If no thread can be started.
     pub fn watch(bound: Duration, report: impl Fn(&Arc<Stall>) + Send + 'static) -> io::Result<Self> {
         let (messages, receiver) = sync_channel(MESSAGES_MAX);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(WatchState {
             bound_ns: (bound.as_nanos() as u64).max(1_000_000),
             origin: Instant::now(),
             origin_ns: threads::monotonic_ns(),
@@ -158,44 +170,44 @@ impl Stalls {
         Ok(Self { shared, messages, watcher: Some(watcher) })
     }
 
-    /// The calling thread is core number `core` from now on.
+    /// Registers the calling thread as core number `core`.
     #[must_use]
-    pub fn join(&self, core: usize) -> Core {
+    pub fn join(&self, core: usize) -> TurnRecorder {
         let thread = Thread { tid: threads::own_tid(), name: threads::own_name() };
         let line = Arc::new(Line { state: AtomicU64::new(CLOSED), core, thread });
         locked(&self.shared.cores).push(Tracked::new(Arc::clone(&line)));
         let (shared, messages) = (Arc::clone(&self.shared), self.messages.clone());
-        Core { line, shared, messages, _stays: std::marker::PhantomData }
+        TurnRecorder { line, shared, messages, _stays: std::marker::PhantomData }
     }
 
-    /// Turns longer than this are stalls.
+    /// The bound: a turn that takes longer is a stall.
     #[must_use]
     pub fn bound(&self) -> Duration {
         Duration::from_nanos(self.shared.bound_ns)
     }
 
-    /// Stalls so far.
+    /// The number of stalls so far.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.shared.count.load(Ordering::Relaxed)
     }
 
-    /// The longest so far.
+    /// The duration of the longest stall so far.
     #[must_use]
     pub fn longest(&self) -> Duration {
         Duration::from_nanos(self.shared.longest_ns.load(Ordering::Relaxed))
     }
 
-    /// The last [`KEPT_MAX`], in order of their ends.
+    /// The last [`KEPT_MAX`] stalls, in the order in which they ended.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Stall>> {
         locked(&self.shared.kept).iter().cloned().collect()
     }
 }
 
-impl Core {
-    /// A turn begins. A `quiet` one may have nothing to do: it is measured as any other, and does not wake the watcher. No turn is
-    /// open.
+impl TurnRecorder {
+    /// A turn begins; none may be open. A `quiet` turn may have nothing to do: it is measured like
+    /// any other but does not wake the watcher.
     #[inline]
     pub fn began(&self, now: Instant, quiet: bool) {
         let began = self.shared.ns(now) << FLAGS;
@@ -206,7 +218,7 @@ impl Core {
         }
     }
 
-    /// The quiet turn that is open has something to do.
+    /// The quiet turn that is open has something to do after all.
     #[inline]
     pub fn busy(&self) {
         let state = self.line.state.load(Ordering::Relaxed);
@@ -216,13 +228,14 @@ impl Core {
 
     #[inline]
     fn wake_if_asleep(&self) {
-        // The watcher may fall asleep just now and not be woken by this turn: it looks once more before it does (`watch.rs`).
+        // The watcher may be falling asleep now and not be woken by this turn: it looks once more
+        // before it sleeps (`watch.rs`).
         if self.shared.asleep.load(Ordering::Relaxed) {
             self.wake();
         }
     }
 
-    /// It has done all that there was. A turn is open.
+    /// The turn that is open ends: the core has done all that it found to do.
     #[inline]
     pub fn ended(&self, now: Instant) {
         let state = self.line.state.load(Ordering::Relaxed);
@@ -237,7 +250,7 @@ impl Core {
     #[cold]
     fn wake(&self) {
         if self.shared.asleep.swap(false, Ordering::Relaxed) {
-            // If there is no room, there is something to wake it.
+            // If there is no room, one of the other messages wakes it.
             let _ = self.messages.try_send(Message::Awake);
         }
     }
@@ -246,7 +259,7 @@ impl Core {
     fn stalled(&self, began_ns: u64, lasted_ns: u64) {
         self.shared.count.fetch_add(1, Ordering::Relaxed);
         self.shared.longest_ns.fetch_max(lasted_ns, Ordering::Relaxed);
-        // Invariant 2: counted, if no more.
+        // Invariant 2: if there is no room, the stall is only counted.
         let _ = self.messages.try_send(Message::Stalled { line: Arc::clone(&self.line), began_ns, lasted_ns });
     }
 }
@@ -254,23 +267,23 @@ impl Core {
 impl Drop for Stalls {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        // If there is no room, there is something to wake it.
+        // If there is no room, one of the other messages wakes it.
         let _ = self.messages.try_send(Message::Awake);
-        // A watcher that panicked has said so.
+        // If the watcher has panicked, the panic has been reported already.
         let _ = self.watcher.take().map(JoinHandle::join);
     }
 }
 
-impl Drop for Core {
+impl Drop for TurnRecorder {
     fn drop(&mut self) {
-        // The watcher asks for stacks under this lock: invariant 3.
+        // The watcher asks for stacks while it holds this lock: invariant 3.
         locked(&self.shared.cores).retain(|tracked| !tracked.is(&self.line));
     }
 }
 
 impl Stall {
     fn bytes(&self) -> usize {
-        // What several samples share is counted in parts.
+        // An allocation that several samples share is divided between them.
         let chain = |sample: &Sample| size_of_val(&*sample.chain) / Arc::strong_count(&sample.chain);
         let kernel = |sample: &Sample| {
             let names: usize = sample.kernel.iter().map(|name| size_of::<Box<str>>() + name.len()).sum();
@@ -287,8 +300,8 @@ impl std::fmt::Debug for Stalls {
     }
 }
 
-impl std::fmt::Debug for Core {
+impl std::fmt::Debug for TurnRecorder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Core").field("core", &self.line.core).finish_non_exhaustive()
+        f.debug_struct("TurnRecorder").field("core", &self.line.core).finish_non_exhaustive()
     }
 }

@@ -1,6 +1,7 @@
-//! What is kept of stalls, for people and tools: a capture, a line a stall, and where a stall was.
+//! The stalls that are kept, for people and tools: as a capture, as a line for each, and where each
+//! one was.
 //!
-//! Slow where addresses get their names: not for the watcher's thread.
+//! Giving names to addresses is slow: the watcher's thread must not call these functions.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -10,9 +11,9 @@ use crate::capture::{self, Capture, Event, Frame, FrameId, Place, ThreadIndex, V
 use crate::symbols::Symbols;
 use crate::threads;
 
-/// Frames of the program that say where a stall was.
+/// The most frames of the program that say where a stall was.
 const PLACE_FRAMES: usize = 3;
-/// A stall that was over before the watcher saw it, or whose thread gave no stack.
+/// The place of a stall that was over before the watcher saw it, or whose thread gave no stack.
 const NO_SAMPLES: &str = "[not sampled]";
 
 /// All frames of a sample, innermost first.
@@ -27,7 +28,8 @@ fn frames(sample: &Sample, symbols: &mut Symbols) -> Vec<Frame> {
     frames
 }
 
-/// The stalls that are kept as a capture: each has the value 1 once, and its whole duration in nanoseconds.
+/// The kept stalls as a capture: each stall adds up to a count of 1 and to its whole duration in
+/// nanoseconds.
 #[must_use]
 pub fn capture(stalls: &Stalls, symbols: &mut Symbols) -> Capture {
     let kept = stalls.list();
@@ -75,7 +77,7 @@ pub fn capture(stalls: &Stalls, symbols: &mut Symbols) -> Capture {
     capture
 }
 
-/// A line a stall, the newest first: when (UTC), which core, how long, where.
+/// A line for each stall, the newest first: when (UTC), which core, how long, where.
 #[must_use]
 pub fn text(stalls: &[Arc<Stall>], symbols: &mut Symbols) -> String {
     let mut text = String::new();
@@ -88,8 +90,9 @@ pub fn text(stalls: &[Arc<Stall>], symbols: &mut Symbols) -> String {
 }
 
 impl Stall {
-    /// Where most of the stall was spent: the innermost frames that most of its time shares, at most three of the program, each before
-    /// its caller, and before them the function of the kernel in which it was blocked.
+    /// Where most of the stall was spent: the innermost frames that most of its time shares. These
+    /// are at most three frames of the program, each before its caller, and before them the
+    /// kernel's function in which the thread was blocked.
     #[must_use]
     pub fn place(&self, symbols: &mut Symbols) -> String {
         let mut stacks: Vec<(Vec<Frame>, u64)> = Vec::with_capacity(self.samples.len());
@@ -107,7 +110,7 @@ impl Stall {
     }
 }
 
-/// The longest path from the root that more than half of the weight goes along.
+/// The longest path from the root along which more than half of the weight lies.
 fn shared(mut stacks: Vec<(Vec<Frame>, u64)>) -> Vec<Frame> {
     let total: u64 = stacks.iter().map(|(_, weight)| weight).sum();
     let mut path = Vec::new();

@@ -1,50 +1,56 @@
-//! The watcher: looks at all cores, asks one that stalls for its stack, and keeps what came of it.
+//! The watcher: it looks at all cores, asks one that stalls for its stack, and keeps what it
+//! learns.
 //!
-//! It looks every [`LOOK`] while cores have something to do, and at the very moment at which a turn that it has seen open reaches the
-//! bound. From then on it takes a stack every millisecond, or every [`SPARSER`]th of the turn's age if that is more, so that
-//! [`SAMPLES_MAX`] of them cover seven seconds. After [`IDLE`] without a turn it sleeps until one begins.
+//! It looks every [`LOOK`] while cores have something to do, and at the very moment at which a turn
+//! that it has seen open reaches the bound. From then on it takes a stack every millisecond, or
+//! every [`SPARSER`]th of the turn's age if that is longer, so that [`SAMPLES_MAX`] stacks cover
+//! seven seconds. After [`IDLE`] without a turn it sleeps until one begins.
 //!
-//! A stack is a signal to the thread (`signal.rs`), which answers when it is on a processor; what the kernel says of a blocked thread is
-//! read right before. Where there can be no signals the stalls are kept without samples.
+//! To take a stack, the watcher sends the thread a signal (`signal.rs`), which the thread answers
+//! when it is on a processor; right before, it reads in which kernel functions the thread is
+//! blocked. Where signals are not available, stalls are kept without samples.
 //!
-//! Owner: one thread. Invariant: an answer that came after the end of the turn is in no stall.
+//! Owner: one thread. Invariant: an answer that came after the end of a turn is in no stall.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::{CLOSED, FLAGS, KEPT_BYTES_MAX, KEPT_MAX, Line, QUIET, Sample, Shared, Stall, locked};
+use super::{CLOSED, FLAGS, KEPT_BYTES_MAX, KEPT_MAX, Line, QUIET, Sample, Stall, WatchState, locked};
 use crate::signal::Asker;
 use crate::threads;
 
 const MS: u64 = 1_000_000;
-/// Between two looks, or twice the bound if that is less: so a stall of twice the bound is always seen, and a shorter one often. (Looks
-/// cost 15 µs on a virtual machine: 0.15 % of a core.)
+/// Nanoseconds between two looks; twice the bound if that is less. A stall of twice the bound is
+/// thus always seen, and a shorter one often. (Looks cost 15 µs each on a virtual machine: 0.15 %
+/// of a core.)
 const LOOK: u64 = 10 * MS;
-/// Without a turn for this long, the watcher sleeps.
+/// Nanoseconds without a turn after which the watcher sleeps.
 const IDLE: u64 = 1000 * MS;
-/// Samples of a stall.
+/// The most samples of a stall.
 const SAMPLES_MAX: usize = 200;
 const SPARSER: u64 = 32;
-/// An answer that takes longer may have been lost: another signal of the profiler's was on its way to that thread.
+/// Nanoseconds to wait for an answer. One that takes longer may have been lost, since another of
+/// the profiler's signals was on its way to that thread.
 const ANSWER: u64 = 50 * MS;
 
-/// Who is told of every stall that was kept.
+/// Called with every stall that was kept.
 pub(super) type Report = Box<dyn Fn(&Arc<Stall>) + Send>;
 
 /// What wakes the watcher.
 pub(super) enum Message {
-    /// A turn has begun while it slept.
+    /// A turn has begun while the watcher slept.
     Awake,
-    /// A turn has ended, too late.
+    /// A turn has ended that took longer than the bound.
     Stalled { line: Arc<Line>, began_ns: u64, lasted_ns: u64 },
 }
 
 /// A core, as the watcher knows it.
 pub(super) struct Tracked {
     line: Arc<Line>,
-    /// The last turn that was seen, and the one before it if its end has not been told yet.
+    /// The last turn that the watcher saw; `before` is the previous one, whose end it may not have
+    /// been told yet.
     turn: Turn,
     before: Turn,
 }
@@ -54,7 +60,8 @@ struct Turn {
     began_ns: u64,
     /// When to take the next sample.
     due_ns: u64,
-    /// When the thread was asked, if it has not answered, and what the kernel said then.
+    /// When the thread was asked and what the kernel said then; `None` if it has answered since, or
+    /// was not asked.
     asked: Option<(u64, Arc<[Box<str>]>)>,
     samples: Vec<Sample>,
 }
@@ -72,7 +79,7 @@ impl Tracked {
 impl Turn {
     fn answered(&mut self, at_ns: u64, chain: &[u64]) {
         let kernel = self.asked.take().map_or_else(|| Arc::from([]), |(_, kernel)| kernel);
-        // A core that waits for one thing is at one place: its stack is kept once.
+        // A core that waits for one thing stays at one place: its stack is kept once.
         let last = self.samples.last();
         let chain = last.filter(|last| *last.chain == *chain).map_or_else(|| chain.into(), |last| last.chain.clone());
         let kernel = last.filter(|last| last.kernel == kernel).map_or(kernel, |last| last.kernel.clone());
@@ -81,21 +88,21 @@ impl Turn {
 }
 
 pub(super) struct Watcher {
-    shared: Arc<Shared>,
+    shared: Arc<WatchState>,
     messages: Receiver<Message>,
     report: Report,
-    /// From the first stall on.
+    /// Made at the first stall; `None` before that.
     asker: Option<Asker>,
-    /// Signals are somebody else's.
+    /// Whether signals are not available, since another part of the process handles them.
     no_asker: bool,
-    /// The kernel does not say where threads are blocked.
+    /// Whether the kernel refuses to say where threads are blocked.
     no_kernel: bool,
-    /// When a turn was last seen.
+    /// When a turn was last seen, in nanoseconds since the origin.
     active_ns: u64,
 }
 
 impl Watcher {
-    pub(super) fn new(shared: Arc<Shared>, messages: Receiver<Message>, report: Report) -> Self {
+    pub(super) fn new(shared: Arc<WatchState>, messages: Receiver<Message>, report: Report) -> Self {
         Self { shared, messages, report, asker: None, no_asker: false, no_kernel: false, active_ns: 0 }
     }
 
@@ -107,13 +114,14 @@ impl Watcher {
             match message {
                 Ok(message) => {
                     self.take(message);
-                    // Cores that stall together end together: all of them before the next look, which may see their next turns.
+                    // Cores that stall together end together. Take all their messages before the
+                    // next look, which may see their next turns.
                     while let Ok(message) = self.messages.try_recv() {
                         self.take(message);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                // Not before `stop`.
+                // The sender lives until `stop` is set.
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -126,10 +134,11 @@ impl Watcher {
         }
     }
 
-    /// Until a core has something to do.
+    /// Sleeps until a core has something to do.
     fn sleep(&mut self) -> Result<Message, RecvTimeoutError> {
         self.shared.asleep.store(true, Ordering::SeqCst);
-        // A core that did not see this yet has begun its turn by now, and that is seen here.
+        // A core that has not seen the flag yet has begun its turn by the time of the look below,
+        // which sees it.
         let mut message = self.messages.recv_timeout(Duration::from_nanos(LOOK));
         if matches!(message, Err(RecvTimeoutError::Timeout)) {
             let before = self.active_ns;
@@ -142,7 +151,7 @@ impl Watcher {
         message
     }
 
-    /// Looks at all cores once; how long until the next time.
+    /// Looks at all cores once; returns the nanoseconds until the next look is due.
     fn look(&mut self) -> u64 {
         let shared = Arc::clone(&self.shared);
         let bound = shared.bound_ns;
@@ -170,7 +179,7 @@ impl Watcher {
             let waits = turn.asked.as_ref().is_some_and(|(at, _)| now < at + ANSWER);
             if now >= turn.due_ns && !waits {
                 let kernel = self.kernel_stack(line.thread.tid);
-                // It may have ended meanwhile: invariant 3 of `mod.rs`.
+                // The turn may have ended meanwhile: invariant 3 of `mod.rs`.
                 if line.state.load(Ordering::Acquire) == state && self.ask(line.thread.tid) {
                     turn.asked = Some((now, kernel));
                 }
@@ -199,7 +208,7 @@ impl Watcher {
         self.asker.as_ref().is_some_and(|asker| asker.ask(tid))
     }
 
-    /// Gives the stacks that have come to the turns they are of.
+    /// Adds the stacks that have come to the turns in which they were taken.
     fn answers(&self, cores: &mut [Tracked]) {
         let Some(asker) = &self.asker else { return };
         asker.answers(|tid, at_ns, chain| {
@@ -213,7 +222,7 @@ impl Watcher {
         });
     }
 
-    /// Keeps a stall.
+    /// Keeps a stall and reports it.
     fn ended(&mut self, line: &Arc<Line>, began_ns: u64, lasted_ns: u64) {
         let mut cores = locked(&self.shared.cores);
         self.answers(&mut cores);
@@ -221,7 +230,8 @@ impl Watcher {
         let turn = tracked.and_then(|tracked| {
             [&mut tracked.turn, &mut tracked.before].into_iter().find(|turn| turn.began_ns == began_ns)
         });
-        // The turn stays, in case that it is asked about still; its samples go.
+        // The turn stays, in case the thread still answers a question about it; its samples move
+        // into the stall.
         let mut samples = turn.map(|turn| std::mem::take(&mut turn.samples)).unwrap_or_default();
         drop(cores);
         samples.retain(|sample| sample.at_ns <= lasted_ns);
