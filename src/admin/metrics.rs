@@ -284,6 +284,12 @@ fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fm
         ("koltso_storage_compacted_segments", "Segments given back by compaction", stats.compacted_segments),
         ("koltso_storage_compacted_bytes", "Bytes moved by compaction", stats.compacted_bytes),
         ("koltso_storage_writer_stalls", "Times that a writer had to allocate for itself", stats.stalls),
+        ("koltso_storage_io_errors", "Writes refused because the disk answered with an error", stats.io_errors),
+        (
+            "koltso_storage_resource_errors",
+            "Writes refused for want of file descriptors or memory",
+            stats.resource_errors,
+        ),
         ("koltso_storage_syncs", "Syncs of a log", stats.syncs),
         ("koltso_storage_sync_microseconds", "Time spent in syncs", stats.sync_us_total),
     ];

@@ -67,6 +67,8 @@ pub fn document(node: &Node) -> String {
             "syncs": stats.syncs,
             "sync_max_us": stats.sync_us_max,
             "disk_full": stats.disk_full,
+            "io_errors": stats.io_errors,
+            "resource_errors": stats.resource_errors,
             "failed": stats.failed,
         })
     });

@@ -86,6 +86,8 @@ const fn refused(error: &WriteError) -> Refused {
     match error {
         WriteError::DiskFull => Refused::DiskFull,
         WriteError::Value { .. } => Refused::TooLarge,
+        WriteError::Resources(_) => Refused::NoResources,
+        WriteError::Io(_) => Refused::DiskError,
         WriteError::Failed | WriteError::Key { .. } => Refused::Failed,
     }
 }

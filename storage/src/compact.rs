@@ -14,20 +14,23 @@
 //! Bounds: `compaction_rate` bytes a second are read; one segment at a time, 16 bytes of memory a record of it; on a full
 //! disk, the reserve that only this log may use.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use koltso_instrument::waiting;
 
-use crate::WriteError;
-use crate::disk::sync_folder;
+use crate::entry::Entry;
+use crate::error::WriteError;
 use crate::hash::KeyHash;
-use crate::index::{Entry, Find};
+use crate::index::Find;
+use crate::indexed::IndexedSegment;
 use crate::log::Writer;
+use crate::parts::Parts;
 use crate::record::Record;
-use crate::segment::{SEGMENT_HEADER, Segment};
-use crate::store::{Shared, SyncMode};
+use crate::segment::SEGMENT_HEADER;
+use crate::syncing;
 
 /// How often candidates are looked for when there was none.
 const LOOK: Duration = Duration::from_millis(200);
@@ -47,25 +50,25 @@ struct Pace {
 }
 
 impl Pace {
-    fn spend(&mut self, shared: &Shared, bytes: u64) {
+    fn spend(&mut self, parts: &Parts, bytes: u64) {
         self.since_pause += bytes;
         if self.since_pause >= PIECE {
-            shared.pause(Duration::from_secs_f64(self.since_pause as f64 / self.rate as f64));
+            parts.threads.pause(Duration::from_secs_f64(self.since_pause as f64 / self.rate as f64));
             self.since_pause = 0;
         }
     }
 }
 
-pub(crate) fn run(shared: &Arc<Shared>) {
+pub(crate) fn run(parts: &Arc<Parts>) {
     let mut writer: Option<Writer> = None;
-    let mut pace = Pace { rate: shared.options.compaction_rate.max(1), since_pause: 0 };
+    let mut pace = Pace { rate: parts.options.compaction_rate.max(1), since_pause: 0 };
     let mut reaped = Instant::now();
-    while !shared.is_closing() {
-        let mut candidates = choose(shared);
-        let hurry = shared.disk_full.load(Ordering::Relaxed);
-        let interval = if hurry { LOOK } else { shared.options.reap_interval };
+    while !parts.threads.is_closing() {
+        let mut candidates = choose(parts);
+        let hurry = parts.room.is_full();
+        let interval = if hurry { LOOK } else { parts.options.reap_interval };
         if candidates.is_empty() && reaped.elapsed() >= interval {
-            candidates = reapable(shared, &mut pace);
+            candidates = reapable(parts, &mut pace);
             reaped = Instant::now();
         }
         let mut done = false;
@@ -75,7 +78,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
             let mut empty = Vec::new();
             let mut failed = None;
             for segment in batch {
-                match evacuate(shared, &mut writer, &segment, &mut pace) {
+                match evacuate(parts, &mut writer, &segment, &mut pace) {
                     Ok(true) => {
                         done = true;
                         empty.push(segment);
@@ -87,97 +90,88 @@ pub(crate) fn run(shared: &Arc<Shared>) {
                         break;
                     }
                 }
-                if shared.is_closing() || shared.disk_full.load(Ordering::Relaxed) {
+                if parts.threads.is_closing() || parts.room.is_full() {
                     break;
                 }
             }
-            if let Err(e) = give_back(shared, empty) {
+            if let Err(e) = give_back(parts, empty) {
                 tracing::warn!("compacted segments cannot be given back: {e}");
                 failed = Some(e);
             }
-            if shared.is_closing() {
+            if parts.threads.is_closing() {
                 return;
             }
             if failed.is_some() {
-                shared.pause(Duration::from_secs(1));
+                parts.threads.pause(Duration::from_secs(1));
             }
         }
         if !done {
-            shared.pause(LOOK);
+            parts.threads.pause(LOOK);
         }
     }
 }
 
 /// Sealed segments worth compacting, the emptiest first.
-fn choose(shared: &Shared) -> Vec<Arc<Segment>> {
-    let sealed: Vec<Arc<Segment>> = shared.segments.lock().iter().filter(|s| s.sidecar().is_some()).cloned().collect();
-    let share = |s: &Segment| s.dead_bytes() as f64 / s.used_bytes().max(1) as f64;
-    let mut chosen: Vec<Arc<Segment>> =
-        sealed.iter().filter(|s| is_free(s) || share(s) >= shared.options.compaction_dead_share).cloned().collect();
-    let small: Vec<_> = sealed.iter().filter(|s| s.used_bytes() < shared.roll_at / 4).cloned().collect();
+fn choose(parts: &Parts) -> Vec<Arc<IndexedSegment>> {
+    let sealed: Vec<Arc<IndexedSegment>> = parts.segments.all().into_iter().filter(|s| s.sidecar().is_some()).collect();
+    let share = |s: &IndexedSegment| s.dead_bytes() as f64 / s.used_bytes().max(1) as f64;
+    let mut chosen: Vec<Arc<IndexedSegment>> =
+        sealed.iter().filter(|s| s.is_free() || share(s) >= parts.options.compaction_dead_share).cloned().collect();
+    let small: Vec<_> = sealed.iter().filter(|s| s.used_bytes() < parts.room.roll_at() / 4).cloned().collect();
     if chosen.is_empty() && small.len() >= SMALL_MANY {
         chosen = small;
     }
-    chosen.retain(|s| is_free(s) || !s.quarantined.load(Ordering::Relaxed));
+    chosen.retain(|s| s.is_free() || !s.is_quarantined());
     chosen.sort_by(|a, b| share(b).total_cmp(&share(a)));
     chosen
 }
 
-/// Nothing in it is live.
-fn is_free(segment: &Segment) -> bool {
-    segment.live_bytes.load(Ordering::Relaxed) == 0
-}
-
 /// Segments in which enough could be dropped if they were compacted now, though the index still names it.
-fn reapable(shared: &Shared, pace: &mut Pace) -> Vec<Arc<Segment>> {
-    let now_ms = (shared.options.now_ms)();
-    let segments = shared.segments.lock().clone();
+fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
+    let now_ms = parts.env().now_ms();
+    let segments = parts.segments.all();
     let mut chosen = Vec::new();
     for segment in &segments {
         let Some(sidecar) = segment.sidecar() else {
             continue;
         };
-        if sidecar.tombstones + sidecar.expiring == 0 || segment.quarantined.load(Ordering::Relaxed) {
+        if sidecar.tombstones + sidecar.expiring == 0 || segment.is_quarantined() {
             continue;
         }
         let mut droppable = segment.dead_bytes();
         for entry in sidecar.entries().filter(|e| e.tombstone || e.expires) {
-            if shared.is_closing() {
+            if parts.threads.is_closing() {
                 return Vec::new();
             }
-            pace.spend(shared, LOOK_COST);
+            pace.spend(parts, LOOK_COST);
             let Ok(record) = segment.record(entry.offset) else {
                 continue;
             };
-            if !is_old_enough(shared, &record, now_ms) {
+            if !parts.retention.is_over(&record, now_ms) {
                 continue;
             }
-            pace.spend(shared, LOOK_COST * segments.len() as u64);
-            let named = shared.index.lock(entry.hash).names(entry.hash, segment, entry.offset);
-            if named && !older_elsewhere(shared, segment, &record, |_| true) {
+            pace.spend(parts, LOOK_COST * segments.len() as u64);
+            let named = parts.index.lock(entry.hash).names(entry.hash, segment, entry.offset);
+            if named && !older_elsewhere(parts, segment, &record, |_| true) {
                 droppable += record.size() as u64;
             }
         }
         let share = droppable as f64 / segment.used_bytes().max(1) as f64;
-        if share >= shared.options.compaction_dead_share {
+        if share >= parts.options.compaction_dead_share {
             chosen.push(segment.clone());
         }
     }
     chosen
 }
 
-/// Whether a record only says "absent", and that for longer than the grace time.
-fn is_old_enough(shared: &Shared, record: &Record<'_>, now_ms: u64) -> bool {
-    if shared.tombstones_kept.load(Ordering::Relaxed) {
-        return false;
-    }
-    let grace = shared.options.tombstone_grace.as_millis() as u64;
-    record.absent_since_ms(now_ms).is_some_and(|since| since.saturating_add(grace) <= now_ms)
-}
-
 /// Whether one of the `asked` segments beside `home` has, or may have, an older version of the record's key.
-fn older_elsewhere(shared: &Shared, home: &Segment, record: &Record<'_>, asked: impl Fn(&Segment) -> bool) -> bool {
-    let segments = shared.segments.lock().clone();
+fn older_elsewhere(
+    parts: &Parts,
+    home: &IndexedSegment,
+    record: &Record<'_>,
+    asked: impl Fn(&IndexedSegment) -> bool,
+) -> bool {
+    let segments = parts.segments.all();
     let (key, version) = (record.key(), record.version());
     let mut others =
         segments.iter().filter(|s| s.sequence != home.sequence && s.oldest_clock() <= version.clock && asked(s));
@@ -192,125 +186,127 @@ fn older_elsewhere(shared: &Shared, home: &Segment, record: &Record<'_>, asked: 
 
 /// Moves what is live elsewhere; `false` if something has to stay.
 fn evacuate(
-    shared: &Arc<Shared>,
+    parts: &Arc<Parts>,
     writer: &mut Option<Writer>,
-    segment: &Arc<Segment>,
+    segment: &Arc<IndexedSegment>,
     pace: &mut Pace,
 ) -> Result<bool, WriteError> {
-    let now_ms = (shared.options.now_ms)();
+    let now_ms = parts.env().now_ms();
     let mut moved = 0;
     let mut stays = 0;
-    if !is_free(segment) {
+    if !segment.is_free() {
         let sidecar = segment.sidecar().expect("only sealed segments are chosen");
         // What can be dropped goes first: the copies made after it would stand in the way of that decision.
         for entry in sidecar.entries().filter(|e| e.tombstone || e.expires) {
-            drop_absent(shared, segment, entry.hash, entry.offset, now_ms);
+            drop_absent(parts, segment, entry.hash, entry.offset, now_ms);
         }
         // As they lie: in the order of their keys every single one would wait for memory, or for the disk.
         let mut places: Vec<(u32, u32, KeyHash)> = sidecar.entries().map(|e| (e.offset, e.size, e.hash)).collect();
         places.sort_unstable_by_key(|&(offset, ..)| offset);
         for (offset, size, hash) in places {
-            if shared.is_closing() {
+            if parts.threads.is_closing() {
                 return Ok(false);
             }
-            pace.spend(shared, u64::from(size));
-            if !shared.index.lock(hash).names(hash, segment, offset) {
+            pace.spend(parts, u64::from(size));
+            if !parts.index.lock(hash).names(hash, segment, offset) {
                 continue;
             }
             let record = segment.record(offset).ok().filter(|r| segment.header_intact(offset, r) && r.value_intact());
             let Some(record) = record else {
-                shared.report_damage(segment, offset);
+                parts.damage.found(segment, offset);
                 stays += 1;
                 continue;
             };
-            if record.size() > (shared.options.segment_size - SEGMENT_HEADER) as usize {
+            if record.size() > (parts.options.segment_size - SEGMENT_HEADER) as usize {
                 // From a time of larger segments.
                 stays += 1;
                 continue;
             }
             if writer.is_none() {
-                *writer = Some(shared.new_writer(true).map_err(|e| shared.write_error(&e))?);
+                *writer = Some(Writer::new(parts.clone(), true).map_err(|e| parts.health.refuse(e))?);
             }
             let Some(writer) = writer.as_mut() else {
                 continue;
             };
             let to = writer.append(&record.draft())?;
-            relocate(shared, hash, &record, (segment, offset), (writer.segment(), to));
+            relocate(parts, hash, &record, (segment, offset), (writer.segment(), to));
             moved += record.size() as u64;
         }
     }
-    shared.stats.compacted_bytes.fetch_add(moved, Ordering::Relaxed);
-    if stays > 0 || !is_free(segment) {
+    parts.counters.compacted_bytes.fetch_add(moved, Ordering::Relaxed);
+    if stays > 0 || !segment.is_free() {
         // To come again would find the same. (Beside what was counted: a record that was damaged before it was sealed.)
-        segment.quarantined.store(true, Ordering::Relaxed);
+        segment.quarantine();
         return Ok(false);
     }
     Ok(true)
 }
 
 /// Removes segments in which nothing is live, after one sync for all of them.
-fn give_back(shared: &Arc<Shared>, empty: Vec<Arc<Segment>>) -> Result<(), WriteError> {
+fn give_back(parts: &Arc<Parts>, empty: Vec<Arc<IndexedSegment>>) -> Result<(), WriteError> {
     if empty.is_empty() {
         return Ok(());
     }
     // Invariant 1. What recovery found unsealed was written by a process that did not come to sync it.
-    let unsealed = shared.sealing.lock().clone();
-    for segment in unsealed.iter().filter(|s| s.sidecar().is_none()) {
-        waiting(&"sync of an unsealed segment", || shared.options.disk.sync(&segment.file)).map_err(|e| {
-            shared.fail(&e);
-            WriteError::Failed
-        })?;
+    let failed = |e: io::Error| {
+        parts.health.fail(&e);
+        WriteError::Failed
+    };
+    for segment in parts.seal_queue.all().iter().filter(|s| s.sidecar().is_none()) {
+        waiting(&"sync of an unsealed segment", || segment.sync(parts.env())).map_err(failed)?;
     }
-    let logs = shared.logs.lock().clone();
-    for log in &logs {
-        shared.sync_log(log).map_err(|_| WriteError::Failed)?;
+    for log in parts.logs.all() {
+        syncing::sync_log(parts, &log).map_err(|_| WriteError::Failed)?;
     }
     for segment in empty {
         // The blocks come back when nobody holds the segment any more, so it is let go at once.
-        shared.retire(&segment);
-        shared.stats.compacted_segments.fetch_add(1, Ordering::Relaxed);
+        parts.retire(&segment);
+        parts.counters.compacted_segments.fetch_add(1, Ordering::Relaxed);
     }
-    if shared.options.sync != SyncMode::Os {
-        sync_folder(shared.folder.path()).map_err(|e| {
-            shared.fail(&e);
-            WriteError::Failed
-        })?;
+    if parts.keeps_names() {
+        parts.folder.sync(parts.env()).map_err(failed)?;
     }
     Ok(())
 }
 
 /// Forgets a record that says "absent", if it may be forgotten.
-fn drop_absent(shared: &Shared, segment: &Segment, hash: KeyHash, offset: u32, now_ms: u64) {
+fn drop_absent(parts: &Parts, segment: &IndexedSegment, hash: KeyHash, offset: u32, now_ms: u64) {
     let intact = segment.record(offset).ok().filter(|r| segment.header_intact(offset, r));
-    let Some(record) = intact.filter(|record| is_old_enough(shared, record, now_ms)) else {
+    let Some(record) = intact.filter(|record| parts.retention.is_over(record, now_ms)) else {
         return;
     };
     // Most segments do not change, so they are asked without the lock.
-    let newest = shared.segments.lock().iter().map(|s| s.sequence).max().unwrap_or(0);
-    if older_elsewhere(shared, segment, &record, |_| true) {
+    let newest = parts.segments.newest();
+    if older_elsewhere(parts, segment, &record, |_| true) {
         return;
     }
-    let mut stripe = shared.index.lock(hash);
+    let mut stripe = parts.index.lock(hash);
     // A version that came late in between lost against this record and lies in a log now: it would come back at the next
     // start. Under the lock of the stripe none can be published, so those that can have got it are asked again.
-    if older_elsewhere(shared, segment, &record, |s| s.sidecar().is_none() || s.sequence > newest) {
+    if older_elsewhere(parts, segment, &record, |s| s.sidecar().is_none() || s.sequence > newest) {
         return;
     }
     if stripe.remove(Entry::new(hash, segment.slot, offset), record.is_tombstone()) {
-        segment.live_bytes.fetch_sub(record.size() as u64, Ordering::Relaxed);
+        segment.sub_live(record.size() as u64);
     }
 }
 
 /// Lets the index name the copy, if it still names the original.
-fn relocate(shared: &Shared, hash: KeyHash, record: &Record<'_>, from: (&Segment, u32), to: (&Segment, u32)) {
+fn relocate(
+    parts: &Parts,
+    hash: KeyHash,
+    record: &Record<'_>,
+    from: (&IndexedSegment, u32),
+    to: (&IndexedSegment, u32),
+) {
     let (old, new) = (Entry::new(hash, from.0.slot, from.1), Entry::new(hash, to.0.slot, to.1));
-    let mut stripe = shared.index.lock(hash);
+    let mut stripe = parts.index.lock(hash);
     if !stripe.names(hash, from.0, from.1) {
         return;
     }
     debug_assert!(matches!(stripe.find(hash, record.key()), Find::Hit(_)));
     let size = record.size() as u64;
     stripe.replace(old, new, record.is_tombstone(), record.is_tombstone());
-    from.0.live_bytes.fetch_sub(size, Ordering::Relaxed);
-    to.0.live_bytes.fetch_add(size, Ordering::Relaxed);
+    from.0.sub_live(size);
+    to.0.add_live(size);
 }

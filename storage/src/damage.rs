@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use koltso_instrument::Mutex;
 
+use crate::indexed::IndexedSegment;
+
 /// Remembered places; beyond this many, a place that is found again is counted again.
 const REMEMBERED_MAX: usize = 65_536;
 
@@ -21,6 +23,12 @@ impl Default for DamageLog {
 }
 
 impl DamageLog {
+    /// A record of `segment` is damaged: compaction does not move it, so that the damage stays visible.
+    pub(crate) fn found(&self, segment: &IndexedSegment, offset: u32) {
+        segment.quarantine();
+        self.report(segment.sequence, offset);
+    }
+
     pub(crate) fn report(&self, sequence: u64, offset: u32) {
         let mut seen = self.seen.lock();
         if seen.contains(&(sequence, offset)) {

@@ -3,11 +3,13 @@
 //! `LOCK` is held with `flock` while a process uses the folder; `FORMAT` holds `koltso 1`. Nothing is written before a
 //! folder is known to be ours, free and of a format that this build reads.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::fs::{File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk::sync_folder;
+use koltso_instrument::waiting;
+
+use crate::env::{self, Env, FolderEntry, RealEnv};
 
 /// The format of the folder that this build writes.
 pub const FOLDER_FORMAT: u32 = 1;
@@ -54,9 +56,9 @@ fn format_of(content: &str) -> Option<u32> {
 
 /// Whether a folder with this entry is in use by somebody. The lock file, an empty `FORMAT` (killed while it was made) and
 /// what `mkfs` leaves on a fresh file system do not count.
-fn says_something(entry: &fs::DirEntry) -> bool {
-    let name = entry.file_name();
-    let unfinished = name == FORMAT_FILE && entry.metadata().is_ok_and(|m| m.len() == 0);
+fn says_something(entry: &FolderEntry) -> bool {
+    let name = &entry.name;
+    let unfinished = name == FORMAT_FILE && entry.len == 0;
     name != LOCK_FILE && name != "lost+found" && !unfinished
 }
 
@@ -66,16 +68,24 @@ impl Folder {
     /// # Errors
     /// When it is in use, foreign, newer or unusable; it is untouched then.
     pub fn take(path: &Path) -> Result<Self, FolderError> {
+        Self::take_in(&RealEnv, path)
+    }
+
+    /// As [`Folder::take`], in the environment that the store is opened with.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn take_in(env: &dyn Env, path: &Path) -> Result<Self, FolderError> {
         let io_error = |error| FolderError::Io { folder: path.to_path_buf(), error };
         let foreign = || FolderError::Foreign(path.to_path_buf());
-        let existing = match fs::read_dir(path) {
-            Ok(entries) => entries.filter_map(Result::ok).any(|entry| says_something(&entry)),
+        let existing = match env.list(path) {
+            Ok(entries) => entries.iter().any(says_something),
             Err(e) if e.kind() == io::ErrorKind::NotFound => false,
             Err(e) => return Err(io_error(e)),
         };
         if existing {
-            match fs::read_to_string(path.join(FORMAT_FILE)) {
-                Ok(content) => match format_of(&content) {
+            match env::read(env, &path.join(FORMAT_FILE)) {
+                Ok(content) => match std::str::from_utf8(&content).ok().and_then(format_of) {
                     Some(format) if format > FOLDER_FORMAT => {
                         return Err(FolderError::NewerFormat { folder: path.to_path_buf(), format });
                     }
@@ -86,24 +96,28 @@ impl Folder {
                 Err(e) => return Err(io_error(e)),
             }
         }
-        fs::create_dir_all(path).map_err(io_error)?;
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK_FILE)).map_err(io_error)?;
-        match lock.try_lock() {
-            Ok(()) => {}
+        env.create_folder(path).map_err(io_error)?;
+        let lock = match env.lock(&path.join(LOCK_FILE)) {
+            Ok(lock) => lock,
             Err(TryLockError::WouldBlock) => return Err(FolderError::InUse(path.to_path_buf())),
             Err(TryLockError::Error(e)) => return Err(io_error(e)),
-        }
+        };
+        let folder = Self { path: path.to_path_buf(), _lock: lock };
         if !existing {
             let write = || -> io::Result<()> {
-                let mut file = File::create(path.join(FORMAT_FILE))?;
-                file.write_all(format!("koltso {FOLDER_FORMAT}\n").as_bytes())?;
-                file.sync_all()?;
-                sync_folder(path)
+                let file = env.create(&path.join(FORMAT_FILE))?;
+                env.write_at(&file, format!("koltso {FOLDER_FORMAT}\n").as_bytes(), 0)?;
+                env.sync(&file)?;
+                folder.sync(env)
             };
             write().map_err(io_error)?;
         }
-        Ok(Self { path: path.to_path_buf(), _lock: lock })
+        Ok(folder)
+    }
+
+    /// Makes new, removed and renamed names in it survive a power loss.
+    pub(crate) fn sync(&self, env: &dyn Env) -> io::Result<()> {
+        waiting(&"sync of a folder", || env.sync_folder(&self.path))
     }
 
     /// Where it is.
@@ -115,6 +129,8 @@ impl Folder {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

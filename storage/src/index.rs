@@ -1,9 +1,5 @@
-//! Where the newest record of each key lies: a striped hash table of 8-byte entries, and the table of segments.
-//!
-//! ```text
-//! entry   63        40 39             23 22            0
-//!         tag of hash  segment's slot    offset / 8
-//! ```
+//! Where the newest record of each key lies: a striped hash table of 8-byte entries ([`crate::entry`]), and
+//! the table of segments.
 //!
 //! The key itself stays in the log and is compared there. A stripe is a partition of the key space; its lock is held for
 //! one look-up or one change.
@@ -19,52 +15,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use koltso_instrument::{Mutex, MutexGuard};
+use koltso_model::Version;
 
-use crate::hash::{KeyHash, PARTITIONS, TAG_BITS, tag_of};
-use crate::record::{ALIGN, Record};
-use crate::segment::{SEGMENT_MAX, Segment};
+use crate::entry::{Entry, SLOTS};
+use crate::hash::{KeyHash, PARTITIONS, tag_of};
+use crate::indexed::IndexedSegment;
+use crate::record::Record;
 use crate::slab::Slabs;
 use crate::table::Table;
-use crate::{Applied, Version};
 
-const OFFSET_BITS: u32 = 23;
-const SLOT_BITS: u32 = 17;
-/// Segments that can exist at once: 8 TiB of 64 MiB.
-pub(crate) const SLOTS: usize = 1 << SLOT_BITS;
-
-const _: () = assert!(OFFSET_BITS + SLOT_BITS + TAG_BITS == 64);
-const _: () = assert!(SEGMENT_MAX as u64 == (ALIGN as u64) << OFFSET_BITS);
-
-/// One entry: tag, slot and offset, as the module says.
+/// What became of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry(u64);
-
-impl Entry {
-    pub(crate) fn new(hash: KeyHash, slot: u32, offset: u32) -> Self {
-        debug_assert!((slot as usize) < SLOTS && offset.is_multiple_of(ALIGN as u32) && offset < SEGMENT_MAX);
-        let place = (u64::from(slot) << OFFSET_BITS) | u64::from(offset / ALIGN as u32);
-        Self((u64::from(tag_of(hash)) << (OFFSET_BITS + SLOT_BITS)) | place)
-    }
-
-    pub(crate) const fn tag(self) -> u32 {
-        (self.0 >> (OFFSET_BITS + SLOT_BITS)) as u32
-    }
-
-    const fn slot(self) -> u32 {
-        ((self.0 >> OFFSET_BITS) & ((1 << SLOT_BITS) - 1)) as u32
-    }
-
-    pub(crate) const fn offset(self) -> u32 {
-        (self.0 & ((1 << OFFSET_BITS) - 1)) as u32 * ALIGN as u32
-    }
-
-    pub(crate) const fn word(self) -> u64 {
-        self.0
-    }
-
-    pub(crate) const fn from_word(word: u64) -> Self {
-        Self(word)
-    }
+pub enum Applied {
+    /// It is the newest version of its key.
+    Newest,
+    /// This version was there, which is as new or newer. Its record may be damaged: what it was is known all the same.
+    Superseded(Version),
 }
 
 #[derive(Debug)]
@@ -82,7 +48,7 @@ const _: () = assert!(size_of::<Stripe>() == 64);
 
 pub(crate) struct Index {
     stripes: Box<[Stripe]>,
-    segments: Box<[AtomicPtr<Segment>]>,
+    segments: Box<[AtomicPtr<IndexedSegment>]>,
     /// What the stripes' tables lie in.
     slabs: Slabs,
 }
@@ -96,7 +62,7 @@ pub(crate) struct Locked<'a> {
 /// A key's entry and the record it names.
 pub(crate) struct Hit<'a> {
     pub(crate) entry: Entry,
-    pub(crate) segment: &'a Segment,
+    pub(crate) segment: &'a IndexedSegment,
     /// Header and key are intact.
     pub(crate) record: Record<'a>,
 }
@@ -105,7 +71,7 @@ pub(crate) struct Hit<'a> {
 pub(crate) struct Place<'a> {
     pub(crate) hash: KeyHash,
     pub(crate) version: Version,
-    pub(crate) segment: &'a Segment,
+    pub(crate) segment: &'a IndexedSegment,
     pub(crate) offset: u32,
     /// In bytes of log.
     pub(crate) size: usize,
@@ -128,7 +94,7 @@ impl Hit<'_> {
 pub(crate) enum Find<'a> {
     Hit(Hit<'a>),
     /// No intact record has this key, but a damaged one may: its entry.
-    Damaged(Entry, &'a Segment),
+    Damaged(Entry, &'a IndexedSegment),
     Miss,
 }
 
@@ -160,7 +126,7 @@ impl Index {
     }
 
     /// Puts a segment into its slot, which is empty.
-    pub(crate) fn install(&self, segment: Arc<Segment>) {
+    pub(crate) fn install(&self, segment: Arc<IndexedSegment>) {
         let slot = segment.slot as usize;
         let old = self.segments[slot].swap(Arc::into_raw(segment).cast_mut(), Ordering::AcqRel);
         assert!(old.is_null(), "slot {slot} is taken");
@@ -168,7 +134,7 @@ impl Index {
 
     /// Empties a slot. The caller has moved every entry that named it (invariant 2).
     #[allow(unsafe_code)]
-    pub(crate) fn retire(&self, slot: u32) -> Arc<Segment> {
+    pub(crate) fn retire(&self, slot: u32) -> Arc<IndexedSegment> {
         let old = self.segments[slot as usize].swap(ptr::null_mut(), Ordering::AcqRel);
         assert!(!old.is_null(), "slot {slot} is empty");
         // SAFETY: the pointer came from `Arc::into_raw` in `install`, and the swap took it out, so this is done once.
@@ -206,7 +172,7 @@ impl Drop for Index {
 impl Locked<'_> {
     #[allow(unsafe_code)]
     #[inline]
-    fn segment(&self, entry: Entry) -> &Segment {
+    fn segment(&self, entry: Entry) -> &IndexedSegment {
         let segment = self.index.segments[entry.slot() as usize].load(Ordering::Acquire);
         assert!(!segment.is_null(), "an index entry names an empty slot");
         // SAFETY: `entry` is in this stripe and its lock is held: invariants 1 and 2 keep the segment in its slot for
@@ -216,8 +182,8 @@ impl Locked<'_> {
 
     /// A reference of one's own to the segment of a hit, for reading on after the lock is gone.
     #[allow(unsafe_code)]
-    pub(crate) fn pin(segment: &Segment) -> Arc<Segment> {
-        // SAFETY: a `&Segment` from `Locked` points into the `Arc` that `install` was given, which the slot keeps.
+    pub(crate) fn pin(segment: &IndexedSegment) -> Arc<IndexedSegment> {
+        // SAFETY: a `&IndexedSegment` from `Locked` points into the `Arc` that `install` was given, which the slot keeps.
         unsafe {
             Arc::increment_strong_count(ptr::from_ref(segment));
             Arc::from_raw(ptr::from_ref(segment))
@@ -262,7 +228,7 @@ impl Locked<'_> {
     /// Whether this very place is what the index names. A cursor may ask for a segment that left its slot, and the slot
     /// may have another since, with the same key at the same offset: so the segment is compared too.
     #[inline]
-    pub(crate) fn names(&self, hash: KeyHash, segment: &Segment, offset: u32) -> bool {
+    pub(crate) fn names(&self, hash: KeyHash, segment: &IndexedSegment, offset: u32) -> bool {
         let wanted = Entry::new(hash, segment.slot, offset);
         self.partition.entries.contains(wanted) && ptr::eq(self.segment(wanted), segment)
     }
@@ -321,10 +287,10 @@ impl Locked<'_> {
 
     fn put(&mut self, place: &Place<'_>, standing: Option<Standing>) {
         let entry = Entry::new(place.hash, place.segment.slot, place.offset);
-        place.segment.live_bytes.fetch_add(place.size as u64, Ordering::Relaxed);
+        place.segment.add_live(place.size as u64);
         match standing {
             Some(old) => {
-                self.segment(old.entry).live_bytes.fetch_sub(old.size as u64, Ordering::Relaxed);
+                self.segment(old.entry).sub_live(old.size as u64);
                 self.replace(old.entry, entry, old.tombstone, place.tombstone);
             }
             None => self.insert(entry, place.tombstone),

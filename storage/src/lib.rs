@@ -31,32 +31,53 @@
 mod background;
 mod compact;
 mod damage;
-mod disk;
+mod entry;
+mod env;
+mod error;
 mod folder;
 mod hash;
+mod health;
 mod index;
+mod indexed;
 mod log;
+mod logs;
+mod lookup;
+mod options;
 mod order;
+mod parts;
+mod provision;
 mod record;
 mod recovery;
+mod retention;
+mod room;
 mod scan;
 pub mod schedule;
+mod seal_queue;
+mod sealing;
 mod segment;
+mod segments;
 mod sidecar;
 mod slab;
+mod stats;
 mod store;
+mod syncing;
 mod table;
+mod threads;
 
-pub use disk::{Disk, RealDisk, Space};
+pub use env::{Env, FolderEntry, RealEnv, Space};
+pub use error::{OpenError, WriteError};
 pub use folder::{FOLDER_FORMAT, Folder, FolderError};
+pub use index::Applied;
 pub use koltso_model::{KEY_MAX, KeyHash, PARTITIONS, VALUE_MAX_LIMIT, Version};
-pub use log::{SyncBatch, Writer};
+pub use log::Writer;
+pub use logs::SyncBatch;
+pub use lookup::{INLINE_MAX, Lookup, Pinned, Unverified, Value};
+pub use options::{Options, SyncMode};
 #[doc(hidden)]
 pub use record::fuzz_record;
+pub use recovery::Recovered;
 #[doc(hidden)]
 pub use recovery::fuzz_scan;
 pub use scan::{Cursor, ScanError, Step};
-pub use store::{
-    Applied, INLINE_MAX, Lookup, OpenError, Options, Pinned, Recovered, Stats, Store, SyncMode, Unverified, Value,
-    WriteError,
-};
+pub use stats::Stats;
+pub use store::Store;

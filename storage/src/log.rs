@@ -4,101 +4,34 @@
 //! holds no unpublished record (compaction relies on that). Space is allocated and populated ahead of it by the
 //! provisioning thread; a writer that outruns it allocates inline and counts a stall.
 //!
-//! Owner: one thread a writer. Bounds: a log has one active and one spare segment. Invariant: positions only grow;
-//! everything below `durable` was synced.
+//! Owner: one thread a writer. Bounds: a log has one active and one spare segment.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use koltso_instrument::{Mutex, waiting};
+use koltso_instrument::waiting;
+use koltso_model::{KEY_MAX, Version};
 
+use crate::error::WriteError;
 use crate::hash::KeyHash;
-use crate::index::Place;
+use crate::index::{Applied, Place};
+use crate::indexed::{IndexedSegment, Tail};
+use crate::logs::{LogState, SyncBatch};
+use crate::parts::Parts;
 use crate::record::{self, Draft};
-use crate::segment::{SLICE, Segment, Tail};
-use crate::store::{Need, Shared};
-use crate::{Applied, KEY_MAX, Version, WriteError};
+use crate::room::Need;
+use crate::segment::SLICE;
+use crate::syncing;
 
 /// The provisioning thread is called when less than this is ready ahead of the writer.
 const LOW_WATER: u32 = 512 << 10;
 
-/// What a log shares with the background threads.
-pub(crate) struct LogState {
-    pub(crate) active: Mutex<Arc<Segment>>,
-    /// Made ahead, so that rolling costs nothing.
-    pub(crate) spare: Mutex<Option<Tail>>,
-    /// Segments with bytes that were not synced, oldest first; the active one is last.
-    pub(crate) unsynced: Mutex<Vec<Arc<Segment>>>,
-    /// Bytes appended since the store was opened.
-    pub(crate) appended: AtomicU64,
-    /// Bytes of these that are known to be on disk.
-    pub(crate) durable: AtomicU64,
-    /// Called the provisioning thread, and it has not answered yet.
-    pub(crate) nudged: AtomicBool,
-    /// This is compaction's log: it may use the reserve that keeps a full disk from staying full.
-    pub(crate) privileged: bool,
-    /// The writer is gone, so the active segment has no tail any more.
-    pub(crate) closed: AtomicBool,
-}
-
-impl LogState {
-    pub(crate) fn new(segment: &Arc<Segment>, privileged: bool) -> Self {
-        Self {
-            active: Mutex::new(&"active segment", segment.clone()),
-            spare: Mutex::new(&"spare segment", None),
-            unsynced: Mutex::new(&"unsynced segments", vec![segment.clone()]),
-            appended: AtomicU64::new(0),
-            durable: AtomicU64::new(0),
-            nudged: AtomicBool::new(false),
-            privileged,
-            closed: AtomicBool::new(false),
-        }
-    }
-}
-
 /// Appends to the store. Make one for each thread that writes.
 pub struct Writer {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) log: Arc<LogState>,
+    parts: Arc<Parts>,
+    log: Arc<LogState>,
     tail: Tail,
-}
-
-/// What is to be on disk before a write is acknowledged in the mode "always": sync these files, then tell the writer.
-#[derive(Debug)]
-pub struct SyncBatch {
-    segments: Vec<Arc<Segment>>,
-    position: u64,
-}
-
-impl SyncBatch {
-    /// The position that is durable once all files are synced.
-    #[must_use]
-    pub const fn position(&self) -> u64 {
-        self.position
-    }
-
-    /// The files to sync (`fdatasync`), with an identifier that is never reused.
-    pub fn files(&self) -> impl Iterator<Item = (u64, &std::fs::File)> {
-        self.segments.iter().map(|segment| (segment.sequence, &segment.file))
-    }
-}
-
-impl LogState {
-    pub(crate) fn begin_sync(&self) -> SyncBatch {
-        // The order matters: what was appended before this line lies in segments that the next line lists.
-        let position = self.appended.load(Ordering::Acquire);
-        SyncBatch { segments: self.unsynced.lock().clone(), position }
-    }
-
-    fn complete_sync(&self, batch: &SyncBatch) {
-        let mut unsynced = self.unsynced.lock();
-        // Each but the last had been rolled before the batch began, so nothing was added to it since.
-        for done in batch.segments.iter().rev().skip(1) {
-            unsynced.retain(|segment| !Arc::ptr_eq(segment, done));
-        }
-        self.durable.fetch_max(batch.position, Ordering::AcqRel);
-    }
 }
 
 impl Drop for Writer {
@@ -108,8 +41,13 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, log: Arc<LogState>, tail: Tail) -> Self {
-        Self { shared, log, tail }
+    /// Makes a log; a privileged one is compaction's.
+    pub(crate) fn new(parts: Arc<Parts>, privileged: bool) -> io::Result<Self> {
+        // From the reserve, too: what was killed on a full disk has to start on it.
+        let tail = parts.create_segment(Need::Compaction)?;
+        let log = Arc::new(LogState::new(tail.segment(), privileged));
+        parts.logs.add(log.clone());
+        Ok(Self { parts, log, tail })
     }
 
     /// Writes a value. `expires_at_ms` is in milliseconds since the Unix epoch, 0 for never.
@@ -144,27 +82,39 @@ impl Writer {
         if draft.key.is_empty() || draft.key.len() > KEY_MAX {
             return Err(WriteError::Key { len: draft.key.len(), max: KEY_MAX });
         }
-        if draft.value.len() > self.shared.options.value_max {
-            return Err(WriteError::Value { len: draft.value.len(), max: self.shared.options.value_max });
+        if draft.value.len() > self.parts.options.value_max {
+            return Err(WriteError::Value { len: draft.value.len(), max: self.parts.options.value_max });
         }
         assert!(draft.version.clock != 0, "version clocks begin at 1");
         // What deletes are given on a full disk is not for values, though it is ready.
-        if !draft.tombstone && self.shared.disk_full.load(Ordering::Relaxed) {
-            self.shared.room_for(u64::from(SLICE), Need::Value)?;
+        if !draft.tombstone && self.parts.room.is_full() {
+            self.ask_for_slice(Need::Value)?;
         }
         let offset = self.append(draft)?;
         let hash = KeyHash::of(draft.key);
-        Ok(self.shared.publish(hash, draft, self.tail.segment(), offset))
+        Ok(self.publish(hash, draft, offset))
+    }
+
+    /// Makes an appended record the one that readers find, if none is newer.
+    fn publish(&self, hash: KeyHash, draft: &Draft<'_>, offset: u32) -> Applied {
+        let (segment, version, size) = (self.tail.segment(), draft.version, draft.size());
+        let place = Place { hash, version, segment, offset, size, tombstone: draft.tombstone };
+        self.parts.index.lock(hash).offer(draft.key, &place)
+    }
+
+    /// Whether there is room for another slice of the log.
+    fn ask_for_slice(&self, need: Need) -> Result<(), WriteError> {
+        self.parts.ask_for_room(u64::from(SLICE), need).map_err(|e| self.parts.health.refuse(e))
     }
 
     /// Appends without publishing: for compaction, which moves an entry only if it still names the old place. The record
     /// fits a segment.
     pub(crate) fn append(&mut self, draft: &Draft<'_>) -> Result<u32, WriteError> {
-        if self.shared.failed.load(Ordering::Relaxed) {
+        if self.parts.health.has_failed() {
             return Err(WriteError::Failed);
         }
         let size = draft.size();
-        let full = u64::from(self.tail.position()) >= self.shared.roll_at;
+        let full = u64::from(self.tail.position()) >= self.parts.room.roll_at();
         if full || !self.tail.fits(size) {
             self.roll(self.need(draft))?;
         }
@@ -177,13 +127,13 @@ impl Writer {
         log.appended.store(log.appended.load(Ordering::Relaxed) + size as u64, Ordering::Release);
         let ahead = self.tail.segment().ready() - self.tail.position();
         if ahead < LOW_WATER && !log.nudged.swap(true, Ordering::AcqRel) {
-            self.shared.wake_provisioning();
+            self.parts.threads.wake_provisioning();
         }
         Ok(offset)
     }
 
     /// The segment that [`Writer::append`] wrote to last.
-    pub(crate) fn segment(&self) -> &Arc<Segment> {
+    pub(crate) fn segment(&self) -> &Arc<IndexedSegment> {
         self.tail.segment()
     }
 
@@ -201,31 +151,31 @@ impl Writer {
         let tail = match spare {
             Some(tail) => tail,
             None => {
-                self.shared.stats.stalls.fetch_add(1, Ordering::Relaxed);
-                waiting(&"new segment", || self.shared.create_segment(need)).map_err(|e| self.shared.write_error(&e))?
+                self.parts.counters.stalled();
+                let made = waiting(&"new segment", || self.parts.create_segment(need));
+                made.map_err(|e| self.parts.health.refuse(e))?
             }
         };
         let old = std::mem::replace(&mut self.tail, tail);
-        self.log.unsynced.lock().push(self.tail.segment().clone());
-        *self.log.active.lock() = self.tail.segment().clone();
-        self.shared.hand_to_sealing(old);
-        self.shared.wake_provisioning();
+        self.log.goes_on_in(self.tail.segment());
+        self.parts.hand_to_sealing(old);
+        self.parts.threads.wake_provisioning();
         Ok(())
     }
 
     #[cold]
     fn make_ready(&mut self, size: usize, need: Need) -> Result<(), WriteError> {
         while !self.tail.is_ready(size) {
-            self.shared.stats.stalls.fetch_add(1, Ordering::Relaxed);
+            self.parts.counters.stalled();
             let segment = self.tail.segment();
-            match self.shared.room_for(u64::from(SLICE), need) {
+            match self.ask_for_slice(need) {
                 // The provisioning thread took the last room, for this segment.
                 Err(_) if self.tail.is_ready(size) => return Ok(()),
                 room => room?,
             }
             let wanted = self.tail.position() + size as u32;
-            let more = waiting(&"space for the log", || segment.extend(&*self.shared.options.disk, wanted))
-                .map_err(|e| self.shared.write_error(&e))?;
+            let more = waiting(&"space for the log", || segment.extend(self.parts.env(), wanted))
+                .map_err(|e| self.parts.health.refuse(e))?;
             // `more` is false, too, when the provisioning thread has made the rest ready since it was asked above.
             assert!(more || self.tail.is_ready(size), "a record that fits a segment fits its ready part in the end");
         }
@@ -235,13 +185,13 @@ impl Writer {
     /// Bytes appended so far: what must be durable before the last write is.
     #[must_use]
     pub fn position(&self) -> u64 {
-        self.log.appended.load(Ordering::Relaxed)
+        self.log.position()
     }
 
     /// Bytes known to be on disk.
     #[must_use]
     pub fn durable(&self) -> u64 {
-        self.log.durable.load(Ordering::Acquire)
+        self.log.durable()
     }
 
     /// What has to be synced for everything written so far. The caller syncs the files as it likes (io_uring, a thread).
@@ -254,13 +204,13 @@ impl Writer {
     ///
     /// Nothing becomes durable by that after a failure, see [`Writer::fail`].
     pub fn complete_sync(&self, batch: &SyncBatch) {
-        self.shared.complete_sync(&self.log, batch);
+        let _ = syncing::complete(&self.parts, &self.log, batch);
     }
 
     /// A file of a batch could not be synced: nothing is written any more until the store is opened again, because the
     /// kernel may have dropped the pages that it could not write.
     pub fn fail(&self, error: &io::Error) {
-        self.shared.fail(error);
+        self.parts.health.fail(error);
     }
 
     /// Syncs everything written so far, blocking.
@@ -268,25 +218,7 @@ impl Writer {
     /// # Errors
     /// [`WriteError::Failed`] if the disk refused.
     pub fn sync(&self) -> Result<(), WriteError> {
-        self.shared.sync_log(&self.log).map_err(|_| WriteError::Failed)
-    }
-}
-
-impl Shared {
-    /// Notes that a batch is on disk, unless a sync failed meanwhile: then `false`, and nothing becomes durable.
-    pub(crate) fn complete_sync(&self, log: &LogState, batch: &SyncBatch) -> bool {
-        let failed = self.failed.load(Ordering::SeqCst);
-        if !failed {
-            log.complete_sync(batch);
-        }
-        !failed
-    }
-
-    /// Makes an appended record the one that readers find, if none is newer.
-    pub(crate) fn publish(&self, hash: KeyHash, draft: &Draft<'_>, segment: &Segment, offset: u32) -> Applied {
-        let place =
-            Place { hash, version: draft.version, segment, offset, size: draft.size(), tombstone: draft.tombstone };
-        self.index.lock(hash).offer(draft.key, &place)
+        syncing::sync_log(&self.parts, &self.log).map_err(|_| WriteError::Failed)
     }
 }
 

@@ -19,7 +19,7 @@
 //!
 //! Tested in this file, in `tests/` beside a model, and by the `record` and `recovery` fuzz targets.
 
-use crate::{KEY_MAX, Version};
+use koltso_model::{KEY_MAX, Version};
 
 /// Bytes before the key.
 pub(crate) const HEADER: usize = 32;

@@ -13,30 +13,51 @@
 //! "Cut off" means that it does not count as written. Nobody appends to a recovered segment, so it is never reached again.
 //! Bounds: one pass over each unsealed segment; two threads or as many as there are cores, each with 8 MiB to sort in.
 
-use std::io::Read;
+use std::ffi::OsStr;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use koltso_instrument::Mutex;
+use koltso_model::Version;
 
-use crate::Version;
 use crate::damage::DamageLog;
+use crate::entry::SLOTS;
+use crate::env::Env;
+use crate::error::OpenError;
 use crate::folder::Folder;
 use crate::hash::{KeyHash, PARTITIONS};
-use crate::index::{Index, Locked, Place, SLOTS};
+use crate::index::{Index, Locked, Place};
+use crate::indexed::IndexedSegment;
 use crate::record::{ALIGN, Record};
 use crate::segment::{HeaderError, SEGMENT_HEADER, Segment, path_of};
 use crate::sidecar::Sidecar;
-use crate::store::{OpenError, Recovered};
 
 /// Records that a thread takes in hand at once: 8 MiB while it sorts them.
 const PIECE: u32 = 256 << 10;
 
+/// What opening found.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Recovered {
+    /// Segments opened, and how many of these had to be read through because they had no sidecar.
+    pub segments: u64,
+    /// See there.
+    pub scanned: u64,
+    /// Keys found, tombstones included.
+    pub keys: u64,
+    /// Places found damaged.
+    pub damaged: u64,
+    /// Bytes of half-written records cut off.
+    pub torn_bytes: u64,
+    /// The newest version's clock, 0 in an empty store: the caller's clock must go on above it.
+    pub newest_clock: u64,
+}
+
 pub(crate) struct Found {
-    pub(crate) segments: Vec<Arc<Segment>>,
-    pub(crate) unsealed: Vec<Arc<Segment>>,
+    pub(crate) segments: Vec<Arc<IndexedSegment>>,
+    pub(crate) unsealed: Vec<Arc<IndexedSegment>>,
     pub(crate) next_sequence: u64,
     pub(crate) summary: Recovered,
 }
@@ -103,44 +124,45 @@ fn next_candidate(bytes: &[u8], from: usize) -> usize {
     at
 }
 
-fn sequences(folder: &Folder) -> std::io::Result<Vec<u64>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder.path())? {
-        let path = entry?.path();
-        let is_log = path.extension().is_some_and(|e| e == "log");
-        let stem = path.file_stem().and_then(|s| s.to_str()).filter(|s| s.len() == 16);
-        if let (true, Some(sequence)) = (is_log, stem.and_then(|s| u64::from_str_radix(s, 16).ok())) {
-            found.push(sequence);
-        }
-    }
+/// Which segment a file of the folder belongs to, and its extension.
+fn sequence_of(name: &OsStr) -> Option<(u64, &str)> {
+    let (stem, extension) = name.to_str()?.split_once('.')?;
+    Some((u64::from_str_radix(stem, 16).ok().filter(|_| stem.len() == 16)?, extension))
+}
+
+fn sequences(env: &dyn Env, folder: &Folder) -> io::Result<Vec<u64>> {
+    let entries = env.list(folder.path())?;
+    let all = entries.iter().filter_map(|entry| sequence_of(&entry.name));
+    let mut found: Vec<u64> = all.filter(|&(_, extension)| extension == "log").map(|(sequence, _)| sequence).collect();
     found.sort_unstable();
     Ok(found)
 }
 
 /// Whether there is nothing but zeros in a file.
-fn is_blank(path: &Path) -> std::io::Result<bool> {
-    let mut file = std::fs::File::open(path)?;
+fn is_blank(env: &dyn Env, path: &Path) -> io::Result<bool> {
+    let file = env.open_to_read(path)?;
+    let len = env.len(&file)?;
     let mut bytes = vec![0; 64 << 10];
-    loop {
-        match file.read(&mut bytes)? {
-            0 => return Ok(true),
-            len if bytes[..len].iter().any(|&b| b != 0) => return Ok(false),
-            _ => {}
+    for start in (0..len).step_by(bytes.len()) {
+        let piece = (len - start).min(bytes.len() as u64) as usize;
+        env.read_at(&file, &mut bytes[..piece], start)?;
+        if bytes[..piece].iter().any(|&b| b != 0) {
+            return Ok(false);
         }
     }
+    Ok(true)
 }
 
 /// Removes what a crash left between two steps: half-written sidecars, and sidecars whose segment is gone.
-fn tidy(folder: &Folder, sequences: &[u64]) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder.path())? {
-        let path = entry?.path();
-        let sequence = path.file_stem().and_then(|s| s.to_str()).and_then(|s| u64::from_str_radix(s, 16).ok());
-        let left_over = match path.extension().and_then(|e| e.to_str()) {
-            Some("idx-new") => sequence.is_some(),
-            Some("idx") => sequence.is_some_and(|sequence| sequences.binary_search(&sequence).is_err()),
+fn tidy(env: &dyn Env, folder: &Folder, sequences: &[u64]) -> io::Result<()> {
+    for entry in env.list(folder.path())? {
+        let left_over = match sequence_of(&entry.name) {
+            Some((_, "idx-new")) => true,
+            Some((sequence, "idx")) => sequences.binary_search(&sequence).is_err(),
             _ => false,
         };
-        if left_over && let Err(e) = std::fs::remove_file(&path) {
+        let path = folder.path().join(&entry.name);
+        if left_over && let Err(e) = env.remove(&path) {
             tracing::warn!("the left-over file {} cannot be removed: {e}", path.display());
         }
     }
@@ -148,19 +170,25 @@ fn tidy(folder: &Folder, sequences: &[u64]) -> std::io::Result<()> {
 }
 
 struct Opened {
-    segment: Arc<Segment>,
+    segment: Arc<IndexedSegment>,
     scan: Option<Scan>,
     newest_clock: u64,
 }
 
-fn open_one(folder: &Folder, slot: u32, sequence: u64, damage: &DamageLog) -> Result<Option<Opened>, OpenError> {
-    let segment = match Segment::open(folder.path(), slot, sequence) {
-        Ok(segment) => segment,
+fn open_one(
+    env: &dyn Env,
+    folder: &Folder,
+    slot: u32,
+    sequence: u64,
+    damage: &DamageLog,
+) -> Result<Option<Opened>, OpenError> {
+    let segment = match Segment::open(env, folder.path(), sequence) {
+        Ok(segment) => IndexedSegment::new(segment, slot),
         Err(HeaderError::Damaged) => {
             let path = path_of(folder.path(), sequence, "log");
             // Made just before a crash or a power loss: not even the header had arrived.
-            if is_blank(&path).unwrap_or(false) {
-                let _ = std::fs::remove_file(&path);
+            if is_blank(env, &path).unwrap_or(false) {
+                let _ = env.remove(&path);
             } else {
                 damage.report(sequence, 0);
             }
@@ -173,7 +201,7 @@ fn open_one(folder: &Folder, slot: u32, sequence: u64, damage: &DamageLog) -> Re
             return Err(OpenError::Io { folder: folder.path().to_path_buf(), error });
         }
     };
-    if let Some(sidecar) = Sidecar::open(folder.path(), &segment) {
+    if let Some(sidecar) = Sidecar::open(env, folder.path(), &segment) {
         segment.set_written(sidecar.data_end.max(SEGMENT_HEADER));
         let newest_clock = sidecar.newest_clock;
         segment.note_clock(sidecar.oldest_clock);
@@ -183,7 +211,7 @@ fn open_one(folder: &Folder, slot: u32, sequence: u64, damage: &DamageLog) -> Re
         segment.attach(sidecar);
         return Ok(Some(Opened { segment: Arc::new(segment), scan: None, newest_clock }));
     }
-    let end = segment.data_end();
+    let end = segment.data_end(env);
     let mut scan = scan(segment.recovery_bytes(), end as usize, segment.salt());
     segment.set_written(scan.end);
     let mut newest_clock = 0;
@@ -194,8 +222,7 @@ fn open_one(folder: &Folder, slot: u32, sequence: u64, damage: &DamageLog) -> Re
         }
     }
     for &offset in &scan.damaged {
-        damage.report(sequence, offset);
-        segment.quarantined.store(true, Ordering::Relaxed);
+        damage.found(&segment, offset);
     }
     segment.order.recover(&segment, std::mem::take(&mut scan.offsets), scan.damaged.len() as u32);
     Ok(Some(Opened { segment: Arc::new(segment), scan: Some(scan), newest_clock }))
@@ -220,9 +247,9 @@ fn in_parallel(count: usize, work: impl Fn(usize) + Sync) {
     });
 }
 
-pub(crate) fn recover(folder: &Folder, index: &Index, damage: &DamageLog) -> Result<Found, OpenError> {
+pub(crate) fn recover(env: &dyn Env, folder: &Folder, index: &Index, damage: &DamageLog) -> Result<Found, OpenError> {
     let io_error = |error| OpenError::Io { folder: folder.path().to_path_buf(), error };
-    let sequences = sequences(folder).map_err(io_error)?;
+    let sequences = sequences(env, folder).map_err(io_error)?;
     if sequences.len() >= SLOTS {
         return Err(OpenError::Option(format!(
             "{} segments are more than the {SLOTS} a node can hold",
@@ -232,7 +259,7 @@ pub(crate) fn recover(folder: &Folder, index: &Index, damage: &DamageLog) -> Res
     let next_sequence = sequences.last().map_or(1, |last| last + 1);
     let opened = Mutex::new(&"recovered segments", Vec::new());
     let failed = Mutex::new(&"failed recovery", None);
-    in_parallel(sequences.len(), |number| match open_one(folder, number as u32, sequences[number], damage) {
+    in_parallel(sequences.len(), |number| match open_one(env, folder, number as u32, sequences[number], damage) {
         Ok(Some(one)) => opened.lock().push(one),
         Ok(None) => {}
         Err(e) => *failed.lock() = Some(e),
@@ -240,13 +267,13 @@ pub(crate) fn recover(folder: &Folder, index: &Index, damage: &DamageLog) -> Res
     if let Some(error) = failed.into_inner() {
         return Err(error);
     }
-    tidy(folder, &sequences).map_err(io_error)?;
+    tidy(env, folder, &sequences).map_err(io_error)?;
     let mut opened = opened.into_inner();
     opened.sort_unstable_by_key(|one| one.segment.sequence);
     // Nothing in it: as good as never made.
     opened.retain(|one| {
-        let empty = one.segment.written() == SEGMENT_HEADER && !one.segment.quarantined.load(Ordering::Relaxed);
-        if empty && let Err(e) = one.segment.unlink() {
+        let empty = one.segment.written() == SEGMENT_HEADER && !one.segment.is_quarantined();
+        if empty && let Err(e) = one.segment.unlink(env) {
             tracing::warn!("an empty segment cannot be removed: {e}");
         }
         !empty
@@ -260,7 +287,7 @@ pub(crate) fn recover(folder: &Folder, index: &Index, damage: &DamageLog) -> Res
         index.install(one.segment.clone());
     }
     // The places of an unsealed segment stay in their order: of a version that is there twice, the first counts.
-    let pieces: Vec<(&Arc<Segment>, Range<u32>)> = opened
+    let pieces: Vec<(&Arc<IndexedSegment>, Range<u32>)> = opened
         .iter()
         .flat_map(|Opened { segment, .. }| {
             let (len, step) = segment.sidecar().map_or((1, 1), |sidecar| (sidecar.len(), PIECE));
@@ -294,7 +321,7 @@ struct Light {
 }
 
 /// Puts a segment's records into the index, where they are the newest: of a sidecar those of `range`, else all.
-fn load(index: &Index, segment: &Segment, range: Range<u32>) {
+fn load(index: &Index, segment: &IndexedSegment, range: Range<u32>) {
     let mut piece: Vec<Light> = Vec::with_capacity(PIECE as usize);
     if let Some(sidecar) = segment.sidecar() {
         piece.extend(range.map(|number| sidecar.entry(number)).filter_map(|entry| {
@@ -320,7 +347,7 @@ fn load(index: &Index, segment: &Segment, range: Range<u32>) {
 
 /// Sorts by partition first: each stripe is locked once and its table is in the cache for all that goes there, where
 /// record by record every single one would wait for memory.
-fn load_piece(index: &Index, segment: &Segment, piece: &[Light]) {
+fn load_piece(index: &Index, segment: &IndexedSegment, piece: &[Light]) {
     let mut starts = vec![0_u32; PARTITIONS + 1];
     for light in piece {
         starts[KeyHash(light.hash).partition() + 1] += 1;
@@ -347,7 +374,7 @@ fn load_piece(index: &Index, segment: &Segment, piece: &[Light]) {
     }
 }
 
-fn admit(stripe: &mut Locked<'_>, segment: &Segment, light: &Light) {
+fn admit(stripe: &mut Locked<'_>, segment: &IndexedSegment, light: &Light) {
     let mut place = Place {
         hash: KeyHash(light.hash),
         version: Version::default(),

@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use crate::hash::KeyHash;
 use crate::index::Find;
+use crate::indexed::IndexedSegment;
+use crate::lookup::{Lookup, Value, lookup};
 use crate::order::Run;
-use crate::segment::Segment;
+use crate::parts::Parts;
 use crate::sidecar::lower_bound;
-use crate::store::{Lookup, Shared, Value};
 
 /// Records a log that a cursor sorts itself when it is opened, in about 5 ms; with more, the sealing thread has to catch up.
 const BEHIND_MAX: usize = 32 << 10;
@@ -50,7 +51,7 @@ enum Keys {
 /// One sorted list of records, and where the cursor is in it.
 #[derive(Debug)]
 struct Source {
-    segment: Arc<Segment>,
+    segment: Arc<IndexedSegment>,
     keys: Keys,
     next: u32,
     len: u32,
@@ -62,7 +63,7 @@ struct Source {
 
 /// A range that is being read, see the module.
 pub struct Cursor {
-    shared: Arc<Shared>,
+    parts: Arc<Parts>,
     /// A binary heap, the least key at the root.
     heap: Vec<Source>,
     end: Option<Vec<u8>>,
@@ -72,7 +73,7 @@ pub struct Cursor {
 }
 
 impl Source {
-    fn open(shared: &Shared, segment: &Arc<Segment>, keys: Keys, start: &[u8]) -> Option<Self> {
+    fn open(parts: &Parts, segment: &Arc<IndexedSegment>, keys: Keys, start: &[u8]) -> Option<Self> {
         let (len, next) = match &keys {
             Keys::Sidecar => {
                 let sidecar = segment.sidecar()?;
@@ -84,7 +85,7 @@ impl Source {
             }
         };
         let mut source = Self { segment: segment.clone(), keys, next, len, hash: None, offset: 0, prefix: 0 };
-        source.advance(shared).then_some(source)
+        source.advance(parts).then_some(source)
     }
 
     fn offset_at(&self, index: u32) -> (u32, Option<KeyHash>) {
@@ -98,7 +99,7 @@ impl Source {
     }
 
     /// Goes to the next intact record; `false` at the end. A damaged one that the index names is reported.
-    fn advance(&mut self, shared: &Shared) -> bool {
+    fn advance(&mut self, parts: &Parts) -> bool {
         while self.next < self.len {
             (self.offset, self.hash) = self.offset_at(self.next);
             self.next += 1;
@@ -114,8 +115,8 @@ impl Source {
                 self.prefix = u64::from_be_bytes(bytes);
                 return true;
             }
-            if self.hash.is_some_and(|hash| shared.index.lock(hash).names(hash, &self.segment, self.offset)) {
-                shared.report_damage(&self.segment, self.offset);
+            if self.hash.is_some_and(|hash| parts.index.lock(hash).names(hash, &self.segment, self.offset)) {
+                parts.damage.found(&self.segment, self.offset);
             }
         }
         false
@@ -133,22 +134,22 @@ impl Source {
     }
 }
 
-fn sources(shared: &Shared, start: &[u8]) -> Result<Vec<Source>, ScanError> {
+fn sources(parts: &Parts, start: &[u8]) -> Result<Vec<Source>, ScanError> {
     // The list is taken whole under its lock. A segment made after that holds only what is written, or moved by
     // compaction, later: moved records are also in the segment they were moved from, which the list has.
-    let segments = shared.segments.lock().clone();
+    let segments = parts.segments.all();
     let mut sources = Vec::with_capacity(segments.len() + 8);
     for segment in &segments {
         if segment.sidecar().is_some() {
-            sources.extend(Source::open(shared, segment, Keys::Sidecar, start));
+            sources.extend(Source::open(parts, segment, Keys::Sidecar, start));
             continue;
         }
         match segment.order.snapshot(segment, BEHIND_MAX) {
             Some(runs) => {
-                sources.extend(runs.into_iter().filter_map(|run| Source::open(shared, segment, Keys::Run(run), start)));
+                sources.extend(runs.into_iter().filter_map(|run| Source::open(parts, segment, Keys::Run(run), start)));
             }
             // Sealed between the two looks.
-            None if segment.sidecar().is_some() => sources.extend(Source::open(shared, segment, Keys::Sidecar, start)),
+            None if segment.sidecar().is_some() => sources.extend(Source::open(parts, segment, Keys::Sidecar, start)),
             None => return Err(ScanError::NotReady),
         }
     }
@@ -156,10 +157,10 @@ fn sources(shared: &Shared, start: &[u8]) -> Result<Vec<Source>, ScanError> {
 }
 
 impl Cursor {
-    pub(crate) fn open(shared: Arc<Shared>, start: &[u8], end: Option<&[u8]>) -> Result<Self, ScanError> {
-        let sources = sources(&shared, start)?;
+    pub(crate) fn open(parts: Arc<Parts>, start: &[u8], end: Option<&[u8]>) -> Result<Self, ScanError> {
+        let sources = sources(&parts, start)?;
         let mut cursor =
-            Self { shared, heap: sources, end: end.map(<[u8]>::to_vec), last: start.to_vec(), started: false };
+            Self { parts, heap: sources, end: end.map(<[u8]>::to_vec), last: start.to_vec(), started: false };
         cursor.heapify();
         Ok(cursor)
     }
@@ -173,7 +174,7 @@ impl Cursor {
         if self.started {
             start.push(0);
         }
-        self.heap = sources(&self.shared, &start)?;
+        self.heap = sources(&self.parts, &start)?;
         self.heapify();
         Ok(())
     }
@@ -220,14 +221,14 @@ impl Cursor {
             self.advance();
 
             let hash = known_hash.unwrap_or_else(|| KeyHash::of(key));
-            let stripe = self.shared.index.lock(hash);
+            let stripe = self.parts.index.lock(hash);
             if stripe.names(hash, &segment, offset) {
-                if let Lookup::Found(_, value) = self.shared.lookup(&segment, offset, &record, now_ms) {
+                if let Lookup::Found(_, value) = lookup(&self.parts.damage, &segment, offset, &record, now_ms) {
                     return Step::Record(read(key, value));
                 }
             } else if let Find::Hit(hit) = stripe.find(hash, key)
                 && let Lookup::Found(_, value) =
-                    self.shared.lookup(hit.segment, hit.entry.offset(), &hit.record, now_ms)
+                    lookup(&self.parts.damage, hit.segment, hit.entry.offset(), &hit.record, now_ms)
             {
                 return Step::Record(read(key, value));
             }
@@ -236,7 +237,7 @@ impl Cursor {
 
     /// Moves the source at the root on and puts it where it belongs.
     fn advance(&mut self) {
-        if !self.heap[0].advance(&self.shared) {
+        if !self.heap[0].advance(&self.parts) {
             self.heap.swap_remove(0);
         }
         self.sift_down(0);

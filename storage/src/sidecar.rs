@@ -18,13 +18,13 @@
 //! Written whole to a temporary name and renamed, only after the segment's own bytes were synced: a sidecar that is
 //! there and intact means that its records are on disk. One that is not intact is ignored and made again.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io;
 use std::path::Path;
 
+use koltso_model::Version;
 use memmap2::Mmap;
 
-use crate::Version;
+use crate::env::Env;
 use crate::hash::KeyHash;
 use crate::record::{ALIGN, u32_at, u64_at};
 use crate::segment::{SEGMENT_MAX, Segment, path_of};
@@ -69,15 +69,15 @@ pub(crate) struct Sidecar {
 impl Sidecar {
     /// Opens and verifies the sidecar of `segment`; `None` when there is none that can be trusted.
     #[allow(unsafe_code)]
-    pub(crate) fn open(folder: &Path, segment: &Segment) -> Option<Self> {
-        let file = File::open(path_of(folder, segment.sequence, "idx")).ok()?;
-        let len = file.metadata().ok()?.len();
+    pub(crate) fn open(env: &dyn Env, folder: &Path, segment: &Segment) -> Option<Self> {
+        let file = env.open_to_read(&path_of(folder, segment.sequence, "idx")).ok()?;
+        let len = env.len(&file).ok()?;
         if len < HEADER as u64 || len > u64::from(u32::MAX) {
             return None;
         }
         // SAFETY: the file is written under another name and renamed here, never changed after; see the segment's
         // invariant 3 for what that cannot cover.
-        let map = unsafe { Mmap::map(&file) }.ok()?;
+        let map = unsafe { env.map_unchanging(&file) }.ok()?;
         let head = &map[..HEADER];
         let (count, data_end) = (u32_at(head, 32), u32_at(head, 36));
         let intact = &head[..8] == MAGIC
@@ -98,20 +98,25 @@ impl Sidecar {
     }
 
     /// Writes the sidecar of a segment whose records are `offsets`, sorted by key and newest first, one a key.
-    pub(crate) fn write(folder: &Path, segment: &Segment, offsets: &[u32], damaged: u32) -> io::Result<()> {
+    pub(crate) fn write(
+        env: &dyn Env,
+        folder: &Path,
+        segment: &Segment,
+        offsets: &[u32],
+        damaged: u32,
+    ) -> io::Result<()> {
         let temporary = path_of(folder, segment.sequence, "idx-new");
-        let result = Self::write_to(&temporary, segment, offsets, damaged)
-            .and_then(|()| std::fs::rename(&temporary, path_of(folder, segment.sequence, "idx")));
+        let result = Self::write_to(env, &temporary, segment, offsets, damaged)
+            .and_then(|()| env.rename(&temporary, &path_of(folder, segment.sequence, "idx")));
         result.inspect_err(|_| {
-            let _ = std::fs::remove_file(&temporary);
+            let _ = env.remove(&temporary);
         })
     }
 
     /// Entries first, a buffer at a time, then the header over the place that was left for it.
-    fn write_to(path: &Path, segment: &Segment, offsets: &[u32], damaged: u32) -> io::Result<()> {
-        let mut file = File::create(path)?;
-        file.seek(SeekFrom::Start(HEADER as u64))?;
-        let mut out = BufWriter::with_capacity(BUFFER, file);
+    fn write_to(env: &dyn Env, path: &Path, segment: &Segment, offsets: &[u32], damaged: u32) -> io::Result<()> {
+        let file = env.create(path)?;
+        let (mut out, mut at) = (Vec::with_capacity(BUFFER), HEADER as u64);
         let (mut count, mut entries_crc) = (0_u32, 0_u32);
         let (mut oldest, mut newest) = (u64::MAX, 0_u64);
         let (mut tombstones, mut expiring) = (0_u32, 0_u32);
@@ -139,9 +144,14 @@ impl Sidecar {
             entry[16..].copy_from_slice(&place.to_le_bytes());
             entries_crc = crc32c::crc32c_append(entries_crc, &entry);
             count += 1;
-            out.write_all(&entry)?;
+            if out.len() + ENTRY > BUFFER {
+                env.write_at(&file, &out, at)?;
+                at += out.len() as u64;
+                out.clear();
+            }
+            out.extend_from_slice(&entry);
         }
-        let mut file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        env.write_at(&file, &out, at)?;
         let mut head = [0; HEADER];
         head[..8].copy_from_slice(MAGIC);
         head[8..12].copy_from_slice(&FORMAT.to_le_bytes());
@@ -157,8 +167,7 @@ impl Sidecar {
         head[64..72].copy_from_slice(&newest.to_le_bytes());
         let crc = crc32c::crc32c(&head[16..]);
         head[12..16].copy_from_slice(&crc.to_le_bytes());
-        file.seek(SeekFrom::Start(0))?;
-        file.write_all(&head)
+        env.write_at(&file, &head, 0)
     }
 
     pub(crate) const fn len(&self) -> u32 {

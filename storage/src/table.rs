@@ -17,7 +17,7 @@
 
 use allocator_api2::vec::Vec;
 
-use crate::index::Entry;
+use crate::entry::Entry;
 use crate::slab::Slabs;
 
 const PLACES: usize = 8;

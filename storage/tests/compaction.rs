@@ -5,17 +5,17 @@
 mod common;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{FakeDisk, files, scan, small, value_of, version};
-use koltso_storage::{Options, Store, Writer};
+use common::{FakeEnv, files, scan, small, value_of, version};
+use koltso_storage::{Env, Options, Store, Writer};
 use koltso_testkit::random::{Random, seed_or as seed};
 use koltso_testkit::wait::soon;
 use koltso_testkit::wall_ms;
 
 fn options(folder: &Path) -> Options {
-    Options { disk: FakeDisk::new(1 << 40), ..small(folder) }
+    Options { env: FakeEnv::new(1 << 40), ..small(folder) }
 }
 
 fn key(number: u64) -> Vec<u8> {
@@ -57,18 +57,12 @@ fn after_all_keys_were_overwritten_the_disk_holds_at_most_twice_the_live_bytes()
     assert!(scan(&store, b"k", None, 1) == before);
 }
 
-static NOW_MS: AtomicU64 = AtomicU64::new(0);
-
-fn now_ms() -> u64 {
-    NOW_MS.load(Ordering::SeqCst)
-}
-
 #[test]
 fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
     let dir = tempfile::tempdir().unwrap();
-    NOW_MS.store(10_000, Ordering::SeqCst);
+    let env = FakeEnv::at(1 << 40, 10_000);
     let grace = Duration::from_millis(300);
-    let options = || Options { now_ms, tombstone_grace: grace, ..options(dir.path()) };
+    let options = || Options { env: env.clone(), tombstone_grace: grace, ..options(dir.path()) };
     let (store, _) = Store::open(options()).unwrap();
     let mut writer = store.writer().unwrap();
     // The values lie in other segments than their tombstones, and those segments live on: most in them is not deleted.
@@ -83,13 +77,13 @@ fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
     let gone: Vec<u64> = (0..1_000).step_by(5).collect();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(store.stats().tombstones, 100, "kept for the grace time");
-    NOW_MS.store(20_000, Ordering::SeqCst);
+    env.now_ms.store(20_000, Ordering::SeqCst);
     // What has the older versions is compacted when enough in it is dead; then the tombstones can go.
     soon("tombstones go", || {
         for number in 0..1_000 {
             if number % 5 != 0 {
                 writer
-                    .put(&key(number), &[3; 200], version(20_000 + NOW_MS.fetch_add(1, Ordering::SeqCst)), 0)
+                    .put(&key(number), &[3; 200], version(20_000 + env.now_ms.fetch_add(1, Ordering::SeqCst)), 0)
                     .unwrap();
             }
         }
@@ -108,7 +102,7 @@ fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
         for number in &gone {
             assert_eq!(value_of(&store, &key(*number)), None, "start {start}");
         }
-        assert_eq!(scan(&store, b"k", Some(b"l"), now_ms()).len(), 800, "start {start}");
+        assert_eq!(scan(&store, b"k", Some(b"l"), env.now_ms()).len(), 800, "start {start}");
         if start == 1 {
             store.close().unwrap();
         }
@@ -118,7 +112,8 @@ fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
 #[test]
 fn tombstones_stay_beyond_the_grace_while_they_are_to_be_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { now_ms: || 50_000, tombstone_grace: Duration::from_secs(1), ..options(dir.path()) };
+    let env = FakeEnv::at(1 << 40, 50_000);
+    let options = Options { env, tombstone_grace: Duration::from_secs(1), ..options(dir.path()) };
     let (store, _) = Store::open(options).unwrap();
     store.keep_tombstones(true);
     let mut writer = store.writer().unwrap();

@@ -4,21 +4,23 @@
 
 mod common;
 
+use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{FakeDisk, Seen, get, scan, small, value_of, version};
-use koltso_storage::{Applied, Disk, Options, RealDisk, Store, SyncMode, WriteError, Writer};
+use common::{FakeEnv, Seen, get, scan, small, value_of, version};
+use koltso_storage::{Applied, Env, Options, RealEnv, Space, Store, SyncMode, WriteError, Writer};
 use koltso_testkit::files::SmallDisk;
 use koltso_testkit::wait::soon;
 use koltso_testkit::wall_ms;
 
 const MIB: u64 = 1 << 20;
 
-fn options(folder: &Path, disk: &Arc<FakeDisk>) -> Options {
-    Options { disk: disk.clone(), compaction_dead_share: 1.1, ..small(folder) }
+fn options(folder: &Path, env: &Arc<FakeEnv>) -> Options {
+    Options { env: env.clone(), compaction_dead_share: 1.1, ..small(folder) }
 }
 
 fn key(number: u64) -> Vec<u8> {
@@ -53,8 +55,8 @@ fn fill_for_good(writer: &mut Writer) -> u64 {
 #[test]
 fn a_full_disk_refuses_writes_serves_reads_and_takes_writes_again_when_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(8 * MIB);
-    let (store, _) = Store::open(options(dir.path(), &disk)).unwrap();
+    let env = FakeEnv::new(8 * MIB);
+    let (store, _) = Store::open(options(dir.path(), &env)).unwrap();
     let mut writer = store.writer().unwrap();
     let written = fill_for_good(&mut writer);
     assert!(written > 3_000, "{written}");
@@ -68,16 +70,16 @@ fn a_full_disk_refuses_writes_serves_reads_and_takes_writes_again_when_there_is_
         assert!(matches!(writer.put(b"x", &[1; 2_000], version(wall_ms()), 0), Err(WriteError::DiskFull)));
     }
 
-    disk.free.fetch_add(4 * MIB, Ordering::SeqCst);
+    env.free.fetch_add(4 * MIB, Ordering::SeqCst);
     assert_eq!(writer.put(b"again", b"there is room", version(wall_ms()), 0).unwrap(), Applied::Newest);
     soon("the figure follows", || !store.stats().disk_full);
     let more = fill(&mut writer, written);
     assert!(more > written + 1_000);
     drop(writer);
-    disk.free.fetch_add(MIB, Ordering::SeqCst);
+    env.free.fetch_add(MIB, Ordering::SeqCst);
     store.close().unwrap();
     drop(store);
-    let (store, recovered) = Store::open(options(dir.path(), &disk)).unwrap();
+    let (store, recovered) = Store::open(options(dir.path(), &env)).unwrap();
     assert_eq!(recovered.damaged, 0);
     assert_eq!(scan(&store, b"k", None, 1).len() as u64, more);
 }
@@ -85,8 +87,8 @@ fn a_full_disk_refuses_writes_serves_reads_and_takes_writes_again_when_there_is_
 #[test]
 fn a_full_disk_still_takes_deletes() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(64 * MIB);
-    let (store, _) = Store::open(Options { segment_size: 4 << 20, ..options(dir.path(), &disk) }).unwrap();
+    let env = FakeEnv::new(64 * MIB);
+    let (store, _) = Store::open(Options { segment_size: 4 << 20, ..options(dir.path(), &env) }).unwrap();
     let mut writer = store.writer().unwrap();
     let written = fill_for_good(&mut writer);
     for number in 0..written {
@@ -102,15 +104,15 @@ fn a_full_disk_still_takes_deletes() {
 #[test]
 fn a_disk_that_fills_between_question_and_allocation_is_an_error_too() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(64 * MIB);
-    let (store, _) = Store::open(options(dir.path(), &disk)).unwrap();
+    let env = FakeEnv::new(64 * MIB);
+    let (store, _) = Store::open(options(dir.path(), &env)).unwrap();
     let mut writer = store.writer().unwrap();
-    disk.lies.store(true, Ordering::SeqCst);
-    disk.free.store(300 << 10, Ordering::SeqCst);
+    env.lies.store(true, Ordering::SeqCst);
+    env.free.store(300 << 10, Ordering::SeqCst);
     let written = fill(&mut writer, 0);
     assert!(written > 10);
     assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
-    disk.free.store(MIB, Ordering::SeqCst);
+    env.free.store(MIB, Ordering::SeqCst);
     assert_eq!(writer.put(b"again", b"room", version(wall_ms()), 0).unwrap(), Applied::Newest);
     soon("refused segments leave no files", || common::files(dir.path(), "log").len() as u64 == store.stats().segments);
 }
@@ -118,17 +120,17 @@ fn a_disk_that_fills_between_question_and_allocation_is_an_error_too() {
 #[test]
 fn a_full_disk_at_the_start_is_readable() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(8 * MIB);
-    let (store, _) = Store::open(options(dir.path(), &disk)).unwrap();
+    let env = FakeEnv::new(8 * MIB);
+    let (store, _) = Store::open(options(dir.path(), &env)).unwrap();
     let mut writer = store.writer().unwrap();
     let written = fill(&mut writer, 0);
     drop(writer);
     drop(store);
-    disk.free.store(0, Ordering::SeqCst);
-    let (store, _) = Store::open(options(dir.path(), &disk)).unwrap();
+    env.free.store(0, Ordering::SeqCst);
+    let (store, _) = Store::open(options(dir.path(), &env)).unwrap();
     assert!(store.writer().is_err());
     assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
-    disk.free.store(2 * MIB, Ordering::SeqCst);
+    env.free.store(2 * MIB, Ordering::SeqCst);
     let mut writer = store.writer().unwrap();
     writer.put(b"again", b"room", version(wall_ms()), 0).unwrap();
 }
@@ -137,8 +139,8 @@ fn a_full_disk_at_the_start_is_readable() {
 fn compaction_empties_a_full_disk() {
     let dir = tempfile::tempdir().unwrap();
     // The fake's blocks do not come back by unlinking, so this one counts what the files occupy.
-    let disk = Arc::new(Counting { folder: dir.path().to_path_buf(), total: 16 * MIB });
-    let options = Options { disk, compaction_dead_share: 0.2, ..small(dir.path()) };
+    let env = Arc::new(Counting { folder: dir.path().to_path_buf(), total: 16 * MIB });
+    let options = Options { env, compaction_dead_share: 0.2, ..small(dir.path()) };
     let (store, _) = Store::open(options).unwrap();
     let mut writer = store.writer().unwrap();
     // 1 MiB live, written over and over: far more than the disk holds.
@@ -172,32 +174,28 @@ impl Counting {
     }
 }
 
-impl koltso_storage::Disk for Counting {
-    fn allocate(&self, file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
+impl Env for Counting {
+    fn allocate(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
         if self.free() < len {
-            return Err(std::io::ErrorKind::StorageFull.into());
+            return Err(io::ErrorKind::StorageFull.into());
         }
-        koltso_storage::RealDisk.allocate(file, offset, len)
+        RealEnv.allocate(file, offset, len)
     }
 
-    fn release(&self, file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
-        koltso_storage::RealDisk.release(file, offset, len)
-    }
-
-    fn sync(&self, _file: &std::fs::File) -> std::io::Result<()> {
+    fn sync(&self, _file: &File) -> io::Result<()> {
         Ok(())
     }
 
-    fn space(&self, _folder: &Path) -> std::io::Result<koltso_storage::Space> {
-        Ok(koltso_storage::Space { free: self.free(), total: self.total })
+    fn space(&self, _folder: &Path) -> io::Result<Space> {
+        Ok(Space { free: self.free(), total: self.total })
     }
 }
 
 #[test]
 fn after_a_failed_sync_nothing_is_written_or_acknowledged_until_the_store_is_opened_again() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(1 << 30);
-    let options = || Options { sync: SyncMode::Always, ..options(dir.path(), &disk) };
+    let env = FakeEnv::new(1 << 30);
+    let options = || Options { sync: SyncMode::Always, ..options(dir.path(), &env) };
     let (store, _) = Store::open(options()).unwrap();
     let mut writer = store.writer().unwrap();
     let mut other = store.writer().unwrap();
@@ -206,11 +204,11 @@ fn after_a_failed_sync_nothing_is_written_or_acknowledged_until_the_store_is_ope
     assert_eq!(writer.durable(), writer.position());
     writer.put(b"not synced", b"2", version(2), 0).unwrap();
     let (durable, batch) = (writer.durable(), writer.begin_sync());
-    disk.sync_fails.store(true, Ordering::SeqCst);
+    env.sync_fails.store(true, Ordering::SeqCst);
     assert!(matches!(writer.sync(), Err(WriteError::Failed)));
     assert!(store.has_failed() && store.stats().failed);
     // The kernel reports an error once; the next sync succeeds, and that means nothing.
-    disk.sync_fails.store(false, Ordering::SeqCst);
+    env.sync_fails.store(false, Ordering::SeqCst);
     assert!(matches!(writer.sync(), Err(WriteError::Failed)));
     writer.complete_sync(&batch);
     assert_eq!(writer.durable(), durable, "acknowledged after a failed sync");
@@ -232,10 +230,10 @@ fn after_a_failed_sync_nothing_is_written_or_acknowledged_until_the_store_is_ope
 fn a_sync_that_fails_in_the_background_stops_writing_as_well() {
     for mode in [SyncMode::Every(Duration::from_millis(20)), SyncMode::Os] {
         let dir = tempfile::tempdir().unwrap();
-        let disk = FakeDisk::new(1 << 30);
-        let (store, _) = Store::open(Options { sync: mode, ..options(dir.path(), &disk) }).unwrap();
+        let env = FakeEnv::new(1 << 30);
+        let (store, _) = Store::open(Options { sync: mode, ..options(dir.path(), &env) }).unwrap();
         let mut writer = store.writer().unwrap();
-        disk.sync_fails.store(true, Ordering::SeqCst);
+        env.sync_fails.store(true, Ordering::SeqCst);
         // With `Os` it is the sealing thread that notices.
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut number = 0;
@@ -248,7 +246,7 @@ fn a_sync_that_fails_in_the_background_stops_writing_as_well() {
             assert!(Instant::now() < deadline, "{mode:?}: {:?}", store.stats());
             std::thread::sleep(Duration::from_millis(1));
         }
-        disk.sync_fails.store(false, Ordering::SeqCst);
+        env.sync_fails.store(false, Ordering::SeqCst);
         let durable = writer.durable();
         std::thread::sleep(Duration::from_millis(150));
         assert_eq!(writer.durable(), durable, "{mode:?}");
@@ -304,7 +302,7 @@ fn a_small_file_system_is_filled_emptied_and_filled_again() {
             Err(WriteError::DiskFull) => std::thread::sleep(Duration::from_millis(20)),
             Err(e) => panic!("{e}"),
         }
-        let space = RealDisk.space(&folder);
+        let space = RealEnv.space(&folder);
         assert!(Instant::now() < deadline, "stuck at {again}: {:?}, {space:?}", store.stats());
     }
     drop(writers);
@@ -333,29 +331,25 @@ impl Race {
     }
 }
 
-impl Disk for Race {
-    fn allocate(&self, file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
+impl Env for Race {
+    fn allocate(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
         let waits = offset > 0 && !self.is_writer();
         let begun = Instant::now();
         while waits && !self.asked.load(Ordering::SeqCst) && begun.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        RealDisk.allocate(file, offset, len)?;
+        RealEnv.allocate(file, offset, len)?;
         if waits {
             self.made.fetch_add(1, Ordering::SeqCst);
         }
         Ok(())
     }
 
-    fn release(&self, file: &std::fs::File, offset: u64, len: u64) -> std::io::Result<()> {
-        RealDisk.release(file, offset, len)
-    }
-
-    fn sync(&self, _: &std::fs::File) -> std::io::Result<()> {
+    fn sync(&self, _file: &File) -> io::Result<()> {
         Ok(())
     }
 
-    fn space(&self, folder: &Path) -> std::io::Result<koltso_storage::Space> {
+    fn space(&self, folder: &Path) -> io::Result<Space> {
         // (The first slices are asked for before there is a writer.)
         if self.is_writer() && self.made.load(Ordering::SeqCst) == 0 && folder.join("writing").exists() {
             self.asked.store(true, Ordering::SeqCst);
@@ -363,22 +357,22 @@ impl Disk for Race {
             // It is published a moment after.
             std::thread::sleep(Duration::from_millis(200));
         }
-        RealDisk.space(folder)
+        RealEnv.space(folder)
     }
 }
 
 #[test]
 fn a_writer_that_finds_its_segment_made_ready_meanwhile_goes_on() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = Arc::new(Race { writer: std::thread::current().id(), asked: false.into(), made: 0.into() });
+    let env = Arc::new(Race { writer: std::thread::current().id(), asked: false.into(), made: 0.into() });
     // Two slices a segment: the second is the last.
-    let options = Options { disk: disk.clone(), segment_size: 2 << 20, ..small(dir.path()) };
+    let options = Options { env: env.clone(), segment_size: 2 << 20, ..small(dir.path()) };
     let (store, _) = Store::open(options).unwrap();
     let mut writer = store.writer().unwrap();
     std::fs::write(dir.path().join("writing"), b"").unwrap();
     for number in 0..100 {
         assert_eq!(writer.put(&key(number), &[7; 15_000], version(wall_ms()), 0).unwrap(), Applied::Newest);
     }
-    assert!(disk.asked.load(Ordering::SeqCst), "the writer never waited for the provisioning thread");
+    assert!(env.asked.load(Ordering::SeqCst), "the writer never waited for the provisioning thread");
     assert_eq!(scan(&store, b"k", None, 1).len(), 100);
 }

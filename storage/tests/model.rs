@@ -8,10 +8,10 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use common::{Seen, copy_folder, cursor, get, rounds, scan, small};
+use common::{FakeEnv, Seen, copy_folder, cursor, get, rounds, scan, small};
 use koltso_storage::{Applied, Options, Store, Value, Version, Writer};
 use koltso_testkit::random::{Random, seed_or as seed};
 
@@ -59,16 +59,6 @@ impl Model {
     }
 }
 
-/// The engine's clock, moved by the tests: expiry and tombstone grace follow it.
-static NOW_MS: AtomicU64 = AtomicU64::new(1_000_000);
-
-/// The tests that move the clock take turns: an engine that saw another test's time would forget what has not expired.
-static CLOCK_USER: Mutex<()> = Mutex::new(());
-
-fn now_ms() -> u64 {
-    NOW_MS.load(Ordering::SeqCst)
-}
-
 fn key_of(rng: &mut Random) -> Vec<u8> {
     // Few keys, many of them prefixes of others, some long.
     let number = rng.below(300);
@@ -106,15 +96,14 @@ fn compare(store: &Store, model: &Model, now: u64, when: &str) {
 
 /// `grace_ms` is how far back a version may arrive late and still lose; compaction keeps tombstones that long.
 fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
-    let _turn = CLOCK_USER.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rng = Random::seeded(seed);
-    let mut clock = now_ms();
+    let mut clock = 1_000_000;
     let dir = tempfile::tempdir().unwrap();
     let grace_ms = 50;
+    let env = FakeEnv::at(1 << 40, clock);
     let options = |folder: &std::path::Path| Options {
-        now_ms,
         sync,
-        disk: common::FakeDisk::new(1 << 40),
+        env: env.clone(),
         tombstone_grace: std::time::Duration::from_millis(grace_ms),
         ..small(folder)
     };
@@ -125,7 +114,7 @@ fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
     for step in 0..steps {
         if rng.one_in(3) {
             clock += rng.below(3);
-            NOW_MS.store(clock, Ordering::SeqCst);
+            env.now_ms.store(clock, Ordering::SeqCst);
         }
         let mut version = Version::new((clock << 16) | (step & 0xffff), 1);
         if rng.one_in(8) {
@@ -360,5 +349,5 @@ fn writers_readers_ranges_and_compaction_do_not_disturb_each_other() {
 }
 
 fn small_large(folder: &std::path::Path) -> Options {
-    Options { disk: common::FakeDisk::new(1 << 40), value_max: 32 << 10, segment_size: 128 << 10, ..small(folder) }
+    Options { env: FakeEnv::new(1 << 40), value_max: 32 << 10, segment_size: 128 << 10, ..small(folder) }
 }

@@ -9,19 +9,26 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{FakeDisk, small, version};
+use common::{FakeEnv, small, version};
 use koltso_storage::{Options, Store, SyncMode};
 use koltso_testkit::wait::soon;
 
-fn options(folder: &Path, disk: &Arc<FakeDisk>, sync: SyncMode) -> Options {
-    Options { sync, disk: disk.clone(), compaction_dead_share: 1.1, ..small(folder) }
+fn options(folder: &Path, env: &Arc<FakeEnv>, sync: SyncMode) -> Options {
+    Options { sync, env: env.clone(), compaction_dead_share: 1.1, ..small(folder) }
+}
+
+/// A store in a new folder; only syncs from now on are counted.
+fn open(folder: &Path, env: &Arc<FakeEnv>, sync: SyncMode) -> Store {
+    let (store, _) = Store::open(options(folder, env, sync)).unwrap();
+    env.syncs.store(0, Ordering::SeqCst);
+    store
 }
 
 #[test]
 fn a_batch_covers_what_was_written_before_it_and_nothing_after() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(1 << 30);
-    let (store, _) = Store::open(options(dir.path(), &disk, SyncMode::Always)).unwrap();
+    let env = FakeEnv::new(1 << 30);
+    let store = open(dir.path(), &env, SyncMode::Always);
     let mut writer = store.writer().unwrap();
     assert_eq!((writer.position(), writer.durable()), (0, 0));
     writer.put(b"first", b"value", version(1), 0).unwrap();
@@ -44,8 +51,8 @@ fn a_batch_covers_what_was_written_before_it_and_nothing_after() {
 #[test]
 fn batches_across_rolls_name_every_file_that_holds_an_unsynced_record() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(1 << 30);
-    let (store, _) = Store::open(options(dir.path(), &disk, SyncMode::Always)).unwrap();
+    let env = FakeEnv::new(1 << 30);
+    let store = open(dir.path(), &env, SyncMode::Always);
     let mut writer = store.writer().unwrap();
     let mut synced = std::collections::BTreeSet::new();
     let mut batches = std::collections::VecDeque::new();
@@ -71,17 +78,15 @@ fn batches_across_rolls_name_every_file_that_holds_an_unsynced_record() {
     }
     assert!(store.stats().segments > 10);
     assert!(synced.len() as u64 >= store.stats().segments - 1);
-    soon("only sealing synced", || {
-        disk.syncs.load(Ordering::SeqCst) as usize == common::files(dir.path(), "idx").len()
-    });
+    soon("only sealing synced", || env.syncs.load(Ordering::SeqCst) as usize == common::files(dir.path(), "idx").len());
 }
 
 #[test]
 fn the_mode_every_so_often_syncs_in_time_and_only_what_is_new() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(1 << 30);
+    let env = FakeEnv::new(1 << 30);
     let interval = Duration::from_millis(60);
-    let (store, _) = Store::open(options(dir.path(), &disk, SyncMode::Every(interval))).unwrap();
+    let store = open(dir.path(), &env, SyncMode::Every(interval));
     let mut writer = store.writer().unwrap();
     let mut slowest = Duration::ZERO;
     for number in 0..8_u64 {
@@ -95,17 +100,17 @@ fn the_mode_every_so_often_syncs_in_time_and_only_what_is_new() {
     }
     println!("the slowest took {slowest:?}");
     assert!(slowest < interval + Duration::from_millis(400), "{slowest:?} where {interval:?} are promised");
-    let syncs = disk.syncs.load(Ordering::SeqCst);
+    let syncs = env.syncs.load(Ordering::SeqCst);
     std::thread::sleep(interval * 4);
-    assert_eq!(disk.syncs.load(Ordering::SeqCst), syncs, "nothing new, nothing synced");
+    assert_eq!(env.syncs.load(Ordering::SeqCst), syncs, "nothing new, nothing synced");
     assert!(store.stats().syncs >= 8);
 }
 
 #[test]
 fn a_long_interval_does_not_make_stopping_slow_and_stopping_syncs() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(1 << 30);
-    let (store, _) = Store::open(options(dir.path(), &disk, SyncMode::Every(Duration::from_secs(600)))).unwrap();
+    let env = FakeEnv::new(1 << 30);
+    let store = open(dir.path(), &env, SyncMode::Every(Duration::from_secs(600)));
     let mut writer = store.writer().unwrap();
     writer.put(b"key", b"value", version(1), 0).unwrap();
     let position = writer.position();
@@ -114,18 +119,18 @@ fn a_long_interval_does_not_make_stopping_slow_and_stopping_syncs() {
     let started = Instant::now();
     store.close().unwrap();
     assert!(started.elapsed() < Duration::from_secs(2));
-    assert!(disk.syncs.load(Ordering::SeqCst) >= 1);
+    assert!(env.syncs.load(Ordering::SeqCst) >= 1);
 }
 
 #[test]
 fn the_mode_os_leaves_the_active_segment_to_the_kernel() {
     let dir = tempfile::tempdir().unwrap();
-    let disk = FakeDisk::new(1 << 30);
-    let (store, _) = Store::open(options(dir.path(), &disk, SyncMode::Os)).unwrap();
+    let env = FakeEnv::new(1 << 30);
+    let store = open(dir.path(), &env, SyncMode::Os);
     let mut writer = store.writer().unwrap();
     writer.put(b"key", b"value", version(1), 0).unwrap();
     std::thread::sleep(Duration::from_millis(250));
-    assert_eq!((writer.durable(), disk.syncs.load(Ordering::SeqCst)), (0, 0));
+    assert_eq!((writer.durable(), env.syncs.load(Ordering::SeqCst)), (0, 0));
     writer.sync().unwrap();
     assert_eq!(writer.durable(), writer.position());
 }

@@ -138,8 +138,12 @@ impl Outcome<&[u8]> {
 pub enum Refused {
     /// Its disk is full; it will be able to when there is room.
     DiskFull,
-    /// Its disk failed.
+    /// Its disk failed to sync: it writes nothing until it was started again.
     Failed,
+    /// Its disk answered with an error, which may pass.
+    DiskError,
+    /// It has no file descriptors or no memory left.
+    NoResources,
     /// The value is larger than the format allows; it will never take it.
     TooLarge,
     /// It is still starting, or already stopping.

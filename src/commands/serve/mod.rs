@@ -181,7 +181,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     node.clock.observe(found.newest_clock);
     let store = Arc::new(store);
     let writers = (0..node.config.threads).map(|_| store.writer()).collect::<Result<Vec<_>, _>>();
-    let writers = writers.map_err(|e| format!("the data folder has no room for new segments: {e}"))?;
+    let writers = writers.map_err(|e| format!("no segment can be made in the data folder: {e}"))?;
     if let Some(cluster) = &node.cluster {
         let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
         cluster.start_hints(&node.config.data).map_err(cannot)?;

@@ -114,6 +114,12 @@ impl Asked<'_> {
                 (507, "The disk is full: the write was not done, and writes come back when there is room.")
             }
             Refused::Failed => (503, "The disk failed, and nothing is written until the store is opened again."),
+            Refused::DiskError => {
+                (503, "The disk answered with an error: the write was not done, and the log of the node says more.")
+            }
+            Refused::NoResources => {
+                (503, "The node has no file descriptors or no memory left for the write, which was not done.")
+            }
             Refused::NotReady => (503, "The node is draining: it finishes what is in flight and stops."),
             Refused::Busy => (
                 503,

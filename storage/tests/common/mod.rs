@@ -1,4 +1,4 @@
-//! What the scenario tests share beyond koltso-testkit: options for small stores, and a disk that can be broken.
+//! What the scenario tests share beyond koltso-testkit: options for small stores, and an environment that can be broken.
 
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use koltso_storage::{Disk, Lookup, Options, RealDisk, Space, Store, SyncMode, Value, Version};
+use koltso_storage::{Env, Lookup, Options, RealEnv, Space, Store, SyncMode, Value, Version};
 use koltso_testkit::wait::soon;
 
 /// How many rounds: `short`, or twenty times as many with `KOLTSO_TEST_LONG=1`.
@@ -125,44 +125,46 @@ pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// A disk that does what the machine's does, until it is told to fail. Its syncs cost nothing: no power is lost in tests.
+/// An environment that does what the machine does, until it is told to fail. Its syncs cost nothing: no power is lost in
+/// these tests (see `power_loss.rs` for those where it is).
 ///
-/// Fault model: allocation answers "full" once `budget` bytes are used up, and `space` agrees; a sync fails while
+/// Fault model: allocation answers "full" once `free` bytes are used up, and `space` agrees; a sync fails while
 /// `sync_fails`, and as with Linux the next one may succeed although the bytes are lost.
-pub struct FakeDisk {
+pub struct FakeEnv {
     pub total: u64,
-    /// Bytes that may still be allocated. A release gives them back.
+    /// Bytes that may still be allocated. A release does not give them back.
     pub free: AtomicU64,
     pub sync_fails: AtomicBool,
     pub syncs: AtomicU64,
-    pub allocations: AtomicU64,
     /// `space` still claims that there is room, as when somebody else took it between question and allocation.
     pub lies: AtomicBool,
+    /// The wall clock; the machine's while it is 0.
+    pub now_ms: AtomicU64,
 }
 
-impl FakeDisk {
+impl FakeEnv {
     pub fn new(total: u64) -> Arc<Self> {
+        Self::at(total, 0)
+    }
+
+    /// With a wall clock of its own.
+    pub fn at(total: u64, now_ms: u64) -> Arc<Self> {
         Arc::new(Self {
             total,
             free: AtomicU64::new(total),
             sync_fails: AtomicBool::new(false),
             syncs: AtomicU64::new(0),
-            allocations: AtomicU64::new(0),
             lies: AtomicBool::new(false),
+            now_ms: AtomicU64::new(now_ms),
         })
     }
 }
 
-impl Disk for FakeDisk {
+impl Env for FakeEnv {
     fn allocate(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        self.allocations.fetch_add(1, Ordering::Relaxed);
         let taken = self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(len));
         taken.map_err(|_| io::Error::from(io::ErrorKind::StorageFull))?;
-        RealDisk.allocate(file, offset, len)
-    }
-
-    fn release(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        RealDisk.release(file, offset, len)
+        RealEnv.allocate(file, offset, len)
     }
 
     fn sync(&self, _file: &File) -> io::Result<()> {
@@ -173,8 +175,19 @@ impl Disk for FakeDisk {
         Ok(())
     }
 
+    fn sync_folder(&self, _folder: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
     fn space(&self, _folder: &Path) -> io::Result<Space> {
         let free = if self.lies.load(Ordering::Relaxed) { self.total } else { self.free.load(Ordering::SeqCst) };
         Ok(Space { free, total: self.total })
+    }
+
+    fn now_ms(&self) -> u64 {
+        match self.now_ms.load(Ordering::SeqCst) {
+            0 => koltso_testkit::wall_ms(),
+            now_ms => now_ms,
+        }
     }
 }

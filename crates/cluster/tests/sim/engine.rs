@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use koltso_model::{Flags, Found, Outcome, Record, Refused, Tombstone, Version, WallTime, Want};
-use koltso_storage::{Applied, Lookup, Options, Store, SyncMode, Value, Writer};
+use koltso_storage::{Applied, Env, Lookup, Options, Store, SyncMode, Value, Writer};
 use tempfile::TempDir;
 
 use super::plan::{Mutation, Storage};
@@ -33,6 +33,15 @@ pub struct Real {
     folder: TempDir,
 }
 
+/// An environment in which no time passes for the engine.
+struct Stopped;
+
+impl Env for Stopped {
+    fn now_ms(&self) -> u64 {
+        EPOCH_MS
+    }
+}
+
 fn options(folder: &TempDir) -> Options {
     Options {
         sync: SyncMode::Os,
@@ -40,7 +49,7 @@ fn options(folder: &TempDir) -> Options {
         value_max: 64 << 10,
         // Background work goes by real time, of which a run has none.
         tombstone_grace: std::time::Duration::from_secs(1 << 32),
-        now_ms: || EPOCH_MS,
+        env: std::sync::Arc::new(Stopped),
         ..Options::new(folder.path())
     }
 }

@@ -1,0 +1,238 @@
+//! The outside world, behind one trait: files and folders, mapping, room, syncs, the wall clock and random numbers.
+//!
+//! Each method does by default what the machine does, so [`RealEnv`] is empty and a test's environment overrides what it
+//! breaks or watches. Nothing here is called for a read or for a write that finds its place ready: those go through the
+//! mapping. (Threads, their pauses and hints about memory stay where they are: nothing that they do can be lost.)
+//!
+//! What is assumed of the disk, and which test looks at what follows from it, is in `docs/log-format.md`.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use memmap2::{Mmap, MmapOptions, MmapRaw};
+
+/// Everything that the engine asks of the system. Errors are what the system said.
+#[allow(clippy::missing_errors_doc)]
+pub trait Env: Send + Sync + 'static {
+    /// Makes a folder and those above it; one that is there already is fine.
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    /// What lies in a folder, in no order.
+    fn list(&self, folder: &Path) -> io::Result<Vec<FolderEntry>> {
+        let entry = |entry: io::Result<fs::DirEntry>| {
+            let entry = entry?;
+            // A file that went meanwhile has no length; its name is still what the folder said.
+            let len = entry.metadata().map_or(0, |metadata| metadata.len());
+            Ok(FolderEntry { name: entry.file_name(), len })
+        };
+        fs::read_dir(folder)?.map(entry).collect()
+    }
+
+    /// Makes a file that must not exist yet, for reading and writing. Its name is durable after [`Env::sync_folder`].
+    fn create_new(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).create_new(true).open(path)
+    }
+
+    /// Makes a file, or empties the one that is there.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)
+    }
+
+    /// Opens a file for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(path)
+    }
+
+    /// Opens a file for reading only.
+    fn open_to_read(&self, path: &Path) -> io::Result<File> {
+        File::open(path)
+    }
+
+    /// Opens a file, makes it if need be, and locks it (`flock`) for as long as the file is open.
+    fn lock(&self, path: &Path) -> Result<File, TryLockError> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+        let file = file.map_err(TryLockError::Error)?;
+        file.try_lock()?;
+        Ok(file)
+    }
+
+    /// Gives a file another name in its folder, in one step; what had that name is gone.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    /// Removes a name. The file lives on while it is open or mapped.
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    /// Makes new, removed and renamed names in a folder survive a power loss.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()
+    }
+
+    /// The file's length, in bytes.
+    fn len(&self, file: &File) -> io::Result<u64> {
+        Ok(file.metadata()?.len())
+    }
+
+    /// Bytes that the file occupies on disk.
+    fn occupied(&self, file: &File) -> io::Result<u64> {
+        Ok(file.metadata()?.blocks() * 512)
+    }
+
+    /// Makes the file this long; what is new reads as zeros.
+    fn set_len(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
+    }
+
+    /// Fills `bytes` from the file.
+    fn read_at(&self, file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        file.read_exact_at(bytes, offset)
+    }
+
+    /// Writes all `bytes` to the file.
+    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(bytes, offset)
+    }
+
+    /// Where the last bytes that the file system knows of end, at most `len`; what follows is a hole and reads as zeros.
+    fn data_end(&self, file: &File, len: u64) -> u64 {
+        let mut end = 0;
+        while end < len {
+            match seek(file, end, libc::SEEK_DATA) {
+                Ok(data) => match seek(file, data, libc::SEEK_HOLE) {
+                    Ok(hole) => end = hole,
+                    Err(_) => return len,
+                },
+                Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return end,
+                Err(_) => return len,
+            }
+        }
+        len
+    }
+
+    /// Reserves blocks for `len` bytes of `file` from `offset`, so that writing there through a mapping cannot fail.
+    /// Nothing is written when there is no room.
+    fn allocate(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    }
+
+    /// Gives the blocks of a range back; it reads as zeros from then on. Callers may ignore that a file system cannot.
+    fn release(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        fallocate(file, libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE, offset, len)
+    }
+
+    /// Puts the file's bytes and its length on stable storage (`fdatasync`). After an error the engine acknowledges
+    /// nothing any more.
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    /// Maps the first `len` bytes of a file for reading and writing.
+    fn map(&self, file: &File, len: usize) -> io::Result<MmapRaw> {
+        MmapOptions::new().len(len).map_raw(file)
+    }
+
+    /// Maps a whole file for reading.
+    ///
+    /// # Safety
+    /// The file does not change while the mapping lives.
+    #[allow(unsafe_code)]
+    unsafe fn map_unchanging(&self, file: &File) -> io::Result<Mmap> {
+        // SAFETY: the caller's promise.
+        unsafe { Mmap::map(file) }
+    }
+
+    /// Room in the file system of `folder`.
+    fn space(&self, folder: &Path) -> io::Result<Space> {
+        space(folder)
+    }
+
+    /// The wall clock, in milliseconds since the Unix epoch: background work has to know what has expired.
+    fn now_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    }
+
+    /// A number that nobody can foretell.
+    fn random(&self) -> u64 {
+        RandomState::new().build_hasher().finish()
+    }
+}
+
+/// The machine that the process runs on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealEnv;
+
+impl Env for RealEnv {}
+
+/// A file or folder in a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FolderEntry {
+    /// Its name, without the folder's.
+    pub name: OsString,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+/// Room in a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What an unprivileged writer may still allocate.
+    pub free: u64,
+    /// The file system's size.
+    pub total: u64,
+}
+
+/// The whole content of a file.
+pub(crate) fn read(env: &dyn Env, path: &Path) -> io::Result<Vec<u8>> {
+    let file = env.open_to_read(path)?;
+    let mut bytes = vec![0; env.len(&file)? as usize];
+    env.read_at(&file, &mut bytes, 0)?;
+    Ok(bytes)
+}
+
+#[allow(unsafe_code)]
+fn seek(file: &File, offset: u64, whence: libc::c_int) -> io::Result<u64> {
+    // SAFETY: a plain system call on a descriptor that `file` keeps open.
+    let at = unsafe { libc::lseek(file.as_raw_fd(), offset as i64, whence) };
+    u64::try_from(at).map_err(|_| io::Error::last_os_error())
+}
+
+#[allow(unsafe_code)]
+fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+    loop {
+        // SAFETY: a plain system call on a descriptor that `file` keeps open.
+        let result = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as i64, len as i64) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn space(folder: &Path) -> io::Result<Space> {
+    let path = std::ffi::CString::new(folder.as_os_str().as_encoded_bytes())?;
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` is a C string and `stat` has room for the answer.
+    let result = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it filled the structure.
+    let stat = unsafe { stat.assume_init() };
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    Ok(Space { free: bytes(stat.f_bavail), total: bytes(stat.f_blocks) })
+}

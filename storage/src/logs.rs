@@ -1,0 +1,125 @@
+//! What each writer's log shares with the background threads, and the list of all logs.
+//!
+//! Invariants: positions only grow; everything below `durable` was synced.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use koltso_instrument::Mutex;
+
+use crate::indexed::{IndexedSegment, Tail};
+
+/// All logs, one for each writer that was ever made.
+pub(crate) struct Logs(Mutex<Vec<Arc<LogState>>>);
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self(Mutex::new(&"logs", Vec::new()))
+    }
+}
+
+impl Logs {
+    pub(crate) fn add(&self, log: Arc<LogState>) {
+        self.0.lock().push(log);
+    }
+
+    /// All at this moment.
+    pub(crate) fn all(&self) -> Vec<Arc<LogState>> {
+        self.0.lock().clone()
+    }
+}
+
+/// What a log shares with the background threads.
+pub(crate) struct LogState {
+    pub(crate) active: Mutex<Arc<IndexedSegment>>,
+    /// Made ahead, so that rolling costs nothing.
+    pub(crate) spare: Mutex<Option<Tail>>,
+    /// IndexedSegments with bytes that were not synced, oldest first; the active one is last.
+    unsynced: Mutex<Vec<Arc<IndexedSegment>>>,
+    /// Bytes appended since the store was opened.
+    pub(crate) appended: AtomicU64,
+    durable: AtomicU64,
+    /// Called the provisioning thread, and it has not answered yet.
+    pub(crate) nudged: AtomicBool,
+    /// This is compaction's log: it may use the reserve that keeps a full disk from staying full.
+    pub(crate) privileged: bool,
+    /// The writer is gone, so the active segment has no tail any more.
+    pub(crate) closed: AtomicBool,
+}
+
+impl LogState {
+    pub(crate) fn new(segment: &Arc<IndexedSegment>, privileged: bool) -> Self {
+        Self {
+            active: Mutex::new(&"active segment", segment.clone()),
+            spare: Mutex::new(&"spare segment", None),
+            unsynced: Mutex::new(&"unsynced segments", vec![segment.clone()]),
+            appended: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
+            nudged: AtomicBool::new(false),
+            privileged,
+            closed: AtomicBool::new(false),
+        }
+    }
+}
+
+/// What is to be on disk before a write is acknowledged in the mode "always": sync these files, then tell the writer.
+#[derive(Debug)]
+pub struct SyncBatch {
+    segments: Vec<Arc<IndexedSegment>>,
+    position: u64,
+}
+
+impl SyncBatch {
+    /// The position that is durable once all files are synced.
+    #[must_use]
+    pub const fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The files to sync (`fdatasync`), with an identifier that is never reused.
+    pub fn files(&self) -> impl Iterator<Item = (u64, &std::fs::File)> {
+        self.segments.iter().map(|segment| (segment.sequence, segment.file()))
+    }
+}
+
+impl LogState {
+    /// Bytes appended since the store was opened.
+    pub(crate) fn position(&self) -> u64 {
+        self.appended.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of these that are known to be on disk.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// What is to be synced so that everything appended so far is durable.
+    pub(crate) fn begin_sync(&self) -> SyncBatch {
+        // The order matters: what was appended before this line lies in segments that the next line lists.
+        let position = self.appended.load(Ordering::Acquire);
+        SyncBatch { segments: self.unsynced.lock().clone(), position }
+    }
+
+    /// All files of the batch are on disk.
+    pub(crate) fn complete_sync(&self, batch: &SyncBatch) {
+        let mut unsynced = self.unsynced.lock();
+        // Each but the last had been rolled before the batch began, so nothing was added to it since.
+        for done in batch.segments.iter().rev().skip(1) {
+            unsynced.retain(|segment| !Arc::ptr_eq(segment, done));
+        }
+        self.durable.fetch_max(batch.position, Ordering::AcqRel);
+    }
+}
+
+impl LogState {
+    /// A segment was synced after it had been rolled: no sync of the log has to do that again.
+    pub(crate) fn was_synced(&self, segment: &Arc<IndexedSegment>) {
+        self.unsynced.lock().retain(|other| !Arc::ptr_eq(other, segment));
+    }
+
+    /// Takes over a new segment as the active one.
+    pub(crate) fn goes_on_in(&self, segment: &Arc<IndexedSegment>) {
+        self.unsynced.lock().push(segment.clone());
+        *self.active.lock() = segment.clone();
+    }
+}

@@ -1,0 +1,113 @@
+//! What a reader gets: nothing, a value that was verified where it lies, or a large one that is pinned and to be verified.
+
+use std::sync::Arc;
+
+use koltso_model::Version;
+
+use crate::damage::DamageLog;
+use crate::index::Locked;
+use crate::indexed::IndexedSegment;
+use crate::record::Record;
+
+/// Values up to this many bytes are read where they lie, under the stripe's lock; larger ones are pinned.
+pub const INLINE_MAX: usize = 16 << 10;
+/// What a look-up found.
+#[derive(Debug)]
+pub enum Lookup<'a> {
+    /// No value: never written, deleted or expired. The version of the tombstone or expired record, if there is one.
+    Absent(Option<Version>),
+    /// The only record of the key is damaged. It was reported and is not served.
+    Damaged,
+    /// The newest version and its value.
+    Found(Version, Value<'a>),
+}
+
+/// A value that was found.
+#[derive(Debug)]
+pub enum Value<'a> {
+    /// A small one, verified.
+    Inline(&'a [u8]),
+    /// A large one, pinned and not verified yet.
+    Large(Unverified),
+}
+
+impl Value<'_> {
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Inline(bytes) => bytes.len(),
+            Self::Large(pin) => pin.0.len as usize,
+        }
+    }
+
+    /// Whether it has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A large value of which nobody has compared the checksum. [`Unverified::verify`] is its only exit.
+pub struct Unverified(Pinned, Arc<DamageLog>);
+
+impl std::fmt::Debug for Unverified {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Unverified").field(&self.0).finish()
+    }
+}
+
+impl Unverified {
+    /// Compares the checksum (about 0.1 ms a megabyte; hold no lock). `None` if the value is damaged, which is reported.
+    #[must_use]
+    pub fn verify(self) -> Option<Pinned> {
+        let Self(pin, damage) = self;
+        let intact = pin.segment.record(pin.record).is_ok_and(|record| record.value_intact());
+        if !intact {
+            damage.found(&pin.segment, pin.record);
+            return None;
+        }
+        Some(pin)
+    }
+}
+
+/// A value in the log that stays where it is while this exists, also when compaction has moved on.
+#[derive(Debug)]
+pub struct Pinned {
+    segment: Arc<IndexedSegment>,
+    record: u32,
+    start: u32,
+    len: u32,
+}
+
+impl AsRef<[u8]> for Pinned {
+    fn as_ref(&self) -> &[u8] {
+        &self.segment.tail_bytes(self.start)[..self.len as usize]
+    }
+}
+
+/// What a reader at `now_ms` gets from a record that the index names. The lock of its stripe is held.
+#[inline]
+pub(crate) fn lookup<'a>(
+    damage: &Arc<DamageLog>,
+    segment: &'a IndexedSegment,
+    offset: u32,
+    record: &Record<'a>,
+    now_ms: u64,
+) -> Lookup<'a> {
+    let version = record.version();
+    if record.is_absent(now_ms) {
+        return Lookup::Absent(Some(version));
+    }
+    let value = record.value();
+    if value.len() > INLINE_MAX {
+        let start = offset + record.value_start() as u32;
+        let pin = Pinned { segment: Locked::pin(segment), record: offset, start, len: value.len() as u32 };
+        return Lookup::Found(version, Value::Large(Unverified(pin, damage.clone())));
+    }
+    if !record.value_intact() {
+        damage.found(segment, offset);
+        return Lookup::Damaged;
+    }
+    Lookup::Found(version, Value::Inline(value))
+}

@@ -1,0 +1,99 @@
+//! The parts of the engine, which all its threads share. Each part has its own file, its own state and its own methods;
+//! here is only what takes several of them.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::damage::DamageLog;
+use crate::env::Env;
+use crate::folder::Folder;
+use crate::health::Health;
+use crate::index::Index;
+use crate::indexed::{IndexedSegment, Tail};
+use crate::logs::Logs;
+use crate::options::{Options, SyncMode};
+use crate::retention::Retention;
+use crate::room::{Need, Room};
+use crate::seal_queue::SealQueue;
+use crate::segment::SLICE;
+use crate::segments::{Place, Segments};
+use crate::stats::{Counters, Stats};
+use crate::threads::Threads;
+
+/// See the module.
+pub(crate) struct Parts {
+    pub(crate) options: Options,
+    pub(crate) folder: Folder,
+    pub(crate) index: Index,
+    pub(crate) segments: Segments,
+    pub(crate) logs: Logs,
+    pub(crate) seal_queue: SealQueue,
+    pub(crate) damage: Arc<DamageLog>,
+    pub(crate) counters: Counters,
+    pub(crate) health: Health,
+    pub(crate) room: Room,
+    pub(crate) retention: Retention,
+    pub(crate) threads: Threads,
+}
+
+impl Parts {
+    /// The outside world.
+    #[inline]
+    pub(crate) fn env(&self) -> &dyn Env {
+        &*self.options.env
+    }
+
+    /// Whether names in the folder have to survive a power loss.
+    pub(crate) fn keeps_names(&self) -> bool {
+        self.options.sync != SyncMode::Os
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { env: self.env(), folder: &self.folder, index: &self.index }
+    }
+
+    /// Whether `bytes` more may be allocated; `StorageFull` if not.
+    pub(crate) fn ask_for_room(&self, bytes: u64, need: Need) -> io::Result<()> {
+        self.room.ask(self.env(), self.folder.path(), bytes, need)
+    }
+
+    /// A new, installed segment whose name is durable.
+    pub(crate) fn create_segment(&self, need: Need) -> io::Result<Tail> {
+        self.ask_for_room(u64::from(SLICE), need)?;
+        self.segments.create(&self.place(), self.options.segment_size, self.keeps_names())
+    }
+
+    /// Gives a segment back that no index entry names.
+    pub(crate) fn retire(&self, segment: &Arc<IndexedSegment>) {
+        self.segments.retire(&self.place(), segment);
+    }
+
+    /// Takes a rolled segment for sealing. Its tail ends here, so nobody writes to it any more.
+    pub(crate) fn hand_to_sealing(&self, tail: Tail) {
+        self.seal_queue.push(tail.segment().clone());
+        drop(tail);
+        self.threads.wake_sealing();
+    }
+
+    /// Figures of all parts. Walks all stripes and segments.
+    pub(crate) fn stats(&self) -> Stats {
+        let (entries, tombstones) = self.index.counts();
+        let mut stats = Stats {
+            records: entries.saturating_sub(tombstones),
+            tombstones,
+            damaged_records: self.damage.count(),
+            disk_full: self.room.is_full(),
+            ..Stats::default()
+        };
+        self.counters.copy_to(&mut stats);
+        self.health.copy_to(&mut stats);
+        for segment in self.segments.all() {
+            stats.segments += 1;
+            stats.live_bytes += segment.live();
+            stats.dead_bytes += segment.dead_bytes();
+            stats.disk_bytes += segment.disk_bytes(self.env());
+        }
+        stats.appended_bytes = self.logs.all().iter().filter(|log| !log.privileged).map(|log| log.position()).sum();
+        stats
+    }
+}

@@ -1,0 +1,32 @@
+//! How long a record is kept that only says "absent".
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::record::Record;
+
+/// Tombstones and expired records are kept for the grace time, and beyond it while somebody may still bring older versions.
+pub(crate) struct Retention {
+    grace: Duration,
+    kept: AtomicBool,
+}
+
+impl Retention {
+    pub(crate) const fn new(grace: Duration) -> Self {
+        Self { grace, kept: AtomicBool::new(false) }
+    }
+
+    /// See [`crate::Store::keep_tombstones`].
+    pub(crate) fn keep(&self, keep: bool) {
+        self.kept.store(keep, Ordering::Relaxed);
+    }
+
+    /// Whether a record only says "absent", and that for longer than it has to.
+    pub(crate) fn is_over(&self, record: &Record<'_>, now_ms: u64) -> bool {
+        if self.kept.load(Ordering::Relaxed) {
+            return false;
+        }
+        let grace = self.grace.as_millis() as u64;
+        record.absent_since_ms(now_ms).is_some_and(|since| since.saturating_add(grace) <= now_ms)
+    }
+}

@@ -1,0 +1,72 @@
+//! Room on the disk: who may still have how much of it, and where segments are rolled on a small one.
+//!
+//! A reserve is kept so that a full disk can be emptied: half of it for deletes, half for compaction.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::env::{Env, Space};
+
+/// The least at which a segment is rolled, unless it is smaller itself.
+const ROLL_MIN: u64 = 1 << 20;
+
+/// Who asks for room. On a full disk the order is: no values any more, then no deletes any more, and compaction last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    Value,
+    Tombstone,
+    Compaction,
+}
+
+/// See the module.
+pub(crate) struct Room {
+    /// A segment is rolled here: its size, or less on a small file system.
+    roll_at: u64,
+    /// Free bytes that are kept.
+    reserve: u64,
+    full: AtomicBool,
+}
+
+impl Room {
+    /// For a file system with this space and segments of this size.
+    pub(crate) fn new(space: Space, segment_size: u32) -> Self {
+        Self {
+            roll_at: (space.total / 64).max(ROLL_MIN).min(u64::from(segment_size)),
+            reserve: (space.total / 16).min(u64::from(segment_size)),
+            full: AtomicBool::new(false),
+        }
+    }
+
+    /// Where a segment is rolled, in bytes.
+    #[inline]
+    pub(crate) const fn roll_at(&self) -> u64 {
+        self.roll_at
+    }
+
+    /// Whether values were refused when room was asked for last.
+    #[inline]
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// Whether `bytes` more may be allocated; `StorageFull` if not.
+    pub(crate) fn ask(&self, env: &dyn Env, folder: &Path, bytes: u64, need: Need) -> io::Result<()> {
+        let space = env.space(folder)?;
+        let reserve = match need {
+            Need::Value => self.reserve,
+            Need::Tombstone => self.reserve / 2,
+            Need::Compaction => 0,
+        };
+        if space.free < bytes + reserve {
+            if need == Need::Value && !self.full.swap(true, Ordering::Relaxed) {
+                tracing::error!("the disk is full ({} bytes free): writes are refused until there is room", space.free);
+            }
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if need == Need::Value && self.full.swap(false, Ordering::Relaxed) {
+            tracing::info!("there is room on the disk again ({} bytes free): writes are accepted", space.free);
+        }
+        Ok(())
+    }
+}

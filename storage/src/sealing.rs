@@ -1,0 +1,98 @@
+//! The sealing thread: sorts what was written, and gives rolled segments their sidecars.
+//!
+//! Invariant: a sidecar is written only after its segment was synced, and never after a sync failed.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use koltso_instrument::waiting;
+
+use crate::indexed::IndexedSegment;
+use crate::parts::Parts;
+use crate::sidecar::Sidecar;
+use crate::threads::TICK;
+
+/// After this long without sorting, the memory that sorting took is given back.
+const QUIET: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(parts: &Parts) {
+    // Since when there has been nothing to sort, after there was.
+    let mut quiet_since: Option<Instant> = None;
+    while !parts.threads.is_closing() {
+        // Not in the head of the loop, or the lock would be held until its end, and the provisioning thread wait for the sorting.
+        let logs = parts.logs.all();
+        for log in logs {
+            // Compaction's log is kept sorted to its end, so that it can tell which keys it does not have.
+            let segment = log.active.lock().clone();
+            if segment.order.extend(&segment, log.privileged) {
+                quiet_since = Some(Instant::now());
+            }
+        }
+        let next = parts.seal_queue.first();
+        if let Some(segment) = next {
+            match seal(parts, &segment) {
+                Ok(()) => parts.seal_queue.remove(&segment),
+                Err(e) => {
+                    // It stays as it is, sorted in memory; a full disk gets better.
+                    tracing::warn!("a segment cannot be sealed yet: {e}");
+                    parts.threads.pause(Duration::from_secs(1));
+                }
+            }
+            continue;
+        }
+        if quiet_since.is_some_and(|since| since.elapsed() >= QUIET) {
+            quiet_since = None;
+            (parts.options.memory_freed)();
+        }
+        thread::park_timeout(TICK);
+    }
+}
+
+/// Sorts, syncs and writes the sidecar of a segment that has no tail any more.
+fn seal(parts: &Parts, segment: &Arc<IndexedSegment>) -> io::Result<()> {
+    segment.order.extend(segment, true);
+    let run = segment.order.finish(segment);
+    // Not to be tried again: after a failed sync the kernel may have dropped the pages, and the next one succeeds.
+    waiting(&"sync of a sealed segment", || segment.sync(parts.env())).inspect_err(|e| parts.health.fail(e))?;
+    parts.health.check()?;
+    for log in parts.logs.all() {
+        log.was_synced(segment);
+    }
+    Sidecar::write(parts.env(), parts.folder.path(), segment, &run, segment.order.damaged())?;
+    let Some(sidecar) = Sidecar::open(parts.env(), parts.folder.path(), segment) else {
+        return Err(io::Error::other("the sidecar that was just written cannot be read back"));
+    };
+    segment.attach(sidecar);
+    segment.order.clear();
+    drop(run);
+    (parts.options.memory_freed)();
+    segment.release_rest(parts.env());
+    Ok(())
+}
+
+/// Seals every open segment, at the end. What a writer that was not dropped still holds stays as after a crash.
+pub(crate) fn seal_everything(parts: &Parts) -> io::Result<()> {
+    let mut held = Vec::new();
+    for log in parts.logs.all() {
+        if log.closed.load(Ordering::Acquire) {
+            drop(log.spare.lock().take());
+        } else {
+            tracing::warn!("the store closes while a writer is left: its segment is read through at the next start");
+            held.push(log.active.lock().clone());
+            held.extend(log.spare.lock().as_ref().map(|tail| tail.segment().clone()));
+        }
+    }
+    let mut open = parts.segments.all();
+    open.retain(|s| s.sidecar().is_none() && !held.iter().any(|h| Arc::ptr_eq(h, s)));
+    for segment in open {
+        if segment.used_bytes() == 0 {
+            let _ = segment.unlink(parts.env());
+        } else {
+            seal(parts, &segment)?;
+        }
+    }
+    parts.folder.sync(parts.env())
+}

@@ -1,0 +1,91 @@
+//! The set of segments: which there are, which sequence and slot the next one gets, how one is made and given back.
+//!
+//! Invariants: a sequence is never used twice in the life of a folder; a slot holds one segment at a time.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use koltso_instrument::Mutex;
+
+use crate::entry::SLOTS;
+use crate::env::Env;
+use crate::folder::Folder;
+use crate::index::Index;
+use crate::indexed::{IndexedSegment, Tail};
+use crate::segment::Segment;
+
+/// See the module.
+pub(crate) struct Segments {
+    /// By sequence. Changed when one is made or given back.
+    all: Mutex<Vec<Arc<IndexedSegment>>>,
+    next_sequence: AtomicU64,
+    free_slots: Mutex<Vec<u32>>,
+}
+
+/// Where segments are made.
+pub(crate) struct Place<'a> {
+    pub(crate) env: &'a dyn Env,
+    pub(crate) folder: &'a Folder,
+    pub(crate) index: &'a Index,
+}
+
+impl Segments {
+    /// Those that recovery found and installed.
+    pub(crate) fn new(found: Vec<Arc<IndexedSegment>>, next_sequence: u64) -> Self {
+        let taken: HashSet<u32> = found.iter().map(|segment| segment.slot).collect();
+        let free_slots = (0..SLOTS as u32).rev().filter(|slot| !taken.contains(slot)).collect();
+        Self {
+            all: Mutex::new(&"segments", found),
+            next_sequence: AtomicU64::new(next_sequence),
+            free_slots: Mutex::new(&"free segment slots", free_slots),
+        }
+    }
+
+    /// All at this moment, by sequence.
+    pub(crate) fn all(&self) -> Vec<Arc<IndexedSegment>> {
+        self.all.lock().clone()
+    }
+
+    /// The sequence of the newest segment, 0 without any.
+    pub(crate) fn newest(&self) -> u64 {
+        self.all.lock().iter().map(|segment| segment.sequence).max().unwrap_or(0)
+    }
+
+    /// A new, installed segment of `size` bytes; with `durable_name`, its name survives a power loss.
+    pub(crate) fn create(&self, place: &Place<'_>, size: u32, durable_name: bool) -> io::Result<Tail> {
+        let Some(slot) = self.free_slots.lock().pop() else {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "all segment slots are taken"));
+        };
+        let made = self.make(place, size, durable_name).map(|segment| Arc::new(IndexedSegment::new(segment, slot)));
+        let segment = made.inspect_err(|_| self.free_slots.lock().push(slot))?;
+        place.index.install(segment.clone());
+        self.all.lock().push(segment.clone());
+        Ok(Tail::new(segment))
+    }
+
+    fn make(&self, place: &Place<'_>, size: u32, durable_name: bool) -> io::Result<Segment> {
+        let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
+        // Differs between segments and between lives of a folder, so that bytes of one never pass as another's.
+        let salt = place.env.random() as u32;
+        let segment = Segment::create(place.env, place.folder.path(), sequence, salt, size)?;
+        if durable_name {
+            place.folder.sync(place.env).inspect_err(|_| {
+                let _ = segment.unlink(place.env);
+            })?;
+        }
+        Ok(segment)
+    }
+
+    /// Gives a segment back that no index entry names.
+    pub(crate) fn retire(&self, place: &Place<'_>, segment: &Arc<IndexedSegment>) {
+        let retired = place.index.retire(segment.slot);
+        assert!(Arc::ptr_eq(&retired, segment));
+        self.all.lock().retain(|other| !Arc::ptr_eq(other, segment));
+        if let Err(e) = segment.unlink(place.env) {
+            tracing::warn!("a compacted segment cannot be removed, it will be found again at the next start: {e}");
+        }
+        self.free_slots.lock().push(segment.slot);
+    }
+}

@@ -1,0 +1,95 @@
+//! The engine's own threads: started, called, and stopped together. What they do is in the modules that start them.
+//!
+//! None is pinned (a thread inherits its maker's affinity: open the store from an unpinned thread). They stop within about
+//! 100 ms of being asked.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::Duration;
+
+use koltso_instrument::Mutex;
+
+use crate::schedule;
+
+/// How often the threads look without being called.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
+
+/// See the module.
+pub(crate) struct Threads {
+    closing: AtomicBool,
+    joins: Mutex<Vec<JoinHandle<()>>>,
+    provision: Mutex<Option<Thread>>,
+    seal: Mutex<Option<Thread>>,
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Self {
+            closing: AtomicBool::new(false),
+            joins: Mutex::new(&"storage threads", Vec::new()),
+            provision: Mutex::new(&"provisioning thread", None),
+            seal: Mutex::new(&"sealing thread", None),
+        }
+    }
+}
+
+impl Threads {
+    /// Starts a thread; a nice one gives way to all others.
+    pub(crate) fn spawn(&self, name: &str, nice: bool, body: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
+        let join = thread::Builder::new().name(format!("koltso-{name}")).spawn(move || {
+            if nice {
+                schedule::be_nice();
+            }
+            body();
+        })?;
+        let thread = join.thread().clone();
+        self.joins.lock().push(join);
+        Ok(thread)
+    }
+
+    /// Says whom [`Threads::wake_provisioning`] calls.
+    pub(crate) fn provisions(&self, thread: Thread) {
+        *self.provision.lock() = Some(thread);
+    }
+
+    /// Says whom [`Threads::wake_sealing`] calls.
+    pub(crate) fn seals(&self, thread: Thread) {
+        *self.seal.lock() = Some(thread);
+    }
+
+    pub(crate) fn wake_provisioning(&self) {
+        if let Some(thread) = &*self.provision.lock() {
+            thread.unpark();
+        }
+    }
+
+    pub(crate) fn wake_sealing(&self) {
+        if let Some(thread) = &*self.seal.lock() {
+            thread.unpark();
+        }
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Relaxed)
+    }
+
+    /// Waits a while, or less if the store closes.
+    pub(crate) fn pause(&self, mut time: Duration) {
+        while !time.is_zero() && !self.is_closing() {
+            let step = time.min(TICK);
+            thread::park_timeout(step);
+            time -= step;
+        }
+    }
+
+    /// Stops all threads. More than once is fine.
+    pub(crate) fn stop(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        for join in self.joins.lock().drain(..) {
+            join.thread().unpark();
+            // In the server a panic ends the process; elsewhere it must not pass unnoticed.
+            assert!(join.join().is_ok() || thread::panicking(), "a storage thread had panicked");
+        }
+    }
+}
