@@ -1,9 +1,11 @@
-//! A client's request on a data core, whatever protocol it came by: done by this core's replica alone where that is enough, and
-//! by the core's coordinator where other nodes have a say.
+//! Takes a client's request, whatever protocol it came by, to where it is done: to this core's
+//! replica where that is enough, and to the core's coordinator where other nodes have a say.
 //!
-//! This node alone is enough for everything where it is the only node, for a read with `ack=1` of a key that it keeps, and for a
-//! write with `from=1` of its own key. Owner: one core. A front turns bytes into a [`ClientRequest`] and an [`Answer`] back
-//! into bytes; it knows nothing of replicas.
+//! This node is enough by itself when it is the only node, for a read with `ack=1` of a key that it
+//! keeps, and for a write with `from=1` of such a key. A front turns bytes into a
+//! [`ClientRequest`] and an [`Answer`] back into bytes; it knows nothing of replicas.
+//!
+//! Owner: one core. Tested through the fronts, in `tests/`.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -21,26 +23,26 @@ use crate::node::replica::{Contents, Executed, Later, Replica};
 
 /// What a client wants done with a key.
 pub enum Action<'a> {
-    /// To know what is there.
+    /// Read the value, or only what is known about it.
     Read(Want),
-    /// A value stored.
+    /// Store a value.
     Put {
-        /// The value.
+        /// The value, which the server has already compared with `--max-value`.
         value: Contents<'a>,
-        /// After so many milliseconds the key is absent.
+        /// The key is absent again this many milliseconds after the write was accepted.
         ttl_ms: Option<u64>,
     },
-    /// The key forgotten.
+    /// Delete the key.
     Delete,
 }
 
 /// A request of a client.
 pub struct ClientRequest<'a> {
-    /// Of which key.
+    /// The key that it is about.
     pub key: Key<&'a [u8]>,
     /// How many replicas have to answer, of how many.
     pub quorum: Quorum,
-    /// What for.
+    /// What is to be done with the key.
     pub action: Action<'a>,
 }
 
@@ -48,12 +50,12 @@ pub struct ClientRequest<'a> {
 pub struct Answer<B> {
     /// The outcome, or why too few replicas answered.
     pub result: Result<Outcome<B>, Shortage>,
-    /// In a cluster: how many replicas answered, of how many that were asked.
+    /// How many replicas answered, of how many that were asked; `None` where there is no cluster.
     pub replicas: Option<(u32, u32)>,
 }
 
 impl Answer<Bytes> {
-    /// As an answer that is there at once has it.
+    /// The same answer in the type of one that is there at once.
     pub fn shared(self) -> Answer<Contents<'static>> {
         let Self { result, replicas } = self;
         Answer { result: result.map(|outcome| outcome.map(Contents::Shared)), replicas }
@@ -62,9 +64,9 @@ impl Answer<Bytes> {
 
 /// Whether an answer is there.
 pub enum Dispatched<R> {
-    /// It was, and this was made of it.
+    /// The answer was there, and the caller's closure made this of it.
     Now(R),
-    /// It will be.
+    /// The answer comes with this future.
     Later(LaterAnswer),
 }
 
@@ -72,7 +74,7 @@ pub enum Dispatched<R> {
 pub struct LaterAnswer(Source);
 
 enum Source {
-    /// Of this node alone; what the answer says of replicas.
+    /// This node answers alone; the second field becomes [`Answer::replicas`].
     Alone(Later, Option<(u32, u32)>),
     Coordinated(Ticket),
 }
@@ -91,29 +93,30 @@ impl Future for LaterAnswer {
     }
 }
 
-/// Where a core takes the requests of its clients.
+/// Takes the requests of one core's clients to where they are done.
 pub struct Dispatch {
     node: Arc<Node>,
     replica: Rc<Replica>,
-    /// In a cluster of more than one node.
+    /// The core's part in the cluster; `None` on a single node.
     cluster: Option<Rc<member::Core>>,
     /// This node's number in versions.
     number: u16,
 }
 
 impl Dispatch {
-    /// Of a core that has its writer, and its part in the cluster.
+    /// Makes the dispatcher of a core that has taken its writer and joined its cluster.
     pub fn new(node: Arc<Node>, replica: Rc<Replica>, cluster: Option<Rc<member::Core>>) -> Self {
         let number = node.cluster.as_ref().map_or(0, |cluster| cluster.number());
         Self { node, replica, cluster, number }
     }
 
-    /// This core's replica.
+    /// The core's own replica.
     pub const fn replica(&self) -> &Rc<Replica> {
         &self.replica
     }
 
-    /// Ends the core's part in the cluster and lets go of the writer. No request comes any more.
+    /// Ends the core's part in the cluster and lets go of the writer. The caller sends no more
+    /// requests.
     pub async fn close(&self) {
         if let Some(cluster) = &self.cluster {
             cluster.close().await;
@@ -121,8 +124,8 @@ impl Dispatch {
         self.replica.close();
     }
 
-    /// Does what a client asks. `then` is given the answer if that is there at once; it is short, since it may run under the
-    /// lock of the key's stripe.
+    /// Does what a client asks. `then` is given the answer if that is there at once; it must be
+    /// short, since it may run under the lock of the key's stripe.
     ///
     /// # Errors
     /// [`Full`] if too many replicated operations are in flight on this core; nothing was done.
@@ -137,7 +140,8 @@ impl Dispatch {
             Action::Read(want) => self.read(key, quorum, want, then),
             Action::Put { value, ttl_ms } => {
                 let now = now_wall();
-                // The millisecond of the acceptance has begun already: the next one is the first that has the whole time.
+                // The millisecond of the acceptance has already begun: only from the next one on has the
+                // key its whole time.
                 let expires_at_ms = ttl_ms.map_or(0, |ttl| now.ms() + 1 + ttl);
                 self.write(key, quorum, value, (expires_at_ms, Flags::new(quorum.from())), now, then)
             }
@@ -163,7 +167,7 @@ impl Dispatch {
         if cluster.is_none_or(is_enough) {
             let replicas = cluster.map(|_| (1, 1));
             let executed = self.replica.execute(&Operation::Read { key, want }, now_ms(), |outcome| match outcome {
-                // Another replica may have it intact.
+                // Another replica may have an intact copy.
                 Outcome::Damaged if cluster.is_some() => None,
                 outcome => Some(finish(Answer { result: Ok(outcome), replicas })),
             });
@@ -226,7 +230,7 @@ fn submitted<R>(submitted: Submitted, then: impl FnOnce(Answer<Contents<'_>>) ->
     }
 }
 
-/// What a coordinator answered.
+/// A coordinator's answer as an [`Answer`].
 fn coordinated(answer: coordinator::Answer) -> Answer<Bytes> {
     let result = match answer.result {
         Err(shortage) if shortage.busy => Ok(Outcome::Refused(Refused::Busy)),

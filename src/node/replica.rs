@@ -1,11 +1,12 @@
 //! A core's replica: the one place where an operation is done in this node's own store.
 //!
-//! Clients' requests that this node can answer alone, the core's coordinator and the peers that coordinate all come through
-//! [`Replica::execute`]. The outcome is there at once, or later: in the mode "always" a write is confirmed after the core's
-//! next sync of its log.
+//! Clients' requests that this node can answer alone, the core's coordinator and the peers that
+//! coordinate all come through [`Replica::execute`]. The outcome is there at once, or later: in the
+//! mode "always" a write is confirmed after the core's next sync of its log.
 //!
-//! Owner: one core. After [`Replica::close`] nothing is written. Invariant: a value is given out only after its checksum was
-//! compared; small ones are compared under the lock of the key's stripe, large ones outside of any lock.
+//! Owner: one core. After [`Replica::close`] nothing is written. Invariant: a value is given out
+//! only after its checksum was compared, a small value's under the lock of the key's stripe and a
+//! large value's outside of any lock.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -24,21 +25,21 @@ pub struct Replica {
     store: Arc<Store>,
     /// `None` once the core has drained.
     writer: SharedWriter,
-    /// In the mode "always".
+    /// The core's group commit; `None` except in the mode "always".
     commit: Option<Rc<Commit>>,
 }
 
-/// Bytes that a read found: where they lie in the log while the stripe is locked, or kept beyond that.
+/// Bytes that a read found.
 #[derive(Debug)]
 pub enum Contents<'a> {
-    /// Valid only as long as the call that gave them.
+    /// Bytes that lie in the log, valid only during the call that passes them on.
     Borrowed(&'a [u8]),
-    /// Valid as long as they are held.
+    /// Bytes that are valid as long as somebody holds them.
     Shared(Bytes),
 }
 
 impl Contents<'_> {
-    /// Bytes that may be kept; copied if they were only borrowed.
+    /// The bytes as ones that may be kept. Borrowed bytes are copied.
     pub fn into_bytes(self) -> Bytes {
         match self {
             Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
@@ -58,13 +59,13 @@ impl AsRef<[u8]> for Contents<'_> {
 
 /// What became of an operation.
 pub enum Executed<R> {
-    /// It is done, and this came of it.
+    /// The operation is done, and the caller's closure made this of its outcome.
     Now(R),
-    /// It is done, and may be confirmed only when this future says so.
+    /// The operation is done, but its outcome must be told to nobody before this future has it.
     Later(Later),
 }
 
-/// An outcome that waits for the disk.
+/// A future of an outcome that waits for the disk.
 pub struct Later {
     outcome: Outcome<Bytes>,
     durable: Durable,
@@ -81,7 +82,7 @@ impl Future for Later {
     }
 }
 
-/// What a failed write is to whoever asked for it.
+/// The refusal that a replica answers with when the store could not do a write.
 const fn refused(error: &WriteError) -> Refused {
     match error {
         WriteError::DiskFull => Refused::DiskFull,
@@ -110,8 +111,8 @@ impl Replica {
         &self.store
     }
 
-    /// Does an operation. `then` is given the outcome if that is there at once; it is short, since it may run under the lock
-    /// of the key's stripe.
+    /// Does an operation. `then` is given the outcome if that is there at once; it must be short,
+    /// since it may run under the lock of the key's stripe.
     #[inline]
     pub fn execute<R>(
         &self,
@@ -128,14 +129,13 @@ impl Replica {
         }
     }
 
-    /// Reads a key.
     #[inline]
     fn read<R>(&self, key: &Key<&[u8]>, want: Want, now_ms: u64, then: impl FnOnce(Outcome<Contents<'_>>) -> R) -> R {
         enum Read<R> {
             Done(R),
             Large(Version, u64, Unverified),
         }
-        // Called in exactly one of the two places below, the second one without the lock.
+        // One of the two places below calls it: the first under the stripe's lock, the second without.
         let mut then = Some(then);
         let mut finish = |outcome: Outcome<Contents<'_>>| then.take().expect("an outcome is given once")(outcome);
         let flags = Flags::new(1);
@@ -171,7 +171,7 @@ impl Replica {
         }
     }
 
-    /// Appends a record and publishes it. What comes of it is not confirmed yet, see [`Replica::confirm`].
+    /// Appends a record and publishes it. The outcome may be told only after [`Replica::confirm`].
     #[inline]
     pub fn write(&self, record: &Record<&[u8]>) -> Outcome<Bytes> {
         let mut writer = self.writer.borrow_mut();
@@ -191,8 +191,9 @@ impl Replica {
         }
     }
 
-    /// Confirms what [`Replica::write`] did: at once, or in the mode "always" when it is on disk. That goes for a record that
-    /// lost, too, since it counts as a confirmation: the one that won may be in another core's log, and not synced yet.
+    /// Confirms what [`Replica::write`] did: at once, or in the mode "always" when it is on disk.
+    /// A superseded record waits, too, since its outcome counts as a confirmation: the record that
+    /// won may be in another core's log, which is not synced yet.
     #[inline]
     pub fn confirm(&self, outcome: Outcome<Bytes>) -> Executed<Outcome<Bytes>> {
         match self.durable() {
@@ -201,11 +202,12 @@ impl Replica {
         }
     }
 
-    /// In the mode "always": until everything written so far is on disk.
+    /// A future that is ready when everything written so far is on disk; `None` except in the mode
+    /// "always".
     #[inline]
     pub fn durable(&self) -> Option<Durable> {
         let commit = self.commit.as_ref()?;
-        // Without a writer nothing was written that could wait.
+        // Without a writer nothing was written that would have to be waited for.
         let position = self.writer.borrow().as_ref().map_or(0, Writer::position);
         Some(commit.durable(position))
     }

@@ -1,6 +1,7 @@
-//! What came of a request, as HTTP: the one place where an outcome becomes a status code, a head and a body.
+//! The one place where the outcome of a client's request becomes a status code, a head and a body.
 //!
-//! It serves both ways that an answer takes: at once, into the connection's output, or later, from a future.
+//! It serves answers that are there at once, which go into the connection's output, as well as those
+//! that come later, from a future.
 
 use koltso_cluster::coordinator::Shortage;
 use koltso_model::{Outcome, Refused, Version};
@@ -15,20 +16,20 @@ use crate::node::replica::Contents;
 /// Shared values up to this many bytes are copied behind the head; larger ones follow it uncopied.
 const COPY_MAX: usize = 4 << 10;
 
-/// What has to be known of a request to answer it.
+/// What an answer depends on beside the outcome.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
-    /// How its answer is framed.
+    /// How the answer is framed.
     pub context: ReplyContext,
-    /// What it is.
+    /// The kind of request, which decides the status code of success and what metrics count.
     pub kind: RequestKind,
-    /// `If-None-Match`, if there was one.
+    /// The request's `If-None-Match`.
     pub if_none_match: Option<&'a [u8]>,
-    /// The cluster, if there is one, to name its nodes.
+    /// The cluster whose nodes an error names; `None` on a single node.
     pub cluster: Option<&'a Cluster>,
 }
 
-/// The strong tag of a version, with its quotes.
+/// The strong entity tag of a version, with its quotes.
 pub fn etag(version: Version) -> [u8; 23] {
     let mut tag = *b"\"0000000000000000-0000\"";
     let hex = |slot: &mut [u8], mut number: u64| {
@@ -42,7 +43,7 @@ pub fn etag(version: Version) -> [u8; 23] {
     tag
 }
 
-/// Whether `If-None-Match` names the tag. Weak comparison, RFC 9110 section 13.1.2.
+/// Whether `If-None-Match` names the tag, by weak comparison (RFC 9110 section 13.1.2).
 fn matches(if_none_match: Option<&[u8]>, etag: &[u8]) -> bool {
     let Some(list) = if_none_match else {
         return false;
@@ -54,7 +55,8 @@ fn matches(if_none_match: Option<&[u8]>, etag: &[u8]) -> bool {
 }
 
 impl Asked<'_> {
-    /// Writes the head, and the body unless it is large, to the end of `out`. A large body is returned.
+    /// Writes the head, and the body unless that is large, to the end of `out`. A large body is
+    /// returned, to be sent uncopied.
     #[inline]
     pub fn answer(mut self, answer: Answer<Contents<'_>>, out: &mut Vec<u8>) -> Answered {
         if let Some((answered, asked)) = answer.replicas {
@@ -132,7 +134,7 @@ impl Asked<'_> {
 
     #[cold]
     fn shortage(&self, shortage: &Shortage, answered: u32, out: &mut Vec<u8>) -> Answered {
-        // A full disk can keep a read from repairing, too; but it is no write that could be told to come back.
+        // A full disk can also keep a read from repairing a replica, but a reader cannot free space.
         let is_write = matches!(self.kind, RequestKind::Put | RequestKind::Delete);
         let status = if shortage.disk_full && is_write { 507 } else { 504 };
         let name = |node| self.cluster.map_or("a replica", |cluster| cluster.topology.name(node));

@@ -1,43 +1,43 @@
-//! What a request's query asks for: parsed once, before the body, into values that are in range.
+//! Parses what a request's query asks for, once, into values that are in range.
 
 use std::borrow::Cow;
 
 use koltso_model::{KEY_MAX, NODES_MAX, Quorum};
 use koltso_net::http::{Head, Method, query};
 
-/// Expiry is 48 bits of milliseconds in the log.
+/// The longest `ttl`, in milliseconds: the log has 48 bits for a time of expiry.
 const TTL_MAX: u64 = (1 << 47) - 1;
 
-/// A request that cannot be served, as its answer.
+/// The answer to a request that cannot be served.
 pub struct Refusal {
-    /// The status code.
+    /// The HTTP status code.
     pub status: u16,
-    /// One plain sentence.
+    /// One plain sentence that says what was wrong with the request.
     pub sentence: Cow<'static, str>,
 }
 
-/// A `400` with its sentence.
+/// The refusal `400` with this sentence.
 pub fn bad(sentence: impl Into<Cow<'static, str>>) -> Refusal {
     Refusal { status: 400, sentence: sentence.into() }
 }
 
-/// What a request on `/v0/entity` names.
+/// The parameters of a request on `/v0/entity`.
 pub struct Entity<'a> {
     /// 1 to [`KEY_MAX`] bytes.
     pub key: Cow<'a, [u8]>,
-    /// Replicas that must answer, of those that are asked.
+    /// `ack` of `from`, with the defaults filled in.
     pub quorum: Quorum,
-    /// Only of a PUT: milliseconds.
+    /// The `ttl` of a PUT, in milliseconds; ignored with other methods.
     pub ttl_ms: Option<u64>,
 }
 
-/// What a request on `/v0/entities` names.
+/// The parameters of a request on `/v0/entities`.
 pub struct Range {
-    /// The first key, included.
+    /// The range begins with this key, itself included.
     pub start: Vec<u8>,
-    /// The key after the last one.
+    /// The range ends before this key; `None` for the end of all keys.
     pub end: Option<Vec<u8>>,
-    /// The most records.
+    /// The answer has at most this many records.
     pub limit: u64,
 }
 
@@ -72,7 +72,7 @@ fn key_of<'a>(name: &str, value: Option<&'a str>) -> Result<Cow<'a, [u8]>, Refus
 }
 
 impl<'a> Entity<'a> {
-    /// Of a cluster of `nodes` nodes, 1 to [`NODES_MAX`].
+    /// Parses the query of a request to a cluster of `nodes` nodes, 1 to [`NODES_MAX`].
     ///
     /// # Errors
     /// A `400` that names the parameter.
@@ -101,6 +101,8 @@ impl<'a> Entity<'a> {
 }
 
 impl Range {
+    /// Parses the query of a request.
+    ///
     /// # Errors
     /// A `400` that names the parameter.
     pub fn of(head: &Head<'_>) -> Result<Self, Refusal> {
