@@ -1,13 +1,15 @@
-//! Sizes and durations as people write them: `16MiB`, `64 KiB`, `1048576`; `250ms`, `10s`, `5m`, `1h`.
+//! Sizes and durations as people write them, the same wherever the program reads one: `16MiB`,
+//! `64 KiB`, `1048576`; `250ms`, `10s`, `5m`, `1h`, `10d`.
+//!
+//! Bounds: a `u64` of bytes or of milliseconds; what does not fit is refused. Whoever reads a value
+//! has a range of its own for it; the settings have theirs in `settings/table.rs`.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
-
 /// A number of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub struct Size(pub u64);
 
 /// A span of time, at least a millisecond.
@@ -51,13 +53,15 @@ impl FromStr for Span {
                 "s" => 1_000,
                 "m" | "min" => 60_000,
                 "h" => 3_600_000,
+                "d" => 86_400_000,
                 _ => return None,
             };
             number.checked_mul(factor)
         });
         match parsed {
-            Some(ms) if ms > 0 => Ok(Self(Duration::from_millis(ms))),
-            _ => Err(format!("`{text}` is not a duration such as 250ms, 10s or 5m")),
+            Some(0) => Err(format!("`{text}` is too short: the shortest duration is 1ms")),
+            Some(ms) => Ok(Self(Duration::from_millis(ms))),
+            None => Err(format!("`{text}` is not a duration such as 250ms, 10s, 5m, 1h or 10d")),
         }
     }
 }
@@ -85,29 +89,6 @@ impl fmt::Display for Span {
     }
 }
 
-/// In a configuration file, sizes may also be plain numbers.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum NumberOrText {
-    Number(u64),
-    Text(String),
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match NumberOrText::deserialize(deserializer)? {
-            NumberOrText::Number(number) => Ok(Self(number)),
-            NumberOrText::Text(text) => text.parse().map_err(de::Error::custom),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,8 +108,10 @@ mod tests {
         for bad in ["", "x", "1.5MiB", "-1", "12 parsecs", "99999999999999999999", "18446744073709551615GiB"] {
             assert!(bad.parse::<Size>().is_err(), "{bad}");
         }
-        for bad in ["", "1", "0s", "s", "1d", "-1s"] {
+        assert_eq!("10d".parse(), Ok(Span(Duration::from_secs(864_000))));
+        for bad in ["", "1", "0s", "0d", "s", "1w", "-1s", "1.5s", "213503982335d"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
         }
+        assert!("0s".parse::<Span>().is_err_and(|sentence| sentence.contains("1ms")));
     }
 }

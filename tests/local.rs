@@ -67,12 +67,17 @@ impl Local {
     }
 
     fn start_in(folder: tempfile::TempDir, count: u16, flags: &[&str]) -> Self {
+        Self::start_with(folder, count, flags, &[])
+    }
+
+    fn start_with(folder: tempfile::TempDir, count: u16, flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let port = free_ports(count);
         let mut child = Command::new(BINARY)
             .args(["local", "--nodes", &count.to_string(), &format!("--port={port}"), "--data"])
             .arg(folder.path())
             .args(["--threads", "1"])
             .args(flags)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -90,7 +95,14 @@ impl Local {
 
     #[track_caller]
     fn ready(count: u16, flags: &[&str]) -> Self {
-        let mut local = Self::start(count, flags);
+        Self::start(count, flags).until_ready()
+    }
+
+    /// Waits for the line that says that all nodes serve.
+    #[track_caller]
+    fn until_ready(self) -> Self {
+        let mut local = self;
+        let count = local.count;
         let urls: Vec<String> = (0..count).map(|index| local.url(index)).collect();
         let line = format!("cluster ready {}", urls.join(","));
         let deadline = Instant::now() + READY_WITHIN;
@@ -191,6 +203,43 @@ fn three_nodes_answer_and_end_together() {
     }
     local.end_with(libc::SIGTERM, 0);
     assert_eq!(local.log().matches("stopped").count(), 3, "every node drained:\n{}", local.log());
+}
+
+#[test]
+fn variables_and_the_file_are_passed_on_and_addresses_of_the_environment_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "max-value = \"1KiB\"\nsync = \"os\"\nreplica-timeout = \"250ms\"\n").unwrap();
+    let variables = [
+        ("KOLTSO_CONFIG", file.path().to_str().unwrap()),
+        ("KOLTSO_SYNC", "always"),
+        ("KOLTSO_LISTEN", "192.0.2.1:1"),
+        ("KOLTSO_CLUSTER", "nonsense"),
+        ("KOLTSO_ADMIN_LISTEN", "127.0.0.1:1"),
+        ("KOLTSO_DATA", "/nonexistent/data"),
+        ("KOLTSO_THREADS", "2"),
+    ];
+    let mut local = Local::start_with(folder, 2, &[], &variables).until_ready();
+    for index in 0..2 {
+        let mut client = Client::connect(local.address(index)).unwrap();
+        let status = client.request("GET", "/status", &[], None).text();
+        let config = json_object(&status, "config");
+        for (name, value) in [
+            ("listen", format!("\"127.0.0.1:{}\"", local.port + index)),
+            ("max_value", "\"1KiB\"".to_owned()),
+            ("sync", "\"always\"".to_owned()),
+            ("replica_timeout", "\"250ms\"".to_owned()),
+            ("threads", "1,".to_owned()),
+            ("admin_listen", "null".to_owned()),
+        ] {
+            assert!(json_value(config, name).starts_with(&value), "{name} is not {value} in {config}");
+        }
+    }
+    for name in ["KOLTSO_LISTEN", "KOLTSO_CLUSTER", "KOLTSO_ADMIN_LISTEN"] {
+        let said = local.log().lines().filter(|line| line.contains(&format!("{name} is ignored"))).count();
+        assert_eq!(said, 1, "{name}:\n{}", local.log());
+    }
+    local.end_with(libc::SIGTERM, 0);
 }
 
 #[test]
@@ -327,5 +376,9 @@ fn help_shows_the_flags_of_serve_as_well() {
     let help = String::from_utf8(output.stdout).unwrap();
     for flag in ["--nodes", "--port", "--data", "--sync", "--replica-timeout", "--config"] {
         assert!(help.contains(flag), "{flag}: {help}");
+    }
+    // It lists none that it refuses.
+    for flag in ["--listen", "--cluster ", "--node ", "--replica-listen", "--admin-listen"] {
+        assert!(!help.contains(flag), "{flag}: {help}");
     }
 }

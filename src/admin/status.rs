@@ -4,8 +4,7 @@ use serde_json::json;
 
 use crate::member::Cluster;
 use crate::node::{Node, Runtime};
-use crate::settings::sync_text;
-use crate::units::{Size, Span};
+use crate::settings::{in_force, stall_bound_text};
 
 /// The nodes of the cluster, as this one sees them.
 fn members(cluster: &Cluster) -> serde_json::Value {
@@ -78,11 +77,10 @@ pub fn document(node: &Node) -> String {
     };
     // In a cluster, the name that the others have for it.
     let url = cluster.map_or_else(|| format!("http://{}", config.listen), |c| c.nodes[c.me].url.clone());
-    let stall_bound = config.stall_bound.map_or_else(|| "0".to_owned(), |bound| Span(bound).to_string());
     let stalls = node.stalls.as_ref().map(|stalls| {
         json!({
             "count": stalls.count(),
-            "bound": stall_bound,
+            "bound": stall_bound_text(config.stall_bound),
             "longest_ms": stalls.longest().as_micros() as f64 / 1000.0,
         })
     });
@@ -97,31 +95,7 @@ pub fn document(node: &Node) -> String {
         "stalls": stalls,
         "storage": storage,
         "cluster": node.cluster.as_deref().map(members),
-        "config": {
-            "listen": config.listen.to_string(),
-            "data": config.data.display().to_string(),
-            "threads": config.threads,
-            "sync": sync_text(config.sync),
-            "max_value": Size(config.max_value as u64).to_string(),
-            "max_connections": config.max_connections,
-            "request_timeout": Span(config.request_timeout).to_string(),
-            "idle_timeout": Span(config.idle_timeout).to_string(),
-            "max_in_flight": config.max_in_flight,
-            "max_in_flight_bytes": Size(config.max_in_flight_bytes as u64).to_string(),
-            "admin_listen": config.admin_listen.map(|address| address.to_string()),
-            "admin_token": config.admin_token.is_some(),
-            "compaction_rate": Size(config.compaction_rate).to_string(),
-            "stall_bound": stall_bound,
-            "no_pin": config.no_pin,
-            // Null on a node that is alone.
-            "cluster": cluster.map(|c| c.nodes.iter().map(|node| &node.url).collect::<Vec<_>>()),
-            "cluster_name": cluster.map(|c| &c.name),
-            "cluster_secret": cluster.map(|c| !c.secret.is_empty()),
-            "replica_addresses": cluster.map(|c| c.nodes.iter().map(|node| node.replica).collect::<Vec<_>>()),
-            "replica_listen": cluster.map(|c| c.replica_listen),
-            "replica_timeout": cluster.map(|c| Span(c.replica_timeout).to_string()),
-            "tombstone_grace": cluster.map(|c| Span(c.tombstone_grace).to_string()),
-        },
+        "config": in_force(config),
     });
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
     text.push('\n');

@@ -1,7 +1,8 @@
 //! `koltso local`: a whole cluster on this machine, each node a process of its own.
 //!
-//! Node i of N (from 1) serves on 127.0.0.1, port PORT + i - 1, and keeps its data in DIR/node-i; all other flags of
-//! `serve` are passed on. What is wrong with them, or with an address, is found before anything is started.
+//! Node i of N (from 1) serves on 127.0.0.1, port PORT + i - 1, and keeps its data in DIR/node-i; all
+//! other settings of `serve`, from flags, variables and file, are passed on, each as a flag. What is
+//! wrong with them, or with an address, is found before anything is started.
 //!
 //! Owner: the main thread starts, watches and ends the nodes; one more asks for `/health` until all answer.
 //!
@@ -13,6 +14,7 @@
 //! Bounds: 16 nodes, 60 s to become ready, 15 s to drain. Deliberately absent: restarts; a node that was killed stays
 //! down, so that one can watch what the others do. Tests: `tests/local.rs`.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
@@ -26,7 +28,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::commands::serve::cores;
-use crate::settings::{Config, Flags, REPLICA_PORT_OFFSET};
+use crate::settings::{self, NodeSettings, REPLICA_PORT_OFFSET, SharedFlags};
 
 /// The most nodes: they share the processors.
 const NODES_MAX: u16 = 16;
@@ -48,7 +50,7 @@ pub struct Local {
     #[arg(long, value_name = "PORT", default_value_t = 1337)]
     port: u16,
     #[command(flatten)]
-    flags: Flags,
+    flags: SharedFlags,
 }
 
 /// What went wrong, and the exit code: 2 before the cluster was ready, 1 later.
@@ -78,9 +80,13 @@ struct Node {
 }
 
 impl Node {
-    fn start(name: String, flags: &Flags) -> Result<Self, String> {
+    fn start(name: String, args: &[OsString]) -> Result<Self, String> {
         let mut command = Command::new(executable());
-        command.arg("serve").args(flags.to_args()).stdin(Stdio::null());
+        command.arg("serve").args(args).stdin(Stdio::null());
+        // What they say was read, and is among the arguments as far as it is for nodes.
+        for (variable, _) in std::env::vars_os().filter(|(name, _)| settings::is_variable(name)) {
+            command.env_remove(variable);
+        }
         end_with_parent(&mut command);
         let child = command.spawn().map_err(|e| format!("{name} cannot be started: {e}"))?;
         Ok(Self { name, child, ended: None })
@@ -192,7 +198,7 @@ impl Signals {
 
 impl Local {
     /// Checks everything that can be checked before a node is started.
-    fn check(self) -> Result<Vec<(Flags, Config)>, String> {
+    fn check(self) -> Result<Vec<NodeSettings>, String> {
         let Self { nodes, port, flags } = self;
         if nodes == 0 || nodes > NODES_MAX {
             return Err(format!("--nodes {nodes} is out of range: it is 1 to {NODES_MAX}"));
@@ -202,17 +208,15 @@ impl Local {
             return Err(format!("--port {port} is out of range: {nodes} nodes need ports from 1 to {PORT_MAX}"));
         }
         let ports: Vec<u16> = (port..=last as u16).collect();
-        let mut checked = Vec::with_capacity(ports.len());
-        for flags in flags.on_this_machine(&ports)? {
-            let config = flags.clone().check()?;
+        let nodes = flags.nodes(&ports)?;
+        for NodeSettings { config, .. } in &nodes {
             let replica = config.cluster.as_ref().map(|cluster| cluster.replica_listen);
             for address in [Some(config.listen), replica].into_iter().flatten() {
                 // The node will bind it again. Without this, `/health` of whoever is there would pass for the node's.
                 cores::bind(address, 1).map_err(|e| format!("the address {address} cannot be used: {e}"))?;
             }
-            checked.push((flags, config));
         }
-        Ok(checked)
+        Ok(nodes)
     }
 
     fn run(self) -> Result<(), Failure> {
@@ -223,8 +227,8 @@ impl Local {
             // Before the first node is there, so that no signal is missed.
             let mut signals = Signals::catch().map_err(cannot)?;
             let mut started = Vec::with_capacity(nodes.len());
-            for (number, (flags, config)) in (1..).zip(&nodes) {
-                match Node::start(format!("node {number} (http://{})", config.listen), flags) {
+            for (number, NodeSettings { args, config }) in (1..).zip(&nodes) {
+                match Node::start(format!("node {number} (http://{})", config.listen), args) {
                     Ok(node) => started.push(node),
                     Err(sentence) => {
                         let _ = drain(&mut started, &mut signals, false).await;
@@ -232,7 +236,7 @@ impl Local {
                     }
                 }
             }
-            let addresses: Vec<SocketAddr> = nodes.iter().map(|(_, config)| config.listen).collect();
+            let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.config.listen).collect();
             watch(&mut started, &mut signals, addresses).await
         })
     }

@@ -80,6 +80,10 @@ fn event(name: &str) -> Result<&'static str, String> {
     found.ok_or_else(|| format!("it is one of {}", EVENTS.join(", ")))
 }
 
+fn token(path: &Path) -> Result<String, String> {
+    read_token(&format!("--token-file {}", path.display()), path)
+}
+
 /// What is to be done, once the arguments are good.
 enum Plan<'a> {
     Node(Ask),
@@ -94,7 +98,7 @@ impl Profile {
         let out = self.out.as_deref();
         match plan {
             Plan::Node(mut ask) => {
-                ask.token = self.token_file.as_deref().map(|path| read_token("--token-file", path)).transpose()?;
+                ask.token = self.token_file.as_deref().map(token).transpose()?;
                 node::capture(&ask, form, Output::open(out)?)
             }
             Plan::File(file) if self.classes => files::divide(file, self.json),

@@ -1,0 +1,201 @@
+//! The checks that need more than one setting, or the machine: what the addresses lead to, what is
+//! in the files, and what the cluster is. The result is a [`Config`].
+//!
+//! The cluster: all nodes are given the same URLs in any order; sorted, they are the same list with
+//! the same indices everywhere. Names are resolved once, here.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::net::SocketAddr;
+
+use super::address::{HostPort, resolve};
+use super::config::{Cluster, Config, Member};
+use super::given::Given;
+use super::grammar::{FilePath, Grammar};
+use super::said::Said;
+use super::secret::{read_secret, read_token};
+use super::table::{
+    ADMIN_LISTEN, ADMIN_TOKEN_FILE, CLUSTER, CLUSTER_NAME, CLUSTER_SECRET_FILE, COMPACTION_RATE, DATA, IDLE_TIMEOUT,
+    LISTEN, MAX_CONNECTIONS, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_VALUE, NO_PIN, NODE, REPLICA_LISTEN,
+    REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC, Setting, THREADS, TOMBSTONE_GRACE,
+};
+use super::{Flags, REPLICA_PORT_OFFSET};
+
+/// The nodes of `--cluster` by URL.
+type Nodes = BTreeMap<String, HostPort>;
+
+impl Flags {
+    /// Everything that these flags, the environment and the configuration file say, with defaults
+    /// for the rest, checked. Warnings go to the log.
+    ///
+    /// # Errors
+    /// One sentence that says which setting is wrong, where it was given, and what it may be.
+    pub fn check(self) -> Result<Config, String> {
+        let given = Given::gather(self.0, std::env::vars_os(), |_| true)?;
+        let config = check(&given)?;
+        for warning in &given.warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(config)
+    }
+}
+
+/// Fills in the defaults and checks what `Given` has not.
+pub(super) fn check(given: &Given) -> Result<Config, String> {
+    let (cluster, listen) = cluster(given)?;
+    // Bounds in the table keep them all below 2^41, and a `usize` has 64 bits where this runs.
+    let count = |number: u64| number as usize;
+    Ok(Config {
+        listen,
+        data: given.value(&DATA)?,
+        threads: count(given.value(&THREADS)?.0),
+        sync: given.value(&SYNC)?,
+        max_value: count(given.value(&MAX_VALUE)?.0),
+        max_connections: count(given.value(&MAX_CONNECTIONS)?.0),
+        request_timeout: given.value(&REQUEST_TIMEOUT)?.0,
+        idle_timeout: given.value(&IDLE_TIMEOUT)?.0,
+        max_in_flight: count(given.value(&MAX_IN_FLIGHT)?.0),
+        max_in_flight_bytes: count(given.value(&MAX_IN_FLIGHT_BYTES)?.0),
+        admin_listen: given.said(&ADMIN_LISTEN).map(|said| address(said, &said.text.to_string_lossy())).transpose()?,
+        admin_token: in_file(given, &ADMIN_TOKEN_FILE, read_token)?,
+        compaction_rate: given.value(&COMPACTION_RATE)?.0,
+        stall_bound: given.value(&STALL_BOUND)?,
+        no_pin: given.value(&NO_PIN)?,
+        cluster,
+    })
+}
+
+/// What is in the file that a setting names, if it does.
+fn in_file<T>(
+    given: &Given,
+    setting: &Setting<FilePath>,
+    read: fn(&str, &std::path::Path) -> Result<T, String>,
+) -> Result<Option<T>, String> {
+    let Some(said) = given.said(setting) else { return Ok(None) };
+    let path = setting.grammar.parse(&said.text)?;
+    read(&said.to_string(), &path).map(Some)
+}
+
+/// Where an address leads. `said` is where it was given.
+fn address(said: &impl Display, text: &str) -> Result<SocketAddr, String> {
+    resolve(text).map_err(|e| format!("{said} cannot be resolved: {e}"))
+}
+
+/// Where to listen for HTTP: as given, or else at `default`.
+fn listen_at(given: &Given, default: &str) -> Result<SocketAddr, String> {
+    match given.said(&LISTEN) {
+        Some(said) => address(said, &said.text.to_string_lossy()),
+        None => address(&default, default),
+    }
+}
+
+/// The cluster, if there is one, and where to listen for HTTP.
+fn cluster(given: &Given) -> Result<(Option<Cluster>, SocketAddr), String> {
+    let Some(urls) = given.optional(&CLUSTER)? else {
+        let needs = |what: &str| format!("{what} needs --{}, the list of all nodes", CLUSTER.name);
+        let of_a_cluster = [given.said(&NODE), given.said(&REPLICA_LISTEN), given.said(&CLUSTER_SECRET_FILE)];
+        if let Some(said) = of_a_cluster.into_iter().flatten().next() {
+            return Err(needs(&said.without_value()));
+        }
+        if let Some(address) = given.replica_addresses.first() {
+            return Err(needs(&address.place));
+        }
+        let listen = given.value(&LISTEN)?;
+        return Ok((None, listen_at(given, &listen)?));
+    };
+    let (me, listen) = self_among(&urls, given)?;
+    let nodes = members(urls, given)?;
+    let replica_listen = match given.said(&REPLICA_LISTEN) {
+        Some(said) => address(said, &said.text.to_string_lossy())?,
+        None => nodes[me].replica,
+    };
+    let secret = in_file(given, &CLUSTER_SECRET_FILE, read_secret)?.unwrap_or_default();
+    // A node alone has no replica listener.
+    if nodes.len() == 1 {
+        return Ok((None, listen));
+    }
+    if secret.is_empty() && !replica_listen.ip().to_canonical().is_loopback() {
+        return Err(format!(
+            "the replica listener {replica_listen} is reachable beyond loopback: give --{}",
+            CLUSTER_SECRET_FILE.name
+        ));
+    }
+    let cluster = Cluster {
+        name: given.value(&CLUSTER_NAME)?,
+        nodes,
+        me,
+        replica_listen,
+        secret,
+        replica_timeout: given.value(&REPLICA_TIMEOUT)?.0,
+        tombstone_grace: given.value(&TOMBSTONE_GRACE)?.0,
+    };
+    Ok((Some(cluster), listen))
+}
+
+/// Which node this is, and where it listens.
+fn self_among(nodes: &Nodes, given: &Given) -> Result<(usize, SocketAddr), String> {
+    if let Some(wanted) = given.optional(&NODE)? {
+        let me = nodes.values().position(|node| *node == wanted);
+        let named = || given.said(&NODE).map(Said::to_string).unwrap_or_default();
+        let me = me.ok_or_else(|| format!("{} is not one of the nodes of --{}", named(), CLUSTER.name))?;
+        return Ok((me, listen_at(given, &wanted.to_string())?));
+    }
+    let listen = given.value(&LISTEN)?;
+    let bound = listen_at(given, &listen)?;
+    let written = HostPort::parse(&listen);
+    // As it is written, or else by where it leads: `localhost:1337` matches
+    // `http://127.0.0.1:1337`.
+    let me = nodes.values().position(|node| Some(node) == written.as_ref()).or_else(|| {
+        nodes.values().position(|node| node.port == bound.port() && node.resolve().is_ok_and(|to| to == bound))
+    });
+    let named = || given.said(&LISTEN).map_or_else(|| format!("--listen {listen} (the default)"), Said::to_string);
+    let me = me.ok_or_else(|| {
+        format!("{} is not one of the nodes of --{}: say which with --{}", named(), CLUSTER.name, NODE.name)
+    })?;
+    Ok((me, bound))
+}
+
+/// The replica addresses that the file has, by the URLs of their nodes.
+fn replica_addresses(nodes: &Nodes, given: &Given) -> Result<Nodes, String> {
+    let mut addresses = BTreeMap::new();
+    for line in &given.replica_addresses {
+        let place = &line.place;
+        let wrong = || format!("{place} {:?} is not a URL such as http://127.0.0.1:1337", line.url);
+        let url = HostPort::parse_url(&line.url).ok_or_else(wrong)?.url();
+        if !nodes.contains_key(&url) {
+            return Err(format!("{place} {url} is not one of the nodes of --{}", CLUSTER.name));
+        }
+        let wrong = || format!("{place} {url}: {:?} is not HOST:PORT such as 127.0.0.1:11337", line.address);
+        let address = HostPort::parse_peer(&line.address).ok_or_else(wrong)?;
+        if addresses.insert(url.clone(), address).is_some() {
+            return Err(format!("{place} names {url} twice"));
+        }
+    }
+    Ok(addresses)
+}
+
+/// The nodes with their replica addresses, in the order of their URLs.
+fn members(urls: Nodes, given: &Given) -> Result<Vec<Member>, String> {
+    let mut addresses = replica_addresses(&urls, given)?;
+    let mut members: Vec<Member> = Vec::with_capacity(urls.len());
+    for (url, node) in urls {
+        let replica = match (addresses.remove(&url), node.port.checked_add(REPLICA_PORT_OFFSET)) {
+            (Some(address), _) => address,
+            (None, Some(port)) => HostPort { host: node.host, port },
+            (None, None) => {
+                return Err(format!(
+                    "{url} has no replica port: {} + {REPLICA_PORT_OFFSET} is above 65535, give its address in \
+                     [replica-addresses] of the file of --config",
+                    node.port
+                ));
+            }
+        };
+        let cannot = |e| format!("the replica address {replica} of {url} cannot be resolved: {e}");
+        let resolved = replica.resolve().map_err(cannot)?;
+        if let Some(other) = members.iter().find(|other| other.replica == resolved) {
+            return Err(format!("{} and {url} have one replica address, {resolved}", other.url));
+        }
+        members.push(Member { url, replica: resolved });
+    }
+    Ok(members)
+}

@@ -1,0 +1,88 @@
+//! The result: settings that were checked, as plain values.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use koltso_storage::SyncMode;
+
+/// A configuration that was checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The HTTP address.
+    pub listen: SocketAddr,
+    /// The data folder.
+    pub data: PathBuf,
+    /// Number of data cores.
+    pub threads: usize,
+    /// When the log is synced.
+    pub sync: SyncMode,
+    /// The largest value, in bytes.
+    pub max_value: usize,
+    /// The most connections of the process.
+    pub max_connections: usize,
+    /// From a request's first byte to its last.
+    pub request_timeout: Duration,
+    /// Between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// The most requests in flight, a core.
+    pub max_in_flight: usize,
+    /// The most bytes of bodies in flight, a core.
+    pub max_in_flight_bytes: usize,
+    /// A second listener for the control plane.
+    pub admin_listen: Option<SocketAddr>,
+    /// The token that the control plane asks for.
+    pub admin_token: Option<String>,
+    /// Bytes a second.
+    pub compaction_rate: u64,
+    /// A turn of a core's loop that takes longer is a stall. `None` when stall detection is off
+    /// (`--stall-bound 0`).
+    pub stall_bound: Option<Duration>,
+    /// Whether the cores are left to the scheduler instead of being pinned to processors.
+    pub no_pin: bool,
+    /// The cluster, if this node is not alone.
+    pub cluster: Option<Cluster>,
+}
+
+/// The cluster, as every node sees it, and which of its nodes this is.
+#[derive(Clone)]
+pub struct Cluster {
+    /// Nodes of a cluster with another name are not ours.
+    pub name: String,
+    /// All nodes, sorted by URL: at least 2, at most [`super::NODES_MAX`].
+    pub nodes: Vec<Member>,
+    /// Index of this node in `nodes`.
+    pub me: usize,
+    /// Where this node listens to the others.
+    pub replica_listen: SocketAddr,
+    /// What the nodes prove to each other to know; empty when they prove nothing.
+    pub secret: Vec<u8>,
+    /// How long a coordinator waits for replicas.
+    pub replica_timeout: Duration,
+    /// How long tombstones are kept.
+    pub tombstone_grace: Duration,
+}
+
+impl fmt::Debug for Cluster {
+    /// Everything but the secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("name", &self.name)
+            .field("nodes", &self.nodes)
+            .field("me", &self.me)
+            .field("replica_listen", &self.replica_listen)
+            .field("replica_timeout", &self.replica_timeout)
+            .field("tombstone_grace", &self.tombstone_grace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// `http://host:port`, the host in lower case, without a slash at the end.
+    pub url: String,
+    /// Where it listens to the other nodes.
+    pub replica: SocketAddr,
+}

@@ -1,0 +1,407 @@
+//! **The table of settings.** Everything else follows from it: the flags of `serve` and `local`,
+//! the environment variables, the keys of the file, what `/status` shows as configuration, and the
+//! table in the README, which a test compares with this one.
+//!
+//! A setting `max-value` is the flag `--max-value`, the variable `KOLTSO_MAX_VALUE` and the key
+//! `max-value` (or `max_value`) of the file. How to add one is in docs/ARCHITECTURE.md.
+//!
+//! Invariants, tested in `tests.rs`: names are unique, also as variables; every default and every
+//! end of a range is a value of its grammar; every setting reaches [`Config`] from each place.
+
+use serde_json::{Value as Json, json};
+
+use super::NODES_MAX;
+use super::config::{Cluster, Config};
+use super::grammar::{
+    Address, AnyGrammar, Count, FilePath, Name, OffOr, Switch, SyncModes, Url, Urls, Within, stall_bound_text,
+    sync_text,
+};
+use crate::units::{Size, Span};
+
+/// One row of the table.
+pub struct Setting<G: ?Sized> {
+    /// As a flag, without its dashes; as a key of the file.
+    pub name: &'static str,
+    /// What stands for the value in help and README.
+    pub value: &'static str,
+    pub default: Default,
+    /// One sentence without its period; in it, `code` is marked as in Markdown.
+    pub help: &'static str,
+    pub group: Group,
+    pub local: Local,
+    pub status: Status,
+    pub grammar: G,
+}
+
+/// Any row of the table.
+pub type AnySetting = Setting<dyn AnyGrammar>;
+
+/// What holds when nobody says anything.
+pub enum Default {
+    /// Nothing: the setting is off.
+    Off,
+    /// This value.
+    Is(&'static str),
+    /// What `check.rs` makes of other settings, in words.
+    Follows(&'static str),
+    /// A value that depends on the machine, in words and computed.
+    Computed(&'static str, fn() -> String),
+}
+
+/// The headings of help and README.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    Node,
+    Storage,
+    Limits,
+    Cluster,
+    Administration,
+}
+
+impl Group {
+    pub fn heading(self) -> &'static str {
+        match self {
+            Self::Node => "The node",
+            Self::Storage => "Storage",
+            Self::Limits => "Limits",
+            Self::Cluster => "Cluster",
+            Self::Administration => "Seeing inside",
+        }
+    }
+}
+
+/// What `koltso local` does with a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Local {
+    /// It gives the same to all its nodes.
+    Same,
+    /// It makes a value for each node from what it is given, or from nothing.
+    Derived,
+    /// It chooses the value itself: a flag or a key is refused, a variable is ignored with a
+    /// warning.
+    Chosen,
+}
+
+/// What `/status` shows of a setting, and under which name.
+pub enum Status {
+    /// Nothing.
+    Absent,
+    /// The value in force, under the setting's name with underscores.
+    Value(fn(&Config) -> Json),
+    /// Something else, such as whether there is a secret.
+    Named(&'static str, fn(&Config) -> Json),
+}
+
+/// Processors that this process may use.
+fn allowed_processors() -> String {
+    std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).to_string()
+}
+
+/// The most data cores; as in the table.
+const THREADS_MAX: usize = 256;
+
+/// A value of the cluster; null on a node that is alone.
+fn of_cluster(config: &Config, value: fn(&Cluster) -> Json) -> Json {
+    config.cluster.as_ref().map_or(Json::Null, value)
+}
+
+fn size(bytes: u64) -> Json {
+    Size(bytes).to_string().into()
+}
+
+fn span(duration: std::time::Duration) -> Json {
+    Span(duration).to_string().into()
+}
+
+macro_rules! settings {
+    ($($setting:ident: $grammar:ty = $row:expr;)*) => {
+        $(pub static $setting: Setting<$grammar> = $row;)*
+        /// All settings, in the order of help, README and `/status`.
+        pub static TABLE: &[&AnySetting] = &[$(&$setting),*];
+    };
+}
+
+settings! {
+    LISTEN: Address = Setting {
+        name: "listen",
+        value: "HOST:PORT",
+        default: Default::Is("127.0.0.1:1337"),
+        help: "Where to serve HTTP",
+        group: Group::Node,
+        local: Local::Chosen,
+        status: Status::Value(|config| config.listen.to_string().into()),
+        grammar: Address,
+    };
+
+    DATA: FilePath = Setting {
+        name: "data",
+        value: "DIR",
+        default: Default::Is("./koltso-data"),
+        help: "The data folder; one process at a time uses it",
+        group: Group::Node,
+        local: Local::Derived,
+        status: Status::Value(|config| config.data.display().to_string().into()),
+        grammar: FilePath,
+    };
+
+    THREADS: Within<Count> = Setting {
+        name: "threads",
+        value: "CORES",
+        default: Default::Computed("the processors that it may use", allowed_processors),
+        help: "Number of data cores, each a thread that is pinned to a processor",
+        group: Group::Node,
+        local: Local::Same,
+        status: Status::Value(|config| config.threads.into()),
+        grammar: Within::new("1", "256"),
+    };
+
+    NO_PIN: Switch = Setting {
+        name: "no-pin",
+        value: "true|false",
+        default: Default::Is("false"),
+        help: "Leave the cores to the scheduler instead of pinning each to a processor",
+        group: Group::Node,
+        local: Local::Derived,
+        status: Status::Value(|config| config.no_pin.into()),
+        grammar: Switch,
+    };
+
+    CONFIG: FilePath = Setting {
+        name: "config",
+        value: "FILE",
+        default: Default::Off,
+        help: "A TOML file with any of these settings but this one",
+        group: Group::Node,
+        local: Local::Same,
+        status: Status::Absent,
+        grammar: FilePath,
+    };
+
+    SYNC: SyncModes = Setting {
+        name: "sync",
+        value: "MODE",
+        default: Default::Is("1s"),
+        help: "When writes reach the disk. `always`: before they are acknowledged (group commit). A duration: at most \
+               so long after that, so a power loss costs no more than that. `os`: when the kernel decides",
+        group: Group::Storage,
+        local: Local::Same,
+        status: Status::Value(|config| sync_text(config.sync).into()),
+        grammar: SyncModes(Within::new("1ms", "365d")),
+    };
+
+    MAX_VALUE: Within<Size> = Setting {
+        name: "max-value",
+        value: "SIZE",
+        default: Default::Is("16MiB"),
+        help: "The largest value; a larger one is answered with `413`",
+        group: Group::Storage,
+        local: Local::Same,
+        status: Status::Value(|config| size(config.max_value as u64)),
+        grammar: Within::new("1", "32MiB"),
+    };
+
+    COMPACTION_RATE: Within<Size> = Setting {
+        name: "compaction-rate",
+        value: "SIZE",
+        default: Default::Is("64MiB"),
+        help: "How many bytes compaction reads a second, at most",
+        group: Group::Storage,
+        local: Local::Same,
+        status: Status::Value(|config| size(config.compaction_rate)),
+        grammar: Within::new("1", "1024GiB"),
+    };
+
+    MAX_CONNECTIONS: Within<Count> = Setting {
+        name: "max-connections",
+        value: "N",
+        default: Default::Is("10000"),
+        help: "The most connections; past it, new ones are closed at accept",
+        group: Group::Limits,
+        local: Local::Same,
+        status: Status::Value(|config| config.max_connections.into()),
+        grammar: Within::new("1", "10000000"),
+    };
+
+    REQUEST_TIMEOUT: Within<Span> = Setting {
+        name: "request-timeout",
+        value: "DURATION",
+        default: Default::Is("10s"),
+        help: "How long a request may take to arrive whole (`408`), and a client to take some of its answer",
+        group: Group::Limits,
+        local: Local::Same,
+        status: Status::Value(|config| span(config.request_timeout)),
+        grammar: Within::new("1ms", "365d"),
+    };
+
+    IDLE_TIMEOUT: Within<Span> = Setting {
+        name: "idle-timeout",
+        value: "DURATION",
+        default: Default::Is("5m"),
+        help: "A connection that sends nothing for this long is closed",
+        group: Group::Limits,
+        local: Local::Same,
+        status: Status::Value(|config| span(config.idle_timeout)),
+        grammar: Within::new("1ms", "365d"),
+    };
+
+    MAX_IN_FLIGHT: Within<Count> = Setting {
+        name: "max-in-flight",
+        value: "N",
+        default: Default::Is("16384"),
+        help: "The most requests in flight, a core; past it `503` at once",
+        group: Group::Limits,
+        local: Local::Same,
+        status: Status::Value(|config| config.max_in_flight.into()),
+        grammar: Within::new("1", "1073741824"),
+    };
+
+    MAX_IN_FLIGHT_BYTES: Within<Size> = Setting {
+        name: "max-in-flight-bytes",
+        value: "SIZE",
+        default: Default::Is("256MiB"),
+        help: "The most bytes of request bodies that are being received, a core; past it `503` at once",
+        group: Group::Limits,
+        local: Local::Same,
+        status: Status::Value(|config| size(config.max_in_flight_bytes as u64)),
+        grammar: Within::new("1", "1024GiB"),
+    };
+
+    CLUSTER: Urls = Setting {
+        name: "cluster",
+        value: "URL,URL,…",
+        default: Default::Off,
+        help: "The HTTP addresses of all nodes of the cluster, in any order, the same on all of them; at most 64",
+        group: Group::Cluster,
+        local: Local::Chosen,
+        status: Status::Value(|config| {
+            of_cluster(config, |cluster| cluster.nodes.iter().map(|node| node.url.as_str()).collect())
+        }),
+        grammar: Urls { most: NODES_MAX },
+    };
+
+    NODE: Url = Setting {
+        name: "node",
+        value: "URL",
+        default: Default::Follows("the one that matches `--listen`"),
+        help: "Which of them this node is; without `--listen` it serves there, too",
+        group: Group::Cluster,
+        local: Local::Chosen,
+        status: Status::Absent,
+        grammar: Url,
+    };
+
+    REPLICA_LISTEN: Address = Setting {
+        name: "replica-listen",
+        value: "HOST:PORT",
+        default: Default::Follows("the node's host with its port plus 10000"),
+        help: "Where to listen to the other nodes",
+        group: Group::Cluster,
+        local: Local::Chosen,
+        status: Status::Value(|config| of_cluster(config, |cluster| json!(cluster.replica_listen))),
+        grammar: Address,
+    };
+
+    CLUSTER_SECRET_FILE: FilePath = Setting {
+        name: "cluster-secret-file",
+        value: "FILE",
+        default: Default::Off,
+        help: "A file with the secret that all nodes share, at least 16 bytes; needed where they talk beyond loopback",
+        group: Group::Cluster,
+        local: Local::Same,
+        status: Status::Named("cluster_secret", |config| {
+            of_cluster(config, |cluster| (!cluster.secret.is_empty()).into())
+        }),
+        grammar: FilePath,
+    };
+
+    CLUSTER_NAME: Name = Setting {
+        name: "cluster-name",
+        value: "NAME",
+        default: Default::Is("koltso"),
+        help: "The cluster's name: nodes of another one are turned away",
+        group: Group::Cluster,
+        local: Local::Same,
+        status: Status::Value(|config| of_cluster(config, |cluster| cluster.name.as_str().into())),
+        grammar: Name { most: 64 },
+    };
+
+    REPLICA_TIMEOUT: Within<Span> = Setting {
+        name: "replica-timeout",
+        value: "DURATION",
+        default: Default::Is("1s"),
+        help: "How long to wait for replicas before answering `504`",
+        group: Group::Cluster,
+        local: Local::Same,
+        status: Status::Value(|config| of_cluster(config, |cluster| span(cluster.replica_timeout))),
+        grammar: Within::new("10ms", "60s"),
+    };
+
+    TOMBSTONE_GRACE: Within<Span> = Setting {
+        name: "tombstone-grace",
+        value: "DURATION",
+        default: Default::Is("240h"),
+        help: "In a cluster, how long deleted keys are remembered: a node that was away for longer must not come back \
+               with its old data",
+        group: Group::Cluster,
+        local: Local::Same,
+        status: Status::Value(|config| of_cluster(config, |cluster| span(cluster.tombstone_grace))),
+        // A hundred years: sums of it and the time stay in the 48 bits that versions have for
+        // milliseconds.
+        grammar: Within::new("1s", "36500d"),
+    };
+
+    ADMIN_LISTEN: Address = Setting {
+        name: "admin-listen",
+        value: "HOST:PORT",
+        default: Default::Off,
+        help: "A listener of their own for `/status`, `/metrics` and `/debug`; beyond loopback they need it or a token",
+        group: Group::Administration,
+        local: Local::Chosen,
+        status: Status::Value(|config| config.admin_listen.map(|address| address.to_string()).into()),
+        grammar: Address,
+    };
+
+    ADMIN_TOKEN_FILE: FilePath = Setting {
+        name: "admin-token-file",
+        value: "FILE",
+        default: Default::Off,
+        help: "A file with the token that these ask for (`Authorization: Bearer TOKEN`)",
+        group: Group::Administration,
+        local: Local::Same,
+        status: Status::Named("admin_token", |config| config.admin_token.is_some().into()),
+        grammar: FilePath,
+    };
+
+    STALL_BOUND: OffOr = Setting {
+        name: "stall-bound",
+        value: "DURATION",
+        default: Default::Is("5ms"),
+        help: "A core that goes longer without a look at its sockets has stalled, which is counted and shown with what \
+               it did; `0` switches that off",
+        group: Group::Administration,
+        local: Local::Same,
+        status: Status::Value(|config| stall_bound_text(config.stall_bound).into()),
+        grammar: OffOr(Within::new("1ms", "60s")),
+    };
+}
+
+impl AnySetting {
+    /// The sentence of help and README, with the range where there is one.
+    pub fn meaning(&self) -> String {
+        match self.grammar.range() {
+            Some(range) => format!("{} ({range})", self.help),
+            None => self.help.to_owned(),
+        }
+    }
+}
+
+/// The configuration in force, as `/status` shows it.
+pub fn in_force(config: &Config) -> Json {
+    let shown = TABLE.iter().filter_map(|setting| match setting.status {
+        Status::Absent => None,
+        Status::Value(of) => Some((setting.name.replace('-', "_"), of(config))),
+        Status::Named(name, of) => Some((name.to_owned(), of(config))),
+    });
+    let addresses = of_cluster(config, |cluster| cluster.nodes.iter().map(|node| json!(node.replica)).collect());
+    Json::Object(shown.chain([("replica_addresses".to_owned(), addresses)]).collect())
+}
