@@ -6,7 +6,7 @@
 //!
 //! Owner: one core. Nothing here blocks but the stripe locks of the index and, where the provisioning thread was outrun, an
 //! allocation. Whatever belongs to the control plane is handed over with its socket.
-//! Tested through real sockets in `tests/http_contract.rs`.
+//! Tested through real sockets in `tests/http_contract/`.
 
 mod answer;
 mod range;
