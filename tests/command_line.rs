@@ -111,7 +111,7 @@ fn a_new_folder_is_made_with_its_format() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("deep/er/data");
     let mut server = Launch::on(&data).start();
-    assert_eq!(std::fs::read_to_string(data.join("FORMAT")).unwrap(), "koltso 1\n");
+    assert_eq!(std::fs::read_to_string(data.join("FORMAT")).unwrap(), "koltso 2\n");
     assert!(data.join("LOCK").exists());
     server.connect().store("key", "value");
     assert!(!files::with_extension(&data, "log").is_empty());
@@ -221,27 +221,28 @@ fn a_folder_of_something_else_is_left_alone() {
 }
 
 #[test]
-fn a_folder_of_a_newer_or_unknown_format_is_left_alone() {
+fn a_folder_of_an_older_newer_or_unknown_format_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     let mut server = Launch::on(&data).start();
     server.connect().store("key", "value");
     server.terminate();
     for format in [
-        "koltso 2\n",
+        "koltso 1\n",
+        "koltso 3\n",
         "koltso 10\n",
         "koltso 4294967297\n",
         "koltso 99999999999999999999\n",
         "koltso x\n",
         "",
         "redis 1\n",
-        "koltso 1 and more\n",
+        "koltso 2 and more\n",
     ] {
         std::fs::write(data.join("FORMAT"), format).unwrap();
         let sentence = assert_refused(&format!("FORMAT {format:?}"), &serve(&any_listen(), &data, &[]), folder.path());
         assert!(sentence.contains(data.to_str().unwrap()), "FORMAT {format:?}: the folder is not named: {sentence}");
     }
-    std::fs::write(data.join("FORMAT"), "koltso 1\n").unwrap();
+    std::fs::write(data.join("FORMAT"), "koltso 2\n").unwrap();
     server.start_again();
     assert_eq!(server.connect().value("key").as_deref(), Some(&b"value"[..]));
 }

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use koltso_model::{Flags, Found, Key, Operation, Outcome, Record, Refused, Tombstone, Version, Want};
-use koltso_storage::{Applied, Lookup, Store, SyncMode, Unverified, Value, WriteError, Writer};
+use koltso_model::{Flags, Found, Key, Operation, Outcome, Record, Refused, Version, Want};
+use koltso_storage::{Applied, Lookup, Store, Stored, SyncMode, Unverified, Value, WriteError, Writer};
 
 use crate::node::commit::{self, Commit, Durable, NotDurable, SharedWriter};
 
@@ -89,7 +89,7 @@ const fn refused(error: &WriteError) -> Refused {
         WriteError::Value { .. } => Refused::TooLarge,
         WriteError::Resources(_) => Refused::NoResources,
         WriteError::Io(_) => Refused::DiskError,
-        WriteError::Failed | WriteError::Key { .. } => Refused::Failed,
+        WriteError::Failed | WriteError::Key { .. } | WriteError::Attributes(_) => Refused::Failed,
     }
 }
 
@@ -131,40 +131,40 @@ impl Replica {
 
     #[inline]
     fn read<R>(&self, key: &Key<&[u8]>, want: Want, now_ms: u64, then: impl FnOnce(Outcome<Contents<'_>>) -> R) -> R {
-        enum Read<R> {
-            Done(R),
-            Large(Version, u64, Unverified),
+        enum Done<R> {
+            Here(R),
+            Large(Version, u64, Flags, Unverified),
         }
         // One of the two places below calls it: the first under the stripe's lock, the second without.
         let mut then = Some(then);
         let mut finish = |outcome: Outcome<Contents<'_>>| then.take().expect("an outcome is given once")(outcome);
-        let flags = Flags::new(1);
-        let read = self.store.get_record(key.bytes(), now_ms, |found, expires_at_ms| {
-            Read::Done(finish(match found {
-                Lookup::Absent(version) => Outcome::Absent(version.map(|version| Tombstone { version, flags })),
+        let read = self.store.get(key.bytes(), now_ms, |read| {
+            Done::Here(finish(match read {
+                Lookup::Absent(tombstone) => Outcome::Absent(tombstone),
                 Lookup::Damaged => Outcome::Damaged,
-                Lookup::Found(version, Value::Large(value)) if want == Want::Value => {
-                    return Read::Large(version, expires_at_ms, value);
-                }
-                Lookup::Found(version, value) => {
+                Lookup::Found(stored) => {
+                    let Stored { version, expires_at_ms, flags, attributes, value } = stored;
                     let value_len = value.len() as u32;
                     let value = match value {
                         Value::Inline(bytes) if want == Want::Value => Some(Contents::Borrowed(bytes)),
+                        Value::Large(value) if want == Want::Value => {
+                            return Done::Large(version, expires_at_ms, flags, value);
+                        }
                         _ => None,
                     };
-                    let attributes = Contents::Borrowed(&[]);
+                    let attributes = Contents::Borrowed(attributes);
                     Outcome::Found(Found { version, expires_at_ms, flags, attributes, value_len, value })
                 }
             }))
         });
         match read {
-            Read::Done(result) => result,
-            Read::Large(version, expires_at_ms, value) => finish(match value.verify() {
+            Done::Here(result) => result,
+            Done::Large(version, expires_at_ms, flags, value) => finish(match value.verify() {
                 None => Outcome::Damaged,
                 Some(pinned) => {
+                    let attributes = Contents::Shared(Bytes::copy_from_slice(pinned.attributes()));
                     let bytes = Bytes::from_owner(pinned);
-                    let value_len = bytes.len() as u32;
-                    let (attributes, value) = (Contents::Borrowed(&[]), Some(Contents::Shared(bytes)));
+                    let (value_len, value) = (bytes.len() as u32, Some(Contents::Shared(bytes)));
                     Outcome::Found(Found { version, expires_at_ms, flags, attributes, value_len, value })
                 }
             }),
@@ -178,13 +178,7 @@ impl Replica {
         let Some(writer) = writer.as_mut() else {
             return Outcome::Refused(Refused::NotReady);
         };
-        let key = record.key.bytes();
-        let applied = if record.flags.is_tombstone() {
-            writer.delete(key, record.version)
-        } else {
-            writer.put(key, record.value, record.version, record.expires_at_ms)
-        };
-        match applied {
+        match writer.apply(record) {
             Ok(Applied::Superseded(standing)) if standing > record.version => Outcome::Superseded(standing),
             Ok(Applied::Newest | Applied::Superseded(_)) => Outcome::Applied,
             Err(error) => Outcome::Refused(refused(&error)),

@@ -17,7 +17,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use koltso_storage::{Lookup, Options, Store, SyncMode, Value, Version, Writer};
+use koltso_storage::{Lookup, Options, Store, Stored, SyncMode, Value, Version, Writer};
 
 const KEYS: u64 = 1_000_000;
 
@@ -106,7 +106,7 @@ fn get() {
             for number in 0..KEYS {
                 let key = mix(mix(number ^ 0x55) % among).to_be_bytes();
                 sum += store.get(&key, 1, |found| match found {
-                    Lookup::Found(_, Value::Inline(bytes)) => bytes[0] as u64,
+                    Lookup::Found(Stored { value: Value::Inline(bytes), .. }) => bytes[0] as u64,
                     _ => panic!("it is there"),
                 });
             }

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use koltso_model::AttributeError;
+
 use crate::folder::FolderError;
 
 /// Why a store cannot be opened. Nothing on disk was changed.
@@ -51,6 +53,9 @@ pub enum WriteError {
         /// The longest.
         max: usize,
     },
+    /// The attributes are malformed or too long.
+    #[error(transparent)]
+    Attributes(#[from] AttributeError),
     /// There is no room; try again when there is.
     #[error("the disk is full")]
     DiskFull,

@@ -1,6 +1,6 @@
 //! The data folder: who may use it, and which format it has.
 //!
-//! `LOCK` is held with `flock` while a process uses the folder; `FORMAT` holds `koltso 1`. Nothing is written before a
+//! `LOCK` is held with `flock` while a process uses the folder; `FORMAT` holds `koltso 2`. Nothing is written before a
 //! folder is known to be ours, free and of a format that this build reads.
 
 use std::fs::{File, TryLockError};
@@ -12,7 +12,7 @@ use koltso_instrument::waiting;
 use crate::env::{self, Env, FolderEntry, RealEnv};
 
 /// The format of the folder that this build writes.
-pub const FOLDER_FORMAT: u32 = 1;
+pub const FOLDER_FORMAT: u32 = 2;
 const FORMAT_FILE: &str = "FORMAT";
 const LOCK_FILE: &str = "LOCK";
 
@@ -23,8 +23,21 @@ pub enum FolderError {
     #[error("the data folder {0} is in use by another process")]
     InUse(PathBuf),
     /// Written by a newer build.
-    #[error("the data folder {folder} has format {format}, and this build reads formats up to {FOLDER_FORMAT}")]
+    #[error(
+        "the data folder {folder} has format {format}, and this build reads format {FOLDER_FORMAT}: use a newer build"
+    )]
     NewerFormat {
+        /// The folder.
+        folder: PathBuf,
+        /// What its `FORMAT` file says.
+        format: u32,
+    },
+    /// Written by a build from before the first release.
+    #[error(
+        "the data folder {folder} has format {format}, which nothing converts: start with an empty folder, or use the build \
+         that wrote it"
+    )]
+    OlderFormat {
         /// The folder.
         folder: PathBuf,
         /// What its `FORMAT` file says.
@@ -89,6 +102,9 @@ impl Folder {
                     Some(format) if format > FOLDER_FORMAT => {
                         return Err(FolderError::NewerFormat { folder: path.to_path_buf(), format });
                     }
+                    Some(format) if format < FOLDER_FORMAT => {
+                        return Err(FolderError::OlderFormat { folder: path.to_path_buf(), format });
+                    }
                     Some(_) => {}
                     None => return Err(foreign()),
                 },
@@ -143,8 +159,10 @@ mod tests {
         drop(Folder::take(&path).expect("taken again"));
         fs::write(path.join(FORMAT_FILE), "").expect("written");
         drop(Folder::take(&path).expect("a start that was killed at once is no obstacle"));
-        fs::write(path.join(FORMAT_FILE), "koltso 2\n").expect("written");
-        assert!(matches!(Folder::take(&path), Err(FolderError::NewerFormat { format: 2, .. })));
+        fs::write(path.join(FORMAT_FILE), "koltso 3\n").expect("written");
+        assert!(matches!(Folder::take(&path), Err(FolderError::NewerFormat { format: 3, .. })));
+        fs::write(path.join(FORMAT_FILE), "koltso 1\n").expect("written");
+        assert!(matches!(Folder::take(&path), Err(FolderError::OlderFormat { format: 1, .. })));
         fs::write(path.join(FORMAT_FILE), "something").expect("written");
         assert!(matches!(Folder::take(&path), Err(FolderError::Foreign(_))));
         let other = dir.path().join("other");

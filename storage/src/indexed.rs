@@ -163,7 +163,7 @@ mod tests {
     use super::*;
     use crate::env::{Env, RealEnv};
     use crate::segment::SLICE;
-    use koltso_model::Version;
+    use koltso_model::{Flags, Version};
 
     const VALUE: &[u8] = &[7; 5000];
     const CAPACITY: u32 = 8 << 20;
@@ -178,7 +178,8 @@ mod tests {
     /// Writes records as a writer does that has nobody to provide for it, until `end` bytes are written; where they are.
     fn write_until(tail: &mut Tail, end: u32) -> Vec<u32> {
         let version = Version::new(77, 3);
-        let draft = Draft { key: b"key", value: VALUE, version, expires_at_ms: 0, tombstone: false };
+        let flags = Flags::new(1);
+        let draft = Draft { key: b"key", value: VALUE, version, expires_at_ms: 0, flags, attributes: &[] };
         let mut offsets = Vec::new();
         while tail.position() + draft.size() as u32 <= end {
             if !tail.is_ready(draft.size()) {

@@ -8,15 +8,15 @@
 //! each thread that writes has a [`Writer`] with a log of its own; reads go from any thread to any record.
 //!
 //! ```
-//! use koltso_storage::{Lookup, Options, Store, Value, Version};
+//! use koltso_storage::{Lookup, Options, Store, Version};
 //!
 //! # let dir = tempfile::tempdir()?;
 //! let (store, _) = Store::open(Options::new(dir.path()))?;
 //! let mut writer = store.writer()?;
 //! writer.put(b"planet", b"Mars", Version::new(1, 0), 0)?;
 //! let length = store.get(b"planet", 0, |found| match found {
-//!     Lookup::Found(_, Value::Inline(bytes)) => bytes.len(),
-//!     _ => 0,
+//!     Lookup::Found(found) => found.value.len(),
+//!     Lookup::Absent(_) | Lookup::Damaged => 0,
 //! });
 //! assert_eq!(length, 4);
 //! drop(writer);
@@ -71,7 +71,7 @@ pub use index::Applied;
 pub use koltso_model::{KEY_MAX, KeyHash, PARTITIONS, VALUE_MAX_LIMIT, Version};
 pub use log::Writer;
 pub use logs::SyncBatch;
-pub use lookup::{INLINE_MAX, Lookup, Pinned, Unverified, Value};
+pub use lookup::{INLINE_MAX, Lookup, Pinned, Stored, Unverified, Value};
 pub use options::{Options, SyncMode};
 #[doc(hidden)]
 pub use record::fuzz_record;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use koltso_instrument::waiting;
-use koltso_model::{KEY_MAX, Version};
+use koltso_model::{ATTRIBUTES_MAX, Flags, KEY_MAX, Record, Version};
 
 use crate::error::WriteError;
 use crate::hash::KeyHash;
@@ -50,7 +50,19 @@ impl Writer {
         Ok(Self { parts, log, tail })
     }
 
-    /// Writes a value. `expires_at_ms` is in milliseconds since the Unix epoch, 0 for never.
+    /// Writes a record with everything that it has; a tombstone if its flags say so.
+    ///
+    /// # Errors
+    /// See [`WriteError`]; nothing was written then.
+    ///
+    /// # Panics
+    /// If the version's clock is 0.
+    #[inline]
+    pub fn apply(&mut self, record: &Record<&[u8]>) -> Result<Applied, WriteError> {
+        self.apply_draft(&Draft::of(record))
+    }
+
+    /// Writes a value that one replica is to have, without attributes. `expires_at_ms` is in milliseconds since the Unix epoch, 0 for never.
     ///
     /// # Errors
     /// See [`WriteError`]; nothing was written then.
@@ -64,10 +76,11 @@ impl Writer {
         version: Version,
         expires_at_ms: u64,
     ) -> Result<Applied, WriteError> {
-        self.apply(&Draft { key, value, version, expires_at_ms, tombstone: false })
+        let flags = Flags::new(1);
+        self.apply_draft(&Draft { key, value, version, expires_at_ms, flags, attributes: &[] })
     }
 
-    /// Writes a tombstone.
+    /// Writes a tombstone that one replica is to have.
     ///
     /// # Errors
     /// See [`WriteError`]; nothing was written then.
@@ -75,19 +88,15 @@ impl Writer {
     /// # Panics
     /// If the version's clock is 0.
     pub fn delete(&mut self, key: &[u8], version: Version) -> Result<Applied, WriteError> {
-        self.apply(&Draft { key, value: &[], version, expires_at_ms: 0, tombstone: true })
+        let flags = Flags::new(1).tombstone();
+        self.apply_draft(&Draft { key, value: &[], version, expires_at_ms: 0, flags, attributes: &[] })
     }
 
-    fn apply(&mut self, draft: &Draft<'_>) -> Result<Applied, WriteError> {
-        if draft.key.is_empty() || draft.key.len() > KEY_MAX {
-            return Err(WriteError::Key { len: draft.key.len(), max: KEY_MAX });
-        }
-        if draft.value.len() > self.parts.options.value_max {
-            return Err(WriteError::Value { len: draft.value.len(), max: self.parts.options.value_max });
-        }
+    fn apply_draft(&mut self, draft: &Draft<'_>) -> Result<Applied, WriteError> {
+        draft.check(self.parts.options.value_max)?;
         assert!(draft.version.clock != 0, "version clocks begin at 1");
         // What deletes are given on a full disk is not for values, though it is ready.
-        if !draft.tombstone && self.parts.room.is_full() {
+        if !draft.flags.is_tombstone() && self.parts.room.is_full() {
             self.ask_for_slice(Need::Value)?;
         }
         let offset = self.append(draft)?;
@@ -98,7 +107,7 @@ impl Writer {
     /// Makes an appended record the one that readers find, if none is newer.
     fn publish(&self, hash: KeyHash, draft: &Draft<'_>, offset: u32) -> Applied {
         let (segment, version, size) = (self.tail.segment(), draft.version, draft.size());
-        let place = Place { hash, version, segment, offset, size, tombstone: draft.tombstone };
+        let place = Place { hash, version, segment, offset, size, tombstone: draft.flags.is_tombstone() };
         self.parts.index.lock(hash).offer(draft.key, &place)
     }
 
@@ -138,7 +147,7 @@ impl Writer {
     }
 
     fn need(&self, draft: &Draft<'_>) -> Need {
-        match (self.log.privileged, draft.tombstone) {
+        match (self.log.privileged, draft.flags.is_tombstone()) {
             (true, _) => Need::Compaction,
             (false, true) => Need::Tombstone,
             (false, false) => Need::Value,
@@ -222,4 +231,4 @@ impl Writer {
     }
 }
 
-const _: () = assert!(record::size(KEY_MAX, 0) < LOW_WATER as usize);
+const _: () = assert!(record::size(KEY_MAX, ATTRIBUTES_MAX, 0) < LOW_WATER as usize);

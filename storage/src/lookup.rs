@@ -1,8 +1,12 @@
-//! What a reader gets: nothing, a value that was verified where it lies, or a large one that is pinned and to be verified.
+//! What a reader gets: nothing, or everything about a record, with its value verified where it lies or, if that is large, pinned
+//! and to be verified.
+//!
+//! Invariant: what stands before the value was compared with its checksum under the stripe's lock, the value itself before
+//! anybody gets its bytes.
 
 use std::sync::Arc;
 
-use koltso_model::Version;
+use koltso_model::{Flags, Tombstone, Version};
 
 use crate::damage::DamageLog;
 use crate::index::Locked;
@@ -11,15 +15,31 @@ use crate::record::Record;
 
 /// Values up to this many bytes are read where they lie, under the stripe's lock; larger ones are pinned.
 pub const INLINE_MAX: usize = 16 << 10;
+
 /// What a look-up found.
 #[derive(Debug)]
 pub enum Lookup<'a> {
-    /// No value: never written, deleted or expired. The version of the tombstone or expired record, if there is one.
-    Absent(Option<Version>),
+    /// No value: never written, deleted or expired. With what is remembered of the delete or of the expired value.
+    Absent(Option<Tombstone>),
     /// The only record of the key is damaged. It was reported and is not served.
     Damaged,
-    /// The newest version and its value.
-    Found(Version, Value<'a>),
+    /// The newest version.
+    Found(Stored<'a>),
+}
+
+/// A value with everything that is stored beside it.
+#[derive(Debug)]
+pub struct Stored<'a> {
+    /// Its version.
+    pub version: Version,
+    /// Milliseconds since the Unix epoch; 0 for never.
+    pub expires_at_ms: u64,
+    /// As written, those without a meaning to this build included.
+    pub flags: Flags,
+    /// As written; empty for none. Those of a large value are also in [`Unverified::attributes`], for after the lock.
+    pub attributes: &'a [u8],
+    /// The value.
+    pub value: Value<'a>,
 }
 
 /// A value that was found.
@@ -48,7 +68,7 @@ impl Value<'_> {
     }
 }
 
-/// A large value of which nobody has compared the checksum. [`Unverified::verify`] is its only exit.
+/// A large value of which nobody has compared the checksum. [`Unverified::verify`] is the only exit of its bytes.
 pub struct Unverified(Pinned, Arc<DamageLog>);
 
 impl std::fmt::Debug for Unverified {
@@ -58,6 +78,12 @@ impl std::fmt::Debug for Unverified {
 }
 
 impl Unverified {
+    /// The record's attributes, which are verified already; empty for none.
+    #[must_use]
+    pub fn attributes(&self) -> &[u8] {
+        self.0.attributes()
+    }
+
     /// Compares the checksum (about 0.1 ms a megabyte; hold no lock). `None` if the value is damaged, which is reported.
     #[must_use]
     pub fn verify(self) -> Option<Pinned> {
@@ -80,6 +106,14 @@ pub struct Pinned {
     len: u32,
 }
 
+impl Pinned {
+    /// The record's attributes; empty for none.
+    #[must_use]
+    pub fn attributes(&self) -> &[u8] {
+        self.segment.record(self.record).map_or(&[], |record| record.attributes())
+    }
+}
+
 impl AsRef<[u8]> for Pinned {
     fn as_ref(&self) -> &[u8] {
         &self.segment.tail_bytes(self.start)[..self.len as usize]
@@ -95,19 +129,21 @@ pub(crate) fn lookup<'a>(
     record: &Record<'a>,
     now_ms: u64,
 ) -> Lookup<'a> {
-    let version = record.version();
+    let (version, flags) = (record.version(), record.flags());
     if record.is_absent(now_ms) {
-        return Lookup::Absent(Some(version));
+        return Lookup::Absent(Some(Tombstone { version, flags }));
     }
-    let value = record.value();
-    if value.len() > INLINE_MAX {
+    let bytes = record.value();
+    let value = if bytes.len() > INLINE_MAX {
         let start = offset + record.value_start() as u32;
-        let pin = Pinned { segment: Locked::pin(segment), record: offset, start, len: value.len() as u32 };
-        return Lookup::Found(version, Value::Large(Unverified(pin, damage.clone())));
-    }
-    if !record.value_intact() {
+        let pin = Pinned { segment: Locked::pin(segment), record: offset, start, len: bytes.len() as u32 };
+        Value::Large(Unverified(pin, damage.clone()))
+    } else if record.value_intact() {
+        Value::Inline(bytes)
+    } else {
         damage.found(segment, offset);
         return Lookup::Damaged;
-    }
-    Lookup::Found(version, Value::Inline(value))
+    };
+    let (expires_at_ms, attributes) = (record.expires_at_ms(), record.attributes());
+    Lookup::Found(Stored { version, expires_at_ms, flags, attributes, value })
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use koltso_model::{KEY_MAX, VALUE_MAX_LIMIT};
+use koltso_model::{ATTRIBUTES_MAX, KEY_MAX, VALUE_MAX_LIMIT};
 
 use crate::env::{Env, RealEnv};
 use crate::error::OpenError;
@@ -68,7 +68,7 @@ impl Options {
 
     /// Whether each option is in its range.
     pub(crate) fn check(&self) -> Result<(), OpenError> {
-        let record_max = record::size(KEY_MAX, self.value_max) as u64;
+        let record_max = record::size(KEY_MAX, ATTRIBUTES_MAX, self.value_max) as u64;
         if self.value_max > VALUE_MAX_LIMIT {
             return Err(OpenError::Option(format!(
                 "the largest value can be up to {VALUE_MAX_LIMIT} bytes, not {}",

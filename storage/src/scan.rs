@@ -223,14 +223,14 @@ impl Cursor {
             let hash = known_hash.unwrap_or_else(|| KeyHash::of(key));
             let stripe = self.parts.index.lock(hash);
             if stripe.names(hash, &segment, offset) {
-                if let Lookup::Found(_, value) = lookup(&self.parts.damage, &segment, offset, &record, now_ms) {
-                    return Step::Record(read(key, value));
+                if let Lookup::Found(found) = lookup(&self.parts.damage, &segment, offset, &record, now_ms) {
+                    return Step::Record(read(key, found.value));
                 }
             } else if let Find::Hit(hit) = stripe.find(hash, key)
-                && let Lookup::Found(_, value) =
+                && let Lookup::Found(found) =
                     lookup(&self.parts.damage, hit.segment, hit.entry.offset(), &hit.record, now_ms)
             {
-                return Step::Record(read(key, value));
+                return Step::Record(read(key, found.value));
             }
         }
     }

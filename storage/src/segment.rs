@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0   8 bytes  "KOLTSOSG"            16  u64  sequence, also the file's name
-//! 8   u32      format version, 1     24  u32  salt, random
+//! 8   u32      format version, 2     24  u32  salt, random
 //! 12  u32      CRC-32C of the others 28  u32  capacity: the file's size
 //! 32..64       zeros                 64       records, each at a multiple of 8, then zeros
 //! ```
@@ -29,7 +29,7 @@ use crate::env::Env;
 use crate::record::{self, Draft, Fault, Record};
 
 const MAGIC: &[u8; 8] = b"KOLTSOSG";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Bytes before the first record.
 pub(crate) const SEGMENT_HEADER: u32 = 64;
 /// The largest segment: an index entry has 23 bits for an offset in units of 8 bytes.

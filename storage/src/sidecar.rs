@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0   8 bytes  "KOLTSOIX"               32  u32  entries            48  u64  oldest version's clock
-//! 8   u32      format version, 1        36  u32  end of the records 56  u32  entries with a tombstone
+//! 8   u32      format version, 2        36  u32  end of the records 56  u32  entries with a tombstone
 //! 12  u32      CRC-32C of 16..128       40  u32  CRC-32C of entries 60  u32  entries with an expiry
 //! 16  u64      sequence of the segment  44  u32  damaged places
 //! 24  u32      salt of the segment      28  u32  zero
@@ -30,7 +30,7 @@ use crate::record::{ALIGN, u32_at, u64_at};
 use crate::segment::{SEGMENT_MAX, Segment, path_of};
 
 const MAGIC: &[u8; 8] = b"KOLTSOIX";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const HEADER: usize = 128;
 /// Entries are written in pieces of this many bytes.
 const BUFFER: usize = 64 << 10;

@@ -84,24 +84,15 @@ impl Store {
     /// Looks `key` up and gives what was found to `read`, under the lock of the key's stripe: be short in there.
     #[inline]
     pub fn get<R>(&self, key: &[u8], now_ms: u64, read: impl FnOnce(Lookup<'_>) -> R) -> R {
-        self.get_record(key, now_ms, |found, _| read(found))
-    }
-
-    /// As [`Store::get`], with the record's expiry, in ms since the Unix epoch; 0 for never, and where nothing was found.
-    #[inline]
-    pub fn get_record<R>(&self, key: &[u8], now_ms: u64, read: impl FnOnce(Lookup<'_>, u64) -> R) -> R {
         let hash = KeyHash::of(key);
         let stripe = self.parts.index.lock(hash);
         match stripe.find(hash, key) {
-            Find::Hit(hit) => {
-                let found = lookup(&self.parts.damage, hit.segment, hit.entry.offset(), &hit.record, now_ms);
-                read(found, hit.record.expires_at_ms())
-            }
+            Find::Hit(hit) => read(lookup(&self.parts.damage, hit.segment, hit.entry.offset(), &hit.record, now_ms)),
             Find::Damaged(entry, segment) => {
                 self.parts.damage.found(segment, entry.offset());
-                read(Lookup::Damaged, 0)
+                read(Lookup::Damaged)
             }
-            Find::Miss => read(Lookup::Absent(None), 0),
+            Find::Miss => read(Lookup::Absent(None)),
         }
     }
 

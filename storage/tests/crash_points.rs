@@ -44,7 +44,7 @@ fn record_size(number: u64) -> usize {
 fn expect(folder: &Path, content: &[u8], whole: u64, what: &str) {
     let _ = fs::remove_dir_all(folder);
     fs::create_dir(folder).unwrap();
-    fs::write(folder.join("FORMAT"), "koltso 1\n").unwrap();
+    fs::write(folder.join("FORMAT"), "koltso 2\n").unwrap();
     fs::write(folder.join("0000000000000001.log"), content).unwrap();
     let (store, recovered) = Store::open(small(folder)).unwrap();
     assert_eq!((recovered.keys, recovered.damaged), (whole, 0), "{what}");

@@ -260,7 +260,7 @@ fn a_damaged_segment_header_costs_that_segment_only() {
     drop(store);
     let file = fs::OpenOptions::new().write(true).open(&logs[1]).unwrap();
     let mut header = fs::read(&logs[1]).unwrap()[..64].to_vec();
-    header[8..12].copy_from_slice(&2_u32.to_le_bytes());
+    header[8..12].copy_from_slice(&3_u32.to_le_bytes());
     let crc = crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..]);
     header[12..16].copy_from_slice(&crc.to_le_bytes());
     file.write_all_at(&header, 0).unwrap();

@@ -87,9 +87,13 @@ fn fix_segment(bytes: &mut [u8], offsets: &[usize]) {
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     let salt = u32::from_le_bytes(bytes[24..28].try_into().unwrap());
     for &at in offsets {
-        let key_len = usize::from(u16::from_le_bytes([bytes[at + 18], bytes[at + 19]]));
-        if let Some(key) = bytes.get(at + 4..at + 32 + key_len) {
-            let crc = crc32c::crc32c_append(salt ^ at as u32, key);
+        let number = |at: usize| usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+        let mut end = at + 32 + number(at + 18);
+        if bytes[at + 31] & 0x80 != 0 {
+            end += 2 + number(end);
+        }
+        if let Some(head) = bytes.get(at + 4..end) {
+            let crc = crc32c::crc32c_append(salt ^ at as u32, head);
             bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
         }
     }

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use koltso_instrument::waits::{Kind, Snapshot, difference, snapshot};
-use koltso_storage::{Lookup, Options, Store, SyncMode, Value, Version};
+use koltso_storage::{Lookup, Options, Store, Stored, SyncMode, Value, Version};
 
 fn found(before: &Snapshot, kind: Kind, name: &str) -> (i64, i64) {
     let all = difference(before, &snapshot());
@@ -29,7 +29,7 @@ fn a_held_stripe_and_a_sync_are_named() {
             move || {
                 for _ in 0..20 {
                     store.get(b"key", 1, |found| {
-                        assert!(matches!(found, Lookup::Found(_, Value::Inline(_))));
+                        assert!(matches!(found, Lookup::Found(Stored { value: Value::Inline(_), .. })));
                         holds.send(()).unwrap();
                         std::thread::sleep(Duration::from_millis(4));
                     });

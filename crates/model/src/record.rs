@@ -14,7 +14,8 @@ pub const VALUE_MAX_LIMIT: usize = 32 << 20;
 /// bit 0     tombstone
 /// bit 1     conditional: written by a conditional write
 /// bits 2-7  replicas that the record is to have, less one
-/// bits 8-15 without a meaning yet; kept as they are
+/// bits 8-14 without a meaning yet; kept as they are
+/// bit 15    not a record's: a format sets it in the bytes of a record that has attributes
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flags(u16);
@@ -24,7 +25,10 @@ impl Flags {
     const CONDITIONAL: u16 = 1 << 1;
     const FROM_SHIFT: u32 = 2;
     const FROM_MASK: u16 = 0x3f << Self::FROM_SHIFT;
-    /// The bits that have a meaning.
+    /// Set in the bytes of a record where its attributes follow its key, and nowhere else: whoever writes such bytes sets it
+    /// after the attributes, and whoever reads them takes it out again.
+    pub const ATTRIBUTES_FOLLOW: u16 = 1 << 15;
+    /// The bits that have a meaning to a record.
     pub const KNOWN: u16 = Self::TOMBSTONE | Self::CONDITIONAL | Self::FROM_MASK;
 
     /// Of a value that is to have `from` replicas.

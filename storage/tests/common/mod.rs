@@ -51,8 +51,10 @@ pub fn get(store: &Store, key: &[u8], now_ms: u64) -> Seen {
     let out = store.get(key, now_ms, |found| match found {
         Lookup::Absent(_) => Out::Done(Seen::Absent),
         Lookup::Damaged => Out::Done(Seen::Damaged),
-        Lookup::Found(version, Value::Inline(bytes)) => Out::Done(Seen::Value(version, bytes.to_vec())),
-        Lookup::Found(version, Value::Large(large)) => Out::Large(version, large),
+        Lookup::Found(found) => match found.value {
+            Value::Inline(bytes) => Out::Done(Seen::Value(found.version, bytes.to_vec())),
+            Value::Large(large) => Out::Large(found.version, large),
+        },
     });
     match out {
         Out::Done(seen) => seen,

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use koltso_model::{Flags, Found, Outcome, Record, Refused, Tombstone, Version, WallTime, Want};
-use koltso_storage::{Applied, Env, Lookup, Options, Store, SyncMode, Value, Writer};
+use koltso_model::{Found, Outcome, Record, Refused, Tombstone, Version, WallTime, Want};
+use koltso_storage::{Applied, Env, Lookup, Options, Store, Stored, SyncMode, Value, Writer};
 use tempfile::TempDir;
 
 use super::plan::{Mutation, Storage};
@@ -178,20 +178,15 @@ impl Real {
 
     fn version(&self, key: &[u8]) -> Option<Version> {
         self.store().get(key, EPOCH_MS, |found| match found {
-            Lookup::Found(version, _) => Some(version),
-            Lookup::Absent(version) => version,
+            Lookup::Found(found) => Some(found.version),
+            Lookup::Absent(tombstone) => tombstone.map(|tombstone| tombstone.version),
             Lookup::Damaged => panic!("nothing damages the real engine here"),
         })
     }
 
     fn write(&mut self, record: &Record<Bytes>) -> Outcome<Bytes> {
         let writer = &mut self.open.as_mut().unwrap().0;
-        let done = if record.flags.is_tombstone() {
-            writer.delete(record.key.bytes(), record.version)
-        } else {
-            writer.put(record.key.bytes(), &record.value, record.version, record.expires_at_ms)
-        };
-        match done {
+        match writer.apply(&record.borrowed()) {
             Ok(Applied::Newest) => Outcome::Applied,
             Ok(Applied::Superseded(version)) if version > record.version => Outcome::Superseded(version),
             Ok(Applied::Superseded(version)) => {
@@ -204,25 +199,16 @@ impl Real {
 
     fn read(&self, key: &[u8], want: Want) -> Outcome<Bytes> {
         self.store().get(key, EPOCH_MS, |found| match found {
-            Lookup::Absent(version) => {
-                Outcome::Absent(version.map(|version| Tombstone { version, flags: Flags::new(1).tombstone() }))
-            }
+            Lookup::Absent(tombstone) => Outcome::Absent(tombstone),
             Lookup::Damaged => Outcome::Damaged,
-            Lookup::Found(version, value) => {
-                let value_len = value.len() as u32;
+            Lookup::Found(Stored { version, expires_at_ms, flags, attributes, value }) => {
+                let (attributes, value_len) = (Bytes::copy_from_slice(attributes), value.len() as u32);
                 let value = match value {
                     Value::Inline(bytes) => Bytes::copy_from_slice(bytes),
                     Value::Large(pin) => Bytes::copy_from_slice(pin.verify().unwrap().as_ref()),
                 };
                 let value = (want == Want::Value).then_some(value);
-                Outcome::Found(Found {
-                    version,
-                    expires_at_ms: 0,
-                    flags: Flags::new(1),
-                    attributes: Bytes::new(),
-                    value_len,
-                    value,
-                })
+                Outcome::Found(Found { version, expires_at_ms, flags, attributes, value_len, value })
             }
         })
     }
