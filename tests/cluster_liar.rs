@@ -9,17 +9,18 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use koltso_cluster::placement::Topology;
+use koltso_model::{Flags, Found, KeyHash, Outcome, Version};
 use koltso_net::replica::frame::{Limits, Parsed, encode_reply, parse_request};
 use koltso_net::replica::handshake::{Acceptor, Progress};
-use koltso_net::replica::{Identity, Reply, Request, Stamp};
-use koltso_storage::KeyHash;
+use koltso_net::replica::{Features, Identity, NodeId, Reply, Request};
 use koltso_testkit::cluster::Quorum;
 use koltso_testkit::{Cluster, eventually, wall_ms};
 
-const LIMITS: Limits = Limits { value_max: 32 << 20 };
+const LIMITS: Limits = Limits { value_max: 32 << 20, features: Features::KNOWN };
 
-/// What a liar says to a write of a key: the hash of the key that its answer is about, and the answer.
-type Lie = fn(&[u8]) -> (u64, Reply<'static>);
+/// What a liar says to a request about the key with this hash: the hash of the key that its answer is about, and the
+/// answer.
+type Lie = fn(KeyHash) -> (KeyHash, Outcome<&'static [u8]>);
 
 /// Shakes hands as the member it claims to be, then lies.
 fn lie(mut socket: TcpStream, identity: &Identity, members: &[u16], lie: Lie) {
@@ -29,14 +30,17 @@ fn lie(mut socket: TcpStream, identity: &Identity, members: &[u16], lie: Lie) {
     loop {
         while !read.is_empty() {
             if accepted {
-                let Parsed::Complete { frame: (number, request), len } = parse_request(&read, LIMITS) else {
+                let Parsed::Complete { frame, len } = parse_request(&read, LIMITS) else {
                     break;
                 };
-                let (hash, reply) = match request {
-                    Request::Ping { .. } => (0, Reply::Pong { wall_ms: wall_ms(), clock: u64::MAX }),
-                    Request::Put { key, .. } | Request::Delete { key, .. } | Request::Read { key, .. } => lie(key),
+                let (hash, reply) = match frame.request {
+                    Request::Ping { .. } => (KeyHash(0), Reply::Pong { wall_ms: wall_ms(), clock: u64::MAX }),
+                    Request::Execute(operation) => {
+                        let (hash, outcome) = lie(operation.key().hash());
+                        (hash, Reply::Outcome(outcome))
+                    }
                 };
-                encode_reply(&mut out, number, hash, &reply);
+                encode_reply(&mut out, frame.number, frame.epoch, hash, &reply);
                 read.drain(..len);
             } else {
                 let consumed = match acceptor.feed(&read, wall_ms(), &mut out).unwrap() {
@@ -73,6 +77,8 @@ fn with_a_liar(told: Lie) -> Cluster {
         topology: topology.id(),
         topology_number: 1,
         node: topology.number(topology.me()),
+        id: NodeId::NONE,
+        features: Features::KNOWN,
         secret: Vec::new(),
     };
     let members = topology.numbers().to_vec();
@@ -113,13 +119,13 @@ fn assert_version_of_now(cluster: &Cluster) {
 
 #[test]
 fn a_member_that_answers_about_another_key_confirms_nothing() {
-    let cluster = with_a_liar(|_| (0x1234, Reply::Applied));
+    let cluster = with_a_liar(|_| (KeyHash(0x1234), Outcome::Applied));
     assert_not_believed(&cluster, "another key");
 }
 
 #[test]
 fn a_member_from_the_far_future_takes_no_clock_along() {
-    let cluster = with_a_liar(|key| (KeyHash::of(key).0, Reply::Superseded(Stamp { clock: u64::MAX - 7, node: 1 })));
+    let cluster = with_a_liar(|key| (key, Outcome::Superseded(Version::new(u64::MAX - 7, 1))));
     assert_not_believed(&cluster, "more than a year ahead");
     assert_version_of_now(&cluster);
 }
@@ -127,9 +133,10 @@ fn a_member_from_the_far_future_takes_no_clock_along() {
 #[test]
 fn a_value_from_the_far_future_is_neither_answered_nor_taken_over() {
     let cluster = with_a_liar(|key| {
-        let version = Stamp { clock: u64::MAX - 7, node: 1 };
-        let found = Reply::Found { version, expires_at_ms: 0, value_len: 3, value: Some(b"lie") };
-        (KeyHash::of(key).0, found)
+        let (version, flags) = (Version::new(u64::MAX - 7, 1), Flags::new(2));
+        let value = Some(&b"lie"[..]);
+        let found = Found { version, expires_at_ms: 0, flags, attributes: &[][..], value_len: 3, value };
+        (key, Outcome::Found(found))
     });
     assert_not_believed(&cluster, "more than a year ahead");
     cluster.client(0).get_of("key", (2, 2)).expect(504, "GET 2/2, answered by a liar");

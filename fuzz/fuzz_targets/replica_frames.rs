@@ -1,7 +1,9 @@
 //! Replica frames, requests and replies, from any bytes. What is read has one encoding: the bytes it was read from.
-//! The first byte decides whether the checksum of the first frame is made right, so that its fields are looked at.
+//! Bit 0 of the first byte decides whether the checksum of the first frame is made right, so that its fields are looked
+//! at; bit 1 whether the peer has announced all flags and attributes that there can be.
 #![no_main]
 
+use koltso_net::replica::Features;
 use koltso_net::replica::frame::{HEADER, Limits, fuzz_frames};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
@@ -15,5 +17,6 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         let checksum = crc32c::crc32c(&bytes[4..end]);
         bytes[..4].copy_from_slice(&checksum.to_le_bytes());
     }
-    fuzz_frames(&bytes, Limits { value_max: 1 << 16 });
+    let features = if first & 2 == 0 { Features::KNOWN } else { Features(u64::MAX) };
+    fuzz_frames(&bytes, Limits { value_max: 1 << 16, features });
 });

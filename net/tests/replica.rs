@@ -6,19 +6,22 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use koltso_model::{Flags, Found, Key, KeyHash, Operation, Outcome, Record, Refused, Tombstone, Version, Want};
 use koltso_net::replica::blocking::Connection;
-use koltso_net::replica::frame::{self, HEADER, Limits, Parsed, encode_reply, encode_request, parse_request};
+use koltso_net::replica::frame::{
+    self, HEADER, Limits, Parsed, ReplyFrame, encode_reply, encode_request, parse_request,
+};
 use koltso_net::replica::handshake::{Acceptor, Dialer, Progress};
 use koltso_net::replica::{
-    AcceptConfig, DIAL_GAP, Full, HOLD_MAX, Identity, Link, LinkConfig, LinkHandler, LinkState, LostReason, OUTBOX_MAX,
-    Refused, ReplicaEvent, ReplicaService, Replies, Reply, Request, STRANGERS_MAX, Stamp, serve,
+    AcceptConfig, DIAL_GAP, DeferredReply, Features, Full, HOLD_MAX, Identity, Link, LinkConfig, LinkHandler,
+    LinkState, LostReason, NodeId, OUTBOX_MAX, ReplicaEvent, ReplicaService, Replies, Reply, Request, STRANGERS_MAX,
+    UNANSWERED_MAX, serve,
 };
 use koltso_net::server::Shared;
 use koltso_testkit::random::{Random, seed_or};
@@ -26,9 +29,13 @@ use koltso_testkit::wall_ms;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 const VALUE_MAX: usize = 4 << 20;
-const LIMITS: Limits = Limits { value_max: VALUE_MAX };
+const LIMITS: Limits = Limits { value_max: VALUE_MAX, features: Features::KNOWN };
 const SKEW_MAX: Duration = Duration::from_millis(500);
-const VERSION: Stamp = Stamp { clock: 77, node: 1 };
+const VERSION: Version = Version::new(77, 1);
+/// Of the membership of those who ask, and of those who answer.
+const EPOCHS: (u64, u64) = (1, 1);
+const FLAGS: Flags = Flags::new(3).conditional();
+const ATTRIBUTES: &[u8] = &[1, 4, b't', b'e', b'x', b't'];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Driver {
@@ -69,60 +76,141 @@ async fn until(what: &str, happened: impl Fn() -> bool) {
 }
 
 fn identity(node: u16) -> Identity {
-    Identity { cluster: "ring".to_owned(), topology: 7, topology_number: 1, node, secret: b"secret".to_vec() }
+    Identity {
+        cluster: "ring".to_owned(),
+        topology: 7,
+        topology_number: 1,
+        node,
+        id: NodeId(node.into()),
+        features: Features::KNOWN,
+        secret: b"secret".to_vec(),
+    }
 }
 
 fn hash(key: &[u8]) -> u64 {
-    key.iter().fold(1_u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(*byte)))
+    KeyHash::of(key).0
 }
+
+fn record<B: AsRef<[u8]>>(key: B, value: B, attributes: B) -> Record<B> {
+    Record { key: Key::new(key), value, version: VERSION, expires_at_ms: 5, flags: FLAGS, attributes }
+}
+
+fn put<'a>(key: &'a [u8], value: &'a [u8]) -> Request<'a> {
+    Request::Execute(Operation::Write(record(key, value, ATTRIBUTES)))
+}
+
+/// As [`put`], with bytes that need not be copied.
+fn shared_put(key: &'static [u8], value: Bytes) -> Operation<Bytes> {
+    Operation::Write(record(Bytes::from_static(key), value, Bytes::from_static(ATTRIBUTES)))
+}
+
+fn delete(key: &[u8]) -> Request<'_> {
+    let flags = FLAGS.tombstone();
+    Request::Execute(Operation::Write(Record { flags, expires_at_ms: 0, ..record(key, &[][..], &[]) }))
+}
+
+fn read(key: &[u8], value: bool) -> Request<'_> {
+    let want = if value { Want::Value } else { Want::Version };
+    Request::Execute(Operation::Read { key: Key::new(key), want })
+}
+
+const PING: Request<'static> = Request::Ping { wall_ms: 1, clock: 2 };
 
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 31 % 251) as u8).collect()
 }
 
-/// Answers by what the key says: a number is the length of a value.
+/// When the answers to operations come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Now,
+    /// So many milliseconds after their batch, all together.
+    After(u64),
+    /// When the batch is over, the last one first.
+    Reversed,
+    /// Every other one at once, the others never.
+    EveryOther,
+}
+
+/// Answers by what the key says: a number is the length of a value. It is never asked to answer `lost`.
 struct TestService {
     events: Arc<Mutex<Vec<ReplicaEvent>>>,
-    settle_ms: u64,
-    unsettled: Cell<bool>,
+    when: When,
+    deferred: RefCell<Vec<(DeferredReply, Outcome<Bytes>)>>,
+    asked: Cell<u64>,
+}
+
+impl TestService {
+    fn outcome(operation: &Operation<&[u8]>) -> Outcome<Bytes> {
+        match operation {
+            Operation::Write(record) if record.flags.is_tombstone() => Outcome::Superseded(record.version),
+            Operation::Write(record) => {
+                assert_eq!((record.version, record.expires_at_ms, record.flags), (VERSION, 5, FLAGS));
+                assert_eq!(record.attributes, ATTRIBUTES);
+                if record.value == pattern(record.value.len()) { Outcome::Applied } else { Outcome::Damaged }
+            }
+            Operation::Read { key, want } => {
+                match std::str::from_utf8(key.bytes()).ok().and_then(|key| key.parse::<usize>().ok()) {
+                    None => Outcome::Absent(None),
+                    Some(length) => Outcome::Found(Found {
+                        version: VERSION,
+                        expires_at_ms: 5,
+                        flags: FLAGS,
+                        attributes: Bytes::from_static(ATTRIBUTES),
+                        value_len: length as u32,
+                        value: (*want == Want::Value).then(|| Bytes::from(pattern(length))),
+                    }),
+                }
+            }
+        }
+    }
 }
 
 impl ReplicaService for TestService {
-    fn request(&self, from: u16, _: u64, request: Request<'_>, replies: &mut Replies<'_>) {
-        assert_eq!(from, 1);
-        match request {
-            Request::Put { key, value, version, expires_at_ms } => {
-                assert_eq!((version, expires_at_ms), (VERSION, 5));
-                self.unsettled.set(self.unsettled.get() || key == b"unsettled");
-                let reply = if *value == pattern(value.len()) { Reply::Applied } else { Reply::Damaged };
-                replies.reply(hash(key), &reply);
+    fn request(&self, from: u16, epoch: u64, request: Request<'_>, replies: &mut Replies<'_>) {
+        assert_eq!((from, epoch), (1, EPOCHS.0));
+        let operation = match request {
+            Request::Ping { wall_ms, clock } => return replies.pong(wall_ms, clock),
+            Request::Execute(operation) => operation,
+        };
+        self.asked.set(self.asked.get() + 1);
+        let outcome = Self::outcome(&operation);
+        let now = match self.when {
+            When::Now => true,
+            When::After(_) | When::Reversed => false,
+            When::EveryOther => self.asked.get() % 2 == 1,
+        };
+        if !now {
+            let deferred = replies.later();
+            if operation.key().bytes() != b"lost" {
+                self.deferred.borrow_mut().push((deferred, outcome));
             }
-            Request::Delete { key, version } => replies.reply(hash(key), &Reply::Superseded(version)),
-            Request::Read { key, value } => {
-                match std::str::from_utf8(key).ok().and_then(|key| key.parse::<usize>().ok()) {
-                    Some(length) if value => replies.large(hash(key), VERSION, 5, Bytes::from(pattern(length))),
-                    Some(length) => {
-                        let value_len = length as u32;
-                        replies.reply(
-                            hash(key),
-                            &Reply::Found { version: VERSION, expires_at_ms: 5, value_len, value: None },
-                        );
-                    }
-                    None => replies.reply(hash(key), &Reply::Absent(None)),
-                }
+            return;
+        }
+        match outcome {
+            Outcome::Found(Found { value: Some(ref value), ref attributes, .. }) => {
+                let Outcome::Found(found) = &outcome else { unreachable!() };
+                assert_eq!(attributes, ATTRIBUTES);
+                replies.answer_shared(found, value.clone());
             }
-            Request::Ping { wall_ms, clock } => replies.reply(0, &Reply::Pong { wall_ms, clock }),
+            outcome => replies.answer(&outcome),
         }
     }
 
-    fn settle(&self) -> Option<Pin<Box<dyn Future<Output = bool>>>> {
-        let (ms, good) = (self.settle_ms, !self.unsettled.get());
-        (ms > 0).then(|| -> Pin<Box<dyn Future<Output = bool>>> {
-            Box::pin(async move {
-                monoio::time::sleep(Duration::from_millis(ms)).await;
-                good
-            })
-        })
+    fn batch_end(&self) {
+        match self.when {
+            When::Now | When::EveryOther => {}
+            When::After(ms) => {
+                let deferred = self.deferred.take();
+                monoio::spawn(async move {
+                    monoio::time::sleep(Duration::from_millis(ms)).await;
+                    deferred.into_iter().for_each(|(deferred, outcome)| deferred.answer(outcome));
+                });
+            }
+            When::Reversed => {
+                self.deferred.take().into_iter().rev().for_each(|(deferred, outcome)| deferred.answer(outcome));
+            }
+        }
     }
 
     fn event(&self, event: ReplicaEvent) {
@@ -140,10 +228,14 @@ struct Server {
 
 impl Server {
     fn start(driver: Driver) -> Self {
-        Self::with(driver, "127.0.0.1:0".parse().unwrap(), identity(2), 0, wall_ms)
+        Self::answering(driver, When::Now)
     }
 
-    fn with(driver: Driver, address: SocketAddr, identity: Identity, settle_ms: u64, wall_ms: fn() -> u64) -> Self {
+    fn answering(driver: Driver, when: When) -> Self {
+        Self::with(driver, "127.0.0.1:0".parse().unwrap(), identity(2), when, wall_ms)
+    }
+
+    fn with(driver: Driver, address: SocketAddr, identity: Identity, when: When, wall_ms: fn() -> u64) -> Self {
         let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         listener.set_reuse_address(true).unwrap();
         let begun = Instant::now();
@@ -158,7 +250,8 @@ impl Server {
         let (shared, events) = (Shared::new(), Arc::<Mutex<Vec<ReplicaEvent>>>::default());
         let (its_shared, its_events) = (Arc::clone(&shared), Arc::clone(&events));
         let thread = on(driver, move || async move {
-            let service = TestService { events: its_events, settle_ms, unsettled: Cell::new(false) };
+            let (deferred, asked) = (RefCell::default(), Cell::new(0));
+            let service = TestService { events: its_events, when, deferred, asked };
             let (identity, members) = (Rc::new(identity), vec![1, 2, 3]);
             let config = AcceptConfig { identity, members, value_max: VALUE_MAX, wall_ms, connections_max: 200 };
             serve(listener, Rc::new(service), config, its_shared).await.unwrap();
@@ -214,6 +307,21 @@ struct Seen {
     hates: Cell<u64>,
 }
 
+/// A reply in short.
+fn text_of(reply: &Reply<'_>) -> String {
+    match reply {
+        Reply::Outcome(Outcome::Found(found)) => {
+            let about = (found.version, found.expires_at_ms, found.flags, found.attributes);
+            assert_eq!(about, (VERSION, 5, FLAGS, ATTRIBUTES));
+            assert!(found.value.is_none_or(|value| *value == pattern(found.value_len as usize)));
+            let what = if found.value.is_some() { "with" } else { "without" };
+            format!("{} bytes, {what} them", found.value_len)
+        }
+        Reply::Outcome(outcome) => format!("{outcome:?}"),
+        Reply::Pong { .. } => "pong".to_owned(),
+    }
+}
+
 impl LinkHandler for Seen {
     fn connected(&self, peer: usize, _: Instant) {
         assert_eq!(peer, 9);
@@ -221,19 +329,13 @@ impl LinkHandler for Seen {
         self.connected.set(self.connected.get() + 1);
     }
 
-    fn reply(&self, _: usize, _: Instant, number: u64, key_hash: u64, reply: Reply<'_>) -> Result<(), String> {
+    fn reply(&self, _: usize, _: Instant, frame: ReplyFrame<'_>) -> Result<(), String> {
+        let ReplyFrame { number, epoch, key_hash: KeyHash(key_hash), reply } = frame;
+        assert_eq!(epoch, EPOCHS.1);
         if key_hash != 0 && key_hash == self.hates.get() {
             return Err("a reply is about another key".to_owned());
         }
-        let text = match reply {
-            Reply::Found { value: Some(value), version: VERSION, expires_at_ms: 5, value_len }
-                if *value == pattern(value_len as usize) =>
-            {
-                format!("{value_len} bytes")
-            }
-            other => format!("{other:?}"),
-        };
-        self.replies.borrow_mut().push((number, key_hash, text));
+        self.replies.borrow_mut().push((number, key_hash, text_of(&reply)));
         Ok(())
     }
 
@@ -292,7 +394,7 @@ async fn closed(link: &Link<Seen>, seen: &Seen) {
     if link.state() != LinkState::Down {
         until("lost", || seen.lost.borrow().len() == before + 1).await;
     }
-    assert_eq!(link.request(0, &Request::Ping { wall_ms: 0, clock: 0 }), Err(Full));
+    assert_eq!(link.request(0, &PING), Err(Full));
     *seen.link.borrow_mut() = None;
 }
 
@@ -347,7 +449,7 @@ fn raw_peer(then: impl FnOnce(TcpStream) + Send + 'static) -> (SocketAddr, JoinH
 
 fn frame_of(number: u64, request: &Request<'_>) -> Vec<u8> {
     let mut out = Vec::new();
-    encode_request(&mut out, number, request);
+    encode_request(&mut out, number, EPOCHS.0, request);
     out
 }
 
@@ -364,7 +466,7 @@ fn reply_from(socket: &mut TcpStream) -> (u64, String) {
         Parsed::Bad(violation) => panic!("{violation}"),
     }
     match frame::parse_reply(&bytes, LIMITS) {
-        Parsed::Complete { frame: (number, _, reply), len } if len == bytes.len() => (number, format!("{reply:?}")),
+        Parsed::Complete { frame, len } if len == bytes.len() => (frame.number, text_of(&frame.reply)),
         other => panic!("{other:?}"),
     }
 }
@@ -379,9 +481,9 @@ fn assert_ended(socket: &mut TcpStream) {
 
 #[test]
 fn many_in_flight_and_values_of_all_sizes() {
-    for settle_ms in [0, 1] {
+    for when in [When::Now, When::After(1), When::Reversed] {
         on_both(move |driver| async move {
-            let mut server = Server::with(driver, "127.0.0.1:0".parse().unwrap(), identity(2), settle_ms, wall_ms);
+            let mut server = Server::answering(driver, when);
             let (link, seen) = link_to(server.address);
             let mut expected = Vec::new();
             for number in 0..4000 {
@@ -389,27 +491,26 @@ fn many_in_flight_and_values_of_all_sizes() {
                     0 => {
                         let length = if number % 500 == 0 { 3_000_000 } else { number * 13 % 50_000 };
                         let value = Bytes::from(pattern(length));
-                        link.request_put(number as u64, b"put", value, VERSION, 5).unwrap();
+                        link.execute(number as u64, &shared_put(b"put", value)).unwrap();
                         (b"put".to_vec(), "Applied".to_owned())
                     }
                     1 => {
                         let length = if number % 500 == 1 { VALUE_MAX } else { number * 7 % 30_000 };
                         let key = length.to_string().into_bytes();
-                        link.request(number as u64, &Request::Read { key: &key, value: true }).unwrap();
-                        (key, format!("{length} bytes"))
+                        link.request(number as u64, &read(&key, true)).unwrap();
+                        (key, format!("{length} bytes, with them"))
                     }
                     2 => {
-                        link.request(number as u64, &Request::Read { key: b"x", value: true }).unwrap();
+                        link.request(number as u64, &read(b"x", true)).unwrap();
                         (b"x".to_vec(), "Absent(None)".to_owned())
                     }
                     3 => {
-                        link.request(number as u64, &Request::Delete { key: b"d", version: VERSION }).unwrap();
+                        link.request(number as u64, &delete(b"d")).unwrap();
                         (b"d".to_vec(), format!("Superseded({VERSION:?})"))
                     }
                     _ => {
                         let value = pattern(100);
-                        let put = Request::Put { key: &[7; 4096], value: &value, version: VERSION, expires_at_ms: 5 };
-                        link.request(number as u64, &put).unwrap();
+                        link.request(number as u64, &put(&[7; 4096], &value)).unwrap();
                         (vec![7; 4096], "Applied".to_owned())
                     }
                 };
@@ -421,6 +522,11 @@ fn many_in_flight_and_values_of_all_sizes() {
                 }
             }
             until("all replies", || seen.replies.borrow().len() == 4000).await;
+            if when == When::Reversed {
+                // Each batch in reverse, whatever was read at once.
+                assert!(*seen.replies.borrow() != expected);
+                seen.replies.borrow_mut().sort_unstable();
+            }
             assert!(*seen.replies.borrow() == expected);
             assert!(seen.batches.get() < 4000 && seen.connected.get() == 1, "{}", seen.batches.get());
             assert_eq!(link.queued_bytes(), 0);
@@ -454,14 +560,14 @@ fn all_frames_of_a_turn_leave_together() {
         for number in 0..50 {
             let link = Rc::clone(&link);
             tasks.push(monoio::spawn(async move {
-                link.request(number, &Request::Ping { wall_ms: 1, clock: 2 }).unwrap();
+                link.request(number, &PING).unwrap();
             }));
         }
         for task in tasks {
             task.await;
         }
         let received = told.recv().unwrap();
-        assert_eq!(received, 50 * frame_of(0, &Request::Ping { wall_ms: 1, clock: 2 }).len());
+        assert_eq!(received, 50 * frame_of(0, &PING).len());
         closed(&link, &seen).await;
         assert_eq!(told.recv().unwrap(), 0);
         peer.join().unwrap();
@@ -479,7 +585,8 @@ fn small_requests_wait_for_the_replies_that_are_on_their_way() {
             let replying = std::thread::spawn(move || {
                 for number in answers {
                     let mut out = Vec::new();
-                    frame::encode_reply(&mut out, number, 0, &Reply::Pong { wall_ms: 0, clock: 0 });
+                    let pong = Reply::Pong { wall_ms: 0, clock: 0 };
+                    frame::encode_reply(&mut out, number, EPOCHS.1, KeyHash(0), &pong);
                     replies.write_all(&out).unwrap();
                 }
             });
@@ -493,7 +600,7 @@ fn small_requests_wait_for_the_replies_that_are_on_their_way() {
         });
         let (link, seen) = link_to(address);
         until("up", || link.state() == LinkState::Up).await;
-        let ping = Request::Ping { wall_ms: 1, clock: 2 };
+        let ping = PING;
         let length = frame_of(0, &ping).len();
         link.request(0, &ping).unwrap();
         until("the first leaves at once", || told.try_recv().is_ok_and(|count| count == length)).await;
@@ -509,13 +616,7 @@ fn small_requests_wait_for_the_replies_that_are_on_their_way() {
         assert!(told.try_recv().is_err(), "a request did not wait");
         link.release();
         until("or when they are released", || told.try_recv().is_ok_and(|count| count == length)).await;
-        let large = Request::Put {
-            key: b"key",
-            value: &pattern(HOLD_MAX),
-            version: Stamp { clock: 1, node: 1 },
-            expires_at_ms: 0,
-        };
-        link.request(5, &large).unwrap();
+        link.request(5, &put(b"key", &pattern(HOLD_MAX))).unwrap();
         until("or when they are many bytes", || told.try_recv().is_ok_and(|count| count > HOLD_MAX)).await;
         drop(answer);
         closed(&link, &seen).await;
@@ -533,18 +634,25 @@ fn strangers_and_broken_peers_are_closed_with_one_sentence() {
         let sentence = "the other side does not speak the replica protocol, but HTTP";
         server.wait_for(&ReplicaEvent::Refused(sentence.to_owned()));
 
-        let read = frame_of(1, &Request::Read { key: b"k", value: true });
+        let read = frame_of(1, &read(b"k", true));
         let mut flipped = read.clone();
         flipped[HEADER] ^= 1;
         let mut huge = read.clone();
         huge[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
         let mut reply = Vec::new();
-        encode_reply(&mut reply, 1, 2, &Reply::Applied);
+        encode_reply(&mut reply, 1, EPOCHS.1, KeyHash(2), &Reply::Outcome(Outcome::Applied));
+        let unknown = Record { flags: Flags::from_bits(1 << 9), ..record(&b"k"[..], &[], &[]) };
+        let unknown = frame_of(1, &Request::Execute(Operation::Write(unknown)));
         let max = LIMITS.request_max() - HEADER;
         for (bytes, sentence) in [
             (flipped, "the checksum of a frame does not match its bytes".to_owned()),
             (huge, format!("a frame claims a body of {} bytes, and the longest has {max}", u32::MAX)),
             (reply, "a frame is of kind 129, which is not one that is expected here".to_owned()),
+            (
+                unknown,
+                "a frame has a record with flags 0x200, and its sender did not announce that it knows them all"
+                    .to_owned(),
+            ),
         ] {
             let mut socket = raw(server.address);
             socket.write_all(&read).unwrap();
@@ -562,9 +670,8 @@ fn half_frames_wait_for_their_other_half() {
         let server = Server::start(driver);
         let mut socket = raw(server.address);
         let value = pattern(300_000);
-        let put = Request::Put { key: b"k", value: &value, version: VERSION, expires_at_ms: 5 };
-        let mut bytes = frame_of(1, &put);
-        bytes.extend_from_slice(&frame_of(2, &Request::Read { key: b"k", value: true }));
+        let mut bytes = frame_of(1, &put(b"k", &value));
+        bytes.extend_from_slice(&frame_of(2, &read(b"k", true)));
         let end = bytes.len();
         for piece in [&bytes[..1], &bytes[1..33], &bytes[33..100_000], &bytes[100_000..end - 1], &bytes[end - 1..]] {
             socket.write_all(piece).unwrap();
@@ -582,7 +689,12 @@ fn half_frames_wait_for_their_other_half() {
 #[test]
 fn a_peer_that_answers_nonsense_is_lost() {
     let mut short = Vec::new();
-    encode_reply(&mut short, 1, 5, &Reply::Refused(Refused::NotReady));
+    let refused = Reply::Outcome(Outcome::Refused(Refused::NotReady));
+    encode_reply(&mut short, 1, EPOCHS.1, KeyHash(5), &refused);
+    let mut attributed = Vec::new();
+    let found =
+        Found { version: VERSION, expires_at_ms: 0, flags: FLAGS, attributes: &[9, 0][..], value_len: 0, value: None };
+    encode_reply(&mut attributed, 1, EPOCHS.1, KeyHash(5), &Reply::Outcome(Outcome::Found(found)));
     let mut flipped = short.clone();
     flipped[20] ^= 1;
     let mut huge = short.clone();
@@ -598,8 +710,14 @@ fn a_peer_that_answers_nonsense_is_lost() {
             0,
         ),
         (hated, "it broke the protocol: a reply is about another key".to_owned(), 0),
-        (short[..40.min(short.len())].to_vec(), "the connection was closed".to_owned(), 1),
-        (short[..31].to_vec(), "the connection was closed".to_owned(), 0),
+        (
+            attributed,
+            "it broke the protocol: a frame has an attribute of kind 9, and its sender did not announce that it knows it"
+                .to_owned(),
+            0,
+        ),
+        (short.clone(), "the connection was closed".to_owned(), 1),
+        (short[..HEADER - 1].to_vec(), "the connection was closed".to_owned(), 0),
     ] {
         for driver in DRIVERS {
             let (bytes, sentence) = (bytes.clone(), sentence.clone());
@@ -613,7 +731,7 @@ fn a_peer_that_answers_nonsense_is_lost() {
                 if sentence.ends_with("key") {
                     seen.hates.set(5);
                 }
-                link.request(1, &Request::Read { key: b"k", value: true }).unwrap();
+                link.request(1, &read(b"k", true)).unwrap();
                 until("lost", || !seen.lost.borrow().is_empty()).await;
                 assert_eq!(seen.lost.borrow()[0], sentence);
                 assert_eq!(seen.replies.borrow().len(), replies);
@@ -642,7 +760,7 @@ fn those_who_do_not_belong_together_say_so_on_both_sides() {
         let lost = move |us: Identity, expected: String| {
             on(driver, move || async move {
                 let (link, seen) = link_of(address, us);
-                link.request(1, &Request::Ping { wall_ms: 0, clock: 0 }).unwrap();
+                link.request(1, &PING).unwrap();
                 until("lost", || !seen.lost.borrow().is_empty()).await;
                 assert_eq!(seen.lost.borrow()[0], expected);
                 closed(&link, &seen).await;
@@ -670,13 +788,13 @@ fn those_who_do_not_belong_together_say_so_on_both_sides() {
         socket.write_all(&hello).unwrap();
         let mut refusal = Vec::new();
         socket.read_to_end(&mut refusal).unwrap();
-        let sentence = "node 2 speaks version 1 of the replica protocol, and the other side 200";
+        let sentence = "node 2 speaks version 2 of the replica protocol, and the other side 200";
         assert!(refusal.ends_with(sentence.as_bytes()));
         server.wait_for(&ReplicaEvent::Refused(sentence.to_owned()));
         assert!(!server.events.lock().unwrap().iter().any(|event| matches!(event, ReplicaEvent::Connected(_))));
 
         // A clock that is ahead.
-        let ahead = Server::with(driver, "127.0.0.1:0".parse().unwrap(), identity(2), 0, || wall_ms() + 60_000);
+        let ahead = Server::with(driver, "127.0.0.1:0".parse().unwrap(), identity(2), When::Now, || wall_ms() + 60_000);
         let address = ahead.address;
         on(driver, move || async move {
             let (link, seen) = link_to(address);
@@ -704,15 +822,15 @@ fn a_peer_that_stops_reading_fills_a_bounded_queue() {
                 }
                 bytes.extend_from_slice(&buffer[..count]);
                 let mut at = 0;
-                while let Parsed::Complete { frame: (number, _), len } = parse_request(&bytes[at..], LIMITS) {
-                    assert_eq!(number, next);
+                while let Parsed::Complete { frame, len } = parse_request(&bytes[at..], LIMITS) {
+                    assert_eq!(frame.number, next);
                     next += 1;
                     at += len;
                 }
                 bytes.drain(..at);
                 let mut out = Vec::new();
                 if let Some(last) = u64::checked_sub(next, 1) {
-                    encode_reply(&mut out, last, 0, &Reply::Applied);
+                    encode_reply(&mut out, last, EPOCHS.1, KeyHash(0), &Reply::Outcome(Outcome::Applied));
                 }
                 if socket.write_all(&out).is_err() {
                     return;
@@ -725,10 +843,9 @@ fn a_peer_that_stops_reading_fills_a_bounded_queue() {
         let mut number = 0;
         let mut full = 0;
         while full < 20 {
-            let request = Request::Put { key: b"small", value: &value[..1000], version: VERSION, expires_at_ms: 5 };
             let queued = match number % 2 {
-                0 => link.request_put(number, b"large", value.clone(), VERSION, 5),
-                _ => link.request(number, &request),
+                0 => link.execute(number, &shared_put(b"large", value.clone())),
+                _ => link.request(number, &put(b"small", &value[..1000])),
             };
             match queued {
                 Ok(()) => number += 1,
@@ -757,7 +874,7 @@ fn an_asker_that_takes_no_replies_is_not_read_from() {
             let server = Server::start(driver);
             let mut socket = raw(server.address);
             socket.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
-            let requests = frame_of(1, &Request::Read { key: b"100000", value: true }).repeat(100);
+            let requests = frame_of(1, &read(b"100000", true)).repeat(100);
             let mut taken = 0;
             while socket.write_all(&requests).is_ok() {
                 taken += requests.len();
@@ -765,7 +882,7 @@ fn an_asker_that_takes_no_replies_is_not_read_from() {
             }
             // The server still answers others.
             let mut other = raw(server.address);
-            other.write_all(&frame_of(2, &Request::Ping { wall_ms: 1, clock: 2 })).unwrap();
+            other.write_all(&frame_of(2, &PING)).unwrap();
             assert_eq!(reply_from(&mut other).0, 2);
             // After a while it gives this one up.
             let begun = Instant::now();
@@ -789,7 +906,7 @@ fn a_link_comes_back_after_its_peer() {
         let (link, seen) = link_to(address);
         for round in 1..=3 {
             until("up", || link.state() == LinkState::Up).await;
-            link.request(round, &Request::Ping { wall_ms: 1, clock: 2 }).unwrap();
+            link.request(round, &PING).unwrap();
             until("answered", || seen.replies.borrow().len() == round as usize).await;
             assert_eq!(seen.connected.get(), round as usize);
             let before = seen.lost.borrow().len();
@@ -798,7 +915,7 @@ fn a_link_comes_back_after_its_peer() {
             assert_eq!(seen.lost.borrow()[before], "the connection was closed");
             until("tried again", || seen.lost.borrow().len() > before + 1).await;
             assert_eq!(seen.lost.borrow()[before + 1], "the connection was refused");
-            server = Server::with(driver, address, identity(2), 0, wall_ms);
+            server = Server::with(driver, address, identity(2), When::Now, wall_ms);
             link.dial_now();
         }
         until("up", || link.state() == LinkState::Up).await;
@@ -820,7 +937,7 @@ fn requests_hurry_a_redial_but_not_too_much() {
         assert!((2..=6).contains(&alone), "{alone}");
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_millis(400) {
-            link.request(1, &Request::Ping { wall_ms: 1, clock: 2 }).unwrap();
+            link.request(1, &PING).unwrap();
             monoio::time::sleep(Duration::from_millis(1)).await;
         }
         let most = begun.elapsed().as_millis() / DIAL_GAP.as_millis() + 2;
@@ -872,13 +989,13 @@ fn strangers_are_few() {
 #[test]
 fn a_drain_ends_idle_connections_at_once_and_answers_what_was_read() {
     on_both(|driver| async move {
-        let mut server = Server::with(driver, "127.0.0.1:0".parse().unwrap(), identity(2), 100, wall_ms);
+        let mut server = Server::answering(driver, When::After(100));
         let (link, seen) = link_to(server.address);
         let (idle, idle_seen) = link_to(server.address);
         let stranger = TcpStream::connect(server.address).unwrap();
         until("up", || link.state() == LinkState::Up && idle.state() == LinkState::Up).await;
         for number in 0..100 {
-            link.request(number, &Request::Read { key: b"20000", value: true }).unwrap();
+            link.request(number, &read(b"20000", true)).unwrap();
         }
         monoio::time::sleep(Duration::from_millis(30)).await;
         let stopping = std::thread::spawn(move || server.stop());
@@ -895,13 +1012,13 @@ fn a_drain_ends_idle_connections_at_once_and_answers_what_was_read() {
 }
 
 #[test]
-fn replies_that_did_not_settle_do_not_leave() {
+fn an_answer_that_is_given_up_ends_the_connection() {
     on_both(|driver| async move {
-        let server = Server::with(driver, "127.0.0.1:0".parse().unwrap(), identity(2), 5, wall_ms);
+        let server = Server::answering(driver, When::After(5));
         let (link, seen) = link_to(server.address);
-        link.request(1, &Request::Ping { wall_ms: 1, clock: 2 }).unwrap();
+        link.request(1, &PING).unwrap();
         until("answered", || seen.replies.borrow().len() == 1).await;
-        link.request_put(2, b"unsettled", Bytes::new(), VERSION, 5).unwrap();
+        link.execute(2, &shared_put(b"lost", Bytes::new())).unwrap();
         until("lost", || !seen.lost.borrow().is_empty()).await;
         assert_eq!(seen.lost.borrow()[0], "the connection was closed");
         assert_eq!(seen.replies.borrow().len(), 1);
@@ -921,16 +1038,14 @@ fn the_blocking_client_does_the_same() {
         assert!(connection.skew().unwrap().offset_ms.abs() < 200);
         let mut frames = Vec::new();
         for number in 0..100 {
-            encode_request(&mut frames, number, &Request::Read { key: b"300000", value: number % 10 == 0 });
+            encode_request(&mut frames, number, EPOCHS.0, &read(b"300000", number % 10 == 0));
         }
         connection.send(&frames).unwrap();
         for expected in 0..100 {
-            let found = connection.receive(|number, key_hash, reply| {
-                let Reply::Found { value_len: 300_000, value, .. } = reply else { panic!("{reply:?}") };
-                assert!(value.is_none_or(|value| *value == pattern(300_000)));
-                (number, key_hash, value.is_some())
-            });
-            assert_eq!(found.unwrap(), (expected, hash(b"300000"), expected % 10 == 0));
+            let found = connection.receive(|frame| (frame.number, frame.key_hash.0, text_of(&frame.reply)));
+            let what = if expected % 10 == 0 { "with" } else { "without" };
+            let text = format!("300000 bytes, {what} them");
+            assert_eq!(found.unwrap(), (expected, hash(b"300000"), text));
         }
         let mut other = identity(1);
         other.cluster = "other".to_owned();
@@ -938,12 +1053,100 @@ fn the_blocking_client_does_the_same() {
         let sentence = "it refused: node 2 is of cluster \"ring\", and node 1 of cluster \"other\"";
         assert_eq!(error.to_string(), sentence);
         server.stop();
-        assert!(matches!(connection.receive(|_, _, _| ()), Err(LostReason::Closed)));
+        assert!(matches!(connection.receive(|_| ()), Err(LostReason::Closed)));
         assert!(matches!(dial(server.address, &identity(1), second), Err(LostReason::ConnectRefused)));
     }
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let error = dial(silent.local_addr().unwrap(), &identity(1), Duration::from_millis(100)).unwrap_err();
     assert!(matches!(error, LostReason::Timeout), "{error:?}");
+}
+
+#[test]
+fn answers_may_overtake_each_other_and_reading_stops_when_too_many_are_missing() {
+    on_both(|driver| async move {
+        let mut server = Server::answering(driver, When::EveryOther);
+        let (link, seen) = link_to(server.address);
+        // Every other one is never answered: these are two more than may be missing.
+        let asked = 2 * UNANSWERED_MAX as u64 + 4;
+        for number in 0..asked {
+            link.request(number, &read(b"x", true)).unwrap();
+            link.release();
+        }
+        let answered = UNANSWERED_MAX;
+        until("what comes before the bound is answered", || seen.replies.borrow().len() == answered).await;
+        // Neither of what is behind, nor pings.
+        link.request(asked, &PING).unwrap();
+        link.release();
+        monoio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(seen.replies.borrow().len(), answered);
+        assert!(seen.replies.borrow().iter().all(|(number, ..)| number % 2 == 0));
+        // Other connections are served.
+        let (other, other_seen) = link_to(server.address);
+        other.request(0, &PING).unwrap();
+        until("others are served", || other_seen.replies.borrow().len() == 1).await;
+        closed(&other, &other_seen).await;
+        // The asker goes, and the connection ends though its answers are still missing.
+        closed(&link, &seen).await;
+        server.stop();
+        assert_eq!(server.count(&ReplicaEvent::Closed), 2);
+    });
+}
+
+#[test]
+fn a_drain_ends_connections_whose_answers_never_come() {
+    let both = DRIVERS.map(|driver| {
+        std::thread::spawn(move || {
+            let mut server = Server::answering(driver, When::EveryOther);
+            let mut socket = raw(server.address);
+            let requests = [1, 2].map(|number| frame_of(number, &read(b"x", true)));
+            socket.write_all(&requests.concat()).unwrap();
+            assert_eq!(reply_from(&mut socket), (1, "Absent(None)".to_owned()));
+            let took = server.stop();
+            assert!(took > Duration::from_secs(4), "it did not wait for the answer: {took:?}");
+            assert!(took < Duration::from_secs(8), "{took:?}");
+            assert_eq!(server.count(&ReplicaEvent::Closed), 1);
+            assert_ended(&mut socket);
+        })
+    });
+    for one in both {
+        one.join().unwrap();
+    }
+}
+
+#[test]
+fn who_ends_its_side_still_gets_what_it_asked_for() {
+    for driver in DRIVERS {
+        let server = Server::answering(driver, When::After(100));
+        let mut socket = raw(server.address);
+        socket.write_all(&frame_of(7, &read(b"20000", true))).unwrap();
+        socket.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(reply_from(&mut socket), (7, "20000 bytes, with them".to_owned()));
+        assert_ended(&mut socket);
+        server.wait_for(&ReplicaEvent::Closed);
+    }
+}
+
+#[test]
+fn a_record_that_a_node_does_not_understand_is_not_told() {
+    on_both(|driver| async move {
+        let address = "127.0.0.1:0".parse().unwrap();
+        // A node of an earlier build, whose data have been written by this one.
+        let earlier = Features(Features::KNOWN.0 & !Features::CONTENT_TYPE.0);
+        let identity = Identity { features: earlier, ..identity(2) };
+        let server = Server::with(driver, address, identity.clone(), When::Now, wall_ms);
+        let (link, seen) = link_to(server.address);
+        for (number, key) in [b"3".as_slice(), b"100000"].into_iter().enumerate() {
+            link.request(number as u64, &read(key, true)).unwrap();
+        }
+        until("answered", || seen.replies.borrow().len() == 2).await;
+        for (_, _, text) in &*seen.replies.borrow() {
+            assert_eq!(text, "Refused(Failed)");
+        }
+        closed(&link, &seen).await;
+        let (link, seen) = link_of(server.address, Identity { node: 1, ..identity });
+        assert_eq!(link.execute(0, &shared_put(b"key", Bytes::new())), Err(Full));
+        closed(&link, &seen).await;
+    });
 }
 
 /// The body of the fuzz target `replica_frames`, over mutations of real frames, for a moment. `KOLTSO_FUZZ_SECONDS`
@@ -953,16 +1156,37 @@ fn frames_from_any_bytes_are_read_or_refused() {
     let mut seeded = Random::seeded(seed_or("frames_from_any_bytes_are_read_or_refused", 3));
     let mut random = move |below: usize| seeded.below(below);
     let value = pattern(100);
-    let mut real = frame_of(1, &Request::Put { key: b"key", value: &value, version: VERSION, expires_at_ms: 5 });
-    real.extend_from_slice(&frame_of(2, &Request::Read { key: b"key", value: true }));
-    real.extend_from_slice(&frame_of(3, &Request::Delete { key: b"key", version: VERSION }));
-    real.extend_from_slice(&frame_of(4, &Request::Ping { wall_ms: 1, clock: 2 }));
+    let mut real = frame_of(1, &put(b"key", &value));
+    real.extend_from_slice(&frame_of(2, &read(b"key", true)));
+    real.extend_from_slice(&frame_of(3, &delete(b"key")));
+    real.extend_from_slice(&frame_of(4, &PING));
     let whole = frame::fuzz_frames(&real, LIMITS);
-    assert_eq!(whole, 4);
+    let found = Found {
+        version: VERSION,
+        expires_at_ms: 5,
+        flags: FLAGS,
+        attributes: ATTRIBUTES,
+        value_len: value.len() as u32,
+        value: Some(&value[..]),
+    };
+    let gone = Tombstone { version: VERSION, flags: FLAGS.tombstone() };
+    let mut replies = Vec::new();
+    for outcome in [
+        Outcome::Found(found),
+        Outcome::Absent(Some(gone)),
+        Outcome::Absent(None),
+        Outcome::Superseded(VERSION),
+        Outcome::Applied,
+        Outcome::Refused(Refused::DiskFull),
+    ] {
+        encode_reply(&mut replies, 5, EPOCHS.1, KeyHash(6), &Reply::Outcome(outcome));
+    }
+    assert_eq!((whole, frame::fuzz_frames(&replies, LIMITS)), (4, 6));
     let (begun, time) = (Instant::now(), koltso_testkit::fuzz::time());
     let (mut harmed, mut runs) = (0, 0);
     while begun.elapsed() < time {
-        let mut bytes = real.clone();
+        let asked = random(2) == 0;
+        let (mut bytes, whole) = if asked { (real.clone(), 4) } else { (replies.clone(), 6) };
         for _ in 0..=random(3) {
             let at = random(bytes.len());
             match random(4) {

@@ -20,9 +20,8 @@ use bytes::Bytes;
 use koltso_cluster::Now;
 use koltso_cluster::coordinator::{Action, Answer, Coordinator, Full, RequestId, Settings, Token};
 use koltso_cluster::placement::NodeIndex;
-use koltso_model::{
-    Flags, Found, Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Tombstone, VALUE_MAX_LIMIT, Version, Want,
-};
+use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, VALUE_MAX_LIMIT, Version, Want};
+use koltso_net::replica::frame::ReplyFrame;
 use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReason};
 use monoio::task::JoinHandle;
 
@@ -165,14 +164,6 @@ impl Drop for Ticket {
     }
 }
 
-fn stamp(version: Version) -> wire::Stamp {
-    wire::Stamp { clock: version.clock, node: version.node }
-}
-
-fn version(stamp: wire::Stamp) -> Version {
-    Version::new(stamp.clock, stamp.node)
-}
-
 /// A large value from a peer, counted as long as it is held.
 struct Held {
     value: Box<[u8]>,
@@ -200,32 +191,6 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.held.fetch_sub(self.value.len(), Ordering::Relaxed);
     }
-}
-
-/// Protocol 1 carries neither `from` nor attributes.
-const FLAGS: Flags = Flags::new(1);
-
-fn outcome_of(reply: wire::Reply<'_>, held: &Arc<AtomicUsize>) -> Option<Outcome<Bytes>> {
-    Some(match reply {
-        wire::Reply::Applied => Outcome::Applied,
-        wire::Reply::Superseded(newer) => Outcome::Superseded(version(newer)),
-        wire::Reply::Refused(why) => Outcome::Refused(match why {
-            wire::Refused::DiskFull => Refused::DiskFull,
-            wire::Refused::TooLarge => Refused::TooLarge,
-            wire::Refused::Failed => Refused::Failed,
-            wire::Refused::NotReady => Refused::NotReady,
-        }),
-        wire::Reply::Found { version: found, expires_at_ms, value_len, value } => {
-            let value = value.map(|value| Held::bytes(value, held));
-            let (version, attributes) = (version(found), Bytes::new());
-            Outcome::Found(Found { version, expires_at_ms, flags: FLAGS, attributes, value_len, value })
-        }
-        wire::Reply::Absent(absent) => {
-            Outcome::Absent(absent.map(|absent| Tombstone { version: version(absent), flags: FLAGS.tombstone() }))
-        }
-        wire::Reply::Damaged => Outcome::Damaged,
-        wire::Reply::Pong { .. } => return None,
-    })
 }
 
 impl Core {
@@ -413,24 +378,7 @@ impl Core {
         let Some(Some(link)) = links.get(to.at()) else {
             return false;
         };
-        let sent = match operation {
-            Operation::Write(record) if record.flags.is_tombstone() => {
-                link.request(id.0, &wire::Request::Delete { key: record.key.bytes(), version: stamp(record.version) })
-            }
-            Operation::Write(record) if record.value.len() > COPY_MAX => {
-                let version = stamp(record.version);
-                link.request_put(id.0, record.key.bytes(), record.value.clone(), version, record.expires_at_ms)
-            }
-            Operation::Write(record) => {
-                let (key, value) = (record.key.bytes(), &record.value[..]);
-                let (version, expires_at_ms) = (stamp(record.version), record.expires_at_ms);
-                link.request(id.0, &wire::Request::Put { key, value, version, expires_at_ms })
-            }
-            Operation::Read { key, want } => {
-                link.request(id.0, &wire::Request::Read { key: key.bytes(), value: *want == Want::Value })
-            }
-        };
-        sent.is_ok()
+        link.execute(id.0, operation).is_ok()
     }
 
     /// This node is a replica, too.
@@ -458,6 +406,18 @@ impl Core {
         let mut actions = self.gathered.take();
         self.coordinator.borrow_mut().replied(now, me, id, outcome, &mut actions);
         self.carry_out(now, actions);
+    }
+
+    /// A peer has answered a probe.
+    fn pong(&self, peer: NodeIndex, now: Now, wall_ms: u64, clock: u64) -> Result<(), String> {
+        if believe::credible(clock, now.wall.ms()) {
+            self.node.clock.observe(clock);
+        }
+        let round_trip = self.coordinator.borrow_mut().probed(now, peer);
+        match round_trip {
+            Some(micros) => self.cluster.peers.clock_seen(peer, wall_ms, now.wall.ms(), micros),
+            None => Ok(()),
+        }
     }
 
     /// Deadlines, hedges, probes and figures, until the core is closed.
@@ -537,45 +497,30 @@ impl LinkHandler for Core {
         }
     }
 
-    fn reply(
-        &self,
-        peer: usize,
-        now: Instant,
-        number: u64,
-        key_hash: u64,
-        reply: wire::Reply<'_>,
-    ) -> Result<(), String> {
+    fn reply(&self, peer: usize, now: Instant, frame: ReplyFrame<'_>) -> Result<(), String> {
         let (node, now) = (NodeIndex(peer as u8), self.at(now));
-        if let wire::Reply::Pong { wall_ms, clock } = reply {
-            if believe::credible(clock, now.wall.ms()) {
-                self.node.clock.observe(clock);
-            }
-            let round_trip = self.coordinator.borrow_mut().probed(now, node);
-            return match round_trip {
-                Some(micros) => self.cluster.peers.clock_seen(node, wall_ms, now.wall.ms(), micros),
-                None => Ok(()),
-            };
-        }
+        let outcome = match frame.reply {
+            wire::Reply::Outcome(outcome) => outcome,
+            wire::Reply::Pong { wall_ms, clock } => return self.pong(node, now, wall_ms, clock),
+        };
         if let Some(turn) = &self.turn {
             turn.busy();
         }
-        let id = RequestId(number);
+        let id = RequestId(frame.number);
         let mut coordinator = self.coordinator.borrow_mut();
         // (What is not in flight any more was asked about some key; nobody knows which.)
-        let asked = coordinator.key_hash(id).unwrap_or(KeyHash(key_hash));
-        believe::reply(asked, key_hash, &reply, now.wall.ms())?;
-        if let wire::Reply::Superseded(newer) = &reply {
+        let asked = coordinator.key_hash(id).unwrap_or(frame.key_hash);
+        believe::outcome(asked, frame.key_hash, &outcome, now.wall.ms())?;
+        if let Outcome::Superseded(newer) = &outcome {
             self.node.clock.observe(newer.clock);
         }
-        let outcome = match &reply {
-            wire::Reply::Found { value: Some(value), .. } if !self.has_room(value.len()) => {
-                Some(Outcome::Refused(Refused::Busy))
+        let outcome = match &outcome {
+            Outcome::Found(found) if found.value.is_some_and(|value| !self.has_room(value.len())) => {
+                Outcome::Refused(Refused::Busy)
             }
-            _ => outcome_of(reply, &self.held),
+            _ => outcome.map(|bytes| Held::bytes(bytes, &self.held)),
         };
-        if let Some(outcome) = outcome {
-            coordinator.replied(now, node, id, outcome, &mut self.gathered.borrow_mut());
-        }
+        coordinator.replied(now, node, id, outcome, &mut self.gathered.borrow_mut());
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use std::sync::{Arc, OnceLock};
 use koltso_cluster::placement::{NodeIndex, Topology, TopologyError};
 use koltso_hints::Keeper;
 use koltso_instrument::Mutex;
-use koltso_net::replica::Identity;
+use koltso_net::replica::{Features, Identity, NodeId};
 use koltso_net::server::Shared;
 use koltso_storage::Store;
 use socket2::Socket;
@@ -114,6 +114,8 @@ impl Cluster {
             topology: self.topology.id(),
             topology_number: TOPOLOGY_NUMBER,
             node: self.number(),
+            id: NodeId::NONE,
+            features: Features::KNOWN,
             secret: self.config.secret.clone(),
         }
     }

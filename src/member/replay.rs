@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use koltso_hints::{Confirmed, Dial, Keeper, Options, Peer, Target};
-use koltso_model::{Record, VALUE_MAX_LIMIT};
+use koltso_model::{KeyHash, Operation, Outcome, Record, Refused, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::Connection;
-use koltso_net::replica::frame::encode_request;
-use koltso_net::replica::{self as wire, Identity, Stamp};
+use koltso_net::replica::frame::{ReplyFrame, encode_request};
+use koltso_net::replica::{Identity, Reply, Request};
 
 use super::{Cluster, SKEW_MAX_MS, believe};
 use crate::member::clock::now_ms;
@@ -27,6 +27,8 @@ struct Dialer {
 
 struct Line {
     connection: Connection,
+    /// Of this node's membership.
+    epoch: u64,
     buffer: Vec<u8>,
 }
 
@@ -59,7 +61,7 @@ impl Dial for Dialer {
         let skew_max = Duration::from_millis(SKEW_MAX_MS);
         let connection = Connection::dial(address, &self.identity, number, VALUE_MAX_LIMIT, now_ms, skew_max, PATIENCE)
             .map_err(|e| e.to_string())?;
-        Ok(Box::new(Line { connection, buffer: Vec::new() }))
+        Ok(Box::new(Line { connection, epoch: self.identity.topology_number, buffer: Vec::new() }))
     }
 }
 
@@ -67,34 +69,38 @@ impl Target for Line {
     fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Confirmed>, String> {
         self.buffer.clear();
         for (number, record) in records.iter().enumerate() {
-            let version = Stamp { clock: record.version.clock, node: record.version.node };
-            let request = if record.flags.is_tombstone() {
-                wire::Request::Delete { key: record.key.bytes(), version }
-            } else {
-                let (value, expires_at_ms) = (&record.value[..], record.expires_at_ms);
-                wire::Request::Put { key: record.key.bytes(), value, version, expires_at_ms }
-            };
-            encode_request(&mut self.buffer, number as u64, &request);
+            let write = Request::Execute(Operation::Write(record.borrowed()));
+            encode_request(&mut self.buffer, number as u64, self.epoch, &write);
         }
         self.connection.send(&self.buffer).map_err(|e| e.to_string())?;
-        let mut confirmed = Vec::with_capacity(records.len());
-        for (expected, record) in records.iter().enumerate() {
-            let received = self.connection.receive(|number, key_hash, reply| {
-                if number != expected as u64 {
-                    return Err("it answered another request than the one whose turn it is".to_owned());
-                }
-                believe::reply(record.key.hash(), key_hash, &reply, now_ms())?;
-                match reply {
-                    wire::Reply::Applied | wire::Reply::Superseded(_) => Ok(Confirmed::Taken),
-                    // It never will take it, and everything behind it would wait.
-                    wire::Reply::Refused(wire::Refused::TooLarge) => Ok(Confirmed::Taken),
-                    wire::Reply::Refused(_) => Ok(Confirmed::Refused),
-                    _ => Err("it answered a write as if it were a read".to_owned()),
-                }
+        // Replies come in any order.
+        let mut confirmed = vec![None; records.len()];
+        for _ in records {
+            let received = self.connection.receive(|frame| {
+                let asked = usize::try_from(frame.number).ok().filter(|&at| confirmed.get(at) == Some(&None));
+                let at = asked.ok_or("it answered a request that is not waiting for an answer")?;
+                confirmed[at] = Some(confirmation(records[at].key.hash(), &frame)?);
+                Ok::<(), String>(())
             });
-            confirmed.push(received.map_err(|e| e.to_string())??);
+            received.map_err(|e| e.to_string())??;
         }
-        Ok(confirmed)
+        Ok(confirmed.into_iter().flatten().collect())
+    }
+}
+
+/// What a peer says to the write of a key.
+fn confirmation(asked: KeyHash, frame: &ReplyFrame<'_>) -> Result<Confirmed, String> {
+    let outcome = match &frame.reply {
+        Reply::Outcome(outcome) => outcome,
+        Reply::Pong { .. } => return Err("it answered a write as if it were a ping".to_owned()),
+    };
+    believe::outcome(asked, frame.key_hash, outcome, now_ms())?;
+    match outcome {
+        Outcome::Applied | Outcome::Superseded(_) => Ok(Confirmed::Taken),
+        // It never will take it, and everything behind it would wait.
+        Outcome::Refused(Refused::TooLarge) => Ok(Confirmed::Taken),
+        Outcome::Refused(_) => Ok(Confirmed::Refused),
+        _ => Err("it answered a write as if it were a read".to_owned()),
     }
 }
 

@@ -1,19 +1,20 @@
 //! What this node does for peers that coordinate: applies their writes, answers their reads.
 //!
 //! Owner: one core. A request is served where it was read, under no lock but the index stripe's; the replies of all
-//! requests of one read leave together, in the mode "always" after one sync of the log for all of them.
+//! requests of one read leave together. In the mode "always" writes are answered later, those of one read after one sync of the
+//! log for all of them.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::net::TcpListener;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use koltso_model::{Flags, Found, Key, Operation, Outcome, Record, Refused, VALUE_MAX_LIMIT, Version, Want};
+use bytes::Bytes;
+use koltso_model::{Found, Operation, Outcome, Record, Refused, VALUE_MAX_LIMIT};
 use koltso_net::replica::{
-    self as wire, AcceptConfig, Identity, ReplicaEvent, ReplicaService, Replies, Reply, Request, Stamp,
+    self as wire, AcceptConfig, DeferredReply, Identity, ReplicaEvent, ReplicaService, Replies, Request,
 };
 
 use super::peers::Served;
@@ -33,12 +34,8 @@ struct PeerService {
     /// Unless nobody looks for stalls.
     turn: Option<Rc<Turn>>,
     core: usize,
-    /// Something was written since the last [`ReplicaService::settle`].
-    written: Cell<bool>,
-}
-
-fn stamp(version: Version) -> Stamp {
-    Stamp { clock: version.clock, node: version.node }
+    /// What was written since the last [`ReplicaService::batch_end`] and waits for the disk.
+    unsynced: RefCell<Vec<(DeferredReply, Outcome<Bytes>)>>,
 }
 
 /// Only this core adds, so a load and a store will do.
@@ -51,77 +48,67 @@ impl PeerService {
         self.cluster.peers.served(self.core)
     }
 
-    fn write(&self, record: &Record<&[u8]>) -> Reply<'static> {
+    fn write(&self, record: &Record<&[u8]>, replies: &mut Replies<'_>) {
         if record.version.clock == 0 || !believe::credible(record.version.clock, now_ms()) {
-            return Reply::Refused(wire::Refused::Failed);
+            return replies.answer(&Outcome::<Bytes>::Refused(Refused::Failed));
         }
         self.node.clock.observe(record.version.clock);
-        self.written.set(true);
-        // Confirmed with all others of its batch, see `settle`.
-        match self.replica.write(record) {
-            Outcome::Applied => Reply::Applied,
-            Outcome::Superseded(newer) => Reply::Superseded(stamp(newer)),
-            Outcome::Refused(Refused::DiskFull) => Reply::Refused(wire::Refused::DiskFull),
-            Outcome::Refused(Refused::TooLarge) => Reply::Refused(wire::Refused::TooLarge),
-            _ => Reply::Refused(wire::Refused::Failed),
+        let outcome = self.replica.write(record);
+        if self.replica.confirms_later() && !matches!(outcome, Outcome::Refused(_)) {
+            self.unsynced.borrow_mut().push((replies.later(), outcome));
+        } else {
+            replies.answer(&outcome);
         }
     }
 
-    fn read(&self, key: Key<&[u8]>, want: Want, replies: &mut Replies<'_>) {
-        let hash = key.hash().0;
-        let executed = self.replica.execute(&Operation::Read { key, want }, now_ms(), |outcome| match outcome {
-            Outcome::Found(Found { version, expires_at_ms, value: Some(Contents::Shared(value)), .. }) => {
-                replies.large(hash, stamp(version), expires_at_ms, value);
+    fn read(&self, operation: &Operation<&[u8]>, replies: &mut Replies<'_>) {
+        let executed = self.replica.execute(operation, now_ms(), |outcome| match outcome {
+            Outcome::Found(Found { value: Some(Contents::Shared(ref value)), .. }) => {
+                let value = value.clone();
+                let Outcome::Found(found) = &outcome else { unreachable!("it was found") };
+                replies.answer_shared(found, value);
             }
-            Outcome::Found(Found { version, expires_at_ms, value_len, value, .. }) => {
-                let value = value.as_ref().map(AsRef::as_ref);
-                replies.reply(hash, &Reply::Found { version: stamp(version), expires_at_ms, value_len, value });
-            }
-            Outcome::Absent(tombstone) => {
-                replies.reply(hash, &Reply::Absent(tombstone.map(|tombstone| stamp(tombstone.version))));
-            }
-            _ => replies.reply(hash, &Reply::Damaged),
+            outcome => replies.answer(&outcome),
         });
         assert!(matches!(executed, Executed::Now(())), "a read waits for no sync");
     }
 }
 
 impl ReplicaService for PeerService {
-    fn request(&self, _from: u16, _number: u64, request: Request<'_>, replies: &mut Replies<'_>) {
+    fn request(&self, _from: u16, _epoch: u64, request: Request<'_>, replies: &mut Replies<'_>) {
         add(&self.served().requests, 1);
         if let Some(turn) = self.turn.as_ref().filter(|_| !matches!(request, Request::Ping { .. })) {
             turn.busy();
         }
         match request {
-            Request::Put { key, value, version, expires_at_ms } => {
-                let (key, version) = (Key::new(key), Version::new(version.clock, version.node));
-                let record = Record { key, value, version, expires_at_ms, flags: Flags::new(1), attributes: &[] };
-                replies.reply(key.hash().0, &self.write(&record));
-            }
-            Request::Delete { key, version } => {
-                let (key, version) = (Key::new(key), Version::new(version.clock, version.node));
-                let flags = Flags::new(1).tombstone();
-                let record = Record { key, value: &[], version, expires_at_ms: 0, flags, attributes: &[] };
-                replies.reply(key.hash().0, &self.write(&record));
-            }
-            Request::Read { key, value } => {
-                self.read(Key::new(key), if value { Want::Value } else { Want::Version }, replies);
-            }
+            Request::Execute(Operation::Write(record)) => self.write(&record, replies),
+            Request::Execute(read) => self.read(&read, replies),
             Request::Ping { clock, .. } => {
                 if believe::credible(clock, now_ms()) {
                     self.node.clock.observe(clock);
                 }
-                replies.reply(0, &Reply::Pong { wall_ms: now_ms(), clock: self.node.clock.last() });
+                replies.pong(now_ms(), self.node.clock.last());
             }
         }
     }
 
-    fn settle(&self) -> Option<Pin<Box<dyn Future<Output = bool>>>> {
-        if !self.written.take() {
-            return None;
+    fn batch_end(&self) {
+        if self.unsynced.borrow().is_empty() {
+            return;
         }
-        let durable = self.replica.durable()?;
-        Some(Box::pin(async move { durable.await.is_ok() }))
+        let unsynced = self.unsynced.take();
+        let durable = self.replica.durable();
+        monoio::spawn(async move {
+            if let Some(durable) = durable
+                && durable.await.is_err()
+            {
+                // Nobody knows what is on the disk. Dropped without an answer, these end their connection.
+                return;
+            }
+            for (deferred, outcome) in unsynced {
+                deferred.answer(outcome);
+            }
+        });
     }
 
     #[inline]
@@ -167,7 +154,7 @@ pub(super) async fn serve(
         connections_max: CONNECTIONS_MAX,
     };
     let shared = cluster.shared.clone();
-    let service = Rc::new(PeerService { node, cluster, replica, turn, core, written: Cell::new(false) });
+    let service = Rc::new(PeerService { node, cluster, replica, turn, core, unsynced: RefCell::default() });
     if let Err(e) = wire::serve(listener, service, config, shared).await {
         tracing::error!("this node cannot accept replica connections: {e}");
     }

@@ -196,6 +196,12 @@ impl Replica {
         }
     }
 
+    /// Whether writes are confirmed only when they are on disk: the mode "always".
+    #[inline]
+    pub const fn confirms_later(&self) -> bool {
+        self.commit.is_some()
+    }
+
     /// A future that is ready when everything written so far is on disk; `None` except in the mode
     /// "always".
     #[inline]

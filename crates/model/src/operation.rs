@@ -66,6 +66,22 @@ pub struct Found<B> {
     pub value: Option<B>,
 }
 
+impl<B: AsRef<[u8]>> Found<B> {
+    /// The same, its bytes borrowed.
+    #[must_use]
+    #[inline]
+    pub fn borrowed(&self) -> Found<&[u8]> {
+        Found {
+            version: self.version,
+            expires_at_ms: self.expires_at_ms,
+            flags: self.flags,
+            attributes: self.attributes.as_ref(),
+            value_len: self.value_len,
+            value: self.value.as_ref().map(AsRef::as_ref),
+        }
+    }
+}
+
 /// What is remembered of a value that is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tombstone {
@@ -125,6 +141,22 @@ impl<B> Outcome<B> {
     }
 }
 
+impl<B: AsRef<[u8]>> Outcome<B> {
+    /// The same outcome, its bytes borrowed.
+    #[must_use]
+    #[inline]
+    pub fn borrowed(&self) -> Outcome<&[u8]> {
+        match self {
+            Self::Applied => Outcome::Applied,
+            Self::Superseded(version) => Outcome::Superseded(*version),
+            Self::Refused(why) => Outcome::Refused(*why),
+            Self::Absent(tombstone) => Outcome::Absent(*tombstone),
+            Self::Damaged => Outcome::Damaged,
+            Self::Found(found) => Outcome::Found(found.borrowed()),
+        }
+    }
+}
+
 impl Outcome<&[u8]> {
     /// The same outcome with bytes of its own.
     #[must_use]
@@ -171,6 +203,7 @@ mod tests {
         let Outcome::Found(owned) = outcome.owned() else { panic!("still found") };
         assert_eq!((owned.value.as_deref(), &owned.attributes[..]), (Some(&b"ab"[..]), &[1, 0][..]));
         assert_eq!((owned.version, owned.flags, owned.value_len), (found.version, found.flags, 2));
+        assert_eq!(owned.borrowed(), found);
         assert_eq!(Outcome::<&[u8]>::Absent(None).version(), None);
     }
 }

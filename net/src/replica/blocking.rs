@@ -12,8 +12,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use super::frame::{Limits, Parsed, Reply, parse_reply};
-use super::handshake::{Dialer, Identity, NONCE, Progress, Skew};
+use super::features::Features;
+use super::frame::{Limits, Parsed, ReplyFrame, parse_reply};
+use super::handshake::{Dialer, Identity, NONCE, Peer, Progress, Skew};
 use super::lost::LostReason;
 use super::sys;
 use super::wire::{READ_SIZE, USER_TIMEOUT};
@@ -27,7 +28,7 @@ pub struct Connection {
     end: usize,
     limits: Limits,
     timeout: Duration,
-    skew: Option<Skew>,
+    peer: Option<Peer>,
 }
 
 impl Connection {
@@ -48,8 +49,8 @@ impl Connection {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(timeout))?;
         sys::set_user_timeout(stream.as_raw_fd(), USER_TIMEOUT);
-        let (buffer, limits) = (vec![0; READ_SIZE], Limits { value_max });
-        let mut connection = Self { stream, buffer, start: 0, end: 0, limits, timeout, skew: None };
+        let (buffer, limits) = (vec![0; READ_SIZE], Limits { value_max, features: Features::NONE });
+        let mut connection = Self { stream, buffer, start: 0, end: 0, limits, timeout, peer: None };
         connection.shake_hands(identity, peer_number, wall_ms, skew_max)?;
         Ok(connection)
     }
@@ -73,7 +74,8 @@ impl Connection {
                 Ok(Progress::More { consumed }) => self.start += consumed,
                 Ok(Progress::Done { consumed, peer }) => {
                     self.start += consumed;
-                    self.skew = peer.skew;
+                    self.limits.features = peer.features;
+                    self.peer = Some(peer);
                     return self.send(&out);
                 }
                 Err(error) => {
@@ -88,7 +90,7 @@ impl Connection {
     /// How far the peer's wall clock was off at the handshake.
     #[must_use]
     pub fn skew(&self) -> Option<Skew> {
-        self.skew
+        self.peer?.skew
     }
 
     /// Sends requests that [`encode_request`](super::frame::encode_request) has written.
@@ -99,17 +101,16 @@ impl Connection {
         Ok(self.stream.write_all(frames)?)
     }
 
-    /// Waits for one reply and gives it to `with`: number of its request, hash of the key it is about, and what it
-    /// says.
+    /// Waits for one reply and gives it to `with`. Replies come in any order: their numbers say to which request.
     ///
     /// # Errors
     /// The connection is gone, the reply was not whole within the timeout, or is none.
-    pub fn receive<R>(&mut self, with: impl FnOnce(u64, u64, Reply<'_>) -> R) -> Result<R, LostReason> {
+    pub fn receive<R>(&mut self, with: impl FnOnce(ReplyFrame<'_>) -> R) -> Result<R, LostReason> {
         let deadline = Instant::now() + self.timeout;
         loop {
             match parse_reply(&self.buffer[self.start..self.end], self.limits) {
-                Parsed::Complete { frame: (number, key_hash, reply), len } => {
-                    let result = with(number, key_hash, reply);
+                Parsed::Complete { frame, len } => {
+                    let result = with(frame);
                     self.start += len;
                     return Ok(result);
                 }

@@ -14,11 +14,15 @@
 //!
 //! ```text
 //!  0 8 bytes KOLTSORP          HELLO    16 topology u64    24 topology number u64    32 wall clock u64, ms
-//!  8 u16 version                        40 nonce, 32 bytes    72 own number u16    74 number that is expected u16
-//! 10 u8  kind                           76 length of the cluster's name u16    78 u16 zero    80 the name
-//! 11 u8  flags                 PROOF    16 32 bytes
-//! 12 u32 length of the rest    REFUSAL  16 the sentence
+//!  8 u16 version                        40 features u64    48 identity, 16 bytes    64 nonce, 32 bytes
+//! 10 u8  kind                           96 own number u16    98 number that is expected u16
+//! 11 u8  flags                         100 length of the cluster's name u16    102 u16 zero    104 the name
+//! 12 u32 length of the rest    PROOF    16 32 bytes
+//!                              REFUSAL  16 the sentence
 //! ```
+//!
+//! Features and identity are announced, not compared: a node tells its peer what it understands, and
+//! which folder of data it is. Proofs cover both.
 //!
 //! Bounds: a message has at most [`MESSAGE_MAX`] bytes, each side takes at most two. Nothing is allocated for what a
 //! message only claims.
@@ -32,8 +36,10 @@ use std::time::Duration;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use super::features::Features;
+
 /// The version of the protocol, frames included.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of the longest name of a cluster.
 pub const CLUSTER_MAX: usize = 64;
 /// Bytes of the longest message of a handshake.
@@ -46,13 +52,23 @@ const MESSAGE_HEADER: usize = 16;
 /// Bytes of the longest sentence of a refusal.
 const SENTENCE_MAX: usize = 512;
 /// A hello without its header and the cluster's name.
-const HELLO_FIXED: usize = 64;
+const HELLO_FIXED: usize = 88;
 const PROOF_LEN: usize = 32;
 
 const HELLO: u8 = 1;
 const PROOF: u8 = 2;
 const REFUSAL: u8 = 3;
 const HAS_SECRET: u8 = 1;
+
+/// Which folder of data a node is, whatever its number and address: 128 bits, given to the folder when
+/// it is made. All zeros: the node has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NodeId(pub u128);
+
+impl NodeId {
+    /// No identity.
+    pub const NONE: Self = Self(0);
+}
 
 /// Who a node is.
 #[derive(Clone, PartialEq, Eq)]
@@ -61,10 +77,14 @@ pub struct Identity {
     pub cluster: String,
     /// A hash of the list of nodes.
     pub topology: u64,
-    /// The number of that list, for lists that change.
+    /// The number of that list, for lists that change; the epoch of the frames that it sends.
     pub topology_number: u64,
     /// Its own number in the list.
     pub node: u16,
+    /// Its own identity.
+    pub id: NodeId,
+    /// What it understands of records.
+    pub features: Features,
     /// What all nodes of the cluster know; empty: nothing.
     pub secret: Vec<u8>,
 }
@@ -107,6 +127,10 @@ impl Skew {
 pub struct Peer {
     /// Its number.
     pub node: u16,
+    /// Its identity, as it announced it.
+    pub id: NodeId,
+    /// What it announced that it understands.
+    pub features: Features,
     /// How far its clock is off, as the dialer measured it.
     pub skew: Option<Skew>,
 }
@@ -147,8 +171,16 @@ pub enum HandshakeError {
 
 struct Hello {
     node: u16,
+    id: NodeId,
+    features: Features,
     expected: u16,
     wall_ms: u64,
+}
+
+impl Hello {
+    const fn peer(&self, skew: Option<Skew>) -> Peer {
+        Peer { node: self.node, id: self.id, features: self.features, skew }
+    }
 }
 
 /// One whole message.
@@ -188,9 +220,10 @@ fn hello(identity: &Identity, expected: u16, wall_ms: u64, nonce: &[u8; NONCE]) 
     assert!(cluster.len() <= CLUSTER_MAX, "the name of a cluster has at most {CLUSTER_MAX} bytes");
     let mut out = Vec::with_capacity(MESSAGE_HEADER + HELLO_FIXED + cluster.len());
     begin(&mut out, HELLO, if identity.secret.is_empty() { 0 } else { HAS_SECRET }, HELLO_FIXED + cluster.len());
-    for number in [identity.topology, identity.topology_number, wall_ms] {
+    for number in [identity.topology, identity.topology_number, wall_ms, identity.features.0] {
         out.extend_from_slice(&number.to_le_bytes());
     }
+    out.extend_from_slice(&identity.id.0.to_le_bytes());
     out.extend_from_slice(nonce);
     for number in [identity.node, expected, cluster.len() as u16, 0] {
         out.extend_from_slice(&number.to_le_bytes());
@@ -214,8 +247,8 @@ fn read_hello(identity: &Identity, message: &Message<'_>) -> Result<Hello, Hands
     };
     let u64_at = |at: usize| u64::from_le_bytes(fixed[at..at + 8].try_into().expect("eight bytes"));
     let u16_at = |at: usize| u16::from_le_bytes([fixed[at], fixed[at + 1]]);
-    let (node, expected) = (u16_at(56), u16_at(58));
-    if cluster.len() != u16_at(60) as usize || cluster.len() > CLUSTER_MAX || message.flags & !HAS_SECRET != 0 {
+    let (node, expected) = (u16_at(80), u16_at(82));
+    if cluster.len() != u16_at(84) as usize || cluster.len() > CLUSTER_MAX || message.flags & !HAS_SECRET != 0 {
         return Err(HandshakeError::Garbage);
     }
     if cluster != identity.cluster.as_bytes() {
@@ -234,7 +267,10 @@ fn read_hello(identity: &Identity, message: &Message<'_>) -> Result<Hello, Hands
     match (identity.secret.is_empty(), message.flags & HAS_SECRET == 0) {
         (true, false) => refuse(format!("node {us} has no secret, and node {node} has one")),
         (false, true) => refuse(format!("node {us} has a secret, and node {node} has none")),
-        _ => Ok(Hello { node, expected, wall_ms: u64_at(16) }),
+        _ => {
+            let id = NodeId(u128::from_le_bytes(fixed[32..48].try_into().expect("sixteen bytes")));
+            Ok(Hello { node, id, features: Features(u64_at(24)), expected, wall_ms: u64_at(16) })
+        }
     }
 }
 
@@ -348,7 +384,7 @@ impl<'a> Dialer<'a> {
                             "the clock of node {node} is {off} ms {direction}, more than the bound of {max} ms"
                         )));
                     }
-                    self.theirs = Some((whole.to_vec(), Peer { node, skew: Some(skew) }));
+                    self.theirs = Some((whole.to_vec(), hello.peer(Some(skew))));
                 }
                 (PROOF, Some((theirs, peer))) => {
                     let mac = proof(self.identity, OF_ACCEPTOR, &self.mine, theirs);
@@ -373,8 +409,8 @@ pub struct Acceptor<'a> {
     identity: &'a Identity,
     members: &'a [u16],
     nonce: [u8; NONCE],
-    /// The dialer's number and both hellos.
-    said: Option<(u16, Vec<u8>, Vec<u8>)>,
+    /// Who the dialer says it is, and both hellos.
+    said: Option<(Peer, Vec<u8>, Vec<u8>)>,
 }
 
 impl<'a> Acceptor<'a> {
@@ -415,12 +451,12 @@ impl<'a> Acceptor<'a> {
                     let mine = hello(self.identity, node, wall_ms, &self.nonce);
                     out.extend_from_slice(&mine);
                     put_proof(out, proof(self.identity, OF_ACCEPTOR, whole, &mine));
-                    self.said = Some((node, whole.to_vec(), mine));
+                    self.said = Some((theirs.peer(None), whole.to_vec(), mine));
                 }
-                (PROOF, Some((node, theirs, mine))) => {
+                (PROOF, Some((peer, theirs, mine))) => {
                     let mac = proof(self.identity, OF_DIALER, theirs, mine);
-                    check_proof(self.identity, *node, mac, &message)?;
-                    return Ok(Progress::Done { consumed, peer: Peer { node: *node, skew: None } });
+                    check_proof(self.identity, peer.node, mac, &message)?;
+                    return Ok(Progress::Done { consumed, peer: *peer });
                 }
                 _ => return Err(HandshakeError::Garbage),
             }

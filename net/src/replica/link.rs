@@ -31,12 +31,13 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use koltso_model::Operation;
 use monoio::io::{AsyncReadRent, AsyncWriteRent, Splitable};
 use monoio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::frame::{self, Limits, Parsed, Reply, Request, Stamp};
-use super::handshake::{Dialer, Identity, NONCE, Progress, Skew};
+use super::frame::{self, Limits, Parsed, ReplyFrame, Request};
+use super::handshake::{Dialer, Identity, NONCE, Peer, Progress, Skew};
 use super::lost::LostReason;
 use super::outbox::{COPY_MAX, Outbox};
 use super::sys;
@@ -65,11 +66,12 @@ pub trait LinkHandler: 'static {
     /// The handshake with `peer` is complete. What was queued meanwhile leaves after this call.
     fn connected(&self, peer: usize, now: Instant);
 
-    /// One whole reply. `now` is the same for all replies of one read.
+    /// One whole reply; those of one connection come in any order. `now` is the same for all replies of one read.
     ///
-    /// # Errors A sentence, if the peer broke the protocol (e.g. answered about another key): the link is closed and
-    /// the sentence is the reason in [`lost`](Self::lost).
-    fn reply(&self, peer: usize, now: Instant, number: u64, key_hash: u64, reply: Reply<'_>) -> Result<(), String>;
+    /// # Errors
+    /// A sentence, if the peer broke the protocol (e.g. answered about another key): the link is closed and the
+    /// sentence is the reason in [`lost`](Self::lost).
+    fn reply(&self, peer: usize, now: Instant, frame: ReplyFrame<'_>) -> Result<(), String>;
 
     /// All whole replies of one read have been given.
     fn batch_end(&self, peer: usize, now: Instant);
@@ -164,42 +166,48 @@ impl<H: LinkHandler> Link<H> {
     /// [`Full`].
     ///
     /// # Panics
-    /// If the key is empty or too long, or the value does not fit into a frame.
+    /// If something in it does not fit into a frame: the key is empty or too long, or the value is.
     #[inline]
     pub fn request(&self, number: u64, request: &Request<'_>) -> Result<(), Full> {
         let mut outbox = self.room()?;
-        frame::encode_request(&mut outbox.bytes, number, request);
+        frame::encode_request(&mut outbox.bytes, number, self.epoch(), request);
         let bytes = outbox.len();
         drop(outbox);
         self.queued(bytes);
         Ok(())
     }
 
-    /// Queues a [`Request::Put`] whose value is not copied if it is large.
+    /// Queues an operation, whose value is not copied if it is large.
     ///
     /// # Errors
-    /// [`Full`].
+    /// [`Full`]; also for a record that this node does not understand (see [`Features`](super::Features)), since the
+    /// peer would have to refuse it.
     ///
     /// # Panics
     /// As [`request`](Self::request).
-    pub fn request_put(
-        &self,
-        number: u64,
-        key: &[u8],
-        value: Bytes,
-        version: Stamp,
-        expires_at_ms: u64,
-    ) -> Result<(), Full> {
-        if value.len() <= COPY_MAX {
-            return self.request(number, &Request::Put { key, value: &value, version, expires_at_ms });
+    #[inline]
+    pub fn execute(&self, number: u64, operation: &Operation<Bytes>) -> Result<(), Full> {
+        if !self.config.identity.features.cover_operation(operation) {
+            return Err(Full);
         }
-        let mut outbox = self.room()?;
-        frame::encode_put_head(&mut outbox.bytes, number, key, &value, version, expires_at_ms);
-        outbox.push_value(value);
-        let bytes = outbox.len();
-        drop(outbox);
-        self.queued(bytes);
-        Ok(())
+        match operation {
+            Operation::Write(record) if record.value.len() > COPY_MAX => {
+                let mut outbox = self.room()?;
+                frame::encode_write_head(&mut outbox.bytes, number, self.epoch(), &record.borrowed());
+                outbox.push_value(record.value.clone());
+                let bytes = outbox.len();
+                drop(outbox);
+                self.queued(bytes);
+                Ok(())
+            }
+            operation => self.request(number, &Request::Execute(operation.borrowed())),
+        }
+    }
+
+    /// Of the frames.
+    #[inline]
+    fn epoch(&self) -> u64 {
+        self.config.identity.topology_number
     }
 
     #[inline]
@@ -274,9 +282,9 @@ impl<H: LinkHandler> Link<H> {
             let begun = Instant::now();
             self.state.set(LinkState::Dialing);
             let why = match self.connect().await {
-                Ok((inbox, stream)) => {
+                Ok((inbox, stream, peer)) => {
                     let up = Instant::now();
-                    let why = self.converse(inbox, stream).await;
+                    let why = self.converse(inbox, stream, peer).await;
                     if up.elapsed() >= GOOD_AFTER {
                         backoff = BACKOFF_MIN;
                     }
@@ -302,7 +310,7 @@ impl<H: LinkHandler> Link<H> {
     }
 
     /// A connection whose handshake is complete, with what was read behind it.
-    async fn connect(&self) -> Result<(Inbox, TcpStream), LostReason> {
+    async fn connect(&self) -> Result<(Inbox, TcpStream, Peer), LostReason> {
         let socket = self.dial().await?;
         if self.closed.get() {
             return Err(LostReason::Stopped);
@@ -317,11 +325,13 @@ impl<H: LinkHandler> Link<H> {
             self.fd.set(None);
             return Err(LostReason::Timeout);
         }
-        if let Err(why) = shaken {
-            self.fd.set(None);
-            return Err(why);
+        match shaken {
+            Ok(peer) => Ok((inbox, stream, peer)),
+            Err(why) => {
+                self.fd.set(None);
+                Err(why)
+            }
         }
-        Ok((inbox, stream))
     }
 
     /// Connects without an operation of the driver's, which could not be given up.
@@ -357,7 +367,7 @@ impl<H: LinkHandler> Link<H> {
         Ok(socket.into())
     }
 
-    async fn shake_hands(&self, stream: &mut TcpStream, fd: RawFd, inbox: &mut Inbox) -> Result<(), LostReason> {
+    async fn shake_hands(&self, stream: &mut TcpStream, fd: RawFd, inbox: &mut Inbox) -> Result<Peer, LostReason> {
         let LinkConfig { identity, peer_number, skew_max, wall_ms, .. } = &self.config;
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
@@ -374,7 +384,8 @@ impl<H: LinkHandler> Link<H> {
                 Ok(Progress::Done { consumed, peer }) => {
                     inbox.consume(consumed);
                     self.skew.set(peer.skew);
-                    return Ok(send_all(stream, fd, &mut out, |_| {}).await?);
+                    send_all(stream, fd, &mut out, |_| {}).await?;
+                    return Ok(peer);
                 }
                 Err(error) => {
                     // The sentence for the other side; if it cannot be sent, there is still ours.
@@ -386,7 +397,7 @@ impl<H: LinkHandler> Link<H> {
     }
 
     /// The life of a connection, until it is lost.
-    async fn converse(self: &Rc<Self>, inbox: Inbox, stream: TcpStream) -> LostReason {
+    async fn converse(self: &Rc<Self>, inbox: Inbox, stream: TcpStream, peer: Peer) -> LostReason {
         let fd = stream.as_raw_fd();
         let (mut reader, writer) = stream.into_split();
         self.state.set(LinkState::Up);
@@ -394,7 +405,7 @@ impl<H: LinkHandler> Link<H> {
         self.release();
         let ending = Rc::new(Cell::new(self.closed.get()));
         let flusher = monoio::spawn(Rc::clone(self).keep_flushing(writer, fd, Rc::clone(&ending)));
-        let why = self.read_replies(&mut reader, inbox).await;
+        let why = self.read_replies(&mut reader, inbox, peer).await;
         ending.set(true);
         sys::shutdown(fd, libc::SHUT_RDWR);
         self.flush.ring();
@@ -407,18 +418,19 @@ impl<H: LinkHandler> Link<H> {
         }
     }
 
-    async fn read_replies(&self, reader: &mut impl AsyncReadRent, mut inbox: Inbox) -> LostReason {
-        let (peer, limits) = (self.config.peer, Limits { value_max: self.config.value_max });
+    async fn read_replies(&self, reader: &mut impl AsyncReadRent, mut inbox: Inbox, theirs: Peer) -> LostReason {
+        let limits = Limits { value_max: self.config.value_max, features: theirs.features };
+        let peer = self.config.peer;
         loop {
             let now = Instant::now();
             self.handler.resumed(now);
             let mut any = false;
             let outcome = loop {
                 match frame::parse_reply(inbox.bytes(), limits) {
-                    Parsed::Complete { frame: (number, key_hash, reply), len } => {
+                    Parsed::Complete { frame, len } => {
                         any = true;
                         self.unanswered.set(self.unanswered.get().saturating_sub(1));
-                        if let Err(sentence) = self.handler.reply(peer, now, number, key_hash, reply) {
+                        if let Err(sentence) = self.handler.reply(peer, now, frame) {
                             break Err(LostReason::Violation(sentence));
                         }
                         inbox.consume(len);

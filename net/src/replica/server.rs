@@ -1,40 +1,44 @@
-//! The answering side: accept loop, handshakes, and connections that answer whatever was read as one batch.
+//! The answering side: accept loop, handshakes, and connections that answer what is read.
 //!
 //! ```text
-//! accepted ─ handshake ─▶ read ─▶ answer all whole frames ─▶ settle ─▶ send ─▶ read
-//!                           └─ end, violation, drain ─▶ closed
+//! accepted ─ handshake ─▶ read ─▶ serve all whole frames ─▶ send what is answered ─▶ read
+//!                          │ └─ a deferred reply is there ─▶ send ─▶ go on reading
+//!                          └─ end, drain ─▶ wait for deferred replies ─▶ closed
 //! ```
 //!
 //! Owner: [`serve`] runs on one core and everything it makes stays there.
 //!
 //! Bounds: `connections_max` of the process, [`STRANGERS_MAX`] of a core without a handshake, a second for that; a read
-//! buffer of up to the largest frame and 64 KiB, [`REPLIES_MAX`] bytes of replies and one more; [`WRITE_TIMEOUT`]
-//! without progress in sending. Nothing is read before the replies to everything handled are sent. A node may take its
-//! time over the rest of a frame: it holds one buffer.
+//! buffer of up to the largest frame and 64 KiB, [`REPLIES_MAX`] bytes of replies and one more; [`UNANSWERED_MAX`]
+//! deferred replies; [`WRITE_TIMEOUT`] without progress in sending, [`ANSWER_TIMEOUT`] for deferred replies at the end.
+//! Nothing is read before the replies that are there are sent. A node may take its time over the rest of a frame: it
+//! holds one buffer.
 //!
 //! Invariants:
-//! 1. Every request gets one reply, in order, unless the connection ends.
+//! 1. Every request gets one reply, unless the connection ends.
 //! 2. No read or write is dropped in flight: deadlines and drain shut the socket down.
 //! 3. A seat's descriptor is open while the seat is in the table.
 //!
 //! Deliberately absent: storage, deadlines of requests, a limit for one peer. Tested in `tests/replica.rs`.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, RawFd};
-use std::pin::Pin;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use monoio::io::{AsyncReadRent, AsyncWriteRent, Splitable};
 use monoio::net::TcpStream;
 
-use super::frame::{self, Limits, Parsed, Reply, Request, Stamp};
+use super::frame::{self, Limits, Parsed};
 use super::handshake::{Acceptor, HandshakeError, Identity, NONCE, Peer, Progress};
-use super::outbox::{COPY_MAX, Outbox};
+use super::outbox::Outbox;
+use super::service::{Desk, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX};
 use super::sys;
 use super::wire::{HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
 use crate::server::{Shared, accept_until_drained};
@@ -45,6 +49,8 @@ pub const STRANGERS_MAX: usize = 64;
 const REPLIES_MAX: usize = 1024 * 1024;
 /// A peer that takes nothing of its replies for this long is cut off. It dials again when it lives.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that has ended its side gets what it had asked for within this time, or not at all.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often deadlines are looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 /// How often a drain looks whether the last connection is gone.
@@ -53,96 +59,6 @@ const DRAIN_STEP: Duration = Duration::from_millis(5);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// What connections get to end after that.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
-
-/// The program behind the connections of one core.
-pub trait ReplicaService: 'static {
-    /// Serves one request of node `from`, with exactly one reply through `replies`.
-    fn request(&self, from: u16, number: u64, request: Request<'_>, replies: &mut Replies<'_>);
-
-    /// What must happen before the replies of this batch may leave (group commit); `None`: nothing. If it ends with
-    /// `false` they must not leave, and the connection is closed.
-    fn settle(&self) -> Option<Pin<Box<dyn Future<Output = bool>>>>;
-
-    /// Something that metrics count or a log tells.
-    fn event(&self, event: ReplicaEvent);
-
-    /// A task of the core goes on after it has waited; `now` has just been read.
-    #[inline]
-    fn resumed(&self, now: Instant) {
-        let _ = now;
-    }
-}
-
-/// Something that metrics count or a log tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReplicaEvent {
-    /// A connection was accepted.
-    Accepted,
-    /// An accepted connection is gone.
-    Closed,
-    /// A connection was closed at accept: there were `connections_max` already, or [`STRANGERS_MAX`] without a
-    /// handshake.
-    Limit,
-    /// The handshake of a connection of this node is complete.
-    Connected(u16),
-    /// There was no handshake, and why, in one sentence. Strangers can cause this as often as they like: a log has to
-    /// bound it.
-    Refused(String),
-    /// A node broke the protocol and its connection is closed; in one sentence.
-    Violation {
-        /// The node.
-        node: u16,
-        /// What it did.
-        sentence: String,
-    },
-    /// A node took nothing of its replies for too long; its connection is closed.
-    WriteTimeout,
-    /// Bytes received.
-    BytesIn(usize),
-    /// Bytes handed to the kernel.
-    BytesOut(usize),
-}
-
-/// Takes the reply to one request.
-pub struct Replies<'a> {
-    out: &'a mut Outbox,
-    number: u64,
-    given: bool,
-}
-
-impl Replies<'_> {
-    /// The reply. `key_hash` is the hash of the request's key, 0 for [`Reply::Pong`].
-    ///
-    /// # Panics
-    /// If there has been a reply, or a value does not fit into a frame.
-    #[inline]
-    pub fn reply(&mut self, key_hash: u64, reply: &Reply<'_>) {
-        self.give();
-        frame::encode_reply(&mut self.out.bytes, self.number, key_hash, reply);
-    }
-
-    /// A [`Reply::Found`] whose value is not copied if it is large.
-    ///
-    /// # Panics
-    /// As [`reply`](Self::reply).
-    pub fn large(&mut self, key_hash: u64, version: Stamp, expires_at_ms: u64, value: Bytes) {
-        self.give();
-        if value.len() <= COPY_MAX {
-            let value_len = value.len() as u32;
-            let found = Reply::Found { version, expires_at_ms, value_len, value: Some(&value) };
-            frame::encode_reply(&mut self.out.bytes, self.number, key_hash, &found);
-        } else {
-            frame::encode_found_head(&mut self.out.bytes, self.number, key_hash, version, expires_at_ms, &value);
-            self.out.push_value(value);
-        }
-    }
-
-    #[inline]
-    fn give(&mut self) {
-        assert!(!self.given, "a request gets one reply");
-        self.given = true;
-    }
-}
 
 /// What the answering side needs to know.
 #[derive(Debug, Clone)]
@@ -173,7 +89,6 @@ pub async fn serve<S: ReplicaService>(
 ) -> io::Result<()> {
     let core = Rc::new(Core {
         service,
-        limits: Limits { value_max: config.value_max },
         config,
         shared: Arc::clone(&shared),
         seats: RefCell::default(),
@@ -191,7 +106,6 @@ pub async fn serve<S: ReplicaService>(
 struct Core<S> {
     service: Rc<S>,
     config: AcceptConfig,
-    limits: Limits,
     shared: Arc<Shared>,
     seats: RefCell<Vec<Option<Rc<Seat>>>>,
     free: RefCell<Vec<usize>>,
@@ -211,6 +125,8 @@ enum Phase {
     Working,
     /// The peer to take its replies; since the last progress.
     Writing,
+    /// Deferred replies, after which it ends.
+    Ending,
     /// Nothing: it has been cut off.
     Cut,
 }
@@ -219,13 +135,29 @@ struct Seat {
     fd: RawFd,
     phase: Cell<Phase>,
     since: Cell<Instant>,
+    desk: Rc<Desk>,
 }
 
 impl Seat {
+    /// Goes on to `phase`, which began at `since`. What has been cut off stays so.
     #[inline]
     fn set(&self, phase: Phase, since: Instant) {
-        self.phase.set(phase);
-        self.since.set(since);
+        if self.phase.get() != Phase::Cut {
+            self.phase.set(phase);
+            self.since.set(since);
+        }
+    }
+
+    #[inline]
+    fn is_cut(&self) -> bool {
+        self.phase.get() == Phase::Cut
+    }
+
+    /// Ends the connection, whatever it waits for.
+    fn cut(&self) {
+        sys::shutdown(self.fd, libc::SHUT_RDWR);
+        self.phase.set(Phase::Cut);
+        self.desk.bell.ring();
     }
 }
 
@@ -261,15 +193,12 @@ impl<S: ReplicaService> Core<S> {
         for seat in self.seats.borrow().iter().flatten() {
             let age = now.saturating_duration_since(seat.since.get());
             match seat.phase.get() {
-                Phase::Stranger if draining || age >= HANDSHAKE_TIMEOUT => {
-                    sys::shutdown(seat.fd, libc::SHUT_RDWR);
-                    seat.phase.set(Phase::Cut);
-                }
+                Phase::Stranger if draining || age >= HANDSHAKE_TIMEOUT => seat.cut(),
                 // What has come already is still read and answered.
                 Phase::Reading if draining => sys::shutdown(seat.fd, libc::SHUT_RD),
+                Phase::Ending if age >= ANSWER_TIMEOUT => seat.cut(),
                 Phase::Writing if age >= WRITE_TIMEOUT => {
-                    sys::shutdown(seat.fd, libc::SHUT_RDWR);
-                    seat.phase.set(Phase::Cut);
+                    seat.cut();
                     self.service.event(ReplicaEvent::WriteTimeout);
                 }
                 _ => {}
@@ -284,9 +213,7 @@ impl<S: ReplicaService> Core<S> {
             self.sweep();
             if !hard && begun.elapsed() >= DRAIN_TIMEOUT {
                 hard = true;
-                for seat in self.seats.borrow().iter().flatten() {
-                    sys::shutdown(seat.fd, libc::SHUT_RDWR);
-                }
+                self.seats.borrow().iter().flatten().for_each(|seat| seat.cut());
             }
             if begun.elapsed() >= DRAIN_TIMEOUT + DRAIN_GRACE {
                 tracing::warn!(
@@ -310,7 +237,9 @@ struct Place<S: ReplicaService> {
 
 impl<S: ReplicaService> Place<S> {
     fn new(core: &Rc<Core<S>>, fd: RawFd) -> Self {
-        let seat = Rc::new(Seat { fd, phase: Cell::new(Phase::Stranger), since: Cell::new(Instant::now()) });
+        let identity = &core.config.identity;
+        let desk = Desk::new(identity.topology_number, identity.features);
+        let seat = Rc::new(Seat { fd, phase: Cell::new(Phase::Stranger), since: Cell::new(Instant::now()), desk });
         let mut seats = core.seats.borrow_mut();
         let index = core.free.borrow_mut().pop().unwrap_or_else(|| {
             seats.push(None);
@@ -332,6 +261,7 @@ impl<S: ReplicaService> Place<S> {
 impl<S: ReplicaService> Drop for Place<S> {
     fn drop(&mut self) {
         self.known();
+        self.seat.desk.close();
         let core = &self.core;
         core.seats.borrow_mut()[self.index] = None;
         core.free.borrow_mut().push(self.index);
@@ -341,17 +271,12 @@ impl<S: ReplicaService> Drop for Place<S> {
     }
 }
 
+/// A connection in its handshake.
 struct Connection<S: ReplicaService> {
     /// Before `stream`, so that the core forgets the descriptor before it is closed.
     place: Place<S>,
     stream: TcpStream,
     fd: RawFd,
-}
-
-/// What to do when no more requests can be handled at once.
-enum Next {
-    Read(usize),
-    Go,
 }
 
 impl<S: ReplicaService> Connection<S> {
@@ -361,7 +286,9 @@ impl<S: ReplicaService> Connection<S> {
             Ok(peer) => {
                 self.place.known();
                 self.place.core.service.event(ReplicaEvent::Connected(peer.node));
-                self.answer(peer.node, inbox).await;
+                let (reader, writer) = self.stream.into_split();
+                let sending = Outbox::default();
+                Answering { place: self.place, reader, writer, fd: self.fd, peer, inbox, sending }.run().await;
             }
             Err(Some(sentence)) => self.place.core.service.event(ReplicaEvent::Refused(sentence)),
             Err(None) => {}
@@ -402,60 +329,157 @@ impl<S: ReplicaService> Connection<S> {
             core.service.event(ReplicaEvent::BytesOut(count));
         }
     }
+}
 
-    async fn answer(&mut self, from: u16, mut inbox: Inbox) {
-        let core = Rc::clone(&self.place.core);
-        let seat = Rc::clone(&self.place.seat);
-        let service = &*core.service;
-        let mut out = Outbox::default();
+/// A connection whose peer is known.
+struct Answering<S: ReplicaService, R, W> {
+    /// Before the socket, so that the core forgets the descriptor before it is closed.
+    place: Place<S>,
+    reader: R,
+    writer: W,
+    fd: RawFd,
+    peer: Peer,
+    inbox: Inbox,
+    /// Replies that are being sent.
+    sending: Outbox,
+}
+
+/// Why a connection stops handling what it has read.
+enum Pause {
+    /// There is no whole frame more; the next one has at least so many bytes.
+    Read(usize),
+    /// Many replies wait to be sent.
+    Send,
+    /// [`UNANSWERED_MAX`] replies were deferred.
+    Answers,
+}
+
+/// The connection is of no use any more.
+struct Over;
+
+impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> {
+    async fn run(mut self) {
+        // Whoever says that it is over has said why.
+        let _ = self.answer().await;
+    }
+
+    async fn answer(&mut self) -> Result<(), Over> {
+        let (core, seat) = (Rc::clone(&self.place.core), Rc::clone(&self.place.seat));
         loop {
-            let mut now = Instant::now();
-            service.resumed(now);
-            seat.phase.set(Phase::Working);
-            let next = loop {
-                match frame::parse_request(inbox.bytes(), core.limits) {
-                    Parsed::Complete { frame: (number, request), len } => {
-                        let mut replies = Replies { out: &mut out, number, given: false };
-                        service.request(from, number, request, &mut replies);
-                        assert!(replies.given, "a request gets one reply");
-                        inbox.consume(len);
-                        if out.len() >= REPLIES_MAX {
-                            break Next::Go;
-                        }
-                    }
-                    Parsed::Partial { need } => break Next::Read(need),
-                    Parsed::Bad(violation) => {
-                        return service.event(ReplicaEvent::Violation { node: from, sentence: violation.to_string() });
-                    }
-                }
-            };
-            if !out.is_empty() {
-                if let Some(settled) = service.settle() {
-                    if !settled.await {
-                        return;
-                    }
-                    now = Instant::now();
-                    service.resumed(now);
-                }
-                let count = out.len();
-                // Else the batch has been read just now, so the clock need not be asked again.
-                seat.set(Phase::Writing, now);
-                let sent = send_all(&mut self.stream, self.fd, &mut out, |_| seat.since.set(Instant::now())).await;
-                if sent.is_err() {
-                    return;
-                }
-                service.event(ReplicaEvent::BytesOut(count));
-            }
-            if let Next::Read(need) = next {
-                if core.shared.draining() {
-                    return;
-                }
-                seat.phase.set(Phase::Reading);
-                match inbox.read(&mut self.stream, need).await {
-                    Ok(count) if count > 0 => service.event(ReplicaEvent::BytesIn(count)),
-                    _ => return,
-                }
+            let now = Instant::now();
+            core.service.resumed(now);
+            seat.set(Phase::Working, now);
+            let pause = self.serve()?;
+            self.send(now).await?;
+            match pause {
+                Pause::Send => {}
+                Pause::Answers => seat.desk.bell.wait().await,
+                Pause::Read(_) if core.shared.draining() => return self.end().await,
+                Pause::Read(need) => match self.read(need, now).await? {
+                    0 => return self.end().await,
+                    count => core.service.event(ReplicaEvent::BytesIn(count)),
+                },
             }
         }
     }
+
+    /// Gives all whole requests that were read to the service.
+    fn serve(&mut self) -> Result<Pause, Over> {
+        let (service, desk, peer) = (&*self.place.core.service, &self.place.seat.desk, self.peer);
+        let limits = Limits { value_max: self.place.core.config.value_max, features: peer.features };
+        let mut any = false;
+        let pause = loop {
+            if desk.unanswered.get() >= UNANSWERED_MAX {
+                break Ok(Pause::Answers);
+            }
+            match frame::parse_request(self.inbox.bytes(), limits) {
+                Parsed::Complete { frame, len } => {
+                    any = true;
+                    let mut replies = Replies::new(desk, frame.number, &frame.request);
+                    service.request(peer.node, frame.epoch, frame.request, &mut replies);
+                    assert!(replies.is_given(), "a request gets one reply");
+                    self.inbox.consume(len);
+                    if desk.reply_bytes() >= REPLIES_MAX {
+                        break Ok(Pause::Send);
+                    }
+                }
+                Parsed::Partial { need } => break Ok(Pause::Read(need)),
+                Parsed::Bad(violation) => {
+                    service.event(ReplicaEvent::Violation { node: peer.node, sentence: violation.to_string() });
+                    break Err(Over);
+                }
+            }
+        };
+        if any {
+            service.batch_end();
+        }
+        pause
+    }
+
+    /// Sends the replies that are there.
+    async fn send(&mut self, now: Instant) -> Result<(), Over> {
+        send(&self.place, &mut self.writer, self.fd, &mut self.sending, now).await
+    }
+
+    /// Reads more, and sends what is answered meanwhile. 0: the end.
+    async fn read(&mut self, need: usize, now: Instant) -> Result<usize, Over> {
+        let Self { place, reader, writer, fd, inbox, sending, .. } = self;
+        let seat = &place.seat;
+        seat.set(Phase::Reading, now);
+        let mut read = pin!(inbox.read(reader, need));
+        loop {
+            let read_or_rung = poll_fn(|context| match read.as_mut().poll(context) {
+                Poll::Ready(read) => Poll::Ready(Some(read)),
+                Poll::Pending => seat.desk.bell.poll_rung(context).map(|()| None),
+            });
+            if let Some(read) = read_or_rung.await {
+                return read.map_err(|_| Over);
+            }
+            let now = Instant::now();
+            place.core.service.resumed(now);
+            if send(place, writer, *fd, sending, now).await.is_err() {
+                seat.cut();
+                let _ = read.await;
+                return Err(Over);
+            }
+            seat.set(Phase::Reading, now);
+        }
+    }
+
+    /// Sends the replies to everything that was asked, at the end.
+    async fn end(&mut self) -> Result<(), Over> {
+        let (core, seat) = (Rc::clone(&self.place.core), Rc::clone(&self.place.seat));
+        let begun = Instant::now();
+        while seat.desk.unanswered.get() > 0 && !seat.is_cut() {
+            seat.set(Phase::Ending, begun);
+            seat.desk.bell.wait().await;
+            let now = Instant::now();
+            core.service.resumed(now);
+            self.send(now).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Sends the replies that are there.
+#[inline]
+async fn send<S: ReplicaService>(
+    place: &Place<S>,
+    writer: &mut impl AsyncWriteRent,
+    fd: RawFd,
+    sending: &mut Outbox,
+    now: Instant,
+) -> Result<(), Over> {
+    let seat = &place.seat;
+    if seat.is_cut() || seat.desk.given_up.get() {
+        return Err(Over);
+    }
+    if !seat.desk.take_replies(sending) {
+        return Ok(());
+    }
+    let count = sending.len();
+    seat.set(Phase::Writing, now);
+    send_all(writer, fd, sending, |_| seat.since.set(Instant::now())).await.map_err(|_| Over)?;
+    place.core.service.event(ReplicaEvent::BytesOut(count));
+    Ok(())
 }

@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::RawFd;
 use std::pin::pin;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use monoio::buf::{IoBuf, IoBufMut};
@@ -158,18 +158,21 @@ impl Bell {
     /// Waits for a ring.
     #[inline]
     pub(crate) async fn wait(&self) {
-        poll_fn(|context| {
-            if self.rung.replace(false) {
-                return Poll::Ready(());
-            }
-            let mut waiting = self.waiting.borrow_mut();
-            match &mut *waiting {
-                Some(waker) if waker.will_wake(context.waker()) => {}
-                waiting => *waiting = Some(context.waker().clone()),
-            }
-            Poll::Pending
-        })
-        .await;
+        poll_fn(|context| self.poll_rung(context)).await;
+    }
+
+    /// As [`wait`](Self::wait), for those who wait for something else, too.
+    #[inline]
+    pub(crate) fn poll_rung(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.rung.replace(false) {
+            return Poll::Ready(());
+        }
+        let mut waiting = self.waiting.borrow_mut();
+        match &mut *waiting {
+            Some(waker) if waker.will_wake(context.waker()) => {}
+            waiting => *waiting = Some(context.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// Waits for a ring, and no longer than until then.

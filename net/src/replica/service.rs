@@ -1,0 +1,284 @@
+//! What a program gives the answering side: a [`ReplicaService`], and how it answers: now, or later.
+//!
+//! ```text
+//! request ─▶ Replies ─┬─ answer, answer_shared, pong ─▶ outbox of the connection
+//!                     └─ later ─▶ DeferredReply ─ answer ─▶ the same outbox, whenever it is there
+//!                                       └─ dropped ─▶ the connection ends
+//! ```
+//!
+//! Replies of one connection leave in the order in which they are given, which need not be that of their
+//! requests. An answer that is given at once is written where it leaves from, without an allocation; one
+//! that comes later costs a counted reference until then.
+//!
+//! Owner: one core. Bound: [`UNANSWERED_MAX`] deferred replies of a connection, then nothing more is read
+//! from it; the memory of their values is the service's to bound.
+//!
+//! Invariants:
+//! 1. Every request gets one reply, unless its connection ends.
+//! 2. A record that this node does not understand is not told to others: see [`Features`].
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use koltso_model::{Found, KeyHash, Outcome, Refused};
+
+use super::features::Features;
+use super::frame::{self, Reply, Request};
+use super::outbox::{COPY_MAX, Outbox};
+use super::wire::Bell;
+
+/// Requests of a connection whose replies were deferred: as many operations as a core has in flight by
+/// default, so that no asker is held up by this bound before its own.
+pub const UNANSWERED_MAX: usize = 4096;
+
+/// The program behind the connections of one core.
+pub trait ReplicaService: 'static {
+    /// Serves one request of node `from`, whose membership has this epoch: with exactly one reply through
+    /// `replies`, now or later. A later one comes within a time that the service bounds: nobody else does.
+    fn request(&self, from: u16, epoch: u64, request: Request<'_>, replies: &mut Replies<'_>);
+
+    /// All whole requests of one read have been given: what was deferred for all of them together (as by
+    /// group commit) can begin.
+    fn batch_end(&self) {}
+
+    /// Something that metrics count or a log tells.
+    fn event(&self, event: ReplicaEvent);
+
+    /// A task of the core goes on after it has waited; `now` has just been read.
+    #[inline]
+    fn resumed(&self, now: Instant) {
+        let _ = now;
+    }
+}
+
+/// Something that metrics count or a log tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplicaEvent {
+    /// A connection was accepted.
+    Accepted,
+    /// An accepted connection is gone.
+    Closed,
+    /// A connection was closed at accept: there were `connections_max` already, or
+    /// [`STRANGERS_MAX`](super::STRANGERS_MAX) without a handshake.
+    Limit,
+    /// The handshake of a connection of this node is complete.
+    Connected(u16),
+    /// There was no handshake, and why, in one sentence. Strangers can cause this as often as they like: a log has to
+    /// bound it.
+    Refused(String),
+    /// A node broke the protocol and its connection is closed; in one sentence.
+    Violation {
+        /// The node.
+        node: u16,
+        /// What it did.
+        sentence: String,
+    },
+    /// A node took nothing of its replies for too long; its connection is closed.
+    WriteTimeout,
+    /// Bytes received.
+    BytesIn(usize),
+    /// Bytes handed to the kernel.
+    BytesOut(usize),
+}
+
+/// Where the replies of one connection gather until its task sends them.
+pub(super) struct Desk {
+    outbox: RefCell<Outbox>,
+    /// Rung when a deferred reply has been given, or given up, and when the connection is cut off.
+    pub(super) bell: Bell,
+    /// Requests whose reply was deferred and is not here.
+    pub(super) unanswered: Cell<usize>,
+    /// A deferred reply was given up.
+    pub(super) given_up: Cell<bool>,
+    /// Nothing leaves any more.
+    closed: Cell<bool>,
+    /// The epoch of the frames.
+    epoch: u64,
+    /// What may be said in them.
+    features: Features,
+}
+
+impl Desk {
+    pub(super) fn new(epoch: u64, features: Features) -> Rc<Self> {
+        Rc::new(Self {
+            outbox: RefCell::default(),
+            bell: Bell::default(),
+            unanswered: Cell::new(0),
+            given_up: Cell::new(false),
+            closed: Cell::new(false),
+            epoch,
+            features,
+        })
+    }
+
+    /// Drops what waits, and whatever comes from now on.
+    pub(super) fn close(&self) {
+        self.closed.set(true);
+        self.outbox.take();
+    }
+
+    /// Moves the replies that are there to `sending`, which is empty. `false`: there are none.
+    #[inline]
+    pub(super) fn take_replies(&self, sending: &mut Outbox) -> bool {
+        let mut outbox = self.outbox.borrow_mut();
+        let any = !outbox.is_empty();
+        if any {
+            std::mem::swap(&mut *outbox, sending);
+        }
+        any
+    }
+
+    /// Bytes of the replies that are there.
+    #[inline]
+    pub(super) fn reply_bytes(&self) -> usize {
+        self.outbox.borrow().len()
+    }
+
+    #[inline]
+    fn answer(&self, number: u64, key_hash: KeyHash, outcome: &Outcome<&[u8]>) {
+        if self.features.cover_outcome(outcome) {
+            self.encode(number, key_hash, &Reply::Outcome(*outcome));
+        } else {
+            self.not_understood(number, key_hash);
+        }
+    }
+
+    fn answer_shared(&self, number: u64, key_hash: KeyHash, found: &Found<&[u8]>, value: Bytes) {
+        if !self.features.cover(found.flags, found.attributes) {
+            return self.not_understood(number, key_hash);
+        }
+        if value.len() <= COPY_MAX {
+            let found = Found { value_len: value.len() as u32, value: Some(&value[..]), ..*found };
+            return self.encode(number, key_hash, &Reply::Outcome(Outcome::Found(found)));
+        }
+        let mut outbox = self.outbox.borrow_mut();
+        frame::encode_found_head(&mut outbox.bytes, number, self.epoch, key_hash, found, &value);
+        outbox.push_value(value);
+    }
+
+    #[inline]
+    fn encode(&self, number: u64, key_hash: KeyHash, reply: &Reply<'_>) {
+        frame::encode_reply(&mut self.outbox.borrow_mut().bytes, number, self.epoch, key_hash, reply);
+    }
+
+    /// A record of a build that knew more: this one cannot say what is in it.
+    #[cold]
+    fn not_understood(&self, number: u64, key_hash: KeyHash) {
+        self.encode(number, key_hash, &Reply::Outcome(Outcome::Refused(Refused::Failed)));
+    }
+}
+
+/// Takes the reply to one request.
+pub struct Replies<'a> {
+    desk: &'a Rc<Desk>,
+    number: u64,
+    /// Of the request's key, 0 if it has none.
+    key_hash: KeyHash,
+    given: bool,
+}
+
+impl<'a> Replies<'a> {
+    #[inline]
+    pub(super) fn new(desk: &'a Rc<Desk>, number: u64, request: &Request<'_>) -> Self {
+        let key_hash = match request {
+            Request::Execute(operation) => operation.key().hash(),
+            Request::Ping { .. } => KeyHash(0),
+        };
+        Self { desk, number, key_hash, given: false }
+    }
+
+    /// Answers an operation, copying what was found.
+    ///
+    /// # Panics
+    /// If there has been a reply, or the outcome does not fit into a frame.
+    #[inline]
+    pub fn answer<B: AsRef<[u8]>>(&mut self, outcome: &Outcome<B>) {
+        self.give();
+        self.desk.answer(self.number, self.key_hash, &outcome.borrowed());
+    }
+
+    /// Answers with a value that was found, which is not copied if it is large. `found` says everything
+    /// about it; a value in there is not looked at.
+    ///
+    /// # Panics
+    /// As [`answer`](Self::answer).
+    pub fn answer_shared<B: AsRef<[u8]>>(&mut self, found: &Found<B>, value: Bytes) {
+        self.give();
+        self.desk.answer_shared(self.number, self.key_hash, &found.borrowed(), value);
+    }
+
+    /// Answers a ping: with the wall clock in milliseconds since the Unix epoch, and the hybrid logical
+    /// clock.
+    ///
+    /// # Panics
+    /// If there has been a reply.
+    pub fn pong(&mut self, wall_ms: u64, clock: u64) {
+        self.give();
+        self.desk.encode(self.number, self.key_hash, &Reply::Pong { wall_ms, clock });
+    }
+
+    /// Leaves the answer for later. Requests behind this one are served meanwhile.
+    ///
+    /// # Panics
+    /// If there has been a reply.
+    pub fn later(&mut self) -> DeferredReply {
+        self.give();
+        self.desk.unanswered.set(self.desk.unanswered.get() + 1);
+        DeferredReply { desk: Rc::clone(self.desk), number: self.number, key_hash: self.key_hash, given: false }
+    }
+
+    /// Whether there has been a reply, or will be.
+    #[inline]
+    pub(super) const fn is_given(&self) -> bool {
+        self.given
+    }
+
+    #[inline]
+    fn give(&mut self) {
+        assert!(!self.given, "a request gets one reply");
+        self.given = true;
+    }
+}
+
+/// A request whose answer comes later. Dropped without an answer, it ends the connection: the asker must
+/// not wait for what nobody will say. An answer to a connection that is gone is dropped.
+#[must_use]
+pub struct DeferredReply {
+    desk: Rc<Desk>,
+    number: u64,
+    key_hash: KeyHash,
+    given: bool,
+}
+
+impl DeferredReply {
+    /// Answers. All that are answered before the connection's task runs leave in one system call.
+    ///
+    /// # Panics
+    /// If the outcome does not fit into a frame.
+    pub fn answer(mut self, outcome: Outcome<Bytes>) {
+        self.given = true;
+        if self.desk.closed.get() {
+            return;
+        }
+        match outcome {
+            Outcome::Found(mut found) if found.value.is_some() => {
+                let value = found.value.take().unwrap_or_default();
+                self.desk.answer_shared(self.number, self.key_hash, &found.borrowed(), value);
+            }
+            outcome => self.desk.answer(self.number, self.key_hash, &outcome.borrowed()),
+        }
+    }
+}
+
+impl Drop for DeferredReply {
+    fn drop(&mut self) {
+        let desk = &self.desk;
+        desk.unanswered.set(desk.unanswered.get() - 1);
+        if !self.given {
+            desk.given_up.set(true);
+        }
+        desk.bell.ring();
+    }
+}
