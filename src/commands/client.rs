@@ -1,7 +1,7 @@
-//! `koltso get|put|delete|scan`: one request for people and scripts.
+//! `koltso get|put|delete|scan`: sends one request, for people and scripts.
 //!
-//! Values go to standard output as they are. Exit codes: 0 done, 1 there is no such key, 2 anything else, with one
-//! sentence on standard error.
+//! Values go to standard output unchanged. Exit codes: 0 if it was done, 1 if there is no such key,
+//! 2 for anything else, with one sentence on standard error.
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -10,22 +10,23 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::commands::http_client::{Answer, Patience, Request, Server};
+use crate::commands::http_client::{HttpAnswer, HttpRequest, Patience, Server};
 use crate::units::Span;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// A key and the largest value that a server may be told to take.
+/// The most bytes of a record in a list: a key and the largest value that a server may be
+/// configured to accept.
 const RECORD_MAX: u64 = 33 << 20;
 
-/// Which server, and how many replicas.
+/// Which server to ask.
 #[derive(Args)]
-struct Target {
+struct ServerUrl {
     /// The server
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:1337")]
     url: String,
 }
 
-/// How many replicas have to answer.
+/// How many replicas have to answer, and how many are asked.
 #[derive(Args)]
 struct Quorum {
     /// Replicas that must answer [default: the quorum of --from]
@@ -44,7 +45,7 @@ pub struct Get {
     #[command(flatten)]
     quorum: Quorum,
     #[command(flatten)]
-    target: Target,
+    server: ServerUrl,
 }
 
 /// `koltso put`
@@ -60,7 +61,7 @@ pub struct Put {
     #[command(flatten)]
     quorum: Quorum,
     #[command(flatten)]
-    target: Target,
+    server: ServerUrl,
 }
 
 /// `koltso delete`
@@ -71,10 +72,10 @@ pub struct Delete {
     #[command(flatten)]
     quorum: Quorum,
     #[command(flatten)]
-    target: Target,
+    server: ServerUrl,
 }
 
-/// `koltso scan`: a line a record, KEY, tab, size of the value
+/// `koltso scan`: prints a line for each record: KEY, tab, size of the value
 #[derive(Args)]
 pub struct Scan {
     /// The first key
@@ -88,18 +89,18 @@ pub struct Scan {
     #[arg(long)]
     values: bool,
     #[command(flatten)]
-    target: Target,
+    server: ServerUrl,
 }
 
-/// What a command came to.
+/// How a command ended.
 pub enum Done {
-    /// It was done.
+    /// It did what it was told to.
     Yes,
     /// There is no such key.
     Absent,
 }
 
-/// Runs a command and says what went wrong, if anything did.
+/// Runs a command and prints what went wrong, if anything did.
 pub fn run(command: impl FnOnce() -> Result<Done, String>) -> ExitCode {
     match command() {
         Ok(Done::Yes) => ExitCode::SUCCESS,
@@ -114,7 +115,7 @@ pub fn run(command: impl FnOnce() -> Result<Done, String>) -> ExitCode {
     }
 }
 
-/// Everything but RFC 3986's unreserved characters as `%XX`.
+/// Writes every byte as `%XX` except RFC 3986's unreserved characters and `/`.
 fn encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -127,17 +128,17 @@ fn encoded(text: &str) -> String {
     out
 }
 
-impl Target {
-    fn ask(&self, method: &str, path: &str, body: &[u8]) -> Result<Answer, String> {
+impl ServerUrl {
+    fn ask(&self, method: &str, path: &str, body: &[u8]) -> Result<HttpAnswer, String> {
         let server = Server::of(&self.url)
             .ok_or_else(|| format!("--url {} is not a URL such as http://127.0.0.1:1337", self.url))?;
-        let request = Request { method, path, token: None, body, patience: Patience::Idle(TIMEOUT) };
+        let request = HttpRequest { method, path, token: None, body, patience: Patience::Idle(TIMEOUT) };
         server.ask(&request).map_err(|e| e.to_string())
     }
 }
 
 /// Copies a value to standard output.
-fn print(mut answer: Answer) -> Result<(), String> {
+fn print(mut answer: HttpAnswer) -> Result<(), String> {
     let mut out = io::stdout().lock();
     answer.copy(&mut out, u64::MAX).map_err(|e| format!("the value could not be read or written: {e}"))?;
     out.flush().map_err(|e| format!("the value could not be written: {e}"))
@@ -157,7 +158,7 @@ fn entity(key: &str, quorum: &Quorum) -> String {
 impl Get {
     /// Prints the value.
     pub fn run(self) -> Result<Done, String> {
-        let answer = self.target.ask("GET", &entity(&self.key, &self.quorum), &[])?;
+        let answer = self.server.ask("GET", &entity(&self.key, &self.quorum), &[])?;
         match answer.status {
             200 => print(answer).map(|()| Done::Yes),
             404 => Ok(Done::Absent),
@@ -178,7 +179,7 @@ impl Put {
             Some(text) => text.as_bytes().to_vec(),
         };
         let ttl = self.ttl.map_or(String::new(), |span| format!("&ttl={}", span.0.as_millis()));
-        let answer = self.target.ask("PUT", &(entity(&self.key, &self.quorum) + &ttl), &value)?;
+        let answer = self.server.ask("PUT", &(entity(&self.key, &self.quorum) + &ttl), &value)?;
         if answer.status == 201 { Ok(Done::Yes) } else { Err(answer.refusal()) }
     }
 }
@@ -186,7 +187,7 @@ impl Put {
 impl Delete {
     /// Deletes the key.
     pub fn run(self) -> Result<Done, String> {
-        let answer = self.target.ask("DELETE", &entity(&self.key, &self.quorum), &[])?;
+        let answer = self.server.ask("DELETE", &entity(&self.key, &self.quorum), &[])?;
         if answer.status == 202 { Ok(Done::Yes) } else { Err(answer.refusal()) }
     }
 }
@@ -201,7 +202,7 @@ impl Scan {
         if let Some(limit) = self.limit {
             path += &format!("&limit={limit}");
         }
-        let mut answer = self.target.ask("GET", &path, &[])?;
+        let mut answer = self.server.ask("GET", &path, &[])?;
         if answer.status != 200 || !answer.chunked {
             return Err(answer.refusal());
         }

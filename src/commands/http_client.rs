@@ -1,9 +1,10 @@
-//! HTTP/1.1 for the commands that ask a server: one request, one answer, over a blocking socket.
+//! HTTP/1.1 for the commands that ask a server: one request and its answer, over a blocking socket.
 //!
-//! Owner: the command's thread. Every wait has a bound: [`CONNECT_WITHIN`] an address, then what [`Patience`] says. An answer's head has at
-//! most [`HEAD_MAX`] bytes; its body is read as the caller asks, by its length, its chunks or to the end of the connection. A server
-//! that says something else than HTTP is found out with its first bytes. Absent: keep-alive, redirects, TLS.
-//! Tested in `tests/command_line.rs` and `tests/profile_command.rs`.
+//! Owner: the command's thread. Every wait has a bound: [`CONNECT_WITHIN`] for each address, then
+//! what [`Patience`] says. The head of an answer has at most [`HEAD_MAX`] bytes; the body is read
+//! as the caller asks for it, and it ends by its length, with its last chunk, or with the
+//! connection. A server that does not speak HTTP is recognised by its first bytes. Absent:
+//! keep-alive, redirects, TLS. Tested in `tests/command_line.rs` and `tests/profile_command.rs`.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -13,65 +14,65 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const HEAD_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 64;
 const PORT: u16 = 1337;
-/// A line that states the size of a chunk, with its extensions.
+/// The longest line that states the size of a chunk, with its extensions, in bytes.
 const CHUNK_LINE_MAX: u64 = 1024;
 
-/// A server, by its URL.
+/// A server, named by its URL.
 pub struct Server {
     url: String,
     host: String,
     address: String,
 }
 
-/// How long to wait.
+/// How long to wait for an answer.
 #[derive(Clone, Copy)]
 pub enum Patience {
-    /// For each piece of the answer.
+    /// This long for each piece of the answer.
     Idle(Duration),
-    /// For all of it, from the connection on.
+    /// This long for the whole answer, counted from the connection on.
     Whole(Duration),
 }
 
-/// What is asked.
-pub struct Request<'a> {
-    /// GET, PUT, …
+/// A request to a server.
+pub struct HttpRequest<'a> {
+    /// The method: GET, PUT, …
     pub method: &'a str,
-    /// With its query.
+    /// The path with its query.
     pub path: &'a str,
-    /// Sent as `Authorization: Bearer`.
+    /// Sent as `Authorization: Bearer`; `None` sends no such header.
     pub token: Option<&'a str>,
-    /// The body; may be empty.
+    /// The body, which may be empty.
     pub body: &'a [u8],
-    /// How long to wait.
+    /// How long to wait for the answer.
     pub patience: Patience,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// There is no connection.
+    /// No connection could be made.
     #[error("cannot connect to {url}: {}", refusal(.error))]
     Connect {
-        /// The server.
+        /// The URL of the server.
         url: String,
-        /// Why.
+        /// What the system said.
         error: io::Error,
     },
     /// The connection ended before the answer's head did.
     #[error("{0} closed the connection before it answered")]
     Closed(String),
-    /// What came is something else.
+    /// The bytes that came are not HTTP.
     #[error("{0} did not answer in HTTP: is this a node of Koltso?")]
     NotHttp(String),
-    /// The time is over.
+    /// The answer took longer than allowed.
     #[error("{0} did not answer in time")]
     Late(String),
     /// The socket failed.
     #[error("{url} did not answer: {error}")]
     Io {
-        /// The server.
+        /// The URL of the server.
         url: String,
-        /// Why.
+        /// What the system said.
         error: io::Error,
     },
 }
@@ -83,7 +84,7 @@ fn refusal(error: &io::Error) -> String {
     }
 }
 
-/// A socket whose reads end in time.
+/// A socket whose reads end at a given time.
 struct Socket {
     stream: TcpStream,
     until: Option<Instant>,
@@ -100,9 +101,10 @@ impl Read for Socket {
                 self.stream.set_read_timeout(Some(rest))?;
             }
             match self.stream.read(buf) {
-                // A socket with a timeout is not read on after a signal, which is another thread's affair.
+                // The system does not restart a read with a timeout after a signal, which another
+                // thread handles.
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // What the kernel calls a socket's timeout.
+                // The kernel reports a socket's timeout with this error.
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
                 result => return result,
             }
@@ -110,38 +112,38 @@ impl Read for Socket {
     }
 }
 
-/// An answer whose head was read.
-pub struct Answer {
+/// An answer whose head has been read.
+pub struct HttpAnswer {
     /// The status code.
     pub status: u16,
-    /// Whether its body comes in chunks.
+    /// Whether the body comes in chunks.
     pub chunked: bool,
     length: Option<u64>,
     headers: Vec<(String, Vec<u8>)>,
     body: BufReader<Socket>,
 }
 
-/// Why a body is not here.
+/// Why a body could not be copied.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The server sent less than it said, or too slowly.
+    /// The server sent less than it announced, or sent it too slowly.
     #[error("the answer ended after {received} bytes: {error}")]
     Received {
-        /// What came of it.
+        /// The bytes of the body received so far.
         received: u64,
-        /// Why.
+        /// What the system said.
         error: io::Error,
     },
-    /// Longer than the caller wants.
+    /// The body is longer than the caller allows.
     #[error("the answer is longer than {0} bytes")]
     TooLong(u64),
-    /// It could not be written.
+    /// The body could not be written to its destination.
     #[error("{0}")]
     Write(io::Error),
 }
 
 impl Server {
-    /// `None`: this is not `http://HOST[:PORT]`.
+    /// Takes a URL such as `http://HOST[:PORT]`; `None` if it is something else.
     pub fn of(url: &str) -> Option<Self> {
         let host = url.strip_prefix("http://")?.trim_end_matches('/');
         if host.is_empty() || host.contains(|c: char| "/?#@".contains(c) || c <= ' ') {
@@ -152,7 +154,7 @@ impl Server {
         Some(Self { url: format!("http://{host}"), host: host.to_owned(), address })
     }
 
-    /// As it was given, without a slash at its end.
+    /// The URL as it was given, without a slash at its end.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -172,7 +174,7 @@ impl Server {
     ///
     /// # Errors
     /// See [`AskError`].
-    pub fn ask(&self, request: &Request<'_>) -> Result<Answer, AskError> {
+    pub fn ask(&self, request: &HttpRequest<'_>) -> Result<HttpAnswer, AskError> {
         let url = self.url.clone();
         let stream = self.connect().map_err(|error| AskError::Connect { url: url.clone(), error })?;
         let failed = |error: io::Error| match error.kind() {
@@ -186,12 +188,12 @@ impl Server {
         self.exchange(stream, request).map_err(failed)
     }
 
-    fn exchange(&self, stream: TcpStream, request: &Request<'_>) -> io::Result<Answer> {
+    fn exchange(&self, stream: TcpStream, request: &HttpRequest<'_>) -> io::Result<HttpAnswer> {
         let (Patience::Idle(wait) | Patience::Whole(wait)) = request.patience;
         stream.set_read_timeout(Some(wait))?;
         stream.set_write_timeout(Some(wait))?;
         let until = matches!(request.patience, Patience::Whole(_)).then(|| Instant::now() + wait);
-        let Request { method, path, body, .. } = request;
+        let HttpRequest { method, path, body, .. } = request;
         let token = request.token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{token}Content-Length: {}\r\n\r\n",
@@ -199,7 +201,8 @@ impl Server {
             body.len()
         );
         (&stream).write_all(head.as_bytes())?;
-        // A server that refuses a body answers before it is sent whole: the answer says more than the broken pipe.
+        // A server that refuses a body answers before it has received all of it: the answer says
+        // more than the broken pipe.
         let sent = (&stream).write_all(body);
         let answer = read_head(BufReader::new(Socket { stream, until }));
         if answer.is_err() {
@@ -209,8 +212,9 @@ impl Server {
     }
 }
 
-/// Fails as `InvalidData` where this is not HTTP, as `UnexpectedEof` where it ends too early.
-fn read_head(mut body: BufReader<Socket>) -> io::Result<Answer> {
+/// Reads the head of an answer. Fails with `InvalidData` if it is not HTTP, and with
+/// `UnexpectedEof` if it ends too early.
+fn read_head(mut body: BufReader<Socket>) -> io::Result<HttpAnswer> {
     const BEGIN: &[u8] = b"HTTP/1.";
     let garbage = || io::Error::from(ErrorKind::InvalidData);
     let mut head = Vec::new();
@@ -233,38 +237,38 @@ fn read_head(mut body: BufReader<Socket>) -> io::Result<Answer> {
     let status = parsed.code.ok_or_else(garbage)?;
     let headers: Vec<(String, Vec<u8>)> =
         parsed.headers.iter().map(|header| (header.name.to_ascii_lowercase(), header.value.to_vec())).collect();
-    let mut answer = Answer { status, chunked: false, length: None, headers, body };
+    let mut answer = HttpAnswer { status, chunked: false, length: None, headers, body };
     answer.chunked = answer.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked"));
     answer.length = answer.header("content-length").and_then(|value| value.parse().ok());
     Ok(answer)
 }
 
-impl Answer {
-    /// The value of a header, whose name is in lower case.
+impl HttpAnswer {
+    /// The value of a header; `name` is in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         let found = self.headers.iter().find(|(known, _)| known == name);
         found.and_then(|(_, value)| std::str::from_utf8(value).ok()).map(str::trim)
     }
 
-    /// The first line of a short text.
+    /// The first line of the body, if that is a short text.
     pub fn sentence(mut self) -> String {
         let mut text = Vec::new();
-        // What came of it is better than nothing.
+        // If the body is cut short, the part that came is better than nothing.
         let _ = self.copy(&mut text, 4096);
         let text = String::from_utf8_lossy(&text);
         text.lines().next().unwrap_or_default().trim().replace(char::is_control, " ")
     }
 
-    /// The body of an answer that is no success, as the reason.
+    /// A sentence for an answer that is not a success: its status, and its body as the reason.
     pub fn refusal(self) -> String {
         let status = self.status;
         format!("the server answered {status}: {}", self.sentence())
     }
 
-    /// Copies the body, which may have `most` bytes; how many it had.
+    /// Copies the body, which may have at most `most` bytes, and returns how many it had.
     ///
     /// # Errors
-    /// See [`BodyError`]. What was written until then stays written.
+    /// See [`BodyError`]. The bytes written until then stay written.
     pub fn copy(&mut self, out: &mut dyn Write, most: u64) -> Result<u64, BodyError> {
         if !self.chunked {
             let length = self.length;
@@ -292,10 +296,10 @@ impl Answer {
         }
     }
 
-    /// The next chunk, which may have `most` bytes. `None` after the last.
+    /// The next chunk, which may have at most `most` bytes; `None` after the last one.
     ///
     /// # Errors
-    /// The body is cut short, or not made of chunks.
+    /// The body is cut short, or it is not made of chunks.
     pub fn chunk(&mut self, most: u64) -> io::Result<Option<Vec<u8>>> {
         let size = self.chunk_size()?;
         if size == 0 {
@@ -330,7 +334,8 @@ fn cut_short() -> io::Error {
     io::Error::new(ErrorKind::UnexpectedEof, "it is cut short")
 }
 
-/// Copies at most `count` bytes, until the end; `before` of `most` are used already.
+/// Copies `count` bytes, or fewer if the stream ends before; `before` of the `most` bytes allowed
+/// have been used already.
 fn copy(from: &mut impl BufRead, out: &mut dyn Write, count: u64, before: u64, most: u64) -> Result<u64, BodyError> {
     let mut copied = 0;
     while copied < count {
@@ -343,7 +348,7 @@ fn copy(from: &mut impl BufRead, out: &mut dyn Write, count: u64, before: u64, m
         }
         let taken = read.len().min(usize::try_from(count - copied).unwrap_or(usize::MAX));
         if before + copied + taken as u64 > most {
-            // What fits is better than nothing where a sentence is looked for.
+            // If the caller wants a sentence, the part that fits is better than nothing.
             let fits = usize::try_from(most.saturating_sub(before + copied)).unwrap_or(0).min(taken);
             out.write_all(&read[..fits]).map_err(BodyError::Write)?;
             return Err(BodyError::TooLong(most));

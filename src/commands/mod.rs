@@ -1,4 +1,5 @@
-//! The commands, one module each: serving a node, a whole cluster on this machine, clients of a node, load, profiles.
+//! The commands, one module each: a node, a whole cluster on this machine, a client of a node,
+//! load, profiles.
 
 pub mod bench;
 pub mod client;

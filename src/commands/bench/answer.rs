@@ -1,17 +1,19 @@
-//! HTTP/1.x answers from bytes as they come: the status, where the answer ends, and whether the connection outlives it.
+//! Reads HTTP/1.x answers from bytes as they arrive: the status, where the answer ends, and whether
+//! the connection stays open after it.
 //!
-//! Bounds: a head of 64 KiB and 64 fields; a body is counted and never kept. No I/O. Interim answers (1xx) are skipped.
+//! Bounds: a head has at most 64 KiB and 64 fields; a body is counted and never kept. There is no
+//! I/O. Interim answers (1xx) are skipped.
 
 const HEAD_MAX: usize = 64 << 10;
 const FIELDS_MAX: usize = 64;
-/// Hexadecimal digits of a chunk size.
+/// The most hexadecimal digits of a chunk size.
 const CHUNK_DIGITS_MAX: u8 = 15;
 
-/// What came is no HTTP answer.
+/// The bytes are not an HTTP answer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Malformed;
 
-/// An answer that is complete.
+/// A complete answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,
@@ -37,13 +39,13 @@ enum Chunks {
         left: u64,
     },
     DataEnd,
-    /// In the trailer; whether the line has anything in it.
+    /// In the trailer; `line` says whether the current line has any bytes.
     Trailer {
         line: bool,
     },
 }
 
-/// Reads one answer after the other.
+/// Reads one answer after another.
 pub struct Reader {
     head: Vec<u8>,
     state: State,
@@ -51,18 +53,19 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// At the start of an answer.
+    /// A reader at the start of an answer.
     pub fn new() -> Self {
         Self { head: Vec::new(), state: State::Head, answer: Answer { status: 0, closes: false } }
     }
 
-    /// As new.
+    /// Starts again at the start of an answer.
     pub fn reset(&mut self) {
         self.head.clear();
         self.state = State::Head;
     }
 
-    /// Takes bytes in, and the answer if they end it. Only one request is in flight, so nothing may follow its answer.
+    /// Takes in bytes, and returns the answer if they complete it. Only one request is in flight,
+    /// so nothing may follow its answer.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<Option<Answer>, Malformed> {
         while !bytes.is_empty() {
             let used = match &mut self.state {
@@ -95,7 +98,7 @@ impl Reader {
         Ok(None)
     }
 
-    /// The peer has closed: that ends an answer of no stated length.
+    /// The peer has closed the connection, which completes an answer without a stated length.
     pub fn closed(&mut self) -> Option<Answer> {
         let ended = matches!(self.state, State::UntilClose);
         self.reset();
@@ -107,7 +110,7 @@ impl Reader {
         if rest.is_empty() { Ok(Some(self.answer)) } else { Err(Malformed) }
     }
 
-    /// The head, from what was kept and `bytes`; how many of these belong to it.
+    /// Reads the head from the bytes kept and from `bytes`; returns how many of these belong to it.
     fn head(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let kept = self.head.len();
         if kept > 0 {
@@ -138,7 +141,8 @@ impl Reader {
     }
 }
 
-/// RFC 9112 section 6.3, for answers to GET, PUT and DELETE.
+/// Where the body ends by RFC 9112 section 6.3, for answers to GET, PUT and DELETE, and whether the
+/// connection closes after it.
 fn framing(status: u16, old: bool, fields: &[httparse::Header<'_>]) -> Result<(State, bool), Malformed> {
     let (mut length, mut chunked, mut closes) = (None, false, old);
     for field in fields {
@@ -164,7 +168,8 @@ fn framing(status: u16, old: bool, fields: &[httparse::Header<'_>]) -> Result<(S
 }
 
 impl Chunks {
-    /// How many bytes it took, and whether the last chunk and the trailer are over.
+    /// Takes in bytes; returns how many it took, and whether the last chunk and the trailer are
+    /// over.
     fn feed(&mut self, bytes: &[u8]) -> Result<(usize, bool), Malformed> {
         let mut at = 0;
         while at < bytes.len() {
@@ -208,7 +213,7 @@ impl Chunks {
 mod tests {
     use super::*;
 
-    /// Whole, in halves cut anywhere, and byte for byte: always the same.
+    /// Reads the text as a whole and cut in two at every byte, which must give the same result.
     fn read(text: &str) -> Result<Option<Answer>, Malformed> {
         let bytes = text.as_bytes();
         let whole = Reader::new().feed(bytes);

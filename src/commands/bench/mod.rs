@@ -1,18 +1,19 @@
-//! `koltso bench`: load at a constant rate, its latency counted from when each request was due.
+//! `koltso bench`: load at a constant rate, with latencies counted from when each request was due.
 //!
-//! The arguments, the schedule and the report are wrk2's, so that the two can stand in for each other; the keys are those
-//! of `scripts/lib.lua`. What differs is in the README: how exact the timer is, the length of the warm-up, and that a
-//! request that fails is sent again.
+//! The arguments, the schedule and the report are those of wrk2, so that either tool can take the
+//! other's place; the keys are those of `scripts/lib.lua`. The README says what differs: how exact
+//! the timer is, how long the warm-up lasts, and that a request that fails is sent again.
 //!
-//! Owner: the main thread prints and waits for the threads and for Ctrl-C; each thread has its own connections (`engine`),
-//! its own counts (`tally`) and nothing shared but a flag to stop and two counters for the progress line.
+//! Owner: the main thread prints, and waits for the other threads and for Ctrl-C. Each thread of
+//! the load has its own connections (`event_loop`) and its own counts (`tally`); it shares only a
+//! flag to stop and two counters for the progress line.
 //!
-//! Bounds: below, each with its sentence. The program ends within the timeout and a second after the duration.
-//! Exit codes: 0 if anything was answered 2xx, 1 if nothing was, 2 for what is wrong before the run.
-//! Tests: in each file, and `tests/bench.rs`.
+//! Bounds: those below, each with its sentence. The program ends at most the timeout and a second
+//! after the duration. Exit codes: 0 if any answer was 2xx, 1 if none was, 2 for an error before
+//! the run. Tested in each file and in `tests/bench.rs`.
 
 mod answer;
-mod engine;
+mod event_loop;
 mod pace;
 mod print;
 mod tally;
@@ -36,26 +37,26 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::units::{Size, Span};
-use engine::{Engine, Node, Shared, Times, clock};
+use event_loop::{EventLoop, LoadNode, RunState, Times, clock};
 use pace::Pace;
 use tally::{FAILURES, Tally};
 use work::{KEYS_MAX, Mix, Templates, Work};
 
 const THREADS: RangeInclusive<u64> = 1..=256;
-/// A client address has no more ports than this to one server.
+/// A client address has no more ports than this for connections to one server.
 const CONNECTIONS: RangeInclusive<u64> = 1..=60_000;
 const RATE: RangeInclusive<u64> = 1..=100_000_000;
 const DURATION: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(7 * 24 * 3600);
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 const SIZE_MAX: u64 = 64 << 20;
 const SHARE_MAX: u32 = 1_000_000;
-/// wrk2 throws away what it recorded in its first ten seconds.
+/// wrk2 discards what it has recorded in its first ten seconds.
 const WARMUP_MAX: Duration = Duration::from_secs(10);
 const WARMUP_SHARE: u32 = 6;
-/// Connections are made one after the other, before the first request is due.
+/// Connections are made one after another, before the first request is due.
 const CONNECT_EVERY: Duration = Duration::from_micros(50);
 const CONNECT_AT_LEAST: Duration = Duration::from_millis(10);
-/// Descriptors of this process that are no connections.
+/// Descriptors of this process that are not connections.
 const OTHER_DESCRIPTORS: u64 = 64;
 const PORT: u16 = 1337;
 
@@ -95,7 +96,7 @@ pub struct Bench {
     /// Number of different keys
     #[arg(long, value_name = "N", default_value = "100000", value_parser = count)]
     keys: u64,
-    /// Bytes a value
+    /// Bytes in each value
     #[arg(long, value_name = "BYTES", default_value = "128")]
     size: Size,
     /// More of the query, such as "ack=2&from=3"
@@ -110,15 +111,15 @@ pub struct Bench {
     /// How long to wait for an answer or a connection
     #[arg(short = 'T', long, value_name = "DURATION", default_value = "2s", value_parser = time)]
     timeout: Duration,
-    /// Record no latencies for so long [default: a sixth of the duration, 10s at most]
+    /// Record no latencies for this long at first [default: a sixth of the duration, 10s at most]
     #[arg(long, value_name = "DURATION", value_parser = time)]
     warmup: Option<Duration>,
-    /// For the order of keys and operations
+    /// Seed for the order of keys and operations
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }
 
-/// `10000`, `10k`, `1M`, as wrk2 has it.
+/// Reads a number as wrk2 does: `10000`, `10k`, `1M`.
 fn count(text: &str) -> Result<u64, String> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let factor = match &text[digits..] {
@@ -166,14 +167,14 @@ fn within_time(name: &str, value: Duration, range: &RangeInclusive<Duration>) ->
     Err(format!("{name} {} is out of range: it is {} to {}", Span(value), Span(*range.start()), Span(*range.end())))
 }
 
-/// A server by its URL.
-struct Target {
+/// A server, named by its URL.
+struct LoadServer {
     url: String,
     host: String,
     address: SocketAddr,
 }
 
-impl Target {
+impl LoadServer {
     fn of(url: &str) -> Result<Self, String> {
         let host = url.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
         let plain = |host: &&str| !host.is_empty() && !host.contains(|c: char| "/?#@".contains(c) || c <= ' ');
@@ -186,9 +187,9 @@ impl Target {
     }
 }
 
-/// A run whose arguments are good.
+/// A run whose arguments have been checked.
 pub struct Plan {
-    targets: Vec<Target>,
+    servers: Vec<LoadServer>,
     threads: usize,
     connections: usize,
     rate: u64,
@@ -227,7 +228,7 @@ impl Bench {
         }
         let one = |get, put, delete| Mix { get, put, delete };
         Ok(Plan {
-            targets: self.urls.iter().map(|url| Target::of(url)).collect::<Result<_, _>>()?,
+            servers: self.urls.iter().map(|url| LoadServer::of(url)).collect::<Result<_, _>>()?,
             threads: threads as usize,
             connections: connections as usize,
             rate: within("-R", rate, &RATE)?,
@@ -250,7 +251,7 @@ impl Bench {
 
 impl Plan {
     fn urls(&self) -> Vec<&str> {
-        self.targets.iter().map(|target| target.url.as_str()).collect()
+        self.servers.iter().map(|server| server.url.as_str()).collect()
     }
 
     fn times(&self) -> Times {
@@ -260,22 +261,22 @@ impl Plan {
         Times { begin, record, end, timeout: nanos(self.timeout) }
     }
 
-    /// A thread has every `threads`-th connection. Connection i of c is due first at i/c of its interval, so that all
-    /// together are spread evenly.
-    fn engine<'a>(&self, times: Times, thread: usize, shared: &'a Shared) -> io::Result<Engine<'a>> {
-        let node = |target: &Target| Node {
-            address: target.address,
-            templates: Templates::new(&target.host, self.size, &self.query),
+    /// A thread has every `threads`-th connection. The first request of connection i of c is due at
+    /// i/c of the interval, so that all together are spread evenly.
+    fn event_loop<'a>(&self, times: Times, thread: usize, shared: &'a RunState) -> io::Result<EventLoop<'a>> {
+        let node = |server: &LoadServer| LoadNode {
+            address: server.address,
+            templates: Templates::new(&server.host, self.size, &self.query),
         };
         let work = Work::new(self.mix, self.keys, self.seed, thread, self.threads);
-        let mut engine = Engine::new(times, self.targets.iter().map(node).collect(), work, shared)?;
+        let mut event_loop = EventLoop::new(times, self.servers.iter().map(node).collect(), work, shared)?;
         let interval = self.connections as f64 * 1e9 / self.rate as f64;
         for index in (thread..self.connections).step_by(self.threads) {
             let first = times.begin + (interval * index as f64 / self.connections as f64) as u64;
             let connecting = nanos(CONNECT_EVERY) * (self.connections - index) as u64;
-            engine.add(index % self.targets.len(), times.begin - connecting, Pace::new(first, interval));
+            event_loop.add(index % self.servers.len(), times.begin - connecting, Pace::new(first, interval));
         }
-        Ok(engine)
+        Ok(event_loop)
     }
 }
 
@@ -283,7 +284,7 @@ fn nanos(span: Duration) -> u64 {
     span.as_nanos() as u64
 }
 
-/// As many descriptors as the connections need.
+/// Allows the process as many descriptors as the connections need.
 fn allow_descriptors(connections: usize) -> Result<(), String> {
     let wanted = connections as u64 + OTHER_DESCRIPTORS;
     let limit = getrlimit(Resource::Nofile);
@@ -297,7 +298,7 @@ fn allow_descriptors(connections: usize) -> Result<(), String> {
     })
 }
 
-/// Runs the load and prints what it came to.
+/// Runs the load and prints the results.
 pub fn run(bench: Bench) -> ExitCode {
     match bench.run() {
         Ok(code) => code,
@@ -313,7 +314,8 @@ impl Bench {
         let plan = Arc::new(self.check()?);
         allow_descriptors(plan.connections)?;
         let cannot = |e: io::Error| format!("the load cannot be run: {e}");
-        // It is made before the run, so that a folder that cannot be written to costs nobody a minute.
+        // The file is created before the run, so that nobody waits a minute to learn that the
+        // folder cannot be written to.
         let file = self.json_file.as_deref().map(|path| File::create(path).map_err(|e| unwritable(path, &e)));
         let mut file = file.transpose()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
@@ -342,13 +344,13 @@ fn unwritable(path: &Path, error: &io::Error) -> String {
     format!("--json-file {} cannot be written: {error}", path.display())
 }
 
-/// Somebody who has closed the pipe has seen enough.
+/// Prints a text. A reader that has closed the pipe has seen enough.
 fn print(text: &str) {
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Why nothing succeeded: what happened most.
+/// Why no request succeeded: the failure that occurred most.
 fn reason(tally: &Tally) -> String {
     let refusals = tally.statuses().map(|(status, count)| (count, format!("{count} answers had status {status}")));
     let failures = FAILURES.iter().map(|&(name, failure)| {
@@ -359,18 +361,19 @@ fn reason(tally: &Tally) -> String {
     most.map_or("none was due or none ended".to_owned(), |(_, text)| text)
 }
 
-/// From the start of the threads to their end: the counts, the seconds they are of, and whether it was ended early.
+/// Runs all threads to their end; returns the counts, the seconds that they cover, and whether the
+/// run was ended early.
 async fn load(plan: &Arc<Plan>) -> io::Result<(Tally, f64, bool)> {
-    // Before the first thread is there, so that no signal is missed.
+    // Before the first thread exists, so that no signal is missed.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(RunState::default());
     let times = plan.times();
     let (sender, mut tallies) = mpsc::unbounded_channel();
     for index in 0..plan.threads {
         let (plan, flags, sender) = (plan.clone(), shared.clone(), sender.clone());
         let body = move || {
-            let result = plan.engine(times, index, &flags).and_then(Engine::run);
+            let result = plan.event_loop(times, index, &flags).and_then(EventLoop::run);
             let _ = sender.send(result);
         };
         if let Err(e) = thread::Builder::new().name(format!("koltso-bench-{index}")).spawn(body) {
@@ -393,19 +396,19 @@ async fn load(plan: &Arc<Plan>) -> io::Result<(Tally, f64, bool)> {
             _ = second.tick() => progress.tell(&shared),
         }
     }
-    // Answers that came after the end count, and so does the time they took.
+    // Answers that came after the end are counted, and so is the time they took.
     let end = interrupted.unwrap_or(times.end).max(sum.last_answer);
     let seconds = end.saturating_sub(times.begin).max(1) as f64 / 1e9;
     Ok((sum, seconds, interrupted.is_some()))
 }
 
-/// Ends the run; when it was first ended.
-fn stop(shared: &Shared, before: Option<u64>) -> Option<u64> {
+/// Ends the run; returns when it was first told to end.
+fn stop(shared: &RunState, before: Option<u64>) -> Option<u64> {
     shared.stop.store(true, Ordering::Relaxed);
     before.or_else(|| Some(clock()))
 }
 
-/// A line a second for somebody who watches.
+/// Prints a line every second if somebody watches.
 struct Progress {
     watched: bool,
     times: Times,
@@ -417,7 +420,7 @@ impl Progress {
         Self { watched: io::stderr().is_terminal(), times, told: (0, clock()) }
     }
 
-    fn tell(&mut self, shared: &Shared) {
+    fn tell(&mut self, shared: &RunState) {
         let (answers, now) = (shared.answers.load(Ordering::Relaxed), clock());
         let (before, since) = std::mem::replace(&mut self.told, (answers, now));
         let seconds = (now.saturating_sub(self.times.begin) + 500_000_000) / 1_000_000_000;

@@ -1,13 +1,17 @@
-//! When one connection sends: request n is due at `first + n * interval`, whatever became of those before it.
+//! When one connection sends: request n is due at `first + n * interval`, whatever became of the
+//! earlier ones.
 //!
-//! A function of the time it is told; it reads no clock. All times are nanoseconds of the monotonic clock.
+//! The schedule is a function of what it is told; it reads no clock. All times are nanoseconds of
+//! the monotonic clock.
 //!
 //! Invariants:
 //! 1. Nothing is sent before it is due, so no latency is negative.
-//! 2. Latency counts from `due`, not from sending: what waits behind a slow answer is charged for the wait.
+//! 2. Latency counts from `due`, not from sending: a request that waits behind a slow answer is
+//!    charged for the wait.
 //!
-//! Deliberately absent: a bound on how fast a connection catches up. wrk2 has one, twice the pace, counted from when the slow
-//! request was sent; from there it always allows more than is due, so it never binds.
+//! Deliberately absent: a bound on how fast a connection catches up. wrk2 has one, twice the pace,
+//! counted from when the slow request was sent. From there on it always allows more than is due, so
+//! it never takes effect.
 
 /// The schedule of a connection.
 pub struct Pace {
@@ -17,17 +21,18 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The first request is due at `first`, the others each `interval` ns later.
+    /// A schedule whose first request is due at `first`, and the others at intervals of `interval`
+    /// ns.
     pub fn new(first: u64, interval: f64) -> Self {
         Self { first, interval, answered: 0 }
     }
 
-    /// When the request that is not answered yet was due, or will be.
+    /// When the next request that has no answer yet was or will be due.
     pub fn due(&self) -> u64 {
         self.first + (self.answered as f64 * self.interval) as u64
     }
 
-    /// The request was answered; the next one has its turn.
+    /// The request was answered; the next one is scheduled.
     pub fn answered(&mut self) {
         self.answered += 1;
     }

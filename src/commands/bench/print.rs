@@ -1,7 +1,8 @@
-//! What a run came to, in the layout of wrk2, or as one JSON document.
+//! Prints the results of a run, in the layout of wrk2 or as one JSON document.
 //!
-//! The layout follows wrk2 to the blank, its units, its rounding and its percentile spectrum included, so that what
-//! reads one tool's output reads the other's. No I/O: all of this makes text.
+//! The layout follows wrk2 to the last blank, including its units, its rounding and its percentile
+//! spectrum, so that a program that reads one tool's output can read the other's. There is no I/O:
+//! all functions return text.
 
 use std::fmt::Write as _;
 
@@ -22,12 +23,12 @@ const PERCENTILES: [(&str, f64); 8] = [
     ("p100", 100.0),
 ];
 const RULE: &str = "----------------------------------------------------------";
-/// Steps of the spectrum until half of what is left.
+/// How many steps the spectrum takes until half of the remaining distance to 100 %.
 const TICKS_PER_HALF_DISTANCE: f64 = 5.0;
-/// Of a histogram with three digits.
+/// The sub-buckets of a histogram with three digits.
 const SUB_BUCKETS: u32 = 2048;
 
-/// wrk2 goes to the next unit from 85 per cent of it.
+/// A number with its unit. wrk2 changes to the next unit from 85 per cent of it on.
 fn with_unit(mut amount: f64, scale: f64, base: &str, units: &[&str], digits: usize) -> String {
     let mut name = base;
     for unit in units {
@@ -56,7 +57,7 @@ fn binary(bytes: f64) -> String {
     with_unit(bytes, 1024.0, "", &["K", "M", "G", "T"], 2)
 }
 
-/// Numbers end in the same column whatever their unit.
+/// Pads a number so that its digits end in the same column whatever its unit.
 fn column(text: &str, width: usize) -> String {
     let unit = text.chars().rev().take(2).filter(char::is_ascii_alphabetic).count();
     let (pad, width) = (2 - unit, width - (2 - unit));
@@ -68,7 +69,8 @@ fn stats_line(name: &str, text: fn(f64) -> String, mean: f64, deviation: f64, ma
     format!("    {name:<10}{mean}{deviation}{max}{within:>8.2}%\n")
 }
 
-/// Mean, standard deviation, maximum, and the per cent of values that lie within the deviation.
+/// The mean, the standard deviation, the maximum, and the per cent of values that lie within one
+/// deviation of the mean.
 fn latency_stats(latency: &Histogram<u64>) -> (f64, f64, f64, f64) {
     if latency.is_empty() {
         return (0.0, 0.0, 0.0, 0.0);
@@ -91,7 +93,7 @@ fn rate_stats(rates: &[f64]) -> (f64, f64, f64, f64) {
     (mean, deviation, rates.iter().copied().fold(0.0, f64::max), 100.0 * within as f64 / count)
 }
 
-/// One line of the spectrum.
+/// One line of the percentile spectrum.
 #[derive(Debug, PartialEq)]
 struct Step {
     value: u64,
@@ -99,7 +101,8 @@ struct Step {
     count: u64,
 }
 
-/// As HdrHistogram's C library walks it, which differs from the crate's iterator in where it ends.
+/// The percentile spectrum as HdrHistogram's C library walks it, which ends at another point than
+/// the crate's iterator.
 fn spectrum(latency: &Histogram<u64>) -> Vec<Step> {
     let (all, mut count, mut last, mut next) = (latency.len(), 0, 0, 0.0_f64);
     let mut steps = Vec::new();
@@ -144,13 +147,13 @@ fn detailed(latency: &Histogram<u64>) -> String {
     out
 }
 
-/// The lines that go before the run.
+/// The lines that are printed before the run.
 pub fn head(plan: &Plan) -> String {
     let (time, urls) = (time_s(plan.duration.as_secs_f64()), plan.urls().join(" "));
     format!("Running {time} test @ {urls}\n  {} threads and {} connections\n", plan.threads, plan.connections)
 }
 
-/// The lines that follow it.
+/// The lines that are printed after the run.
 pub fn tail(tally: &Tally, seconds: f64, with_spectrum: bool) -> String {
     let mut out = format!("  Thread Stats{:>6}{:>11}{:>8}{:>12}\n", "Avg", "Stdev", "Max", "+/- Stdev");
     let (mean, deviation, max, within) = latency_stats(&tally.latency);
@@ -189,7 +192,7 @@ pub fn tail(tally: &Tally, seconds: f64, with_spectrum: bool) -> String {
     out
 }
 
-/// All of it for a program.
+/// The whole result as a JSON document.
 pub fn document(plan: &Plan, tally: &Tally, seconds: f64, interrupted: bool) -> String {
     let (mean, deviation, max, _) = latency_stats(&tally.latency);
     let mut latency = Map::new();

@@ -1,8 +1,10 @@
-//! What a load run counted. Each thread has its own tally; they are added up when all have ended.
+//! What a run of the load counted. Each thread has its own tally; they are added up when all
+//! threads have ended.
 
 use hdrhistogram::Histogram;
 
-/// A day in microseconds, with three digits: wrk2's bounds, so that its buckets are ours.
+/// A day in microseconds, with three digits: these are wrk2's bounds, so that its buckets are the
+/// same as ours.
 const LATENCY_MAX_US: u64 = 24 * 60 * 60 * 1_000_000;
 const DIGITS: u8 = 3;
 const STATUS_COUNT: usize = 1000;
@@ -10,21 +12,21 @@ const STATUS_COUNT: usize = 1000;
 /// Why a request got no answer on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// No connection, or not in time.
+    /// The connection could not be made, or not in time.
     Connect,
-    /// Reading failed.
+    /// Reading from the socket failed.
     Read,
-    /// Writing failed.
+    /// Writing to the socket failed.
     Write,
-    /// No whole answer in time.
+    /// The answer was not complete in time.
     Timeout,
-    /// The peer closed before the answer was whole.
+    /// The peer closed the connection before the answer was complete.
     Closed,
-    /// What came is no HTTP answer.
+    /// The bytes that came are not an HTTP answer.
     Malformed,
 }
 
-/// All of them, by the name they have in a report.
+/// All kinds of failure, with the names that they have in a report.
 pub const FAILURES: [(&str, Failure); 6] = [
     ("connect", Failure::Connect),
     ("read", Failure::Read),
@@ -36,23 +38,23 @@ pub const FAILURES: [(&str, Failure); 6] = [
 
 /// The counts of a run.
 pub struct Tally {
-    /// Microseconds from when a request was due, of the answers after the warm-up.
+    /// Microseconds from when a request was due to its answer, of the answers after the warm-up.
     pub latency: Histogram<u64>,
-    /// Answers a second of one thread, each over a tenth of a second after the warm-up.
+    /// Answers a second of one thread, each averaged over a tenth of a second after the warm-up.
     pub rates: Vec<f64>,
     pub answers: u64,
-    /// All bytes that were read.
+    /// All bytes that were read from the sockets.
     pub bytes: u64,
-    /// Connections made anew: closed by the server, or given up.
+    /// How many connections were made again, because the server closed them or they were given up.
     pub reconnects: u64,
-    /// When the last answer came.
+    /// When the last answer came, in nanoseconds of the monotonic clock.
     pub last_answer: u64,
     statuses: Vec<u64>,
     failures: [u64; FAILURES.len()],
 }
 
 impl Tally {
-    /// Nothing counted yet.
+    /// A tally that has counted nothing yet.
     pub fn new() -> Self {
         let latency = Histogram::new_with_bounds(1, LATENCY_MAX_US, DIGITS).expect("constant and valid bounds");
         Self {
@@ -67,44 +69,44 @@ impl Tally {
         }
     }
 
-    /// An answer came.
+    /// Counts an answer.
     pub fn answered(&mut self, status: u16, now: u64) {
         self.answers += 1;
         self.last_answer = now;
         self.statuses[usize::from(status).min(STATUS_COUNT - 1)] += 1;
     }
 
-    /// None came.
+    /// Counts a failure.
     pub fn failed(&mut self, failure: Failure) {
         self.failures[failure as usize] += 1;
     }
 
-    /// How often it failed so.
+    /// How many failures of this kind there were.
     pub fn failures(&self, failure: Failure) -> u64 {
         self.failures[failure as usize]
     }
 
-    /// How often it failed.
+    /// How many failures there were.
     pub fn all_failures(&self) -> u64 {
         self.failures.iter().sum()
     }
 
-    /// Each status that came, and how often.
+    /// Each status that came, and how many answers had it.
     pub fn statuses(&self) -> impl Iterator<Item = (usize, u64)> {
         self.statuses.iter().copied().enumerate().filter(|&(_, count)| count > 0)
     }
 
-    /// Answers 2xx.
+    /// How many answers were 2xx.
     pub fn successes(&self) -> u64 {
         self.statuses[200..300].iter().sum()
     }
 
-    /// Answers neither 2xx nor 3xx.
+    /// How many answers were neither 2xx nor 3xx.
     pub fn refusals(&self) -> u64 {
         self.answers - self.statuses[200..400].iter().sum::<u64>()
     }
 
-    /// Takes another thread's counts in.
+    /// Adds another thread's counts.
     pub fn add(&mut self, other: &Self) {
         self.latency.add(&other.latency).expect("the same bounds");
         self.rates.extend(&other.rates);

@@ -1,10 +1,12 @@
-//! What is asked for: the order of the keys, the mix of operations, the bytes of a request.
+//! What the load asks for: the order of the keys, the mix of operations, and the bytes of a
+//! request.
 //!
-//! Keys and values are those of `scripts/lib.lua` and `scripts/load.py` (`kkkkkkkk`, then eight digits; the value ends in
-//! the same digits), so that what one tool wrote, another one finds.
+//! Keys and values are those of `scripts/lib.lua` and `scripts/load.py` (a key is `kkkkkkkk` and
+//! eight digits, and its value ends in the same digits), so that each tool finds what another one
+//! wrote.
 //!
-//! Owner: a thread of the load has one `Work`; together they walk through all keys, so that N requests touch each of N
-//! keys once. Deterministic in the seed. No I/O.
+//! Owner: each thread of the load has one `Work`. Together they go through all keys, so that N
+//! requests touch each of N keys once. The requests depend only on the seed. There is no I/O.
 
 use std::fmt::Write as _;
 
@@ -13,7 +15,7 @@ pub const KEYS_MAX: u64 = 99_999_999;
 const PREFIX: &str = "kkkkkkkk";
 const DIGITS: usize = 8;
 
-/// An operation.
+/// What a request does with its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     Get,
@@ -21,7 +23,7 @@ pub enum Operation {
     Delete,
 }
 
-/// How many of GET, PUT and DELETE there are in so many requests.
+/// The shares of GET, PUT and DELETE among the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mix {
     pub get: u32,
@@ -43,7 +45,7 @@ impl Mix {
     }
 }
 
-/// splitmix64.
+/// The generator splitmix64.
 #[derive(Clone)]
 pub struct Random(pub u64);
 
@@ -61,8 +63,8 @@ fn mixed(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// A shuffle of 0 to `count` - 1 that needs no memory: a Feistel network over the next power of four, walked until it
-/// comes back below `count` (four steps at worst on average).
+/// A shuffle of 0 to `count` - 1 that needs no memory: a Feistel network over the next power of
+/// four, applied again until the result is below `count` (at worst four times on average).
 #[derive(Clone)]
 struct Shuffle {
     count: u64,
@@ -93,9 +95,9 @@ impl Shuffle {
     }
 }
 
-/// A request, before it is bytes.
+/// A request before it is formatted.
 #[derive(Clone, Copy, Debug)]
-pub struct Request {
+pub struct LoadRequest {
     pub operation: Operation,
     pub key: u64,
 }
@@ -110,21 +112,21 @@ pub struct Work {
 }
 
 impl Work {
-    /// Of thread `thread` of `threads`.
+    /// The requests of thread number `thread` out of `threads`.
     pub fn new(mix: Mix, keys: u64, seed: u64, thread: usize, threads: usize) -> Self {
         let random = Random(mixed(seed ^ mixed(thread as u64 + 1)));
         Self { mix, random, shuffle: Shuffle::new(keys, seed), at: thread as u64, step: threads as u64 }
     }
 
     /// The next request.
-    pub fn next(&mut self) -> Request {
+    pub fn next(&mut self) -> LoadRequest {
         let key = self.shuffle.at(self.at);
         self.at += self.step;
-        Request { operation: self.mix.pick(&mut self.random), key }
+        LoadRequest { operation: self.mix.pick(&mut self.random), key }
     }
 }
 
-/// The requests to one node, formatted but for the key.
+/// The requests to one node, complete except for the key.
 pub struct Templates([Template; 3]);
 
 struct Template {
@@ -135,7 +137,7 @@ struct Template {
 }
 
 impl Templates {
-    /// For a node, with values of `size` bytes and `query` behind the key.
+    /// The requests to the node `host`, with values of `size` bytes and `query` after the key.
     pub fn new(host: &str, size: usize, query: &str) -> Self {
         Self([Operation::Get, Operation::Put, Operation::Delete].map(|operation| {
             let method = match operation {
@@ -159,7 +161,7 @@ impl Templates {
     }
 
     /// The bytes of a request.
-    pub fn fill(&mut self, request: Request) -> &[u8] {
+    pub fn fill(&mut self, request: LoadRequest) -> &[u8] {
         let template = &mut self.0[request.operation as usize];
         let mut digits = [b'0'; DIGITS];
         let mut rest = request.key;
@@ -182,7 +184,7 @@ mod tests {
     fn requests_are_those_of_the_lua_scripts() {
         let mut templates = Templates::new("127.0.0.1:1337", 12, "ack=2&from=3");
         let mut text =
-            |operation, key| String::from_utf8_lossy(templates.fill(Request { operation, key })).into_owned();
+            |operation, key| String::from_utf8_lossy(templates.fill(LoadRequest { operation, key })).into_owned();
         let get = "GET /v0/entity?id=kkkkkkkk00001234&ack=2&from=3 HTTP/1.1\r\nHost: 127.0.0.1:1337\r\n\r\n";
         assert_eq!(text(Operation::Get, 1234), get);
         assert_eq!(text(Operation::Delete, 1234), get.replace("GET", "DELETE"));
@@ -192,10 +194,10 @@ mod tests {
              vvvv99999999"
         );
         let mut short = Templates::new("h", 3, "");
-        let put = short.fill(Request { operation: Operation::Put, key: 12_345_678 });
+        let put = short.fill(LoadRequest { operation: Operation::Put, key: 12_345_678 });
         assert!(put.ends_with(b"\r\n\r\n678") && put.starts_with(b"PUT /v0/entity?id=kkkkkkkk12345678 HTTP/1.1\r\n"));
         let mut empty = Templates::new("h", 0, "");
-        assert!(empty.fill(Request { operation: Operation::Put, key: 1 }).ends_with(b"Content-Length: 0\r\n\r\n"));
+        assert!(empty.fill(LoadRequest { operation: Operation::Put, key: 1 }).ends_with(b"Content-Length: 0\r\n\r\n"));
     }
 
     #[test]

@@ -1,15 +1,17 @@
-//! A saved profile divided by class: `koltso profile FILE --classes`, for people, or with `--json`.
+//! A saved profile divided by class: `koltso profile FILE --classes`, for people or, with `--json`,
+//! for programs.
 //!
-//! Pure text and JSON; the division is `koltso_profiling::classify`'s, the table
-//! `admin/classes.rs`'s. The document, with values in `unit`:
+//! The functions here only make text and JSON; `koltso_profiling::classify` divides, by the table
+//! in `admin/classes.rs`. The document has, with values in `unit`:
 //!
 //! - `event`, `type`, `unit`, `seconds` (0 for a state such as the heap), `samples`, `lost`,
-//!   `throttled`, `dropped`, `accounted_ns`, and `engine`, the sentence on how it was captured;
-//! - `total`, and `classes`: of each class `user` and `kernel`, by the innermost frame; all classes
-//!   are there, and add up to `total`;
-//! - `top`: `rows` of `[what, value]`, the largest first, the `total` of all rows, and what is left
+//!   `throttled`, `dropped`, `accounted_ns`, and `engine`, the sentence that says how it was
+//!   captured;
+//! - `total`, and `classes`: for each class `user` and `kernel`, by the innermost frame. All
+//!   classes are there, and they add up to `total`;
+//! - `top`: `rows` of `[what, value]`, the largest first; the `total` of all rows; and what is left
 //!   out of them, `profiler` and `background`;
-//! - `rooted`: the `value` of stacks that reach the entry of their thread, how many different
+//! - `rooted`: the `value` of the stacks that reach the entry of their thread, how many different
 //!   `stacks` there are, and the largest `others`, as rows.
 
 use std::fmt::Write as _;
@@ -21,10 +23,10 @@ use serde_json::{Map, Value, json};
 
 use crate::admin::classes::RULES;
 
-/// Rows of the list for people.
+/// The most rows of the list for people.
 const ROWS_SHOWN: usize = 12;
 
-/// For programs.
+/// The division as a JSON document, for programs.
 pub fn document(capture: &Capture) -> String {
     let kind = &capture.types[capture.default_type];
     let Division { total, shares, top, rooted } = divide(capture, capture.default_type, &RULES);
@@ -51,7 +53,7 @@ pub fn document(capture: &Capture) -> String {
     format!("{document:#}\n")
 }
 
-/// For people.
+/// The division as text, for people.
 pub fn text(capture: &Capture) -> String {
     let kind = &capture.types[capture.default_type];
     let division = divide(capture, capture.default_type, &RULES);

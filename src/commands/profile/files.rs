@@ -1,6 +1,6 @@
-//! Saved profiles: read, and shown in another form, or as the difference of two.
+//! Reads saved profiles and shows them in another form, or the difference of two.
 //!
-//! Bounds: those of [`proto::decode`]; no more of a file is read than it would take.
+//! Bounds: those of [`proto::decode`]; of a file, no more is read than it would accept.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
@@ -31,7 +31,7 @@ fn file_name(path: &Path) -> String {
 /// Shows a file in another form.
 ///
 /// # Errors
-/// One sentence.
+/// One sentence that says what went wrong.
 pub fn show(path: &Path, form: Form, out: Option<&Path>) -> Result<(), String> {
     let capture = read(path)?;
     let value = capture.default_type;
@@ -50,20 +50,20 @@ pub fn show(path: &Path, form: Form, out: Option<&Path>) -> Result<(), String> {
     write(&bytes, Some(capture.sample_count()), out)
 }
 
-/// Divides a file by class, as text or as JSON, on standard output.
+/// Divides a file by class and prints the result on standard output, as text or as JSON.
 ///
 /// # Errors
-/// One sentence.
+/// One sentence that says what went wrong.
 pub fn divide(path: &Path, as_json: bool) -> Result<(), String> {
     let capture = read(path)?;
     let text = if as_json { division::document(&capture) } else { division::text(&capture) };
     write(text.as_bytes(), None, None)
 }
 
-/// What changed from one file to another, as a page.
+/// Shows what changed from one file to another, as a page.
 ///
 /// # Errors
-/// One sentence.
+/// One sentence that says what went wrong.
 pub fn difference(base: &Path, new: &Path, out: Option<&Path>) -> Result<(), String> {
     let (before, after) = (read(base)?, read(new)?);
     if !after.types.iter().any(|of| before.types.contains(of)) {
@@ -81,7 +81,7 @@ pub fn difference(base: &Path, new: &Path, out: Option<&Path>) -> Result<(), Str
     }
     let (mut of_new, mut of_base) = (file_name(new), file_name(base));
     if of_new == of_base {
-        // As a report leaves them, in a folder each.
+        // A report leaves files of the same name, each in a folder of its own.
         (of_new, of_base) = (new.display().to_string(), base.display().to_string());
     }
     let title = format!("{}: {of_new} against {of_base}", after.event.name());

@@ -1,12 +1,16 @@
-//! `koltso profile`: captures of a running node, and files that were saved, for people who live in a terminal.
+//! `koltso profile`: captures of a running node and files that were saved, for people at a
+//! terminal.
 //!
-//! - `node.rs`: asks a node's `/debug/pprof/`. `files.rs`: profile.proto files as pages, pictures and texts, and their differences.
-//! - `division.rs`: a file divided by class, by the table of `admin/classes.rs`.
-//! - `output.rs`: where the result goes, and in which form. `watch.rs`: the progress line, and Ctrl-C.
+//! - `node.rs`: asks a node's `/debug/pprof/`.
+//! - `files.rs`: shows profile.proto files as pages, pictures and texts, and their differences.
+//! - `division.rs`: divides a file by class, using the table of `admin/classes.rs`.
+//! - `output.rs`: where the result goes, and in which form.
+//! - `watch.rs`: the progress line, and Ctrl-C.
 //!
-//! Owner: the main thread; the progress line and signals have one each. Arguments are checked, and the output file is begun, before
-//! anything is asked. Exit codes: 0 done, 2 what went wrong, in one sentence; 130 after Ctrl-C. Absent: sampling of this process or of
-//! another one from outside: nodes profile themselves. Tested below and in `tests/profile_command.rs`.
+//! Owner: the main thread; the progress line and the signals have a thread each. The arguments are
+//! checked and the output file is created before anything is asked. Exit codes: 0 if it was done, 2
+//! for an error, with one sentence, 130 after Ctrl-C. Absent: sampling this process or another one
+//! from outside; nodes profile themselves. Tested below and in `tests/profile_command.rs`.
 
 mod division;
 mod files;
@@ -26,21 +30,22 @@ use crate::units::Span;
 use node::Ask;
 use output::{Form, Output};
 
-/// What a node can be asked for.
+/// The events that a node can be asked for.
 const EVENTS: [&str; 7] = ["cpu", "allocs", "heap", "mutex", "block", "offcpu", "stalls"];
-/// Of these, without `--seconds`: a capture of so long.
+/// Those of them that are captured for [`SECONDS`] if `--seconds` is not given.
 const TIMED: [&str; 2] = ["cpu", "offcpu"];
 const SECONDS: u32 = 30;
 const HZ: u32 = 99;
-/// A cell of a heatmap is 20 ms.
+/// Higher than [`HZ`], since a cell of a heatmap is only 20 ms.
 const HEATMAP_HZ: u32 = 499;
-/// Names for addresses, and the page: some seconds on a busy machine.
+/// Looking up names and making the page take some seconds on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// `koltso profile`
 #[derive(Args)]
 pub struct Profile {
-    /// A node, http://HOST:PORT; or a saved .pb.gz file; or two of these, to see what changed from the first to the second
+    /// A node, http://HOST:PORT; or a saved .pb.gz file; or two of these, to see what changed from
+    /// the first to the second
     #[arg(value_name = "URL|FILE", num_args = 0..=2)]
     of: Vec<String>,
     /// cpu, allocs, heap, mutex, block, offcpu or stalls [default: cpu]
@@ -55,16 +60,18 @@ pub struct Profile {
     /// Over time, as a page; of cpu or allocs
     #[arg(long)]
     heatmap: bool,
-    /// The ending says the form: .html, .svg, .pb.gz, .folded, .txt or .perf [default: the top functions on standard output]
+    /// The ending says the form: .html, .svg, .pb.gz, .folded, .txt or .perf [default: the top
+    /// functions on standard output]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Divide a saved profile by what its functions are for: HTTP, exchange between nodes, storage, …
+    /// Divide a saved profile by what its functions are for: HTTP, exchange between nodes, storage,
+    /// …
     #[arg(long, conflicts_with = "out")]
     classes: bool,
     /// Print the division as one JSON document
     #[arg(long, requires = "classes")]
     json: bool,
-    /// Where two captures of this kind run, end the older one
+    /// If two captures of this kind are running, end the older one
     #[arg(long)]
     force: bool,
     /// A file with the node's token (its --admin-token-file)
@@ -84,7 +91,7 @@ fn token(path: &Path) -> Result<String, String> {
     read_token(&format!("--token-file {}", path.display()), path)
 }
 
-/// What is to be done, once the arguments are good.
+/// What to do, after the arguments have been checked.
 enum Plan<'a> {
     Node(Ask),
     File(&'a Path),

@@ -1,41 +1,41 @@
-//! A node is asked for a profile: one request, whose answer comes when the capture is over.
+//! Asks a node for a profile: one request, whose answer comes when the capture is over.
 //!
-//! Bounds: the answer is here `--timeout` after the capture's time, and has at most [`ANSWER_MAX`] bytes. What a node refuses, it says in
-//! one sentence, which is passed on.
+//! Bounds: the answer must come within `--timeout` after the end of the capture, and it has at most
+//! [`ANSWER_MAX`] bytes. If the node refuses, its sentence is passed on.
 
 use std::time::Duration;
 
 use super::output::{Form, Output, told};
 use super::watch::{Progress, end_on_signals};
-use crate::commands::http_client::{Answer, BodyError, Patience, Request, Server};
+use crate::commands::http_client::{BodyError, HttpAnswer, HttpRequest, Patience, Server};
 
 const ANSWER_MAX: u64 = 1 << 30;
-/// For the list of captures, which takes no time.
+/// The time allowed for the list of captures, which is short.
 const LIST_WITHIN: Duration = Duration::from_secs(10);
 const LIST_MAX: u64 = 1 << 20;
 
-/// What is asked.
+/// The capture to ask for.
 pub struct Ask {
-    /// The node.
+    /// The node to ask.
     pub server: Server,
-    /// `cpu`, `heap`, …
+    /// What to capture: `cpu`, `heap`, …
     pub event: &'static str,
-    /// For how long; `None`: what the node has counted.
+    /// For how many seconds; `None` asks for what the node has counted since its start.
     pub seconds: Option<u32>,
-    /// Samples a second.
+    /// Samples for each second of a processor's time; `None` for events other than `cpu`.
     pub hz: Option<u32>,
-    /// Over time.
+    /// Whether to show the samples over time.
     pub heatmap: bool,
-    /// The oldest capture of the kind gives way.
+    /// Whether the oldest capture of this kind is ended if there are two already.
     pub force: bool,
-    /// For nodes that want one.
+    /// The token of the node; `None` if the user gave none.
     pub token: Option<String>,
-    /// How long to wait after the capture's time.
+    /// How long to wait for the answer after the end of the capture.
     pub timeout: Duration,
 }
 
 impl Ask {
-    /// The path and query.
+    /// The path and the query of the request.
     pub fn path(&self, form: Form) -> String {
         let profile = if self.event == "cpu" { "profile" } else { self.event };
         let mut path = match self.heatmap {
@@ -54,16 +54,16 @@ impl Ask {
         path
     }
 
-    fn request<'a>(&'a self, path: &'a str, within: Duration) -> Request<'a> {
+    fn request<'a>(&'a self, path: &'a str, within: Duration) -> HttpRequest<'a> {
         let (token, patience) = (self.token.as_deref(), Patience::Whole(within));
-        Request { method: "GET", path, token, body: &[], patience }
+        HttpRequest { method: "GET", path, token, body: &[], patience }
     }
 }
 
-/// Captures, and writes what came.
+/// Lets the node capture, and writes what it sends.
 ///
 /// # Errors
-/// One sentence.
+/// One sentence that says what went wrong.
 pub fn capture(ask: &Ask, form: Form, mut output: Output) -> Result<(), String> {
     let url = ask.server.url();
     end_on_signals(output.temporary())?;
@@ -79,7 +79,7 @@ pub fn capture(ask: &Ask, form: Form, mut output: Output) -> Result<(), String> 
         return Err(format!("{url} answered with a page and not with a profile: is this a node of Koltso?"));
     }
     if output.temporary().is_none() {
-        // Both may be the same terminal.
+        // The profile and the progress line may go to the same terminal.
         progress.end();
     }
     let bytes = match answer.copy(&mut output, ANSWER_MAX) {
@@ -95,8 +95,8 @@ pub fn capture(ask: &Ask, form: Form, mut output: Output) -> Result<(), String> 
     Ok(())
 }
 
-/// What the server says of it, which is a sentence where it knows this path.
-fn refused(url: &str, answer: Answer) -> String {
+/// A sentence for a refusal: the server's own if it is one that knows this path.
+fn refused(url: &str, answer: HttpAnswer) -> String {
     let status = answer.status;
     let is_text = answer.header("content-type").is_some_and(|kind| kind.starts_with("text/plain"));
     if !is_text {
@@ -107,7 +107,8 @@ fn refused(url: &str, answer: Answer) -> String {
     if sentence.is_empty() { format!("{url} answered {status}") } else { sentence }
 }
 
-/// How many samples a capture has, by the node's list of captures; `None` if it does not tell.
+/// How many samples a capture has, taken from the node's list of captures; `None` if the list does
+/// not say.
 fn samples_of(ask: &Ask, id: &str) -> Option<u64> {
     let mut answer = ask.server.ask(&ask.request("/debug/pprof/captures", LIST_WITHIN)).ok()?;
     let mut list = Vec::new();

@@ -1,7 +1,8 @@
-//! Where a profile goes: a file whose name's ending says its form, or standard output.
+//! Where a profile goes: into a file, whose name's ending says its form, or to standard output.
 //!
-//! A file is written under a temporary name beside its own and renamed when it is whole: a failure leaves neither half a file nor a
-//! changed one. It is begun before the capture, so that a folder that cannot be written to costs nobody half a minute.
+//! A file is written under a temporary name beside its final one and renamed when it is complete: a
+//! failure leaves neither half a file nor a changed one. It is created before the capture, so that
+//! nobody waits half a minute to learn that the folder cannot be written to.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -9,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use koltso_profiling::text;
 
-/// How a profile is given.
+/// The form in which a profile is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     /// The interactive page.
     Html,
-    /// A picture.
+    /// A flame graph as a picture.
     Svg,
     /// Gzipped profile.proto.
     Pprof,
@@ -22,7 +23,7 @@ pub enum Form {
     Folded,
     /// The top functions.
     Text,
-    /// As `perf script` prints it.
+    /// What `perf script` prints.
     PerfScript,
 }
 
@@ -36,10 +37,10 @@ const ENDINGS: [(&str, Form); 6] = [
 ];
 
 impl Form {
-    /// By the ending of a file's name.
+    /// The form that the ending of a file's name says.
     ///
     /// # Errors
-    /// One sentence that lists them.
+    /// One sentence that lists the endings.
     pub fn of(path: &Path) -> Result<Self, String> {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let known = ENDINGS.into_iter().find(|(ending, _)| name.ends_with(ending));
@@ -48,7 +49,7 @@ impl Form {
         })
     }
 
-    /// As the parameter `format` of a node has it.
+    /// The value of a node's parameter `format` for this form.
     pub const fn parameter(self) -> &'static str {
         match self {
             Self::Html => "html",
@@ -68,7 +69,8 @@ struct Names {
     renamed: bool,
 }
 
-/// See the head of the file. Dropped before [`Output::finish`], it leaves nothing.
+/// Where a profile is written: see the head of the file. Dropped before [`Output::finish`], it
+/// leaves no file.
 pub struct Output {
     names: Option<Names>,
     to: BufWriter<Box<dyn Write>>,
@@ -77,17 +79,17 @@ pub struct Output {
 impl Drop for Names {
     fn drop(&mut self) {
         if !self.renamed {
-            // It may be gone already, or stay: nothing more can be done here.
+            // The file may be gone already, or it stays: nothing more can be done here.
             let _ = fs::remove_file(&self.temporary);
         }
     }
 }
 
 impl Output {
-    /// Begins a file, or standard output.
+    /// Creates the temporary file, or takes standard output if there is no path.
     ///
     /// # Errors
-    /// One sentence: the folder is not there, may not be written to, …
+    /// One sentence: the folder does not exist, it may not be written to, …
     pub fn open(path: Option<&Path>) -> Result<Self, String> {
         let Some(path) = path else {
             return Ok(Self { names: None, to: BufWriter::new(Box::new(io::stdout())) });
@@ -97,7 +99,7 @@ impl Output {
         }
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-        // Never through a link that somebody put there.
+        // Never write through a link that somebody else has put there.
         let file = File::options()
             .write(true)
             .create_new(true)
@@ -107,26 +109,27 @@ impl Output {
         Ok(Self { names, to: BufWriter::new(Box::new(file)) })
     }
 
-    /// What has to be removed if the process ends early.
+    /// The file that must be removed if the process ends early; `None` for standard output.
     pub fn temporary(&self) -> Option<&Path> {
         self.names.as_ref().map(|names| &*names.temporary)
     }
 
-    /// As people call it.
+    /// The name of the output for people.
     pub fn name(&self) -> String {
         self.names.as_ref().map_or_else(|| "standard output".to_owned(), |names| names.path.display().to_string())
     }
 
-    /// What to say where it cannot be written. `None`: nobody reads on, who has seen enough.
+    /// What to say if the output cannot be written. `None` if the reader of standard output has
+    /// seen enough and gone.
     pub fn failure(&self, error: &io::Error) -> Option<String> {
         let enough = self.names.is_none() && error.kind() == io::ErrorKind::BrokenPipe;
         (!enough).then(|| format!("{} cannot be written: {error}", self.name()))
     }
 
-    /// Makes it whole.
+    /// Writes out the rest and gives the file its final name.
     ///
     /// # Errors
-    /// One sentence; then there is no file.
+    /// One sentence; there is no file then.
     pub fn finish(mut self) -> Result<(), String> {
         if let Err(error) = self.to.flush() {
             return self.failure(&error).map_or(Ok(()), Err);
@@ -150,7 +153,7 @@ impl Write for Output {
     }
 }
 
-/// The last line: `cpu.html: 1.2 MB, 2 970 samples, capture 7`, with what is known of it.
+/// The last line, with what is known of the profile: `cpu.html: 1.2 MB, 2 970 samples, capture 7`.
 pub fn told(name: &str, bytes: u64, samples: Option<u64>, capture: Option<&str>) -> String {
     let samples = samples.map_or(String::new(), |count| {
         format!(", {} samples", text::amount(i64::try_from(count).unwrap_or(i64::MAX), "count"))

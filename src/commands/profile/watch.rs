@@ -1,5 +1,8 @@
-//! What people see while a capture runs, and what Ctrl-C does: one line on standard error, rewritten each half second, where that is a
-//! terminal; an end with exit code 130 that leaves no temporary file. The node notices that the connection is closed and ends its capture.
+//! What people see while a capture runs, and what Ctrl-C does.
+//!
+//! If standard error is a terminal, one line on it is rewritten every half second. Ctrl-C ends the
+//! process with exit code 130 and leaves no temporary file; the node notices that the connection is
+//! closed and ends its capture.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -10,18 +13,19 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 
 const EVERY: Duration = Duration::from_millis(500);
-/// To the beginning of the line, and erase it.
+/// Moves to the beginning of the line and erases it.
 const ERASE: &str = "\r\x1b[K";
 
-/// Ends the process on SIGINT, SIGTERM and SIGHUP with 128 and the signal's number, without the temporary file.
+/// On SIGINT, SIGTERM and SIGHUP, removes the temporary file and ends the process with 128 plus the
+/// signal's number.
 ///
 /// # Errors
-/// Signals cannot be caught.
+/// One sentence if signals cannot be caught.
 pub fn end_on_signals(temporary: Option<&Path>) -> Result<(), String> {
     let cannot = |e: io::Error| format!("signals cannot be caught: {e}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-    // Before the thread is there, so that none is missed.
+    // Before the thread exists, so that no signal is missed.
     let [mut interrupt, mut terminate, mut hangup] = {
         let _entered = runtime.enter();
         let [interrupt, terminate, hangup] = kinds.map(signal);
@@ -37,7 +41,7 @@ pub fn end_on_signals(temporary: Option<&Path>) -> Result<(), String> {
             }
         });
         if let Some(temporary) = temporary {
-            // Where it is not there any more, the file is whole.
+            // If the temporary file does not exist any more, the final one is complete.
             let _ = std::fs::remove_file(temporary);
         }
         if io::stderr().is_terminal() {
@@ -48,11 +52,11 @@ pub fn end_on_signals(temporary: Option<&Path>) -> Result<(), String> {
     thread::Builder::new().name("koltso-signals".to_owned()).spawn(wait).map(drop).map_err(cannot)
 }
 
-/// The progress line; it is gone when this is dropped.
+/// The progress line, which is erased when this is dropped.
 pub struct Progress(Option<(mpsc::Sender<()>, JoinHandle<()>)>);
 
 impl Progress {
-    /// Begins it, for a capture of so many seconds.
+    /// Starts the line for a capture that takes `seconds`; `None` if it takes no time.
     pub fn begin(event: &str, url: &str, seconds: Option<u32>) -> Self {
         if !io::stderr().is_terminal() {
             return Self(None);
@@ -67,14 +71,14 @@ impl Progress {
                 }
             }
         };
-        // A capture without a progress line is a capture.
+        // If there is no thread for the progress line, the capture goes on without one.
         let thread = thread::Builder::new().name("koltso-progress".to_owned()).spawn(tell);
         Self(thread.ok().map(|thread| (end, thread)))
     }
 }
 
 impl Progress {
-    /// Ends it: the line is free for what comes next.
+    /// Erases the line, so that other output can follow.
     pub fn end(&mut self) {
         if let Some((end, thread)) = self.0.take() {
             drop(end);
@@ -91,7 +95,7 @@ impl Drop for Progress {
 
 fn show(text: &str) {
     let mut error = io::stderr().lock();
-    // Nobody can be told that nobody can be told.
+    // If standard error cannot be written to, there is nowhere to report that.
     let _ = write!(error, "{ERASE}{text}").and_then(|()| error.flush());
 }
 

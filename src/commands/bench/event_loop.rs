@@ -1,16 +1,18 @@
-//! The event loop of one thread of the load: its connections on one epoll, woken by the sockets and one timer.
+//! The event loop of one thread of the load: its connections are on one epoll, which the sockets
+//! and one timer wake.
 //!
-//! Sockets are registered once, edge-triggered: a request and its answer cost one write, one read and one wait. The timer
-//! is a timerfd with an absolute time, exact to some ten microseconds, where the timeout of epoll has whole milliseconds;
-//! nothing spins.
+//! Sockets are registered once and edge-triggered: a request and its answer cost one write, one
+//! read and one wait. The timer is a timerfd with an absolute time, exact to some ten microseconds,
+//! whereas the timeout of epoll has whole milliseconds. Nothing spins.
 //!
 //! Invariants:
 //! 1. A connection has at most one request in flight and at most one entry among the wakes.
-//! 2. A request that failed is sent again on a new connection, and its latency counts from when it was first due.
-//! 3. After the end nothing is sent; what is in flight is waited for, at most for the timeout.
+//! 2. A request that failed is sent again on a new connection, and its latency counts from when it
+//!    was first due.
+//! 3. After the end nothing is sent; requests in flight are waited for, at most for the timeout.
 //!
-//! Bounds: a failing connection is tried again every `RETRY_PAUSE`; a read takes at most `READ_MAX` at once.
-//! Tests: `tests/bench.rs`.
+//! Bounds: a connection that fails is tried again every `RETRY_PAUSE`; a read takes at most
+//! `READ_MAX` bytes at once. Tested in `tests/bench.rs`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -30,12 +32,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::answer::{Answer, Reader};
 use super::pace::Pace;
 use super::tally::{Failure, Tally};
-use super::work::{Request, Templates, Work};
+use super::work::{LoadRequest, Templates, Work};
 
 const MS: u64 = 1_000_000;
-/// Between a failure and the next try of that connection.
+/// Nanoseconds between a failure and the next try of that connection.
 const RETRY_PAUSE: u64 = 100 * MS;
-/// How often timeouts are looked for and the rate is sampled.
+/// Nanoseconds between two checks for timeouts, when the rate is sampled too.
 const TICK: u64 = 100 * MS;
 const READ_MAX: usize = 64 << 10;
 const EVENTS_MAX: usize = 256;
@@ -47,23 +49,23 @@ pub fn clock() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// The moments of a run, the same for all threads.
+/// The moments of a run in nanoseconds of the monotonic clock, the same for all threads.
 #[derive(Clone, Copy)]
 pub struct Times {
-    /// The first request is due.
+    /// When the first request is due.
     pub begin: u64,
-    /// From here on, latencies are recorded.
+    /// From when on latencies are recorded.
     pub record: u64,
-    /// From here on, nothing is sent.
+    /// From when on nothing is sent.
     pub end: u64,
     /// How long an answer may take, in nanoseconds.
     pub timeout: u64,
 }
 
-/// What all threads and the main thread share.
+/// What all threads of the load share with the main thread.
 #[derive(Default)]
-pub struct Shared {
-    /// Ends the run at once.
+pub struct RunState {
+    /// Set to end the run at once.
     pub stop: AtomicBool,
     pub answers: AtomicU64,
     pub failures: AtomicU64,
@@ -71,60 +73,60 @@ pub struct Shared {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Without a socket until its wake.
+    /// The connection has no socket until its wake.
     Down,
     Connecting {
         since: u64,
     },
-    /// Until the next request may be sent.
+    /// The connection waits until its next request may be sent.
     Idle,
     Busy {
         since: u64,
     },
-    /// The end has come.
+    /// The run is over for this connection.
     Over,
 }
 
-/// A connection, and which node it goes to.
+/// A connection to one of the nodes.
 pub struct Connection {
     node: usize,
     pace: Pace,
     state: State,
     socket: Option<TcpStream>,
     reader: Reader,
-    request: Option<Request>,
+    request: Option<LoadRequest>,
     written: usize,
-    /// Writing failed; the answer may say why.
+    /// Writing failed; the answer may still say why.
     broken: bool,
     woken: bool,
 }
 
 /// A node of the system under load.
-pub struct Node {
+pub struct LoadNode {
     pub address: SocketAddr,
     pub templates: Templates,
 }
 
 /// One thread of the load.
-pub struct Engine<'a> {
+pub struct EventLoop<'a> {
     epoll: OwnedFd,
     timer: OwnedFd,
     armed: u64,
     times: Times,
-    nodes: Vec<Node>,
+    nodes: Vec<LoadNode>,
     work: Work,
     connections: Vec<Connection>,
     wakes: BinaryHeap<Reverse<(u64, usize)>>,
     buffer: Vec<u8>,
     tally: Tally,
-    shared: &'a Shared,
-    /// Answers and failures at the last tick, and when it was.
+    shared: &'a RunState,
+    /// The number of answers and of failures at the last tick, and when that was.
     ticked: (u64, u64, u64),
 }
 
-impl<'a> Engine<'a> {
-    /// With no connection yet.
-    pub fn new(times: Times, nodes: Vec<Node>, work: Work, shared: &'a Shared) -> io::Result<Self> {
+impl<'a> EventLoop<'a> {
+    /// A thread that has no connections yet.
+    pub fn new(times: Times, nodes: Vec<LoadNode>, work: Work, shared: &'a RunState) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN | EventFlags::ET)?;
@@ -144,7 +146,7 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Adds a connection to the node of this index that connects at a moment.
+    /// Adds a connection to the node with the index `node`; it connects at the time `connects`.
     pub fn add(&mut self, node: usize, connects: u64, pace: Pace) {
         let index = self.connections.len();
         self.connections.push(Connection {
@@ -161,7 +163,7 @@ impl<'a> Engine<'a> {
         self.wake(index, connects);
     }
 
-    /// Runs to the end.
+    /// Runs until the end and returns the counts.
     pub fn run(mut self) -> io::Result<Tally> {
         let mut events = Vec::with_capacity(EVENTS_MAX);
         self.ticked.2 = clock();
@@ -192,7 +194,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Whoever's time has come.
+    /// Serves every connection whose time has come.
     fn attend(&mut self, now: u64) {
         while let Some(&Reverse((at, index))) = self.wakes.peek() {
             if at > now {
@@ -209,7 +211,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Timeouts and rates; whether the run goes on.
+    /// Handles timeouts and samples the rate; returns whether the run goes on.
     fn tick(&mut self, now: u64) -> bool {
         let (answers, failures, since) = self.ticked;
         if since >= self.times.record && now <= self.times.end {
@@ -237,7 +239,8 @@ impl<'a> Engine<'a> {
     fn arm(&mut self) -> io::Result<()> {
         let tick = self.ticked.2 + TICK;
         let at = self.wakes.peek().map_or(tick, |&Reverse((at, _))| at.min(tick));
-        // An expired timer has to be set again also to the same time, which has passed then: `attend` was there before.
+        // A timer that has expired would have to be set again even to the same time, but `attend`
+        // has handled that time already.
         if at != self.armed {
             self.armed = at;
             let value = Timespec { tv_sec: (at / 1_000_000_000) as i64, tv_nsec: (at % 1_000_000_000) as i64 };
@@ -290,7 +293,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// An idle connection sends its next request, or waits until it may.
+    /// Sends the next request of an idle connection, or waits until it may be sent.
     fn proceed(&mut self, index: usize, now: u64) {
         let connection = &mut self.connections[index];
         let at = connection.pace.due();
@@ -319,8 +322,9 @@ impl<'a> Engine<'a> {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    // Who refuses a body may answer and close before it has come: the answer says more than the broken
-                    // pipe. The event that tells the end reads it.
+                    // A server that refuses a body may answer and close before it has received all
+                    // of it: the answer says more than the broken pipe. It is read at the event
+                    // that reports the end.
                     connection.broken = true;
                 }
             }
@@ -349,7 +353,8 @@ impl<'a> Engine<'a> {
                 Ok(None) if busy => {}
                 _ => return self.fail(index, Failure::Malformed, now),
             }
-            // The answer may have ended the connection, and its place may be taken by a new one that is not open yet.
+            // The answer may have ended the connection, and a new one that is not open yet may have
+            // taken its place.
             let open = matches!(self.connections[index].state, State::Idle | State::Busy { .. });
             if !open || (count < READ_MAX && !ended) {
                 return;
@@ -357,7 +362,7 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// The peer has closed.
+    /// The peer has closed the connection.
     fn ended(&mut self, index: usize, now: u64) {
         let connection = &mut self.connections[index];
         match connection.state {
@@ -384,7 +389,7 @@ impl<'a> Engine<'a> {
         if answer.closes || !whole { self.reconnect(index, now) } else { self.proceed(index, now) }
     }
 
-    /// In place of a connection that the server has closed.
+    /// Replaces a connection that the server has closed.
     fn reconnect(&mut self, index: usize, now: u64) {
         self.close(index);
         if now < self.times.end {
