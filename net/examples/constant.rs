@@ -1,6 +1,8 @@
-//! A server that answers every request with the same few bytes: what the connection loop itself costs.
+//! A server that answers every request with the same few bytes: it measures what the connection
+//! loop itself costs.
 //!
-//! `constant [PORT] [uring|plain|legacy]`: one thread. `uring` has the ring flags that Koltso uses, `plain` none.
+//! `constant [PORT] [uring|plain|legacy]` runs one thread. `uring` uses the ring flags of Koltso,
+//! `plain` uses none.
 
 use std::net::TcpListener;
 use std::rc::Rc;

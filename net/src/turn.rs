@@ -1,24 +1,29 @@
-//! Turns of a core's loop: from the first task that goes on, to the moment before the core enters its driver again.
+//! Turns of a core's loop: a turn lasts from the first task that continues to the moment before the
+//! core enters its driver again.
 //!
 //! ```text
-//! driver ─▶ a task that was woken: begin ─▶ all other tasks that are ready ─▶ the future of the runtime: end ─▶ driver
+//! driver ─▶ a task that was woken: begin ─▶ all other tasks that are ready
+//!        ─▶ the future of the runtime: end ─▶ driver
 //! ```
 //!
-//! monoio runs the tasks that are ready, then polls the future that `block_on` was given if somebody woke it, then enters the driver.
-//! [`Turn::run`] is that future: to begin a turn wakes it, which costs a store and no place in the queue, and to be polled is
-//! the end of the turn. Tasks say that they go on with a clock that they have read anyway ([`Service::resumed`] and its like); the
-//! first of a turn counts.
+//! monoio runs the tasks that are ready, then polls the future given to `block_on` if it was woken,
+//! then enters the driver. [`Turn::run`] is that future: beginning a turn wakes it, which costs a
+//! store and no place in the queue, and being polled is the end of the turn. Tasks report that they
+//! continue, with a reading of the clock that they have made anyway ([`Service::resumed`] and the
+//! like); only the first report of a turn counts.
 //!
-//! Owner: one core, behind an `Rc`. What is made of turns is its [`Observer`]'s affair.
+//! Owner: one core, behind an `Rc`. What is done with turns is up to its [`Observer`].
 //!
 //! Invariants:
-//! 1. The observer is told of begin and end in turns, beginning with a begin; what begins while a turn is open is a part of it.
-//! 2. A turn that has begun ends before the core waits, whatever its tasks wake, spawn or yield. Where tasks go on waking
-//!    each other, monoio looks into the driver after twice as many as there were: that ends the turn, too.
-//! 3. Outside of [`Turn::run`] nothing begins.
+//! 1. The observer hears of a begin and an end alternately, first of a begin; a begin while a turn
+//!    is open is part of that turn.
+//! 2. A turn that has begun ends before the core waits, whatever its tasks wake, spawn or yield. If
+//!    tasks keep waking each other, monoio enters the driver after it has run twice as many as
+//!    there were: that ends the turn, too.
+//! 3. Outside of [`Turn::run`] no turn begins.
 //!
-//! Deliberately absent: time inside the driver, which sends, receives and waits there in one system call; turns in which nobody
-//! says that it goes on. Tested below on both drivers.
+//! Deliberately absent: time inside the driver, which sends, receives and waits there in one system
+//! call; turns in which no task reports that it continues. Tested below on both drivers.
 //!
 //! [`Service::resumed`]: crate::server::Service::resumed
 
@@ -28,36 +33,36 @@ use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
-/// Who is told of a core's turns.
+/// Is told when a core's turns begin and end.
 pub trait Observer: 'static {
-    /// A turn has begun: the core was idle, or in its driver. If it is `quiet`, there may be nothing to do in it: time has
-    /// passed, or a peer asks whether this node lives.
+    /// A turn has begun: the core was idle or in its driver before. In a `quiet` turn there may be
+    /// nothing to do: time has passed, or a peer asks whether this node is alive.
     fn began(&self, now: Instant, quiet: bool);
 
-    /// There is something to do in the turn that began quietly.
+    /// The turn that began quietly has something to do after all.
     fn busy(&self);
 
-    /// It has ended; as many times as [`began`](Self::began).
+    /// The turn has ended; this is called as many times as [`began`](Self::began).
     fn ended(&self, now: Instant);
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Outside of [`Turn::run`]: nothing is to begin.
+    /// Outside of [`Turn::run`]: no turn may begin.
     Off,
     /// Between two turns.
     Closed,
-    /// In one that may have nothing to do.
+    /// In a turn that may have nothing to do.
     Quiet,
-    /// In one.
+    /// In a turn that has something to do.
     Open,
 }
 
-/// See the head of the file.
+/// The turns of one core: see the head of the file.
 pub struct Turn<O> {
     observer: O,
     state: Cell<State>,
-    /// Of the future that the runtime polls last.
+    /// Wakes the future that the runtime polls last.
     last: RefCell<Option<Waker>>,
 }
 
@@ -67,7 +72,7 @@ impl<O: Observer> Turn<O> {
         Rc::new(Self { observer, state: Cell::new(State::Off), last: RefCell::default() })
     }
 
-    /// A task goes on after it has waited for the driver; `now` has just been read.
+    /// A task continues after it has waited for the driver; `now` has just been read.
     #[inline]
     pub fn begin(&self, now: Instant) {
         match self.state.get() {
@@ -77,7 +82,8 @@ impl<O: Observer> Turn<O> {
         }
     }
 
-    /// A task goes on, maybe only because time has passed; [`busy`](Self::busy) if it finds something to do.
+    /// A task continues, maybe only because time has passed; it calls [`busy`](Self::busy) if it
+    /// finds something to do.
     #[inline]
     pub fn begin_quietly(&self, now: Instant) {
         if self.state.get() == State::Closed {
@@ -85,7 +91,7 @@ impl<O: Observer> Turn<O> {
         }
     }
 
-    /// There is something to do.
+    /// A task has found something to do in a turn that began quietly.
     #[inline]
     pub fn busy(&self) {
         if self.state.get() == State::Quiet {
@@ -103,12 +109,13 @@ impl<O: Observer> Turn<O> {
         }
     }
 
-    /// Runs `future`; to be what `block_on` is given, since only that is polled after all tasks. What it does itself is a turn, too,
-    /// if it says so: it is polled again at once then.
+    /// Runs `future`. It must be the future given to `block_on`, since only that one is polled
+    /// after all tasks. Work of `future` itself is a turn, too, if it reports it: it is then polled
+    /// again at once.
     pub async fn run<F: Future>(self: Rc<Self>, future: F) -> F::Output {
         let mut future = std::pin::pin!(future);
         let output = poll_fn(|context| {
-            // The first time is before any task has run.
+            // The first poll is before any task has run.
             if matches!(self.state.replace(State::Closed), State::Quiet | State::Open) {
                 self.observer.ended(Instant::now());
             }
@@ -133,7 +140,8 @@ mod tests {
 
     use super::*;
 
-    /// Begin and length of each turn; begins that came while one was open would panic.
+    /// Records the length of each turn and whether it was quiet; panics if a turn begins while
+    /// another is open.
     #[derive(Clone, Default)]
     struct Log {
         open: Rc<Cell<Option<(Instant, bool)>>>,
@@ -163,7 +171,7 @@ mod tests {
         monoio::time::sleep(Duration::from_millis(2)).await;
     }
 
-    /// The turns that a future made, on each driver.
+    /// The turns that the scenario made, on each driver.
     fn turns<F: Future<Output = ()> + 'static>(scenario: impl Fn(Rc<Turn<Log>>) -> F) -> [Vec<(Duration, bool)>; 2] {
         [true, false].map(|uring| {
             let log = Log::default();
@@ -190,11 +198,12 @@ mod tests {
             for _ in 0..2 {
                 let (turn, seen) = (Rc::clone(&turn), Rc::clone(&seen));
                 monoio::spawn(async move {
-                    // The same tick of the timer wakes both.
+                    // The same tick of the timer wakes both tasks.
                     pause().await;
                     turn.begin(Instant::now());
                     std::thread::sleep(WORK);
-                    // Queued behind everything that is ready, and without a clock of its own.
+                    // This task is queued behind everything that is ready, and reads no clock of
+                    // its own.
                     monoio::spawn(async move {
                         std::thread::sleep(WORK);
                         seen.set(true);

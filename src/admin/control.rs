@@ -1,13 +1,16 @@
-//! The control plane: `/status` and `/metrics`, on one thread of its own that may be slow.
+//! The control plane: `/status`, `/metrics` and `/debug/pprof/`, on one thread of its own that may
+//! be slow.
 //!
-//! A data core that meets a request for it hands the socket over with the bytes it has read; axum serves from there.
-//! Every answer closes the connection, so that the client's next request goes to a data core again. The runtime is
-//! tokio-uring, a tokio runtime whose file operations go through io_uring, or plain tokio where that is refused.
+//! A data core that gets a request for it hands over the socket with the bytes it has read; axum
+//! serves from there. Every answer closes the connection, so that the client's next request goes to
+//! a data core again. The runtime is tokio-uring, a tokio runtime whose file operations go through
+//! io_uring, or plain tokio if io_uring is refused.
 //!
-//! Access: where a listener is reachable beyond loopback, a token is asked for (`--admin-token-file`); without one the
-//! paths answer 403 there, unless they have a listener of their own (`--admin-listen`), which then is the only place.
+//! Access: on a listener that can be reached from beyond loopback, clients must send a token
+//! (`--admin-token-file`). Without one the paths answer 403 there, unless they have a listener of
+//! their own (`--admin-listen`), which then is the only place that serves them.
 //!
-//! Bounds: 1024 connections waiting, 64 served at a time, 10 s for a request.
+//! Bounds: 1024 connections wait, 64 are served at a time, and a request must arrive within 10 s.
 
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::Pin;
@@ -33,15 +36,15 @@ use crate::admin::refusal::{refuse, wrong_method};
 use crate::admin::status;
 use crate::node::{Handover, Node};
 
-/// Connections that wait for the control plane.
+/// The most connections that wait for the control plane.
 pub const WAITING_MAX: usize = 1024;
 const SERVED_MAX: usize = 64;
-/// A request must be here by then.
+/// The time within which the head of a request must arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// And answered by then: the longest capture takes 300 s.
+/// The time within which it must be answered; the longest capture takes 300 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(330);
 
-/// A socket with bytes before it.
+/// A socket, preceded by bytes that have already been read from it.
 struct Prefixed {
     prefix: Vec<u8>,
     taken: usize,
@@ -78,13 +81,14 @@ impl AsyncWrite for Prefixed {
 #[derive(Clone)]
 struct App {
     node: Arc<Node>,
-    /// Profiles: one set of captures for all listeners.
+    /// The routes of the profiles; all listeners share one set of captures.
     debug: Router,
-    /// This listener is the one for administration.
+    /// Whether this listener serves only the control plane (`--admin-listen`).
     dedicated: bool,
 }
 
-/// Compares without stopping at the first difference, so that the time taken tells nothing about the token.
+/// Compares without stopping at the first difference, so that the time taken reveals nothing about
+/// the token.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
 }
@@ -124,7 +128,8 @@ async fn close_after(request: Request, next: Next) -> Response {
     let is_profile = request.uri().path().starts_with("/debug/pprof");
     let mut response = next.run(request).await;
     if is_profile && (response.status().is_client_error() || response.status().is_server_error()) {
-        // `go tool pprof` prints the sentence then, that of the guard too.
+        // `go tool pprof` prints the sentence of an error with this header, including those of the
+        // guard.
         response.headers_mut().insert(pprof::GO_PPROF, header::HeaderValue::from_static("1"));
     }
     response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -175,7 +180,7 @@ async fn serve(handover: Handover, router: Router) {
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
     let connection = http.serve_connection(TokioIo::new(stream), service);
-    // A client that goes away, or dawdles, is its own affair.
+    // A client that goes away or is too slow gets no answer; nobody else is affected.
     let _ = tokio::time::timeout(ANSWER_TIMEOUT, connection).await;
 }
 
@@ -221,7 +226,7 @@ async fn run(node: Arc<Node>, mut handovers: mpsc::Receiver<Handover>, own: Opti
     }
 }
 
-/// SIGTERM and SIGINT begin the drain; the data cores end, and with them the process.
+/// Starts the drain at SIGTERM or SIGINT; the data cores then end, and with them the process.
 async fn drain_on_signal(node: Arc<Node>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
@@ -237,7 +242,7 @@ async fn drain_on_signal(node: Arc<Node>) {
     node.connections.drain();
 }
 
-/// Starts the thread. It runs until the process ends.
+/// Starts the thread of the control plane, which runs until the process ends.
 pub fn spawn(
     node: Arc<Node>,
     handovers: mpsc::Receiver<Handover>,

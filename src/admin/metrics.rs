@@ -1,7 +1,8 @@
-//! What is counted, and how it reads at `/metrics`.
+//! What is counted, and how `/metrics` shows it.
 //!
-//! Each core counts for itself in plain atomics that nobody else writes: a load and a store, no locked instruction. The
-//! control plane adds the cores up when it is asked. Names begin with `koltso_`; times are in seconds.
+//! Each core counts for itself, in plain atomics that nobody else writes: a load and a store, no
+//! locked instruction. The control plane adds up the cores when it is asked. Names begin with
+//! `koltso_`; times are in seconds.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -21,11 +22,11 @@ use prometheus_client::registry::Unit;
 
 use crate::member::{Cluster, PeerFigures, PeerState};
 
-/// What a request does.
+/// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum RequestKind {
-    /// Everything that is none of the others: `/health`, wrong paths.
+    /// Anything that is none of the others: `/health`, unknown paths.
     Other,
     /// `GET /v0/entity`
     Get,
@@ -40,15 +41,15 @@ pub enum RequestKind {
 }
 
 const OPERATIONS: [&str; 6] = ["other", "get", "head", "put", "delete", "range"];
-/// Status codes that the API answers with; another one counts as the last.
+/// The status codes with which the API answers; any other is counted as the last, 0.
 const STATUSES: [u16; 18] = [200, 201, 202, 304, 400, 403, 404, 405, 408, 409, 413, 417, 431, 503, 504, 507, 500, 0];
-/// Upper bounds of the latency buckets, in microseconds.
+/// The upper bounds of the latency buckets, in microseconds.
 const BOUNDS_US: [u64; 18] = [
     25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000,
 ];
 
-/// Packs what `finished` needs to know of a request into the tag that travels with it.
+/// Packs what `finished` needs to know about a request into the tag that travels with it.
 #[inline]
 pub const fn tag(kind: RequestKind, status: u16) -> u16 {
     kind as u16 * 1_000 + status
@@ -141,7 +142,7 @@ const LIMITS: [&str; 8] = [
 ];
 
 impl CoreMetrics {
-    /// A request was answered.
+    /// Counts a request that was answered, and the time it took.
     #[inline]
     pub fn finished(&self, tag: u16, elapsed: Duration) {
         let (operation, status) = (usize::from(tag / 1_000), tag % 1_000);
@@ -149,7 +150,7 @@ impl CoreMetrics {
         self.latency[operation.min(OPERATIONS.len() - 1)][status].add(elapsed);
     }
 
-    /// Something happened on a connection.
+    /// Counts something that happened on a connection.
     #[inline]
     pub fn event(&self, event: Event) {
         let limit = match event {
@@ -169,23 +170,24 @@ impl CoreMetrics {
         self.limits[limit].add(1);
     }
 
-    /// The loop came round this much later than it was due.
+    /// Counts that the event loop came round to a timer `late` after it was due.
     pub fn lagged(&self, late: Duration) {
         self.loop_lag.add(late);
     }
 }
 
-/// All cores, and what else a scrape shows.
+/// The figures of all cores, and everything else that a scrape shows.
 pub struct Scrape {
     /// The cores' counters.
     pub cores: Vec<Arc<CoreMetrics>>,
-    /// Connections open now.
+    /// Connections that are open now.
     pub connections: u64,
-    /// Of the engine, once it is open.
+    /// The figures of the storage; `None` until it is open.
     pub storage: Option<Stats>,
-    /// Of the peers, in a cluster.
+    /// The cluster with its peers; `None` if this node is the only one.
     pub cluster: Option<Arc<Cluster>>,
-    /// Turns of the cores that took too long, and the longest; unless nobody looks.
+    /// The number of stalls and the longest one; `None` when stall detection is off (`--stall-bound
+    /// 0`).
     pub stalls: Option<(u64, Duration)>,
 }
 
@@ -315,7 +317,7 @@ impl EncodeMetric for RoundTrips {
 /// A peer's round trips, as a metric.
 struct RoundTrips(health::RoundTrips);
 
-/// One figure of every peer.
+/// The name, the help text and the value of a figure that every peer has.
 type PeerFigure = (&'static str, &'static str, fn(&Cluster, NodeIndex, &PeerFigures) -> u64);
 
 const PEER_COUNTERS: [PeerFigure; 7] = [

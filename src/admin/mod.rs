@@ -1,4 +1,5 @@
-//! The control plane: what an operator sees and asks of a running node, over HTTP, on a thread of its own.
+//! The control plane: what an operator sees of a running node and asks of it, over HTTP, on a
+//! thread of its own.
 
 pub mod classes;
 pub mod control;

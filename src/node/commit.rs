@@ -1,15 +1,20 @@
-//! Group commit of one core, for `--sync always`: one sync of the log confirms every write that was in flight.
+//! Group commit of one core, for `--sync always`: one sync of the log confirms every write that was
+//! in flight.
 //!
-//! Writes append and wait; a task of the core syncs what has been appended whenever somebody waits, through io_uring
-//! where there is one. While a sync runs, further writes gather for the next.
+//! A write appends its record and waits. Whenever a request waits, a task of the core syncs what
+//! has been appended, through io_uring if the core runs on it. While a sync runs, further writes
+//! gather for the next one.
 //!
-//! What the requests waited goes to the profile of waits, once a sync for all of them and with two or three readings of the clock: the
-//! first that wants the sync, its beginning and its end. Those that came in between are taken to have come evenly, so the sum is off by at
-//! most half the time they gathered, which is at most half a sync each; as much too little where clients answer at once to the sync
-//! before, right where requests come at random.
+//! The time that the requests waited goes into the profile of waits, once per sync for all of them,
+//! from two or three readings of the clock: when the first request wants the sync, when it begins
+//! and when it ends. The requests in between are assumed to have arrived evenly, so the sum is off
+//! by at most half the time in which they gathered, which is at most half a sync for each. It is
+//! that much too small if all clients answer at once to the previous sync, and right if requests
+//! arrive at random times.
 //!
-//! Owner: one core. Bounds: waiters are requests in flight, which are bounded. Invariants: a wait ends with `Ok` only
-//! after a sync that began after its record was appended; after a failed sync every wait ends with an error, for good.
+//! Owner: one core. Bounds: the waiters are requests in flight, which are bounded. Invariants: a
+//! wait ends with `Ok` only after a sync that began after its record was appended; after a failed
+//! sync every wait ends with an error, for good.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -24,7 +29,7 @@ use koltso_instrument::waited_for;
 use koltso_storage::{SyncBatch, Writer};
 use monoio::fs::File;
 
-/// The core's writer, until it has drained.
+/// The core's writer; `None` once the core has drained.
 pub type SharedWriter = Rc<RefCell<Option<Writer>>>;
 
 /// The group commit of a core.
@@ -32,7 +37,7 @@ pub type SharedWriter = Rc<RefCell<Option<Writer>>>;
 pub struct Commit {
     durable: Cell<u64>,
     wanted: Cell<u64>,
-    /// The position that the sync which runs will make durable.
+    /// The position that the running sync will make durable.
     syncing: Cell<u64>,
     gathering: Cell<Option<Gathering>>,
     failed: Cell<bool>,
@@ -41,27 +46,27 @@ pub struct Commit {
     committer: Cell<Option<Waker>>,
 }
 
-/// Those that wait for the next sync.
+/// The requests that wait for the next sync.
 #[derive(Clone, Copy)]
 struct Gathering {
     count: u32,
-    /// When the first came.
+    /// When the first of them arrived.
     since: Instant,
 }
 
 impl Gathering {
-    /// What they have waited for, all together, when their sync ends.
+    /// How long all of them together have waited when their sync ends.
     fn waited(self, sync_began: Instant, sync_ended: Instant) -> Duration {
         let gathered = sync_began.saturating_duration_since(self.since);
         (gathered / 2 + sync_ended.saturating_duration_since(sync_began)).saturating_mul(self.count)
     }
 }
 
-/// The log could not be synced: the write is not acknowledged.
+/// The log could not be synced, so the write is not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotDurable;
 
-/// A future of the moment when a position of the log is on disk.
+/// Completes when everything up to a position of the log is on disk.
 pub struct Durable {
     commit: Rc<Commit>,
     position: u64,
@@ -84,8 +89,8 @@ impl Future for Durable {
 }
 
 impl Commit {
-    /// Waits until everything up to `position` of the core's log is on disk. The request is made at once, not when the
-    /// future is first polled.
+    /// Waits until everything up to `position` of the core's log is on disk. The request is made at
+    /// once, not when the future is first polled.
     pub fn durable(self: &Rc<Self>, position: u64) -> Durable {
         if position > self.wanted.get() {
             self.wanted.set(position);
@@ -93,7 +98,8 @@ impl Commit {
                 waker.wake();
             }
         }
-        // Who finds its write in the sync that runs is let off: that happens only to one that wrote nothing new.
+        // A request whose position the running sync will reach has written nothing new, and its
+        // wait is not counted.
         if position > self.durable.get().max(self.syncing.get()) && !self.failed.get() {
             let first = || Gathering { count: 0, since: Instant::now() };
             let gathering = self.gathering.get().unwrap_or_else(first);
@@ -102,7 +108,7 @@ impl Commit {
         Durable { commit: self.clone(), position }
     }
 
-    /// Ends [`run`] once nobody waits.
+    /// Ends [`run`] once no request waits.
     pub fn stop(&self) {
         self.stopped.set(true);
         if let Some(waker) = self.committer.take() {
@@ -110,7 +116,7 @@ impl Commit {
         }
     }
 
-    /// Until a write wants to be synced; `false` to stop.
+    /// Waits until a write needs a sync; `false` if the task is to stop.
     async fn wanted(&self) -> bool {
         poll_fn(|cx| {
             if self.wanted.get() > self.durable.get() && !self.failed.get() {
@@ -131,9 +137,9 @@ impl Commit {
     }
 }
 
-/// Syncs the core's log whenever somebody waits for it. A task of the core.
+/// Syncs the core's log whenever a request waits for it. This is a task of the core.
 pub async fn run(commit: Rc<Commit>, writer: SharedWriter) {
-    // Descriptors of the segments that are being written, which are one or two.
+    // Descriptors of the segments that are being written: one or two.
     let mut files: HashMap<u64, File> = HashMap::new();
     while commit.wanted().await {
         let Some(batch) = writer.borrow().as_ref().map(Writer::begin_sync) else {
@@ -201,7 +207,8 @@ mod tests {
         }
     }
 
-    /// How many, how long in nanoseconds, and whether functions of `module` waited: of what has this label as its leaf.
+    /// Of the samples whose leaf is this label: how many waits, how many nanoseconds, and whether
+    /// functions of `module` waited.
     fn found(capture: &Capture, label: &str, module: &str) -> (i64, i64, bool) {
         let names = |stack| capture.stack_at(stack).iter().map(|id| &*capture.frame_at(*id).function);
         let all: Vec<_> = capture.samples.iter().filter(|sample| names(sample.stack).next() == Some(label)).collect();
@@ -217,7 +224,7 @@ mod tests {
         let (store, _) = Store::open(Options { sync: SyncMode::Always, ..Options::new(dir.path()) }).expect("a store");
         let store = Arc::new(store);
         let before = locks::snapshot();
-        // As the requests see it, each by itself.
+        // What the requests measure, each for itself.
         let waited = Rc::new(Cell::new(Duration::ZERO));
         let mut runtime =
             monoio::RuntimeBuilder::<monoio::FusionDriver>::new().enable_timer().build().expect("a runtime");
@@ -249,7 +256,7 @@ mod tests {
             for client in clients {
                 client.await;
             }
-            // Nothing new: on disk, and no wait.
+            // Nothing new was written: everything is on disk, and this is no wait.
             replica.durable().expect("always").await.expect("a disk");
             replica.close();
         });
@@ -258,7 +265,8 @@ mod tests {
         let (count, delay_ns, is_there) = found(&block, "wait:group commit", "commit::");
         let share = delay_ns as f64 / waited.get().as_nanos() as f64;
         println!("{count} waits of {delay_ns} ns, {share:.2} of what the requests saw");
-        // Fewer would mean that somebody was forgotten; a little more or less, that a sync took less than a sample's interval.
+        // Fewer would mean that a request was forgotten; a few more or less that a sync took less
+        // than a sample's interval.
         assert!(
             (count - (CLIENTS * WRITES) as i64).abs() <= 5 && is_there,
             "{count} waits, in {}",

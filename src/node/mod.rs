@@ -1,6 +1,7 @@
 //! One node of the process: what its cores and its control plane share.
 //!
-//! The engine comes late: listeners serve before it is open, and say so. Owner: the process, behind an `Arc`.
+//! The storage is opened late: listeners accept requests before that and answer that the node is
+//! recovering. Owner: the process, behind an `Arc`.
 
 pub mod commit;
 pub mod dispatch;
@@ -40,7 +41,7 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// As `/status` names it.
+    /// The name of the runtime in `/status`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::IoUring(_) => "io_uring",
@@ -51,34 +52,34 @@ impl Runtime {
 
 struct Engine {
     store: Arc<Store>,
-    /// One a core, until the core takes it.
+    /// The writer of each core; `None` once the core has taken it.
     writers: Mutex<Vec<Option<Writer>>>,
 }
 
-/// The node.
+/// A node: see the head of the file.
 pub struct Node {
-    /// What it was told.
+    /// The settings of the node.
     pub config: Config,
-    /// Its versions.
+    /// The clock that makes its versions.
     pub clock: Clock,
-    /// Its connections, and the order to drain.
+    /// The open connections, and the flag that starts the drain.
     pub connections: Arc<Shared>,
-    /// One a core.
+    /// The counters of each core.
     pub metrics: Vec<Arc<CoreMetrics>>,
     /// How the cores run.
     pub runtime: Runtime,
-    /// The cluster that it is a member of, if there are more members.
+    /// The cluster that the node is a member of; `None` if it is the only node.
     pub cluster: Option<Arc<Cluster>>,
-    /// Where its cores were held up, unless nobody looks.
+    /// The stalls of its cores; `None` when stall detection is off (`--stall-bound 0`).
     pub stalls: Option<Stalls>,
-    /// Cores that have taken their writer and serve peers.
+    /// How many cores have taken their writer and serve peers.
     joined: AtomicUsize,
     engine: OnceLock<Engine>,
     control: mpsc::Sender<Handover>,
 }
 
 impl Node {
-    /// A node whose engine is not open yet.
+    /// A node whose storage is not open yet.
     pub fn new(
         config: Config,
         runtime: Runtime,
@@ -101,48 +102,50 @@ impl Node {
         }
     }
 
-    /// Number of nodes in the cluster.
+    /// The number of nodes in the cluster; 1 without one.
     pub fn nodes(&self) -> u64 {
         self.cluster.as_ref().map_or(1, |cluster| cluster.topology.nodes() as u64)
     }
 
-    /// A core serves requests and peers from now on.
+    /// Notes that one more core serves requests and peers.
     pub fn core_joined(&self) {
         self.joined.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Whether all do.
+    /// Whether all cores serve requests and peers.
     pub fn all_joined(&self) -> bool {
         self.joined.load(Ordering::Acquire) >= self.config.threads
     }
 
-    /// The engine is open: from now on requests are served. Once.
+    /// Makes the opened storage available to the cores, which serve requests from now on. May be
+    /// called once.
     pub fn open(&self, store: Arc<Store>, writers: Vec<Writer>) {
         let writers = Mutex::new(&"writers", writers.into_iter().map(Some).collect());
         let opened = self.engine.set(Engine { store, writers });
         assert!(opened.is_ok(), "the engine is opened once");
     }
 
-    /// The engine, once it is open.
+    /// The store; `None` until it is open.
     pub fn store(&self) -> Option<&Arc<Store>> {
         self.engine.get().map(|engine| &engine.store)
     }
 
-    /// The engine and a core's writer; the writer can be taken once.
+    /// The store and the writer of a core; `None` if the store is not open yet or the core has
+    /// taken its writer before.
     pub fn take_writer(&self, core: usize) -> Option<(Arc<Store>, Writer)> {
         let engine = self.engine.get()?;
         let writer = engine.writers.lock().get_mut(core)?.take()?;
         Some((engine.store.clone(), writer))
     }
 
-    /// Lets go of the writers that no core took, so that the store can be closed.
+    /// Drops the writers that no core took, so that the store can be closed.
     pub fn drop_writers(&self) {
         if let Some(engine) = self.engine.get() {
             engine.writers.lock().clear();
         }
     }
 
-    /// One word on what the node does now.
+    /// One word for what the node is doing now.
     pub fn state(&self) -> &'static str {
         match self.store() {
             _ if self.connections.draining() => "draining",
@@ -153,7 +156,7 @@ impl Node {
         }
     }
 
-    /// Why `/health` is not 200, in a sentence.
+    /// Why `/health` does not answer 200, in a sentence; `None` if it does.
     pub fn unhealthy(&self) -> Option<&'static str> {
         match self.state() {
             "serving" => None,
@@ -163,7 +166,8 @@ impl Node {
         }
     }
 
-    /// Gives a connection to the control plane. If that has a thousand waiting already, the connection is closed.
+    /// Passes a connection to the control plane; closes it if
+    /// [`WAITING_MAX`](crate::admin::control::WAITING_MAX) others are waiting already.
     pub fn hand_over(&self, handover: Handover) {
         if self.control.try_send(handover).is_err() {
             tracing::warn!("the control plane is overloaded: a connection to it was closed");

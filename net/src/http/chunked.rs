@@ -1,27 +1,28 @@
-//! Chunked bodies (RFC 9112, 7.1), decoded as they come.
+//! Chunked bodies (RFC 9112, 7.1), decoded as they arrive.
 //!
-//! A state machine that is fed slices and appends the data to a `Vec<u8>`; whatever way the input is cut, the result is the
-//! same. Strict, because a lenient reader behind a lenient proxy is how requests get smuggled: only CRLF ends a line, the
-//! size is plain hexadecimal. Usable by a server and by a client.
+//! A state machine that is fed slices and appends the data to a `Vec<u8>`; however the input is
+//! cut, the result is the same. It is strict, because a lenient reader behind a lenient proxy lets
+//! requests be smuggled: only CRLF ends a line, and the size is plain hexadecimal. Servers and
+//! clients can use it.
 //!
-//! Bounds: data by `body_max`, a chunk line by [`LINE_MAX`], all trailers by [`TRAILERS_MAX`]. Extensions and trailers are
-//! read over. Tested below, over all cuts by a property.
+//! Bounds: `body_max` for the data, [`LINE_MAX`] for a chunk line, [`TRAILERS_MAX`] for all
+//! trailers. Extensions and trailers are skipped. Tested below, with a property test over all cuts.
 
-/// Longest chunk line in bytes, size and extensions, without CRLF.
+/// The most bytes of a chunk line, size and extensions, without CRLF.
 pub const LINE_MAX: u32 = 256;
-/// Most bytes of trailers in all, with their line ends.
+/// The most bytes of all trailers together, with their line ends.
 pub const TRAILERS_MAX: u32 = 16 * 1024;
 
 /// Why a chunked body was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkedError {
-    /// The data passes the limit.
+    /// The data exceeds the limit.
     #[error("the chunked body is larger than the limit of {body_max} bytes")]
     TooLarge {
         /// The limit in bytes.
         body_max: usize,
     },
-    /// No hexadecimal digit where a chunk size must stand, or something odd after it.
+    /// There is no hexadecimal digit where a chunk size must be, or an invalid byte after the size.
     #[error("a chunk of the body has no valid hexadecimal size")]
     Size,
     /// The chunk size needs more than 64 bits.
@@ -30,7 +31,7 @@ pub enum ChunkedError {
     /// The chunk line is longer than [`LINE_MAX`].
     #[error("a chunk size line with its extensions is longer than the limit of {LINE_MAX} bytes")]
     LineTooLong,
-    /// A line or a chunk does not end in CRLF, or a control character stands in a line.
+    /// A line or a chunk does not end in CRLF, or a line contains a control character.
     #[error("a chunk of the body does not end in CR LF where it must")]
     LineEnd,
     /// The trailers are longer than [`TRAILERS_MAX`].
@@ -38,12 +39,12 @@ pub enum ChunkedError {
     TrailersTooLong,
 }
 
-/// What a call of [`Decoder::feed`] came to.
+/// The result of one call of [`Decoder::feed`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of the input that belong to the body. All of them, unless `done`.
+    /// How many bytes of the input belong to the body: all of them unless `done`.
     pub consumed: usize,
-    /// The body has ended.
+    /// Whether the body has ended.
     pub done: bool,
 }
 
@@ -75,7 +76,7 @@ enum State {
 #[derive(Debug, Clone)]
 pub struct Decoder {
     state: State,
-    /// Size of the chunk while its line is read, then its bytes still to come.
+    /// The size of the chunk while its line is read, then how many of its bytes are still to come.
     remaining: u64,
     line: u32,
     trailers: u32,
@@ -90,10 +91,11 @@ impl Decoder {
         Self { state: State::Start, remaining: 0, line: 0, trailers: 0, total: 0, body_max }
     }
 
-    /// Takes what `input` holds of the body and appends its data to `body`. After `done` it takes nothing more.
+    /// Takes the part of `input` that belongs to the body and appends its data to `body`. After
+    /// `done` it takes nothing more.
     ///
     /// # Errors
-    /// [`ChunkedError`]; the decoder is of no use afterwards.
+    /// [`ChunkedError`]; the decoder must not be used afterwards.
     pub fn feed(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<Progress, ChunkedError> {
         let mut at = 0;
         while self.state != State::Done {

@@ -1,10 +1,10 @@
-//! The text of a `Date` header (RFC 9110, 5.6.7), made anew once a second.
+//! The text of a `Date` header (RFC 9110, 5.6.7), formatted once a second.
 //!
-//! Owner: one a core. Time is passed in. Tested below.
+//! Owner: each core has one. The time is passed in. Tested below.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Length of an HTTP date, `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// Length in bytes of an HTTP date such as `Sun, 06 Nov 1994 08:49:37 GMT`.
 pub const DATE_LENGTH: usize = 29;
 
 /// A cached HTTP date.
@@ -23,14 +23,14 @@ impl Date {
         date
     }
 
-    /// Formats again if the second has changed.
+    /// Formats the date again if the second has changed.
     pub fn refresh(&mut self, now: SystemTime) {
         let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         if second == self.second {
             return;
         }
         self.second = second;
-        // httpdate panics past the year 9999; a clock that wrong keeps the last good text.
+        // httpdate panics past the year 9999; with a clock that wrong the last good text stays.
         if second < 253_402_300_800 {
             let text = httpdate::fmt_http_date(now.max(UNIX_EPOCH));
             if let Ok(text) = text.as_bytes().try_into() {
@@ -39,7 +39,7 @@ impl Date {
         }
     }
 
-    /// The text, 29 bytes.
+    /// The text of the date.
     #[must_use]
     pub fn text(&self) -> &[u8; DATE_LENGTH] {
         &self.text

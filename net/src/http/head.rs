@@ -1,24 +1,27 @@
-//! Request heads: a byte slice in, [`Partial`](Parsed::Partial), [`Complete`](Parsed::Complete) or [`Bad`](Parsed::Bad) out.
+//! Request heads: a byte slice in; [`Partial`](Parsed::Partial), [`Complete`](Parsed::Complete) or
+//! [`Bad`](Parsed::Bad) out.
 //!
-//! httparse does the syntax; this file decides what the head means for the connection: target, framing of the body,
-//! keep-alive, expectations. Nothing is allocated for a request that is well-formed.
+//! httparse does the syntax; this file decides what the head means for the connection: target,
+//! framing of the body, keep-alive, expectations. A well-formed request allocates nothing.
 //!
-//! Bounds: [`HEADERS_MAX`] header lines and `header_max` bytes, both `431` past it.
+//! Bounds: [`HEADERS_MAX`] header lines and `header_max` bytes; a head that exceeds either is
+//! answered with `431`.
 //!
 //! Invariants, against request smuggling (RFC 9112, 6.3 and 11.2):
-//! 1. A body has exactly one framing: one `Content-Length` of plain digits, or `Transfer-Encoding: chunked`, or none.
-//! 2. Whatever could be read two ways is refused and the connection closed; nothing is repaired.
+//! 1. A body has exactly one framing: one `Content-Length` of plain digits, or `Transfer-Encoding:
+//!    chunked`, or none.
+//! 2. Whatever could be read in two ways is refused and the connection closed; nothing is repaired.
 //!
-//! Tested below; the properties feed arbitrary bytes and every prefix.
+//! Tested below; the property tests feed arbitrary bytes and every prefix.
 
 use std::borrow::Cow;
 
 use super::chunked::ChunkedError;
 
-/// Most header lines in a head.
+/// The most header lines in a head.
 pub const HEADERS_MAX: usize = 64;
 
-/// A request method. `Head::method_name` has the name of an [`Method::Other`].
+/// A request method. For [`Method::Other`], `Head::method_name` has the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// `GET`
@@ -51,7 +54,7 @@ impl Method {
 /// The protocol version of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// HTTP/1.0: closes by default, knows no chunks.
+    /// HTTP/1.0: connections close by default, and chunks do not exist.
     Http10,
     /// HTTP/1.1
     Http11,
@@ -81,17 +84,17 @@ pub struct Head<'a> {
     pub query: &'a str,
     /// The protocol version.
     pub version: Version,
-    /// The client keeps the connection open after the answer.
+    /// Whether the client keeps the connection open after the answer.
     pub keep_alive: bool,
     /// How the body is delimited.
     pub body: Framing,
-    /// The client waits for `100 Continue` before it sends the body.
+    /// Whether the client waits for `100 Continue` before it sends the body.
     pub expect_continue: bool,
-    /// The value of `If-None-Match`, the first if there are several.
+    /// The value of `If-None-Match`, the first if there are several; `None` if there is none.
     pub if_none_match: Option<&'a [u8]>,
-    /// The value of `Authorization`.
+    /// The value of `Authorization`; `None` if there is none.
     pub authorization: Option<&'a [u8]>,
-    /// Bytes of the head, up to and with the empty line.
+    /// Bytes of the head, including the empty line.
     pub head_len: usize,
 }
 
@@ -124,14 +127,14 @@ impl From<ChunkedError> for BadRequest {
     }
 }
 
-/// What the bytes so far come to.
+/// The result of parsing the bytes received so far.
 #[derive(Debug)]
 pub enum Parsed<'a> {
-    /// The head is not whole yet.
+    /// The head is not complete yet.
     Partial,
-    /// A whole head.
+    /// The head is complete.
     Complete(Head<'a>),
-    /// Not a request that can be served.
+    /// The bytes are not a request that can be served.
     Bad(BadRequest),
 }
 
@@ -218,7 +221,7 @@ fn after_authority(target: &str) -> Result<&str, BadRequest> {
     Ok(if end == rest.len() { "/" } else { &rest[end..] })
 }
 
-/// What the header lines say that the connection needs.
+/// The parts of the header lines that the connection needs.
 #[derive(Default)]
 struct Fields<'a> {
     hosts: usize,
@@ -310,7 +313,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Keeps `value` if there was none.
+/// Sets the field to `value`, or refuses the request if the field had a value already.
 fn once<T>(field: &mut Option<T>, value: T, name: &str) -> Result<(), BadRequest> {
     match field.replace(value) {
         None => Ok(()),
@@ -318,7 +321,7 @@ fn once<T>(field: &mut Option<T>, value: T, name: &str) -> Result<(), BadRequest
     }
 }
 
-/// At most 64 bytes of a header value, fit for a sentence.
+/// At most 64 bytes of a header value, escaped so that they can be part of a sentence.
 fn shown(value: &[u8]) -> String {
     let cut = &value[..value.len().min(64)];
     let dots = if cut.len() < value.len() { "…" } else { "" };
@@ -349,7 +352,7 @@ fn syntax(error: httparse::Error, bytes: &[u8]) -> BadRequest {
     }
 }
 
-/// `505` for a well-formed version that is not 1.0 or 1.1, else `400`.
+/// `505` for a well-formed version other than 1.0 and 1.1, otherwise `400`.
 fn version_error(bytes: &[u8]) -> BadRequest {
     let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).find(|line| !line.is_empty()).unwrap_or_default();
     let version = line.split(|byte| *byte == b' ').nth(2).unwrap_or_default();

@@ -1,7 +1,8 @@
 //! HTTP/1.1 as bytes: request heads, query strings, chunked bodies, answers.
 //!
-//! Owner: none, these are functions and small state machines. Bounds: every length that comes from outside is compared
-//! with a limit given by the caller. Absent: I/O, clock, randomness. Tested in each file, by properties where input is hostile.
+//! Owner: none; these are functions and small state machines. Bounds: every length that comes from
+//! outside is compared with a limit given by the caller. Absent: I/O, clock, randomness. Tested in
+//! each file, with property tests where the input is hostile.
 
 pub mod chunked;
 pub mod date;

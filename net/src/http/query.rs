@@ -1,7 +1,7 @@
 //! Query strings: pairs split at `&` and the first `=`, and strict percent-decoding of either half.
 //!
-//! `+` stays a plus. A `%` without two hexadecimal digits is an error, never a literal. No allocation without a `%`.
-//! Tested below.
+//! `+` stays a plus. A `%` without two hexadecimal digits is an error, never a literal. Decoding
+//! allocates only if there is a `%`. Tested below.
 
 use std::borrow::Cow;
 
@@ -9,11 +9,12 @@ use std::borrow::Cow;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the percent escape at byte {at} is not % and two hexadecimal digits")]
 pub struct BadEscape {
-    /// Where in the value the `%` stands, in bytes from 0.
+    /// The position of the `%` in the value, in bytes from 0.
     pub at: usize,
 }
 
-/// The raw `(name, value)` pairs of a query, in order. A pair without `=` has an empty value; empty pairs are skipped.
+/// The raw `(name, value)` pairs of a query, in order. A pair without `=` has an empty value; empty
+/// pairs are skipped.
 #[inline]
 pub fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut rest = query;

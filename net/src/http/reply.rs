@@ -1,15 +1,18 @@
 //! Answers as bytes, written into a buffer without allocation or formatting machinery.
 //!
-//! [`ReplyContext`] is what an answer must know of its request: a small copy that a future can carry away and write an
-//! answer with later. [`Reply`] is the same bound to the connection's output buffer, for answers that are ready at once.
+//! [`ReplyContext`] is what an answer must know about its request: a small copy that a future can
+//! take along to write an answer later. [`Reply`] is the same, bound to the connection's output
+//! buffer, for answers that are ready at once.
 //!
 //! Invariants:
-//! 1. An answer is one status line, `Date`, `Connection` where it says something, the headers, an empty line, the body.
-//! 2. After `HEAD`, no body byte is written, though `Content-Length` says what `GET` would have sent.
-//! 3. `204` and `304` carry neither `Content-Length` nor body.
+//! 1. An answer is one status line, `Date`, `Connection` if it is needed, the headers, an empty
+//!    line, the body.
+//! 2. After `HEAD`, no byte of a body is written, though `Content-Length` says what `GET` would
+//!    have sent.
+//! 3. `204` and `304` have neither `Content-Length` nor a body.
 //!
-//! The status line says HTTP/1.1 also to HTTP/1.0 clients (RFC 9110, 6.2); what they would not understand is not sent.
-//! Tested below.
+//! The status line says HTTP/1.1 even to HTTP/1.0 clients (RFC 9110, 6.2), but nothing is sent that
+//! they would not understand. Tested below.
 
 use super::date::{DATE_LENGTH, Date};
 use super::head::{Head, Method, Version};
@@ -18,7 +21,8 @@ use super::status;
 const OCTETS: &[u8] = b"Content-Type: application/octet-stream\r\n";
 const TEXT: &[u8] = b"Content-Type: text/plain; charset=utf-8\r\n";
 
-/// One more header line, which the program wants in an answer whatever its status is. Made without allocation.
+/// One more header line that the program wants in an answer whatever its status is. Making one does
+/// not allocate.
 #[derive(Debug, Clone, Copy)]
 pub struct ExtraLine {
     bytes: [u8; ExtraLine::LENGTH_MAX],
@@ -26,14 +30,14 @@ pub struct ExtraLine {
 }
 
 impl ExtraLine {
-    /// Bytes of the line, with its end.
+    /// The most bytes of the line, with its end.
     pub const LENGTH_MAX: usize = 40;
     const NONE: Self = Self { bytes: [0; Self::LENGTH_MAX], length: 0 };
 
-    /// `name: a/b`.
+    /// The line `name: a/b`.
     ///
     /// # Panics
-    /// If the line would be longer than [`ExtraLine::LENGTH_MAX`]; the name is the program's.
+    /// If the line would be longer than [`ExtraLine::LENGTH_MAX`]; the program chooses the name.
     #[must_use]
     pub fn ratio(name: &str, a: u32, b: u32) -> Self {
         let mut line = Self::NONE;
@@ -51,14 +55,14 @@ impl ExtraLine {
     }
 }
 
-/// What an answer must know of its request.
+/// What an answer must know about its request.
 #[derive(Debug, Clone, Copy)]
 pub struct ReplyContext {
     /// The client's version.
     pub version: Version,
-    /// The request is a `HEAD`: no body follows.
+    /// Whether the request is a `HEAD`, so that no body follows.
     pub head: bool,
-    /// The connection stays open after the answer.
+    /// Whether the connection stays open after the answer.
     pub keep_alive: bool,
     date: [u8; DATE_LENGTH],
     extra: ExtraLine,
@@ -84,13 +88,13 @@ impl ReplyContext {
         Self { version: Version::Http11, head: false, keep_alive: false, date: *date.text(), extra: ExtraLine::NONE }
     }
 
-    /// Adds a header line to whatever is answered.
+    /// Adds a header line to the answer, whatever it will be.
     pub fn set_extra(&mut self, line: ExtraLine) {
         self.extra = line;
     }
 
-    /// Begins an answer: status line, `Date`, `Connection`. Headers follow with [`header`](Self::header), then
-    /// [`end`](Self::end) or [`end_with_body`](Self::end_with_body).
+    /// Begins an answer: status line, `Date`, `Connection`. Headers follow with
+    /// [`header`](Self::header), then [`end`](Self::end) or [`end_with_body`](Self::end_with_body).
     #[inline]
     pub fn begin(&self, out: &mut Vec<u8>, code: u16) {
         match status::beginning(code) {
@@ -110,7 +114,8 @@ impl ReplyContext {
         out.extend_from_slice(self.extra.as_bytes());
     }
 
-    /// One header line. Name and value must be free of CR, LF and NUL: they are the program's, not the client's.
+    /// Writes one header line. Name and value must be free of CR, LF and NUL: they come from the
+    /// program, not from the client.
     #[inline]
     pub fn header(&self, out: &mut Vec<u8>, name: &str, value: &[u8]) {
         debug_assert!(!value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));
@@ -135,7 +140,7 @@ impl ReplyContext {
         }
     }
 
-    /// Ends the head with `Content-Length`; the body is sent by somebody else.
+    /// Ends the head with `Content-Length`; the caller sends the body separately.
     #[inline]
     pub fn end_with_length(&self, out: &mut Vec<u8>, length: u64) {
         out.extend_from_slice(b"Content-Length: ");
@@ -143,7 +148,7 @@ impl ReplyContext {
         out.extend_from_slice(b"\r\n\r\n");
     }
 
-    /// An answer without a body.
+    /// Writes an answer without a body.
     #[inline]
     pub fn empty(&self, out: &mut Vec<u8>, code: u16) {
         self.begin(out, code);
@@ -153,13 +158,13 @@ impl ReplyContext {
         }
     }
 
-    /// An error: one plain sentence as text.
+    /// Writes an error: one plain sentence as text.
     pub fn error(&self, out: &mut Vec<u8>, code: u16, sentence: &str) {
         self.begin(out, code);
         self.end_error(out, sentence);
     }
 
-    /// An error with one more header, such as `Allow` or `Retry-After`.
+    /// Writes an error with one more header, such as `Allow` or `Retry-After`.
     pub fn error_with(&self, out: &mut Vec<u8>, code: u16, name: &str, value: &str, sentence: &str) {
         self.begin(out, code);
         self.header(out, name, value.as_bytes());
@@ -175,7 +180,7 @@ impl ReplyContext {
         }
     }
 
-    /// `200` with a value. `etag` is the tag with its quotes.
+    /// Writes a `200` with a value. `etag` is the tag with its quotes.
     #[inline]
     pub fn value(&self, out: &mut Vec<u8>, etag: &[u8], body: &[u8]) {
         self.value_head(out, etag, body.len() as u64);
@@ -184,7 +189,8 @@ impl ReplyContext {
         }
     }
 
-    /// The head of a `200` with a value that is sent separately. `etag` is the tag with its quotes.
+    /// Writes the head of a `200` with a value that is sent separately. `etag` is the tag with its
+    /// quotes.
     #[inline]
     pub fn value_head(&self, out: &mut Vec<u8>, etag: &[u8], content_length: u64) {
         self.begin(out, 200);
@@ -193,7 +199,8 @@ impl ReplyContext {
         self.end_with_length(out, content_length);
     }
 
-    /// The head of a `200` whose length is not known: chunked, or delimited by closing for an HTTP/1.0 client.
+    /// Writes the head of a `200` whose length is not known: the body is chunked or, for an
+    /// HTTP/1.0 client, ends with the connection.
     pub fn stream_head(&self, out: &mut Vec<u8>, content_type: &str) {
         let delimited_by_close = Self { keep_alive: self.keep_alive && self.version == Version::Http11, ..*self };
         delimited_by_close.begin(out, 200);
@@ -204,14 +211,14 @@ impl ReplyContext {
         self.end(out);
     }
 
-    /// `304` with the tag, which has its quotes.
+    /// Writes a `304`; `etag` is the tag with its quotes.
     pub fn not_modified(&self, out: &mut Vec<u8>, etag: &[u8]) {
         self.begin(out, 304);
         self.header(out, "ETag", etag);
         self.end(out);
     }
 
-    /// A text answer, for people.
+    /// Writes an answer that is text for people.
     pub fn text(&self, out: &mut Vec<u8>, code: u16, text: &str) {
         self.begin(out, code);
         out.extend_from_slice(TEXT);
@@ -240,33 +247,33 @@ impl<'a> Reply<'a> {
         Self { out, context, tag: 0 }
     }
 
-    /// A copy that can be carried away to write the answer later.
+    /// A copy of the context, with which the answer can be written later.
     #[inline]
     #[must_use]
     pub fn context(&self) -> ReplyContext {
         self.context
     }
 
-    /// Marks the answer for `Service::finished`. 0 until set.
+    /// Sets the mark that `Service::finished` gets; it is 0 until it is set.
     #[inline]
     pub fn tag(&mut self, tag: u16) {
         self.tag = tag;
     }
 
-    /// The mark.
+    /// The mark of the answer.
     #[inline]
     #[must_use]
     pub fn tagged(&self) -> u16 {
         self.tag
     }
 
-    /// Adds a header line to the answer. To be called before the answer is written.
+    /// Adds a header line to the answer. Call it before the answer is written.
     #[inline]
     pub fn set_extra(&mut self, line: ExtraLine) {
         self.context.set_extra(line);
     }
 
-    /// The connection closes after this answer. To be called before the answer is written.
+    /// Closes the connection after this answer. Call it before the answer is written.
     pub fn close(&mut self) {
         self.context.keep_alive = false;
     }
@@ -283,13 +290,14 @@ impl<'a> Reply<'a> {
         self.context.begin(self.out, code);
     }
 
-    /// One header line; see [`ReplyContext::header`].
+    /// Writes one header line; see [`ReplyContext::header`].
     #[inline]
     pub fn header(&mut self, name: &str, value: &[u8]) {
         self.context.header(self.out, name, value);
     }
 
-    /// Ends the head with `Content-Length` and writes the body; see [`ReplyContext::end_with_body`].
+    /// Ends the head with `Content-Length` and writes the body; see
+    /// [`ReplyContext::end_with_body`].
     #[inline]
     pub fn end_with_body(&mut self, body: &[u8]) {
         self.context.end_with_body(self.out, body);
@@ -301,45 +309,47 @@ impl<'a> Reply<'a> {
         self.context.end_with_length(self.out, length);
     }
 
-    /// An answer without a body.
+    /// Writes an answer without a body.
     #[inline]
     pub fn empty(&mut self, code: u16) {
         self.context.empty(self.out, code);
     }
 
-    /// An error: one plain sentence as text.
+    /// Writes an error: one plain sentence as text.
     pub fn error(&mut self, code: u16, sentence: &str) {
         self.context.error(self.out, code, sentence);
     }
 
-    /// An error with one more header, such as `Allow` or `Retry-After`.
+    /// Writes an error with one more header, such as `Allow` or `Retry-After`.
     pub fn error_with(&mut self, code: u16, name: &str, value: &str, sentence: &str) {
         self.context.error_with(self.out, code, name, value, sentence);
     }
 
-    /// `200` with a value that is copied into the buffer. `etag` is the tag with its quotes.
+    /// Writes a `200` with a value, which is copied into the buffer. `etag` is the tag with its
+    /// quotes.
     #[inline]
     pub fn value(&mut self, etag: &[u8], body: &[u8]) {
         self.context.value(self.out, etag, body);
     }
 
-    /// The head of a `200` whose value follows as `Outcome::Value`. `etag` is the tag with its quotes.
+    /// Writes the head of a `200` whose value follows as `Outcome::Value`. `etag` is the tag with
+    /// its quotes.
     #[inline]
     pub fn value_head(&mut self, etag: &[u8], content_length: u64) {
         self.context.value_head(self.out, etag, content_length);
     }
 
-    /// The head of a `200` whose body follows as `Outcome::Stream`.
+    /// Writes the head of a `200` whose body follows as `Outcome::Stream`.
     pub fn stream_head(&mut self, content_type: &str) {
         self.context.stream_head(self.out, content_type);
     }
 
-    /// `304` with the tag, which has its quotes.
+    /// Writes a `304`; `etag` is the tag with its quotes.
     pub fn not_modified(&mut self, etag: &[u8]) {
         self.context.not_modified(self.out, etag);
     }
 
-    /// A text answer, for people.
+    /// Writes an answer that is text for people.
     pub fn text(&mut self, code: u16, text: &str) {
         self.context.text(self.out, code, text);
     }

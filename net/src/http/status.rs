@@ -1,6 +1,7 @@
-//! Status codes as the beginning of an answer: status line and the name of the `Date` header, in one piece.
+//! The beginning of an answer for each status code: the status line and the name of the `Date`
+//! header, in one piece.
 //!
-//! 504 has this API's own phrase, `Not Enough Replicas`.
+//! The API has a phrase of its own for 504, `Not Enough Replicas`.
 
 macro_rules! beginnings {
     ($($code:literal $phrase:literal,)*) => {

@@ -1,7 +1,9 @@
-//! Captures that run and captures that are kept.
+//! The captures that run and those that are kept.
 //!
-//! Owner: the control plane, behind an `Arc`; captures run on threads of their own, never on a data core. Bounds: two of a kind
-//! run at a time, and two more that make room for them; [`KEPT_MAX`] captures and about [`KEPT_BYTES_MAX`] bytes are kept, the oldest go first.
+//! Owner: the control plane, behind an `Arc`; captures run on threads of their own, never on a data
+//! core. Bounds: two captures of a kind run at a time, and two more that were told to make room for
+//! them. At most [`KEPT_MAX`] captures and about [`KEPT_BYTES_MAX`] bytes are kept; the oldest are
+//! dropped first.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,37 +21,36 @@ use koltso_profiling::symbols::Symbols;
 
 use super::request::Asked;
 
-/// Captures kept.
+/// The most captures that are kept.
 pub const KEPT_MAX: usize = 16;
-/// Bytes that they take, about.
+/// About how many bytes they may take.
 pub const KEPT_BYTES_MAX: usize = 64 << 20;
-/// Captures of a kind at a time.
+/// The most captures of a kind that run at a time.
 const RUNNING_MAX: usize = 2;
-/// Captures of a kind that were told to make room and are not done with their symbols yet.
+/// The most captures of a kind that were told to make room and are not finished yet.
 const ENDING_MAX: usize = 2;
-/// How often a wait looks whether it should end.
+/// How often a thread that waits checks whether it should end.
 const LOOK: Duration = Duration::from_millis(50);
 
 struct Running {
     number: u64,
     event: Event,
     stop: Arc<AtomicBool>,
-    /// It was told to make room, and has not ended yet.
+    /// Whether the capture was told to end early and has not ended yet.
     ending: bool,
 }
 
-/// A capture that was made.
+/// A capture that is complete and kept.
 #[derive(Clone)]
 pub struct Kept {
-    /// Its number, which never comes again.
+    /// The number of the capture, which is never used again.
     pub id: u64,
-    /// Itself.
     pub capture: Arc<Capture>,
     bytes: usize,
 }
 
 impl Kept {
-    /// Whether its samples have times.
+    /// Whether the samples have times, so that a heatmap can be made.
     pub fn has_times(&self) -> bool {
         self.capture.samples.iter().any(|sample| sample.at_ns > 0) || self.capture.samples.is_empty()
     }
@@ -62,7 +63,7 @@ struct State {
     kept: VecDeque<Kept>,
 }
 
-/// See above.
+/// The captures of a node: see the head of the file.
 pub struct Captures {
     state: Mutex<State>,
 }
@@ -73,19 +74,19 @@ impl Default for Captures {
     }
 }
 
-/// Two of the kind run already.
+/// Two captures of the kind run already.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Busy;
 
-/// A capture's place among those that run, until the thread that makes it is done with it.
+/// A capture's place among those that run, held by the thread that makes it until it is done.
 pub struct Turn {
     captures: Arc<Captures>,
     number: u64,
-    /// Says that it is to end early.
+    /// Set to end the capture early.
     pub stop: Arc<AtomicBool>,
 }
 
-/// Ends a capture early when it is dropped, and lets another have its turn.
+/// Ends a capture early when it is dropped, so that another one can run.
 pub struct Ends {
     captures: Arc<Captures>,
     number: u64,
@@ -102,7 +103,7 @@ impl Drop for Ends {
 }
 
 impl Turn {
-    /// For who waits for the capture.
+    /// The guard for whoever waits for the capture.
     pub fn guard(&self) -> Ends {
         Ends { captures: self.captures.clone(), number: self.number }
     }
@@ -114,7 +115,7 @@ impl Drop for Turn {
     }
 }
 
-/// What a capture takes in memory, about.
+/// About how many bytes a capture takes in memory.
 fn bytes_of(capture: &Capture) -> usize {
     let frames = capture.frames().iter().map(|frame| 160 + 2 * frame.function.len()).sum::<usize>();
     let stacks = capture.stacks().iter().map(|stack| 64 + 8 * stack.len()).sum::<usize>();
@@ -122,15 +123,15 @@ fn bytes_of(capture: &Capture) -> usize {
 }
 
 impl Captures {
-    /// A turn for a capture; with `force`, the oldest of the kind makes room.
+    /// Begins a capture; with `force`, the oldest of the kind makes room for it.
     ///
     /// # Errors
-    /// [`Busy`].
+    /// [`Busy`] if there is no room.
     pub fn begin(self: &Arc<Self>, event: Event, force: bool) -> Result<Turn, Busy> {
         let mut state = self.state.lock();
         let of_kind = || state.running.iter().filter(|running| running.event == event);
         let is_full = of_kind().filter(|running| !running.ending).count() >= RUNNING_MAX;
-        // Those that end have their threads and memory still.
+        // Captures that are ending still have their threads and their memory.
         if is_full && !force || of_kind().count() >= RUNNING_MAX + ENDING_MAX {
             return Err(Busy);
         }
@@ -158,18 +159,18 @@ impl Captures {
         kept
     }
 
-    /// Those that are kept, the oldest first.
+    /// The captures that are kept, the oldest first.
     pub fn kept(&self) -> Vec<Kept> {
         self.state.lock().kept.iter().cloned().collect()
     }
 
-    /// What runs now.
+    /// The kinds of the captures that run now, without those that were told to end.
     pub fn running(&self) -> Vec<Event> {
         self.state.lock().running.iter().filter(|running| !running.ending).map(|running| running.event).collect()
     }
 }
 
-/// Names for the addresses that are counted all the time.
+/// Gives names to the addresses in the counts that are always on.
 struct Names(Symbols);
 
 impl Symbolise for Names {
@@ -178,7 +179,7 @@ impl Symbolise for Names {
     }
 }
 
-/// Waits for so long, or until it is to end early.
+/// Waits for this many seconds, or until `stop` is set.
 fn wait(seconds: u32, stop: &AtomicBool) {
     let until = Instant::now() + Duration::from_secs(seconds.into());
     while Instant::now() < until && !stop.load(Ordering::Relaxed) {
@@ -190,10 +191,10 @@ fn not_watched() -> EngineError {
     EngineError::Forbidden { capability: "--stall-bound", detail: "with 0 nobody watches for stalls".to_owned() }
 }
 
-/// The stalls that are kept, a line each.
+/// The stalls that are kept, one on each line.
 ///
 /// # Errors
-/// [`EngineError::Forbidden`] if nobody watches.
+/// [`EngineError::Forbidden`] if stall detection is off.
 pub fn list_stalls(watched: Option<&Stalls>) -> Result<String, EngineError> {
     let watched = watched.ok_or_else(not_watched)?;
     let list = stalls::text(&watched.list(), &mut Symbols::new());
@@ -203,7 +204,7 @@ pub fn list_stalls(watched: Option<&Stalls>) -> Result<String, EngineError> {
     Ok(list)
 }
 
-/// Makes a capture, on the calling thread, which waits for it.
+/// Makes a capture on the calling thread, which is blocked until the capture ends.
 ///
 /// # Errors
 /// See [`EngineError`].
@@ -235,7 +236,7 @@ pub fn capture(asked: &Asked, watched: Option<&Stalls>, stop: &Arc<AtomicBool>) 
         (Event::Stalls, _) => stalls::capture(watched.ok_or_else(not_watched)?, &mut names.0),
         (Event::Other, _) => unreachable!("nobody can ask for it"),
     };
-    // What counts all the time knows addresses alone.
+    // The counts that are always on have only addresses, and no mappings.
     capture.mappings = names.0.mappings();
     Ok(capture)
 }
@@ -255,7 +256,7 @@ mod tests {
         let other = captures.begin(Event::OffCpu, false).expect("another kind");
         let third = captures.begin(Event::Cpu, true).expect("forced");
         assert!(first.stop.load(Ordering::Relaxed) && !second.stop.load(Ordering::Relaxed));
-        // Nobody is forced out faster than captures end.
+        // Captures are not forced out faster than they end.
         let fourth = captures.begin(Event::Cpu, true).expect("forced");
         assert!(second.stop.load(Ordering::Relaxed) && captures.begin(Event::Cpu, true).is_err());
         assert_eq!(captures.running().len(), 3);
@@ -264,7 +265,8 @@ mod tests {
         assert!(third.stop.load(Ordering::Relaxed));
         drop((third, fourth));
         assert_eq!(captures.running(), [Event::Cpu]);
-        // Those who wait go away: their captures end and others have their turn, but no more than four threads work at it.
+        // When those who wait go away, their captures end and others can begin, but no more than
+        // four threads are at work.
         let rest: Vec<Turn> = (0..3)
             .map(|_| {
                 let turn = captures.begin(Event::Cpu, false).expect("a turn");
@@ -306,7 +308,7 @@ mod tests {
         let of_20_mb = 20_000_000 / size_of::<Sample>();
         let ids: Vec<u64> = (0..5).map(|_| captures.keep(large(of_20_mb)).id).collect();
         assert_eq!(captures.kept().iter().map(|kept| kept.id).collect::<Vec<_>>(), ids[2..]);
-        // It is given to who asked for it all the same.
+        // Whoever asked for it gets it all the same.
         let largest = captures.keep(large(4 * of_20_mb));
         assert_eq!(largest.capture.samples.len(), 4 * of_20_mb);
         assert!(captures.kept().is_empty());

@@ -1,8 +1,10 @@
-//! `/debug/pprof/`: what the process can tell about itself, as Go's `net/http/pprof` has it.
+//! `/debug/pprof/`: profiles of this process, with the paths of Go's `net/http/pprof`.
 //!
-//! - `request.rs`: what is asked for. `captures.rs`: what runs and what is kept.
+//! - `request.rs`: what a request asks for.
+//! - `captures.rs`: which captures run and which are kept.
 //!
-//! A capture runs on a thread of its own, never on a data core; a client that goes away ends it. Tested in `tests/profiles.rs`.
+//! A capture runs on a thread of its own, never on a data core, and ends early if its client goes
+//! away. Tested in `tests/profiles.rs`.
 
 mod captures;
 mod request;
@@ -27,7 +29,8 @@ use self::request::Format;
 use crate::admin::refusal::{refuse, wrong_method};
 use crate::node::Node;
 
-/// Of every error below `/debug/pprof`, so that `go tool pprof` prints its sentence. The control plane adds it, to those of its guard, too.
+/// The header of every error below `/debug/pprof`, which makes `go tool pprof` print the sentence.
+/// The control plane adds it, also to the errors of its guard.
 pub const GO_PPROF: HeaderName = HeaderName::from_static("x-go-pprof");
 const CAPTURE: HeaderName = HeaderName::from_static("x-koltso-capture");
 
@@ -36,11 +39,12 @@ const CAPTURE: HeaderName = HeaderName::from_static("x-koltso-capture");
 struct Debug {
     captures: Arc<Captures>,
     node: Arc<Node>,
-    /// Turns to give a kept capture in another form: a large one takes memory while it is made.
+    /// Permits to give a kept capture in another form: a large capture takes memory while that is
+    /// made.
     formats: Arc<Semaphore>,
 }
 
-/// Forms of kept captures that are made at a time; others wait for their turn.
+/// How many forms of kept captures are made at a time; further requests wait.
 const FORMATS_MAX: usize = 2;
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -89,10 +93,11 @@ fn busy(sentence: &str) -> Response {
     response
 }
 
-/// Does what takes time (waiting, symbols, formats) on a thread of its own, so that the control plane goes on answering.
+/// Does what takes time (waiting, symbols, formats) on a thread of its own, so that the control
+/// plane can go on answering.
 async fn on_thread(work: impl FnOnce() -> Response + Send + 'static) -> Response {
     let (sender, made) = oneshot::channel();
-    // A client that went away wants nothing.
+    // If the client has gone away, nobody receives the response.
     let body = move || {
         step_aside();
         _ = sender.send(work());
@@ -103,7 +108,7 @@ async fn on_thread(work: impl FnOnce() -> Response + Send + 'static) -> Response
     made.await.unwrap_or_else(|_| refuse(StatusCode::INTERNAL_SERVER_ERROR, "The capture ended without a result."))
 }
 
-/// The same, when no more than [`FORMATS_MAX`] others are at it.
+/// Like [`on_thread`], but waits until fewer than [`FORMATS_MAX`] others are at work.
 async fn on_thread_of_few(few: &Arc<Semaphore>, work: impl FnOnce() -> Response + Send + 'static) -> Response {
     let Ok(turn) = few.clone().acquire_owned().await else {
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, "The server is going down.");
@@ -136,7 +141,8 @@ async fn profile(
             return busy("Two captures of this kind run already; force=true ends the oldest of them.");
         }
     };
-    // If this future is dropped, the client has gone and the capture ends early; its turn lasts until its thread is done.
+    // If this future is dropped, the client has gone away and the capture ends early; its turn
+    // lasts until its thread is done.
     let _ends = turn.guard();
     on_thread(move || match self::captures::capture(&asked, node.stalls.as_ref(), &turn.stop) {
         Ok(capture) => give(&captures.keep(capture), asked.format),
@@ -175,7 +181,7 @@ async fn diff(State(Debug { captures, formats, .. }): State<Debug>, RawQuery(que
     }
 }
 
-/// One capture again, by its number: `captures?id=N&format=…`, or the list of them.
+/// Answers with one capture by its number, `captures?id=N&format=…`, or with the list of them.
 async fn list(State(Debug { captures, formats, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
     let query = query.unwrap_or_default();
     if !query.is_empty() {
@@ -210,7 +216,8 @@ fn plain(text: String) -> Response {
     given(TEXT, text)
 }
 
-/// Names of addresses of this process, for tools that have none: as Go's, the addresses come in the query or as the body of a POST.
+/// Names addresses of this process for tools that have no symbols; as in Go, the addresses are in
+/// the query or in the body of a POST.
 async fn symbol(method: Method, RawQuery(query): RawQuery, body: Bytes) -> Response {
     let text = if method == Method::POST { String::from_utf8(body.into()).ok() } else { query.or(Some(String::new())) };
     let addresses = match text.ok_or_else(|| "Addresses are hexadecimal and joined by +.".to_owned()) {
@@ -220,7 +227,7 @@ async fn symbol(method: Method, RawQuery(query): RawQuery, body: Bytes) -> Respo
     match addresses {
         Err(sentence) => refuse(StatusCode::BAD_REQUEST, &sentence),
         Ok(addresses) => {
-            // What Go says where it has symbols at all; the number itself means nothing.
+            // Go writes this line if it has any symbols; the number means nothing.
             let mut text = "num_symbols: 1\n".to_owned();
             let work = move || {
                 let mut symbols = Symbols::new();
@@ -278,7 +285,7 @@ async fn no_such() -> Response {
     refuse(StatusCode::NOT_FOUND, "There is no such profile; /debug/pprof/ lists them.")
 }
 
-/// The head alone would cost a whole capture.
+/// Refuses HEAD, whose answer would cost a whole capture.
 async fn no_head(request: Request, next: Next) -> Response {
     if request.method() == Method::HEAD {
         return wrong_method("GET");
@@ -286,7 +293,8 @@ async fn no_head(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// The routes, to be joined with those of the control plane and behind its guard.
+/// The routes of the profiles. The control plane merges them with its own and puts its guard before
+/// them.
 pub fn router(node: Arc<Node>) -> Router {
     let wrong = || async { wrong_method("GET") };
     let wrong_for_symbol = || async { wrong_method("GET, POST") };

@@ -1,12 +1,12 @@
-//! What a request below `/debug/pprof/` asks for: parameters, checked. Pure; tested below.
+//! What a request below `/debug/pprof/` asks for: checks its parameters, without I/O. Tested below.
 
 use koltso_net::http::query;
 use koltso_profiling::capture::Event;
 
-/// Addresses that `symbol` names at a time.
+/// The most addresses that `symbol` names at a time.
 pub const ADDRESSES_MAX: usize = 4096;
 
-/// How a capture is given.
+/// The form in which a capture is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Gzipped `profile.proto`, for `go tool pprof`, Pyroscope and Parca.
@@ -19,26 +19,27 @@ pub enum Format {
     Svg,
     /// Collapsed stacks.
     Folded,
-    /// As `perf script` prints it.
+    /// What `perf script` prints.
     PerfScript,
     /// A list of functions.
     Text,
 }
 
-/// A capture that is asked for.
+/// A request for a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// Of what.
+    /// What to capture.
     pub event: Event,
-    /// For how long; `None`: all since the start, or what is live now.
+    /// How long to capture, in seconds; `None` asks for everything since the start, or for what is
+    /// live now.
     pub seconds: Option<u32>,
-    /// Samples a second of a processor, for CPU.
+    /// Samples for each second of a processor's time; used for CPU only.
     pub hz: u32,
-    /// Allocations with their times.
+    /// Whether allocations are captured with their times.
     pub timed: bool,
-    /// How it is given.
+    /// The form in which the capture is given.
     pub format: Format,
-    /// If two of the kind run, the oldest is ended.
+    /// Whether to end the oldest capture of this kind if two are running.
     pub force: bool,
 }
 
@@ -50,7 +51,7 @@ fn number(name: &str, text: &str, least: u32, most: u32) -> Result<u32, String> 
     }
 }
 
-/// Events by the names of `event=`.
+/// The events that the parameter `event` can name.
 const EVENTS: [Event; 7] =
     [Event::Cpu, Event::Allocs, Event::Heap, Event::Mutex, Event::Block, Event::OffCpu, Event::Stalls];
 
@@ -58,12 +59,12 @@ fn event_of(name: &str) -> Option<Event> {
     EVENTS.into_iter().find(|event| event.name() == name)
 }
 
-/// Those whose samples have times.
+/// Whether the samples of this event have times.
 const fn is_timed(event: Event) -> bool {
     matches!(event, Event::Cpu | Event::Allocs)
 }
 
-/// What a path's last part and a query ask for. `None`: there is no such profile.
+/// What the last part of a path and a query ask for; `None` if there is no such profile.
 ///
 /// # Errors
 /// One sentence about the parameter that is wrong.
@@ -80,11 +81,11 @@ pub fn parse(profile: &str, text: &str) -> Option<Result<Asked, String>> {
     Some(parameters(profile, event, format, text))
 }
 
-/// Parameters by name; each is known to `profile` and given once.
+/// The parameters by name, of which each must be known and given once.
 fn given<'a>(profile: &str, text: &'a str, known: impl Fn(&str) -> bool) -> Result<Vec<(&'a str, &'a str)>, String> {
     let mut given: Vec<(&str, &str)> = Vec::new();
     for (name, value) in query::pairs(text) {
-        // Two names of one parameter.
+        // These are two names of one parameter.
         let name = if name == "frequency" { "hz" } else { name };
         if !known(name) {
             return Err(format!("/debug/pprof/{profile} knows no parameter {name}."));
@@ -204,18 +205,18 @@ pub fn parse_diff(text: &str) -> Result<(u64, u64, Format), String> {
     Ok((id(&given, "base")?, id(&given, "new")?, format))
 }
 
-/// Of a path that takes no parameters.
+/// Checks that a path that takes no parameters has none.
 ///
 /// # Errors
-/// One sentence about the first.
+/// One sentence about the first parameter.
 pub fn parse_nothing(profile: &str, text: &str) -> Result<(), String> {
     given(profile, text, |_| false).map(drop)
 }
 
-/// Addresses that `symbol` asks for, as Go's: `0x4a10+0x4b20`.
+/// The addresses that `symbol` is asked for, written as in Go: `0x4a10+0x4b20`.
 ///
 /// # Errors
-/// One sentence about what is no address.
+/// One sentence about the word that is not an address.
 pub fn parse_addresses(text: &str) -> Result<Vec<u64>, String> {
     let words: Vec<&str> = text.split('+').map(str::trim).filter(|word| !word.is_empty()).collect();
     if words.len() > ADDRESSES_MAX {

@@ -22,9 +22,9 @@
 //!    does.
 //! 2. No core waits for the watcher: a core stores, and only if there is a stall or the watcher
 //!    sleeps does it leave a message, if there is room.
-//! 3. A thread is asked for its stack only while its turn is seen open, and never after its `TurnRecorder`
-//!    is gone. (The turn may end in the microsecond after that: a core must be able to bear an
-//!    EINTR of the system call in which it waits.)
+//! 3. A thread is asked for its stack only while its turn is seen open, and never after its
+//!    `TurnRecorder` is gone. (The turn may end in the microsecond after that: a core must be able
+//!    to bear an EINTR of the system call in which it waits.)
 //! 4. While no core has anything to do the watcher sleeps until one has.
 //!
 //! Deliberately absent: the runtime; the time that a core spends in its driver, where work and
