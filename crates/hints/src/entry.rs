@@ -1,22 +1,28 @@
-//! The bytes of a hint log: a segment's header, an entry, and the file `confirmed`. See `docs/hint-format.md`.
+//! The bytes of a hint log: the header of a segment, an entry, and the file `confirmed`. See
+//! `docs/hint-format.md`.
 //!
 //! ```text
-//! segment                                 entry                               confirmed
-//! 0   8 bytes  `KOLTSOHN`                 0   u32  length of what follows 8   0   8 bytes  `KOLTSOHC`
-//! 8   u32      format                     4   u32  checksum                   8   u32      format
-//! 12  u32      checksum of the header     8   u64  written, Unix ms           12  u32      checksum of the rest
-//! 16  u64      sequence, as in the name   16  u64  version, clock             16  u64      sequence of a segment
-//! 24  u32      salt, random               24  u16  version, node              24  u64      offset in it
-//! 28  u32      zero                       26  u16  key length
-//! 32  entries, without gaps               28  u16  flags, as in the record
-//!                                         30  u16  length of the attributes
-//!                                         32  u64  expiry, Unix ms, 0 never
-//!                                         40  key, attributes, value
+//! segment                        entry                            confirmed
+//! 0   8 bytes  `KOLTSOHN`        0   u32  length of what          0   8 bytes  `KOLTSOHC`
+//!                                         follows 8
+//! 8   u32      format            4   u32  checksum                8   u32      format
+//! 12  u32      checksum of the   8   u64  written, Unix ms        12  u32      checksum of
+//!              header                                                          the rest
+//! 16  u64      sequence, as in   16  u64  version, clock          16  u64      sequence of
+//!              the name                                                        a segment
+//! 24  u32      salt, random      24  u16  version, node           24  u64      offset in it
+//! 28  u32      zero              26  u16  key length
+//! 32  entries, without gaps      28  u16  flags, as in the record
+//!                                30  u16  length of the attributes
+//!                                32  u64  expiry, Unix ms, 0 never
+//!                                40  key, attributes, value
 //! ```
 //!
-//! An entry's checksum starts from the salt and the entry's offset, so bytes that only look like an entry (a value that a
-//! client crafted, an older life of the block) are none. No I/O but through `Read`. Invariant: a length is compared with the
-//! maximum and with what is left of the file before anything is reserved for it, then the checksum, then arithmetic.
+//! An entry's checksum starts from the salt and the entry's offset, so bytes that only look like an
+//! entry (a value that a client crafted, an older use of the block) are not taken for one. The only
+//! I/O is through `Read`. Invariant: a length is compared with the maximum and with the rest of the
+//! file before anything is reserved for it, then the checksum is verified, then the length is used
+//! in arithmetic.
 
 use std::io::{self, Read};
 
@@ -31,7 +37,7 @@ pub const ENTRY_MAX: u64 = (ENTRY_HEADER + KEY_MAX + ATTRIBUTES_MAX + VALUE_MAX_
 /// Bytes of a segment's header.
 pub(crate) const HEADER: u64 = 32;
 const ENTRY_HEADER: usize = 40;
-/// What `length` does not count.
+/// Bytes at the beginning of an entry that its `length` does not count.
 const PREFIX: usize = 8;
 const MAGIC: [u8; 8] = *b"KOLTSOHN";
 const MAGIC_CONFIRMED: [u8; 8] = *b"KOLTSOHC";
@@ -50,7 +56,8 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
-/// 32 bytes with a magic, a format, and a checksum that is here in every format, so that damage is not taken for a newer one.
+/// 32 bytes with a magic and a format. The checksum is at the same place in every format, so that
+/// damage is not taken for a newer format.
 fn frame(magic: [u8; 8], format: u32, first: u64, second: u64) -> [u8; HEADER as usize] {
     let mut bytes = [0; HEADER as usize];
     bytes[..8].copy_from_slice(&magic);
@@ -70,14 +77,14 @@ pub(crate) fn segment_header(sequence: u64, salt: u32) -> [u8; HEADER as usize] 
     frame(MAGIC, FORMAT, sequence, u64::from(salt))
 }
 
-/// What the first bytes of a segment file say.
+/// What the first bytes of a segment file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Header {
-    /// A segment of this format, with this salt.
+    /// The header of a segment in this format, with its salt.
     Ours { salt: u32 },
-    /// A segment of a format that a newer build wrote.
+    /// The header of a segment in this newer format, which a later build wrote.
     Newer(u32),
-    /// Not a segment of this sequence number.
+    /// Not the header of a segment with this sequence number.
     Damaged,
 }
 
@@ -93,7 +100,7 @@ pub(crate) fn read_segment_header(bytes: &[u8; HEADER as usize], sequence: u64) 
     }
 }
 
-/// A place in the log: everything before it is confirmed.
+/// A position in the log up to which everything is confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     pub sequence: u64,
@@ -104,14 +111,16 @@ pub(crate) fn confirmed(at: Position) -> [u8; HEADER as usize] {
     frame(MAGIC_CONFIRMED, FORMAT, at.sequence, at.offset)
 }
 
-/// `None` where it is torn, damaged or of another format: then more is replayed than need be.
+/// Reads a position; `None` if it is torn, damaged or of another format, so that more is replayed
+/// than necessary.
 pub(crate) fn read_confirmed(bytes: &[u8]) -> Option<Position> {
     let bytes: &[u8; HEADER as usize] = bytes.try_into().ok()?;
     let intact = bytes[..8] == MAGIC_CONFIRMED && u32_at(bytes, 12) == frame_crc(bytes) && u32_at(bytes, 8) == FORMAT;
     intact.then(|| Position { sequence: u64_at(bytes, 16), offset: u64_at(bytes, 24) })
 }
 
-/// Bytes of a record's entry; `None` when the log cannot hold it, which no record of the API can be.
+/// The bytes that a record's entry takes; `None` if the log cannot hold the record, which does not
+/// happen to records of the API.
 pub(crate) fn size(record: &Record<Bytes>) -> Option<u64> {
     let fits = (1..=KEY_MAX).contains(&record.key.bytes().len())
         && record.value.len() <= VALUE_MAX_LIMIT
@@ -125,7 +134,7 @@ fn checksum(salt: u32, offset: u64, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(salt ^ offset as u32, &bytes[..4]), &bytes[PREFIX..])
 }
 
-/// Appends the entry that will lie at `offset` of its segment. The record has a [`size`].
+/// Appends the entry that will be at `offset` of its segment. The record must have a [`size`].
 pub(crate) fn encode(out: &mut Vec<u8>, record: &Record<Bytes>, written_ms: u64, salt: u32, offset: u64) {
     let begin = out.len();
     let length = ENTRY_HEADER - PREFIX + record.len();
@@ -150,11 +159,12 @@ pub(crate) fn encode(out: &mut Vec<u8>, record: &Record<Bytes>, written_ms: u64,
 pub(crate) struct Entry {
     pub record: Record<Bytes>,
     pub written_ms: u64,
-    /// Where the next one begins.
+    /// The offset at which the next entry begins.
     pub end: u64,
 }
 
-/// Reads entries one after the other, from an entry's beginning up to the end of the file or the first bytes that are none.
+/// Reads one entry after another, from the beginning of an entry to the end of the file or the
+/// first bytes that are not an entry.
 pub(crate) struct Scanner<R> {
     input: R,
     offset: u64,
@@ -163,12 +173,12 @@ pub(crate) struct Scanner<R> {
 }
 
 impl<R: Read> Scanner<R> {
-    /// `input` stands at `offset` of a file that is `file_end` long.
+    /// Starts with `input` at `offset` of a file of `file_end` bytes.
     pub(crate) fn new(input: R, offset: u64, file_end: u64, salt: u32) -> Self {
         Self { input, offset, file_end, salt }
     }
 
-    /// Where the next entry would begin.
+    /// The offset at which the next entry would begin.
     pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
@@ -176,7 +186,7 @@ impl<R: Read> Scanner<R> {
     /// The next entry; `None` at the end and at damage, which [`Self::offset`] tells apart.
     ///
     /// # Errors
-    /// Whatever the reader says, and when it ends before `file_end`.
+    /// Errors of the reader, and its end before `file_end`.
     pub(crate) fn next(&mut self) -> io::Result<Option<Entry>> {
         let left = self.file_end.saturating_sub(self.offset);
         if left < ENTRY_HEADER as u64 {
@@ -218,8 +228,9 @@ impl<R: Read> Scanner<R> {
     }
 }
 
-/// The body of the fuzz target: a whole segment file of sequence number 1. Returns how many entries are intact and where the
-/// last one ends; `None` where the header is not ours. What was found is written again and has to be the same bytes.
+/// The body of the fuzz target, for a whole segment file with sequence number 1. Returns how many
+/// entries are intact and where the last one ends; `None` if the header is not one of ours. The
+/// entries found are encoded again and must give the same bytes.
 #[doc(hidden)]
 #[must_use]
 pub fn fuzz_segment(bytes: &[u8]) -> Option<(usize, u64)> {
@@ -240,8 +251,8 @@ pub fn fuzz_segment(bytes: &[u8]) -> Option<(usize, u64)> {
     Some((count, end))
 }
 
-/// Makes the checksums right that a fuzzer cannot guess: of the header, and of the entry at `offset` if one can lie there.
-/// Returns where that entry ends.
+/// Sets the checksums, which a fuzzer cannot guess: that of the header, and that of the entry at
+/// `offset` if there can be one. Returns where that entry ends.
 #[doc(hidden)]
 pub fn fuzz_entry(bytes: &mut [u8], offset: usize) -> Option<usize> {
     let header: &mut [u8; HEADER as usize] = bytes.first_chunk_mut()?;
@@ -275,7 +286,7 @@ mod tests {
         }
     }
 
-    /// The table of `docs/hint-format.md`, byte by byte.
+    /// The bytes are those in the table of `docs/hint-format.md`.
     #[test]
     fn the_bytes_are_those_of_the_document() {
         let mut bytes = Vec::new();

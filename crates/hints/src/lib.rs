@@ -1,16 +1,20 @@
-//! Hinted handoff: what a peer missed is kept on disk, bounded, and replayed when the peer is back, at a bounded rate.
+//! Hinted handoff: the writes that a peer missed are kept on disk, within bounds, and replayed at a
+//! bounded rate when the peer is back.
 //!
-//! A [`Keeper`] has one thread a peer, which owns the peer's hint log wholly: it appends what [`Keeper::keep`] queues, reads
-//! the oldest hints back, sends them through a [`Target`] and forgets what was confirmed. How a peer is reached is the
-//! caller's affair ([`Dial`]); nothing here knows a socket, and the time of day comes from the caller.
+//! A [`Keeper`] has one thread for each peer, which is the only owner of the peer's hint log: it
+//! appends the hints that [`Keeper::keep`] queues, reads the oldest ones back, sends them through a
+//! [`Target`] and forgets those that were confirmed. How to reach a peer is up to the caller
+//! ([`Dial`]); nothing here knows a socket, and the time of day comes from the caller.
 //!
-//! What is promised: hints go to a peer in the order in which they were kept; a hint that was appended is replayed at least
-//! once unless a bound, a full disk or damage takes it, and then the peer *needs repair*, which is said in the log, counted,
-//! and remembered on disk until an operator removes the file. Replaying twice is harmless: versions decide.
+//! What is promised: hints go to a peer in the order in which they were kept. A hint that was
+//! appended is replayed at least once unless a bound, a full disk or damage takes it; the peer then
+//! *needs repair*, which the log says, which is counted, and which the disk remembers until an
+//! operator removes the file. Replaying a hint twice is harmless, since versions decide.
 //!
-//! What is left out, and what that costs: hints in the queue are lost by a kill (those of about a millisecond), and a power
-//! loss takes those of about the last second, which nothing marks; a later read repairs what it meets. Hints of a node that
-//! left the cluster stay on disk. The bytes on disk are in `docs/hint-format.md`.
+//! What is left out, and what that costs: a kill loses the hints in the queue (those of about a
+//! millisecond), and a power loss takes those of about the last second without any mark; a later
+//! read repairs the keys that it meets. Hints for a node that has left the cluster stay on disk.
+//! The bytes on disk are described in `docs/hint-format.md`.
 
 mod entry;
 mod keeper;

@@ -1,16 +1,22 @@
-//! The hint log of one peer: a folder of append-only segment files, and the position up to which the peer has confirmed.
+//! The hint log of one peer: a folder of append-only segment files, and the position up to which
+//! the peer has confirmed.
 //!
-//! Owner: one thread, which alone appends, reads and removes. (That no other process has the folder is the lock of the data
-//! folder around it.) The bytes are those of `entry`, the files those of `docs/hint-format.md`.
+//! Owner: one thread, the only one that appends, reads and removes. (The lock of the data folder
+//! ensures that no other process uses the hint folder.) The bytes are those of `entry`, the files
+//! those of `docs/hint-format.md`.
 //!
-//! Bounds: `bytes_max` of files and `age_max`; past either the oldest segments are dropped whole, whatever is in them.
+//! Bounds: `bytes_max` of files and `age_max`. Beyond either, the oldest segments are dropped as a
+//! whole, whatever is in them.
 //!
 //! Invariants:
-//! 1. Nobody appends to a segment after a restart, and no sequence number is used twice while a position names it: so a
-//!    position never means other entries than those that were confirmed.
-//! 2. A segment's file ends with its last entry: what a failed write left is cut off before anything else is written.
-//! 3. Entries are confirmed in order. Only the first segment is partly confirmed; a confirmed segment is unlinked.
-//! 4. A hint that was appended and is lost has marked the peer as needing repair.
+//! 1. Nothing is appended to an old segment after a restart, and no sequence number is used twice
+//!    while a position names it: a position never comes to mean other entries than those that were
+//!    confirmed.
+//! 2. A segment's file ends with its last entry: what a failed write has left is cut off before
+//!    anything else is written.
+//! 3. Entries are confirmed in order. Only the first segment can be partly confirmed; a segment
+//!    that is confirmed as a whole is unlinked.
+//! 4. If a hint that was appended is lost, the peer has been marked as needing repair.
 //!
 //! Tested in `log/tests.rs` beside a model, with kills, cuts, flipped bits and failed writes.
 
@@ -27,29 +33,30 @@ use koltso_model::Record;
 
 use crate::entry::{self, FORMAT, HEADER, Header, Position, Scanner};
 
-/// The file that says that the peer missed more than its hints hold. An operator removes it after a repair.
+/// The file that says that the peer missed more than its hints contain. An operator removes it
+/// after a repair.
 const NEEDS_REPAIR: &str = "needs-repair";
 const CONFIRMED: &str = "confirmed";
 const SUFFIX: &str = ".hints";
 const READ_BUFFER: usize = 64 << 10;
-/// A segment is full before its time when its oldest entry is older than this share of `age_max`, so that hints outlive
-/// `age_max` by no more than that.
+/// A segment counts as full as soon as its oldest entry is older than `age_max` divided by this, so
+/// that hints outlive `age_max` by no more than that share.
 const AGE_ROLL_SHARE: u64 = 8;
-/// At least this many segments fit `bytes_max`, so that dropping one does not drop everything.
+/// At least this many segments fit into `bytes_max`, so that dropping one does not drop everything.
 const SEGMENTS_MIN: u64 = 4;
 
-/// Why hints cannot be used. Nothing on disk was changed.
+/// Why the hints cannot be used. Nothing on disk was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum HintError {
-    /// Written by a newer build.
+    /// A newer build wrote the hints.
     #[error("the hints in {file} have format {format}, and this build reads formats up to {FORMAT}")]
     NewerFormat {
-        /// The segment.
+        /// The path of the segment.
         file: PathBuf,
-        /// What its header says.
+        /// The format in its header.
         format: u32,
     },
-    /// The folder cannot be made, read or written.
+    /// The folder cannot be created, read or written.
     #[error("the hint folder {folder} cannot be used: {error}")]
     Io {
         /// The peer's folder.
@@ -59,7 +66,7 @@ pub enum HintError {
     },
 }
 
-/// See `Options`.
+/// The bounds of a log; see `Options`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub bytes_max: u64,
@@ -71,24 +78,24 @@ pub(crate) struct Bounds {
 struct Segment {
     sequence: u64,
     salt: u32,
-    /// Where the next entry goes: the length of the file.
+    /// The length of the file, where the next entry goes.
     end: u64,
-    /// Entries that are not confirmed.
+    /// How many entries are not confirmed.
     pending: u64,
     oldest_ms: u64,
     newest_ms: u64,
 }
 
-/// Hints read back, to be sent and then confirmed.
+/// Hints that were read back, to be sent and then confirmed.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     sequence: u64,
     pub records: Vec<Record<Bytes>>,
-    /// Of each record: where its entry ends, and when it was written.
+    /// For each record, where its entry ends and when it was written.
     ends: Vec<(u64, u64)>,
 }
 
-/// Lets one sentence a minute through.
+/// Lets one message a minute through.
 #[derive(Debug, Default)]
 pub(crate) struct OncePerMinute(Option<Instant>);
 
@@ -104,17 +111,17 @@ impl OncePerMinute {
 
 pub(crate) struct Log {
     folder: PathBuf,
-    /// For sentences.
+    /// The peer's name in messages.
     peer: String,
     bounds: Bounds,
-    /// Oldest first.
+    /// The segments, oldest first.
     segments: VecDeque<Segment>,
-    /// The last of `segments`, while it is appended to.
+    /// The file of the last segment; `None` unless entries are being appended to it.
     active: Option<File>,
     reader: Option<(u64, File)>,
-    /// Of the first segment: everything before it is confirmed.
+    /// The offset in the first segment up to which everything is confirmed.
     confirmed: u64,
-    /// When the last confirmed hint was written.
+    /// When the last confirmed hint was written, in milliseconds since the Unix epoch.
     confirmed_ms: u64,
     position_changed: bool,
     bytes_dirty: bool,
@@ -129,11 +136,11 @@ pub(crate) struct Log {
     cannot_append: OncePerMinute,
     cannot_sync: OncePerMinute,
     buffer: Vec<u8>,
-    /// `FileExt::write_all_at`, or what a test has instead.
+    /// `FileExt::write_all_at`, or a function that a test puts in its place.
     write: fn(&File, &[u8], u64) -> io::Result<()>,
-    /// `File::sync_data`, or what a test has instead.
+    /// `File::sync_data`, or a function that a test puts in its place.
     sync: fn(&File) -> io::Result<()>,
-    /// Found by `open`, not read through yet.
+    /// The segments that `open` has found and `load` has not read yet.
     unread: Vec<u64>,
     position_found: Option<Position>,
 }
@@ -148,7 +155,7 @@ fn name_of(sequence: u64) -> String {
     format!("{sequence:016x}{SUFFIX}")
 }
 
-/// A number that differs from run to run, from the standard library's random hasher keys.
+/// A number that differs from run to run, made from the standard library's random hasher keys.
 fn random() -> u32 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0) as u32
@@ -164,7 +171,8 @@ fn read_header(file: &File, sequence: u64) -> io::Result<Header> {
 }
 
 impl Log {
-    /// Takes the folder, making it when it does not exist. Looks at the headers only: [`Self::load`] reads it through.
+    /// Opens the folder and creates it if it does not exist. Reads only the headers; [`Self::load`]
+    /// reads the entries.
     pub(crate) fn open(folder: &Path, peer: &str, bounds: Bounds) -> Result<Self, HintError> {
         let io_error = |error| HintError::Io { folder: folder.to_path_buf(), error };
         fs::create_dir_all(folder).map_err(io_error)?;
@@ -216,7 +224,8 @@ impl Log {
         })
     }
 
-    /// Reads every segment through: counts what is pending, and drops what follows damage. Before anything else.
+    /// Reads every segment, counts the pending hints, and drops what follows damage. Must be called
+    /// before anything else.
     pub(crate) fn load(&mut self) {
         for sequence in std::mem::take(&mut self.unread) {
             if let Err(error) = self.load_segment(sequence) {
@@ -227,7 +236,8 @@ impl Log {
 
     fn load_segment(&mut self, sequence: u64) -> io::Result<()> {
         let path = self.path(sequence);
-        // What a position in a later segment has left behind: its removal did not reach the disk.
+        // The position is in a later segment, so this one was confirmed: its removal had not
+        // reached the disk.
         if self.position_found.is_some_and(|at| sequence < at.sequence) {
             return fs::remove_file(path);
         }
@@ -241,7 +251,7 @@ impl Log {
             return fs::remove_file(path);
         };
         let mut segment = Segment { sequence, salt, end: HEADER, pending: 0, oldest_ms: 0, newest_ms: 0 };
-        // Entries before the position, and whether one ends there.
+        // How many entries are before the position, and whether one ends at it.
         let (mut before, mut is_boundary, mut first_pending_ms) = (0, position == HEADER, 0);
         let mut entries = 0;
         (&file).seek(SeekFrom::Start(HEADER))?;
@@ -267,12 +277,14 @@ impl Log {
         segment.end = scanner.offset();
         if segment.end < file_end {
             self.say_damage(sequence, segment.end, file_end - segment.end);
-            // A disk that cannot read now may later; for this run the rest is lost all the same.
+            // A disk that cannot be read now may work again later; for this run the rest is lost
+            // all the same.
             if ended.is_ok() {
                 file.set_len(segment.end)?;
             }
         }
-        // A position inside of an entry is none; one behind the end says that all that is left was confirmed.
+        // A position inside an entry is ignored; one behind the end says that all the entries that
+        // are left were confirmed.
         if position < segment.end && !is_boundary {
             before = 0;
         }
@@ -290,7 +302,7 @@ impl Log {
         Ok(())
     }
 
-    /// Hints that are not confirmed.
+    /// How many hints are not confirmed.
     pub(crate) fn pending(&self) -> u64 {
         self.pending
     }
@@ -300,7 +312,7 @@ impl Log {
         self.bytes
     }
 
-    /// Hints that were given and are lost.
+    /// How many hints were given to this log and are lost.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -309,7 +321,8 @@ impl Log {
         self.needs_repair
     }
 
-    /// About when the oldest pending hint was written; 0 when there is none.
+    /// About when the oldest pending hint was written, in milliseconds since the Unix epoch; 0 if
+    /// there is none.
     pub(crate) fn oldest_ms(&self) -> u64 {
         match self.segments.front() {
             Some(first) if self.pending > 0 => first.oldest_ms.max(self.confirmed_ms),
@@ -317,12 +330,13 @@ impl Log {
         }
     }
 
-    /// Whether [`Self::tick`] has anything to do.
+    /// Whether [`Self::tick`] would do anything.
     pub(crate) fn wants_tick(&self) -> bool {
         self.bytes_dirty || self.names_dirty || self.position_changed || self.needs_repair || !self.segments.is_empty()
     }
 
-    /// Appends records in order, one write for all that fit a segment. What cannot be appended is lost.
+    /// Appends records in order, with one write for all that fit into a segment. Records that
+    /// cannot be appended are lost.
     pub(crate) fn append(&mut self, records: &[Record<Bytes>], now_ms: u64) {
         let mut rest = records;
         while !rest.is_empty() {
@@ -338,7 +352,7 @@ impl Log {
         }
     }
 
-    /// Appends at least one record, to one segment.
+    /// Appends at least one record, all to one segment.
     fn append_some(&mut self, records: &[Record<Bytes>], now_ms: u64) -> io::Result<usize> {
         let fits = |record| entry::size(record).filter(|size| HEADER + size <= self.bounds.bytes_max);
         let Some(first_size) = fits(&records[0]) else {
@@ -365,7 +379,7 @@ impl Log {
         }
         let file = self.active.as_ref().expect("segment_for made it");
         if let Err(error) = waiting(&"write of hints", || (self.write)(file, &self.buffer, segment.end)) {
-            // Part of it may be there: invariant 2.
+            // A part of the entries may be in the file: invariant 2.
             if file.set_len(segment.end).is_err() {
                 self.active = None;
                 self.remove_confirmed();
@@ -415,7 +429,7 @@ impl Log {
         Ok(segment)
     }
 
-    /// Nothing is appended to the active segment any more.
+    /// Ends appending to the active segment.
     fn roll(&mut self) {
         if self.active.is_some() {
             self.sync();
@@ -424,10 +438,11 @@ impl Log {
         }
     }
 
-    /// The oldest hints, up to `count_max` and `bytes_max`, at least one if there is any. Damage on the way is dropped.
+    /// The oldest hints, up to `count_max` and `bytes_max`, at least one if there is any. Drops
+    /// damage that it meets.
     ///
     /// # Errors
-    /// When a segment cannot be opened now.
+    /// The segment cannot be opened now.
     pub(crate) fn window(&mut self, count_max: u32, bytes_max: u64) -> io::Result<Window> {
         while self.pending > 0 {
             let segment = *self.segments.front().expect("pending hints are in a segment");
@@ -445,7 +460,8 @@ impl Log {
         Ok(Window::default())
     }
 
-    /// What can be read at the position. Errors are those of opening; what cannot be read ends the window.
+    /// Reads hints from the position on. Returns errors of opening only; an entry that cannot be
+    /// read ends the window.
     fn read(&mut self, segment: &Segment, count_max: u32, bytes_max: u64) -> io::Result<Window> {
         if self.reader.as_ref().is_none_or(|(sequence, _)| *sequence != segment.sequence) {
             self.reader = Some((segment.sequence, File::open(self.path(segment.sequence))?));
@@ -467,7 +483,8 @@ impl Log {
         Ok(window)
     }
 
-    /// The peer has the first `count` records of the window, which was the last one that was read.
+    /// Notes that the peer has the first `count` records of the window, which must be the last one
+    /// that was read.
     pub(crate) fn confirm(&mut self, window: &Window, count: usize) {
         let Some(&(end, written_ms)) = count.checked_sub(1).and_then(|last| window.ends.get(last)) else { return };
         let segment = self.segments.front_mut().expect("the window's segment");
@@ -478,7 +495,7 @@ impl Log {
         self.remove_confirmed();
     }
 
-    /// Unlinks what is confirmed wholly, up to the segment that is appended to.
+    /// Unlinks the segments that are confirmed as a whole, except the active one.
     fn remove_confirmed(&mut self) {
         while let Some(first) = self.segments.front() {
             if first.pending > 0 || (self.active.is_some() && self.segments.len() == 1) {
@@ -505,7 +522,7 @@ impl Log {
         }
     }
 
-    /// Gives the oldest segment up.
+    /// Gives up the oldest segment.
     fn drop_first(&mut self, reason: &str) {
         let pending = self.segments.front().map_or(0, |segment| segment.pending);
         self.remove_first();
@@ -514,7 +531,8 @@ impl Log {
         }
     }
 
-    /// Hints are lost. The peer needs repair from now on, until an operator says that it was repaired.
+    /// Counts hints as lost. The peer needs repair from now on, until an operator declares it
+    /// repaired.
     pub(crate) fn lose(&mut self, count: u64, reason: &str) {
         self.dropped += count;
         if !self.drop_was_said {
@@ -523,7 +541,7 @@ impl Log {
         }
         self.needs_repair = true;
         if !self.marker_on_disk {
-            // On a full disk this may fail, and is tried again every second.
+            // On a full disk this may fail; `tick` tries again every second.
             self.marker_on_disk = File::create(self.folder.join(NEEDS_REPAIR)).is_ok();
             self.names_dirty = true;
         }
@@ -536,7 +554,7 @@ impl Log {
         self.lose(0, "damage");
     }
 
-    /// What is due about once a second: the bound by age, the sync, the position, the mark.
+    /// Does what is due about once a second: the bound by age, the sync, the position, the mark.
     pub(crate) fn tick(&mut self, now_ms: u64) {
         while let Some(first) = self.segments.front()
             && first.pending > 0
@@ -560,7 +578,7 @@ impl Log {
         }
     }
 
-    /// Ends: everything is on disk, the position too.
+    /// Ends the log: all entries and the position are on disk then.
     pub(crate) fn close(&mut self) {
         self.roll();
         self.sync();
@@ -579,7 +597,7 @@ impl Log {
             result = result.and(waiting(&"sync of a folder", sync));
         }
         if let Err(error) = result {
-            // The kernel may have dropped the pages: what is read back is checked again.
+            // The kernel may have dropped the pages. What is read back is verified anyway.
             if self.cannot_sync.due() {
                 tracing::error!("hints for {} may not survive a power loss, the sync failed: {error}", self.peer);
             }
@@ -587,12 +605,13 @@ impl Log {
         }
     }
 
-    /// Not synced: where it is lost, more is replayed than need be.
+    /// Writes the position without a sync: if it is lost, more is replayed than necessary.
     fn persist_position(&mut self) {
         if !std::mem::take(&mut self.position_changed) {
             return;
         }
-        // With no segment left, the next one is where nothing is confirmed; its number must not be used for another.
+        // If no segment is left, the position names the last number, so that it is not used for
+        // another segment.
         let sequence = self.segments.front().map_or(self.next_sequence - 1, |first| first.sequence);
         let offset = if self.segments.is_empty() { HEADER } else { self.confirmed };
         let bytes = entry::confirmed(Position { sequence, offset });
