@@ -1,15 +1,17 @@
-//! Who counts as what in a profile of this program: the table of its threads and modules.
+//! Which class each thread and module of this program counts as in a profile.
 //!
-//! `koltso profile FILE --classes` divides a capture by it, and with it scripts/report.sh and
-//! scripts/bench-cluster.sh. How a stack is read is in `koltso_profiling::classify`; its numbered
-//! rules are those of scripts/report.py's text, which says what the division means and its error.
+//! `koltso profile FILE --classes` divides a capture by this table, and with it do
+//! scripts/report.sh and scripts/bench-cluster.sh. How a stack is read is described in
+//! `koltso_profiling::classify`; its numbered rules are those in the text of scripts/report.py,
+//! which says what the division means and how large its error is.
 //!
-//! Invariants, held by the tests below, so that no move of a module misclassifies CPU silently:
+//! Invariants, checked by the tests below, so that CPU time is never misclassified silently when a
+//! module moves:
 //!
-//! 1. every module and type of the table exists;
-//! 2. every crate of the workspace has an entry, or each of its modules has, and so on below a
-//!    module of which a part has an entry;
-//! 3. every thread that the sources name has an entry, and every entry a thread;
+//! 1. every module and type in the table exists;
+//! 2. every crate of the workspace has an entry, or each of its modules has one; the same holds
+//!    below a module if a part of it has an entry;
+//! 3. every thread that the sources name has an entry, and every entry has a thread;
 //! 4. every class that is used is in [`CLASSES`].
 
 use koltso_profiling::classify::{CoreRules, ProfilerRules, Rules};
@@ -23,7 +25,7 @@ const TURN: &str = "turn";
 const PROFILER: &str = "profiler";
 const OTHER: &str = "other";
 
-/// The classes, as `--json` names them, and what people read.
+/// The classes: the name of each in `--json`, and its meaning for people.
 const CLASSES: &[(&str, &str)] = &[
     (HTTP, "connections to clients: parsing, answers, sends"),
     (EXCHANGE, "between the nodes: links, frames, members, hints"),
@@ -35,7 +37,7 @@ const CLASSES: &[(&str, &str)] = &[
     (OTHER, "everything else"),
 ];
 
-/// The table; the kernel cuts the names of threads off after 15 bytes.
+/// The table. The kernel cuts the names of threads off after 15 bytes.
 pub const RULES: Rules = Rules {
     classes: CLASSES,
     threads: &[
@@ -51,7 +53,7 @@ pub const RULES: Rules = Rules {
         ("koltso-hints-", None),
         ("koltso-stalls", None),
         ("koltso-stalled", None),
-        // Of other commands than `serve`.
+        // Threads of commands other than `serve`.
         ("koltso-bench-", None),
         ("koltso-health", None),
         ("koltso-progress", None),
@@ -72,7 +74,7 @@ pub const RULES: Rules = Rules {
         ("koltso::node::dispatch", Some(HTTP)),
         ("koltso::node::replica", Some(STORAGE)),
         ("koltso::node::stalls", None),
-        // `serve` starts what all others do, and is at the root of their stacks.
+        // `serve` starts all other threads' work and is at the root of their stacks.
         ("koltso::commands", None),
         ("koltso::settings", None),
         ("koltso::units", None),
@@ -83,7 +85,7 @@ pub const RULES: Rules = Rules {
         ("koltso_hints", Some(EXCHANGE)),
         ("koltso_cluster", Some(COORDINATOR)),
         ("koltso_storage", Some(STORAGE)),
-        // What these do, they do for their callers.
+        // These work for their callers.
         ("koltso_model", None),
         ("koltso_instrument", None),
         ("koltso_profiling", None),
@@ -92,7 +94,7 @@ pub const RULES: Rules = Rules {
     cores: CoreRules {
         threads: "koltso-core-",
         kernel: &[
-            // Links between nodes send by system calls; through the ring, only HTTP sends.
+            // Links between nodes send by system calls; only HTTP sends through the ring.
             ("__sys_sendto", EXCHANGE),
             ("__sys_sendmsg", EXCHANGE),
             ("tcp_sendmsg", HTTP),
@@ -112,7 +114,7 @@ pub const RULES: Rules = Rules {
         class: PROFILER,
         modules: &[
             ("koltso_profiling", true),
-            // The allocator and the locks take samples in everybody's name.
+            // The allocator and the locks take samples in the name of whoever calls them.
             ("koltso_profiling::alloc", false),
             ("koltso_profiling::locks", false),
             ("koltso::admin::pprof", true),
@@ -138,7 +140,9 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    use koltso_profiling::capture::{Capture, Event, Frame, FrameId, Place, Sample, Thread, ThreadIndex, ValueType};
+    use koltso_profiling::capture::{
+        Capture, Event, Frame, FrameId, FramePlace, Sample, Thread, ThreadIndex, ValueType,
+    };
     use koltso_profiling::classify::divide;
 
     use super::*;
@@ -147,7 +151,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR"))
     }
 
-    /// The crates of the workspace as functions are named, and where their sources are.
+    /// The crates of the workspace by their names in functions, and the folders of their sources.
     fn crates() -> Vec<(String, PathBuf)> {
         let root = workspace();
         let mut crates = vec![("koltso".to_owned(), root.join("src"))];
@@ -182,7 +186,7 @@ mod tests {
         found
     }
 
-    /// Whether a module, or a type of one, is where its path says.
+    /// Whether a module, or a type in one, exists where its path says.
     fn exists(path: &str) -> bool {
         let mut segments = path.split("::");
         let name = segments.next().expect("a crate");
@@ -225,7 +229,8 @@ mod tests {
             for module in modules(&source) {
                 let path = format!("{name}::{module}");
                 assert!(has_entry(&path), "{path} has no entry in src/admin/classes.rs: what is its class?");
-                // A folder of which one module has a class of its own says it of each.
+                // If one module of a folder has a class of its own, the class of each of them is in
+                // the table.
                 let below = format!("{path}::");
                 if RULES.modules.iter().any(|(known, _)| known.starts_with(&below)) {
                     for module in modules(&source.join(&module)) {
@@ -241,7 +246,7 @@ mod tests {
         }
     }
 
-    /// How the names begin that the sources give to threads.
+    /// The beginnings of the names that the sources give to threads.
     fn thread_names() -> BTreeSet<String> {
         let mut found = BTreeSet::new();
         for file in crates().iter().flat_map(|(_, source)| files(source)) {
@@ -251,7 +256,7 @@ mod tests {
                 let (literal, _) = rest.split_once('"').unwrap_or_default();
                 let name = literal.split('{').next().unwrap_or_default();
                 if name == "koltso-" {
-                    // The threads of the storage, which one function starts.
+                    // These are the threads of the storage, which one function starts.
                     let spawned = text.split("spawn(\"").skip(1).filter_map(|call| call.split('"').next());
                     found.extend(spawned.map(|name| format!("koltso-{name}").chars().take(15).collect::<String>()));
                 } else if name.starts_with("koltso-") {
@@ -269,7 +274,7 @@ mod tests {
         assert!(table.contains(RULES.cores.threads));
     }
 
-    /// Scripts read the CPU of threads from /proc, where no class is known.
+    /// Scripts read the CPU time of threads from /proc, where classes are not known.
     #[test]
     fn scripts_know_the_threads_of_the_table() {
         let of_class = |class| -> BTreeSet<&str> {
@@ -308,9 +313,9 @@ mod tests {
             .rev()
             .map(|name| {
                 let (function, place) = match (name.strip_suffix("_[k]"), name.strip_suffix("_[i]")) {
-                    (Some(name), _) => (name, Place::Kernel),
-                    (_, Some(name)) => (name, Place::Inlined),
-                    _ => (name, Place::User),
+                    (Some(name), _) => (name, FramePlace::Kernel),
+                    (_, Some(name)) => (name, FramePlace::Inlined),
+                    _ => (name, FramePlace::User),
                 };
                 let frame = Frame { function: function.into(), file: None, line: 0, place, address: 1 };
                 capture.frame(frame).expect("room")
@@ -324,7 +329,7 @@ mod tests {
         found[0].class
     }
 
-    /// Names of functions as captures of this program have them.
+    /// These are names of functions as in captures of this program.
     #[test]
     fn stacks_of_real_functions_have_the_class_of_the_work() {
         let core = "start_thread;koltso::commands::serve::cores::run;";
@@ -345,7 +350,7 @@ mod tests {
                 ),
                 COORDINATOR,
             ),
-            // The first path with a class decides, whatever trait it is a method of.
+            // The first path with a class decides, whatever trait the method belongs to.
             (
                 "koltso-core-0",
                 format!("{core}<koltso::member::core::Core as koltso_net::replica::link::LinkHandler>::reply"),
@@ -370,7 +375,7 @@ mod tests {
                 ),
                 EXCHANGE,
             ),
-            // Locks belong to who takes them.
+            // Locks count as whoever takes them.
             (
                 "koltso-core-0",
                 format!("{core}koltso_storage::index::Locked::offer;koltso_instrument::lock::Mutex<T>::lock"),

@@ -82,7 +82,7 @@ impl ValueType {
 
 /// Where a frame runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum FramePlace {
     /// In the program or a library.
     User,
     /// In the program, inlined into its caller, which is the next frame of the stack.
@@ -104,7 +104,7 @@ pub struct Frame {
     /// The line in the source file; 0 if it is not known.
     pub line: u32,
     /// Where it runs.
-    pub place: Place,
+    pub place: FramePlace,
     /// The address in the process; 0 if there is none. A return address has had 1 subtracted.
     pub address: u64,
 }
@@ -331,7 +331,8 @@ mod tests {
     #[test]
     fn frames_and_stacks_are_kept_once_and_samples_add_up() {
         let mut capture = Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0);
-        let frame = |name: &str| Frame { function: name.into(), file: None, line: 0, place: Place::User, address: 0 };
+        let frame =
+            |name: &str| Frame { function: name.into(), file: None, line: 0, place: FramePlace::User, address: 0 };
         let (main, leaf) = (capture.frame(frame("main")).expect("room"), capture.frame(frame("leaf")).expect("room"));
         assert_eq!(capture.frame(frame("main")), Some(main));
         let stack = capture.stack(&[leaf, main]).expect("room");

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::capture::{self, Capture, Frame, FrameId, Place, Sample, StackId, Thread, ThreadIndex};
+use crate::capture::{self, Capture, Frame, FrameId, FramePlace, Sample, StackId, Thread, ThreadIndex};
 use crate::symbols::{self, Symbols};
 use crate::threads::Names;
 
@@ -122,7 +122,7 @@ fn stack(capture: &mut Capture, chain: &[u64], of: &mut Symbols) -> Option<Stack
     }
     if ids.is_empty() {
         let function = "[no stack]".into();
-        ids.push(capture.frame(Frame { function, file: None, line: 0, place: Place::Label, address: 0 })?);
+        ids.push(capture.frame(Frame { function, file: None, line: 0, place: FramePlace::Label, address: 0 })?);
     }
     capture.stack(&ids)
 }

@@ -16,7 +16,7 @@
 //! since they have no width. Tested in `tests/page.rs` and, in a real browser, in
 //! `tests/browser.rs`.
 
-use crate::capture::{Capture, FrameId, Place, Sample};
+use crate::capture::{Capture, FrameId, FramePlace, Sample};
 use crate::svg::is_standard;
 use crate::text;
 use std::collections::HashMap;
@@ -202,11 +202,11 @@ impl Forest {
     fn frame(&mut self, capture: &Capture, id: FrameId) -> u32 {
         let frame = capture.frame_at(id);
         let place = match frame.place {
-            Place::Kernel => 'k',
-            Place::Label => 'l',
+            FramePlace::Kernel => 'k',
+            FramePlace::Label => 'l',
             _ if is_standard(&frame.function) => 's',
-            Place::Inlined => 'i',
-            Place::User => 'u',
+            FramePlace::Inlined => 'i',
+            FramePlace::User => 'u',
         };
         let name = format!("{place}{}", if frame.function.is_empty() { "?" } else { &frame.function });
         let next = self.frames.len() as u32;

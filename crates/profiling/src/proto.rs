@@ -17,7 +17,7 @@ pub use decode::{DecodeError, INFLATED_MAX, MESSAGE_MAX, decode};
 /// The messages of profile.proto.
 pub use pprof::protos as message;
 
-use crate::capture::{Capture, Frame, FrameId, Place, ThreadIndex, ValueType};
+use crate::capture::{Capture, Frame, FrameId, FramePlace, ThreadIndex, ValueType};
 use crate::text::thread_name;
 use flate2::{Compression, write::GzEncoder};
 use message::Message;
@@ -143,7 +143,7 @@ impl Builder {
                 ..described.clone()
             });
         }
-        if capture.frames().iter().any(|frame| frame.place == Place::Kernel) {
+        if capture.frames().iter().any(|frame| frame.place == FramePlace::Kernel) {
             self.kernel_mapping = self.mapping.len() as u64 + 1;
             let filename = self.string(KERNEL_MAPPING);
             self.mapping.push(message::Mapping {
@@ -159,7 +159,7 @@ impl Builder {
     /// The locations of a stack: inlined frames belong to the location of the frame after them.
     fn locations(&mut self, capture: &Capture, stack: &[FrameId]) -> Vec<u64> {
         stack
-            .split_inclusive(|&id| capture.frame_at(id).place != Place::Inlined)
+            .split_inclusive(|&id| capture.frame_at(id).place != FramePlace::Inlined)
             .map(|frames| self.location(capture, frames))
             .collect()
     }
@@ -176,7 +176,7 @@ impl Builder {
             id,
             mapping_id: self.mapping_of(capture, outermost),
             // A label has no address.
-            address: if outermost.place == Place::Label { 0 } else { outermost.address },
+            address: if outermost.place == FramePlace::Label { 0 } else { outermost.address },
             line,
             is_folded: false,
         });
@@ -186,9 +186,9 @@ impl Builder {
 
     fn mapping_of(&self, capture: &Capture, frame: &Frame) -> u64 {
         match frame.place {
-            Place::Kernel => self.kernel_mapping,
-            Place::Label => 0,
-            Place::User | Place::Inlined => {
+            FramePlace::Kernel => self.kernel_mapping,
+            FramePlace::Label => 0,
+            FramePlace::User | FramePlace::Inlined => {
                 let holds = |mapping: &crate::capture::Mapping| (mapping.start..mapping.end).contains(&frame.address);
                 capture.mappings.iter().position(holds).map_or(0, |index| index as u64 + 1)
             }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use addr2line::Loader;
 use object::read::{Object, ObjectSegment, ObjectSymbol, ReadCache};
 
-use crate::capture::{Frame, Mapping, Place};
+use crate::capture::{Frame, FramePlace, Mapping};
 
 /// The most addresses whose frames are kept; when there are more, all are forgotten.
 const CACHED_MAX: usize = 1 << 16;
@@ -119,21 +119,21 @@ impl Symbols {
         let plain = |function: Box<str>, place| vec![Frame { function, file: None, line: 0, place, address }];
         if address >> 63 == 1 {
             let name = kernel().and_then(|kernel| kernel.name(address)).unwrap_or(NAMELESS_KERNEL);
-            return plain(name.into(), Place::Kernel);
+            return plain(name.into(), FramePlace::Kernel);
         }
         let after = self.maps.partition_point(|map| map.start <= address);
         let map = after.checked_sub(1).map(|at| self.maps[at].clone()).filter(|map| address < map.end);
         let found = map.and_then(|map| {
             if map.path.starts_with('[') {
-                return Some(plain(map.path, Place::User));
+                return Some(plain(map.path, FramePlace::User));
             }
             let frames = self.binary(&map).map(|file| file.frames(address, address - map.start + map.offset));
             let file = || map.path.rsplit('/').next().filter(|file| !file.is_empty());
             frames
                 .filter(|frames| !frames.is_empty())
-                .or_else(|| Some(plain(format!("[{}]", file()?).into(), Place::User)))
+                .or_else(|| Some(plain(format!("[{}]", file()?).into(), FramePlace::User)))
         });
-        found.unwrap_or_else(|| plain(format!("{address:#x}").into(), Place::User))
+        found.unwrap_or_else(|| plain(format!("{address:#x}").into(), FramePlace::User))
     }
 
     fn binary(&mut self, map: &Map) -> Option<&Binary> {
@@ -194,7 +194,7 @@ impl Binary {
                     function,
                     file: file.map(|file| source_path(file).into()),
                     line,
-                    place: Place::Inlined,
+                    place: FramePlace::Inlined,
                     address,
                 });
                 if frames.len() == INLINED_MAX {
@@ -206,14 +206,16 @@ impl Binary {
         let symbol = self.symbol(probe).map(demangled);
         match (frames.last_mut(), symbol) {
             (Some(outermost), symbol) => {
-                outermost.place = Place::User;
+                outermost.place = FramePlace::User;
                 // With `debug = "line-tables-only"` the debug information says `new`, and the
                 // symbol `alloc::vec::Vec<T>::new`.
                 if let Some(symbol) = symbol.filter(|symbol| symbol.len() > outermost.function.len()) {
                     outermost.function = symbol;
                 }
             }
-            (None, Some(function)) => frames.push(Frame { function, file: None, line: 0, place: Place::User, address }),
+            (None, Some(function)) => {
+                frames.push(Frame { function, file: None, line: 0, place: FramePlace::User, address })
+            }
             (None, None) => {}
         }
         frames
@@ -362,7 +364,7 @@ mod tests {
         let frames = symbols.frames(address);
         let outermost = frames.last().expect("never empty");
         assert!(outermost.function.ends_with("symbols::tests::a_known_function"), "{frames:?}");
-        assert_eq!(outermost.place, Place::User);
+        assert_eq!(outermost.place, FramePlace::User);
         assert_eq!(outermost.file.as_deref(), Some("crates/profiling/src/symbols.rs"));
         assert!(outermost.line > 0);
         assert!(Arc::ptr_eq(&frames, &symbols.frames(address)), "kept");

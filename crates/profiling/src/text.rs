@@ -5,7 +5,7 @@
 //! left out (the difference of two states of the heap has such values). Tested in `tests/text.rs`,
 //! with inferno as another reader.
 
-use crate::capture::{Capture, Frame, Place, Sample, ThreadIndex};
+use crate::capture::{Capture, Frame, FramePlace, Sample, ThreadIndex};
 use crate::proto::KERNEL_MAPPING;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -102,10 +102,10 @@ pub fn folded_difference(base: &Capture, new: &Capture) -> String {
 
 fn perf_line(capture: &Capture, frame: &Frame) -> String {
     let module: &str = match frame.place {
-        Place::Kernel => KERNEL_MAPPING,
-        Place::Inlined => "inlined",
-        Place::Label => "label",
-        Place::User => capture
+        FramePlace::Kernel => KERNEL_MAPPING,
+        FramePlace::Inlined => "inlined",
+        FramePlace::Label => "label",
+        FramePlace::User => capture
             .mappings
             .iter()
             .find(|mapping| (mapping.start..mapping.end).contains(&frame.address))
@@ -223,9 +223,9 @@ fn share(value: i64, total: i64) -> String {
 /// A frame's name with the mark of its place.
 pub(crate) fn marked(frame: &Frame) -> Cow<'_, str> {
     match frame.place {
-        Place::User | Place::Label => Cow::Borrowed(&frame.function),
-        Place::Kernel => Cow::Owned(format!("{}_[k]", frame.function)),
-        Place::Inlined => Cow::Owned(format!("{}_[i]", frame.function)),
+        FramePlace::User | FramePlace::Label => Cow::Borrowed(&frame.function),
+        FramePlace::Kernel => Cow::Owned(format!("{}_[k]", frame.function)),
+        FramePlace::Inlined => Cow::Owned(format!("{}_[i]", frame.function)),
     }
 }
 
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_perf_script_ends_at_its_bound_and_says_what_is_left_out() {
         let mut capture = Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0);
-        let frame = Frame { function: "f".into(), file: None, line: 0, place: Place::User, address: 1 };
+        let frame = Frame { function: "f".into(), file: None, line: 0, place: FramePlace::User, address: 1 };
         let ids: Vec<FrameId> = capture.frame(frame).into_iter().collect();
         let stack = capture.stack(&ids).expect("room");
         for at_ns in 0..100 {

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use koltso_profiling::alloc::{self as engine, STACKS_MAX, Sampling, Symbolise};
-use koltso_profiling::capture::{Frame, Place};
+use koltso_profiling::capture::{Frame, FramePlace};
 use mimalloc::MiMalloc;
 
 #[global_allocator]
@@ -14,7 +14,7 @@ struct Addresses;
 impl Symbolise for Addresses {
     fn frames(&mut self, address: u64, _: bool, out: &mut Vec<Frame>) {
         let function = format!("{address:#x}").into();
-        out.push(Frame { function, file: None, line: 0, place: Place::User, address });
+        out.push(Frame { function, file: None, line: 0, place: FramePlace::User, address });
     }
 }
 

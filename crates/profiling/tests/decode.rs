@@ -5,7 +5,7 @@
 mod common;
 
 use flate2::{Compression, write::GzEncoder};
-use koltso_profiling::capture::{Capture, Event, Place, ValueType};
+use koltso_profiling::capture::{Capture, Event, FramePlace, ValueType};
 use koltso_profiling::proto::message::Message;
 use koltso_profiling::proto::{self, DecodeError, INFLATED_MAX, MESSAGE_MAX, message};
 use koltso_profiling::{page, svg, text};
@@ -28,7 +28,7 @@ fn threads(capture: &Capture) -> BTreeSet<String> {
     folded.lines().map(|line| line.split(';').next().unwrap_or_default().to_owned()).collect()
 }
 
-fn places(capture: &Capture) -> HashSet<(String, Place, Option<String>, u32)> {
+fn places(capture: &Capture) -> HashSet<(String, FramePlace, Option<String>, u32)> {
     let of = |frame: &koltso_profiling::capture::Frame| {
         (frame.function.to_string(), frame.place, frame.file.as_deref().map(str::to_owned), frame.line)
     };
@@ -66,7 +66,7 @@ fn what_was_encoded_comes_back() {
     }
     let back = again(&common::small());
     assert_eq!(places(&back), places(&common::small()));
-    assert!(back.frames().iter().any(|frame| frame.place == Place::Label && &*frame.function == "lock:segments"));
+    assert!(back.frames().iter().any(|frame| frame.place == FramePlace::Label && &*frame.function == "lock:segments"));
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn profiles_of_others_are_shown() {
     assert_eq!((names, capture.default_type), (vec!["a", "b", "c", "wall"], 3));
     assert_eq!(capture.event, Event::Other);
     assert_eq!(text::folded(&capture, 3), "pool-1;main;work;[libwork.so] 5\n");
-    assert!(capture.frames().iter().all(|frame| frame.place == Place::User), "no labels");
+    assert!(capture.frames().iter().all(|frame| frame.place == FramePlace::User), "no labels");
     let chosen = message::Profile { default_sample_type: 9, ..foreign() };
     assert_eq!(proto::decode(&chosen.encode_to_vec()).expect("a profile").default_type, 1);
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use koltso_profiling::capture::{Capture, Place, Sample};
+use koltso_profiling::capture::{Capture, FramePlace, Sample};
 use koltso_profiling::engine::{self, CpuEngine, CpuRequest, EngineError};
 use koltso_profiling::offcpu::{self, OffCpuRequest};
 use koltso_profiling::symbols::Symbols;
@@ -297,8 +297,8 @@ fn system_calls_show_kernel_functions() {
     print(&capture);
     let in_kernel = |sample: &&Sample| {
         let frames = capture.stack_at(sample.stack).iter().map(|&frame| capture.frame_at(frame));
-        frames.clone().any(|frame| frame.place == Place::Kernel && frame.function.contains("write"))
-            && frames.clone().any(|frame| frame.place != Place::Kernel)
+        frames.clone().any(|frame| frame.place == FramePlace::Kernel && frame.function.contains("write"))
+            && frames.clone().any(|frame| frame.place != FramePlace::Kernel)
     };
     let writes = sum(of_thread(&capture, worker.tid).filter(in_kernel));
     let all = sum(of_thread(&capture, worker.tid));

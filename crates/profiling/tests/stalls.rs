@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use koltso_profiling::capture::{Event, Place};
+use koltso_profiling::capture::{Event, FramePlace};
 use koltso_profiling::stalls::{KEPT_MAX, Stall, Stalls, TurnRecorder, capture, text};
 use koltso_profiling::symbols::Symbols;
 
@@ -118,7 +118,7 @@ fn a_stall_is_counted_measured_and_named_whether_the_core_runs_or_waits() {
         assert!(share > 190_000_000, "{function} has {share} ns of 200 ms");
     }
     let kernel_told = std::fs::read_to_string("/proc/self/stack").is_ok_and(|stack| stack.contains('+'));
-    let in_kernel = capture.frames().iter().any(|f| f.place == Place::Kernel && f.function.contains("nanosleep"));
+    let in_kernel = capture.frames().iter().any(|f| f.place == FramePlace::Kernel && f.function.contains("nanosleep"));
     assert!(in_kernel || !kernel_told, "the kernel tells where a thread sleeps");
 }
 

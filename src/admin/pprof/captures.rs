@@ -294,10 +294,10 @@ mod tests {
 
     #[test]
     fn large_captures_push_each_other_out_and_one_that_is_too_large_is_not_kept() {
-        use koltso_profiling::capture::{Place, Sample, ThreadIndex};
+        use koltso_profiling::capture::{FramePlace, Sample, ThreadIndex};
         let large = |samples: usize| {
             let mut capture = Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0);
-            let frame = Frame { function: "f".into(), file: None, line: 0, place: Place::User, address: 1 };
+            let frame = Frame { function: "f".into(), file: None, line: 0, place: FramePlace::User, address: 1 };
             let frame = capture.frame(frame).expect("room");
             let stack = capture.stack(&[frame]).expect("room");
             let sample = Sample { at_ns: 0, thread: ThreadIndex(0), cpu: 0, stack, values: [1; 4] };

@@ -96,7 +96,7 @@ pub fn text(capture: &Capture) -> String {
 
 #[cfg(test)]
 mod tests {
-    use koltso_profiling::capture::{Frame, Place, Sample, Thread, ThreadIndex, ValueType};
+    use koltso_profiling::capture::{Frame, FramePlace, Sample, Thread, ThreadIndex, ValueType};
 
     use super::*;
 
@@ -112,8 +112,13 @@ mod tests {
         ] {
             let index = ThreadIndex(capture.threads.len() as u16);
             capture.threads.push(Thread { tid: 1, name: thread.into() });
-            let frame =
-                |name: &&str| Frame { function: (*name).into(), file: None, line: 0, place: Place::User, address: 1 };
+            let frame = |name: &&str| Frame {
+                function: (*name).into(),
+                file: None,
+                line: 0,
+                place: FramePlace::User,
+                address: 1,
+            };
             let frames: Vec<_> = names.iter().map(|name| capture.frame(frame(name)).expect("room")).collect();
             let stack = capture.stack(&frames).expect("room");
             capture.push(Sample { at_ns: 0, thread: index, cpu: 0, stack, values: [value, 0, 0, 0] });

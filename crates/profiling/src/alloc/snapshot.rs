@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use koltso_instrument::table::{self, OVERFLOW, Row};
 
 use super::{OBJECT, RATE, STACKS_MAX, TABLE};
-use crate::capture::{Capture, Event, Frame, FrameId, Place, Sample, StackId, Thread, ThreadIndex, ValueType};
+use crate::capture::{Capture, Event, Frame, FrameId, FramePlace, Sample, StackId, Thread, ThreadIndex, ValueType};
 
 /// Names for addresses.
 pub trait Symbolise {
@@ -218,7 +218,7 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
 }
 
 fn named(name: String) -> Frame {
-    Frame { function: name.into(), file: None, line: 0, place: Place::Label, address: 0 }
+    Frame { function: name.into(), file: None, line: 0, place: FramePlace::Label, address: 0 }
 }
 
 /// Milliseconds since the Unix epoch.
@@ -237,18 +237,18 @@ mod tests {
             assert!(!is_leaf);
             let name = |name: &str, place| Frame { function: name.into(), file: None, line: 0, place, address };
             match address {
-                1 => out.push(name("<koltso_profiling::alloc::Sampling<A> as GlobalAlloc>::alloc", Place::User)),
+                1 => out.push(name("<koltso_profiling::alloc::Sampling<A> as GlobalAlloc>::alloc", FramePlace::User)),
                 2 => {
                     let file = Some("/src/profiling/src/alloc/mod.rs".into());
-                    out.push(Frame { file, ..name("alloc<A>", Place::Inlined) });
-                    out.push(name("__rustc::__rust_alloc", Place::User));
+                    out.push(Frame { file, ..name("alloc<A>", FramePlace::Inlined) });
+                    out.push(name("__rustc::__rust_alloc", FramePlace::User));
                 }
                 3 => {
-                    out.push(name("koltso_profiling::alloc::Sampling<A>::sampled_alloc", Place::Inlined));
-                    out.push(name("program", Place::User));
+                    out.push(name("koltso_profiling::alloc::Sampling<A>::sampled_alloc", FramePlace::Inlined));
+                    out.push(name("program", FramePlace::User));
                 }
-                12 => out.push(name("std::sys::backtrace::__rust_begin_short_backtrace", Place::User)),
-                _ => out.push(name(&address.to_string(), Place::User)),
+                12 => out.push(name("std::sys::backtrace::__rust_begin_short_backtrace", FramePlace::User)),
+                _ => out.push(name(&address.to_string(), FramePlace::User)),
             }
         }
     }

@@ -1,84 +1,85 @@
-//! Who the numbers of a capture belong to: each sample gets a class, by a program's table of names.
+//! What a capture's numbers were spent on: each sample gets a class, by a program's table of names.
 //!
-//! The crate knows how stacks are read; which threads and modules there are, and what they count
-//! as, is in the program's [`Rules`]. Of each sample, the first of these decides:
+//! The crate knows how to read stacks; which threads and modules there are, and what they count as,
+//! is in the program's [`Rules`]. For each sample, the first of these rules that applies decides:
 //!
-//! 1. the name of its thread, where [`Rules::threads`] gives that a class;
+//! 1. the name of its thread, if [`Rules::threads`] gives that a class;
 //! 2. for allocations, which do not know their thread: any function of [`Rules::profiler`];
-//! 3. the innermost function on the stack in which a module of [`Rules::modules`] with a class is
-//!    named. Kernel frames are passed over, and so are inlined ones: what was inlined counts as
-//!    what it was inlined into. Of several paths in one name (`<A as B>::f`), the first with a
-//!    class decides;
-//! 4. on a thread of [`CoreRules::threads`], the first of [`CoreRules::kernel`] that is on the
-//!    stack, else [`CoreRules::otherwise`];
-//! 5. else it is [`Rules::rest`].
+//! 3. the innermost function on the stack whose name contains a module of [`Rules::modules`] with a
+//!    class. Kernel frames are skipped, and so are inlined ones: inlined code counts as the
+//!    function into which it was inlined. Of several paths in one name (`<A as B>::f`), the first
+//!    with a class decides;
+//! 4. on a thread of [`CoreRules::threads`], the first function of [`CoreRules::kernel`] that is on
+//!    the stack, or [`CoreRules::otherwise`] if there is none;
+//! 5. in all other cases [`Rules::rest`].
 //!
 //! Values of 0 and less are left out, as in folded stacks. Bounds: those of [`Capture`], and
-//! [`TOP_MAX`] rows. Deliberately absent: what the classes mean to each other, and sockets. Tested
-//! in `tests/classify.rs`, and where the program has its table.
+//! [`TOP_MAX`] rows. Deliberately absent: how classes relate to each other, and sockets. Tested in
+//! `tests/classify.rs`, and in the program beside its table.
 
 mod names;
 
-use crate::capture::{Capture, Event, Frame, FrameId, Place};
+use crate::capture::{Capture, Event, Frame, FrameId, FramePlace};
 use crate::text::{marked, thread_name};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
 pub use names::{NAME_MAX, short};
 
-/// Rows of [`Top::rows`] and of [`Rooted::others`].
+/// The most rows of [`Top::rows`] and of [`Rooted::others`].
 pub const TOP_MAX: usize = 32;
 
-/// What a program knows of the names in its profiles.
+/// What a program knows about the names in its profiles.
 #[derive(Debug)]
 pub struct Rules {
-    /// The classes, and what each means, in the order in which they are shown.
+    /// The name and the meaning of each class, in the order in which they are shown.
     pub classes: &'static [(&'static str, &'static str)],
-    /// Threads by the beginning of their names; without a class, functions decide.
+    /// Threads by the beginning of their names, with their class; for `None`, functions decide.
     pub threads: &'static [(&'static str, Option<&'static str>)],
-    /// Modules as functions are named, such as `koltso_net::http`; the longest that fits a path
-    /// counts. Without a class it decides nothing: the next path or frame does.
+    /// Modules as in the names of functions, such as `koltso_net::http`, with their class. The
+    /// longest one that fits a path counts; if its class is `None` it decides nothing, and the next
+    /// path or frame does.
     pub modules: &'static [(&'static str, Option<&'static str>)],
-    /// The threads that serve, and what they do for all classes alike.
+    /// The threads that serve, and the work that they do for all classes together.
     pub cores: CoreRules,
-    /// What captures themselves cost.
+    /// Which functions work for captures.
     pub profiler: ProfilerRules,
-    /// The class of what nothing decides.
+    /// The class of samples for which no rule decides.
     pub rest: &'static str,
-    /// Crates whose functions are the program's own, and are named as the sites of allocations and
+    /// Crates whose functions are the program's own; they are named as the sites of allocations and
     /// waits.
     pub own: &'static [&'static str],
 }
 
-/// See rule 4.
+/// The table for rule 4.
 #[derive(Debug)]
 pub struct CoreRules {
-    /// How their names begin.
+    /// The beginning of the threads' names.
     pub threads: &'static str,
-    /// Functions of the kernel, and the class of a stack that has one; the first in this order
-    /// counts.
+    /// Functions of the kernel, with the class of a stack that contains one; the first in this
+    /// order counts.
     pub kernel: &'static [(&'static str, &'static str)],
     /// The class of all other stacks.
     pub otherwise: &'static str,
 }
 
-/// See rule 2.
+/// The table for rule 2.
 #[derive(Debug)]
 pub struct ProfilerRules {
-    /// The class.
+    /// The class of what captures cost.
     pub class: &'static str,
-    /// Modules and types, and whether they are there for captures; the longest that fits counts.
+    /// Modules and types, and whether they work for captures; the longest one that fits counts.
     pub modules: &'static [(&'static str, bool)],
 }
 
 impl Rules {
-    /// The class that a function's name has by itself.
+    /// The class that a function has by its name alone; `None` if the name decides nothing.
     #[must_use]
     pub fn class_of_name(&self, name: &str) -> Option<&'static str> {
         names::paths(name).find_map(|path| names::longest(self.modules, path)?)
     }
 
-    /// The class that a thread's name decides.
+    /// The class that a thread has by its name; `None` if functions decide.
     #[must_use]
     pub fn class_of_thread(&self, thread: &str) -> Option<&'static str> {
         self.threads.iter().find(|(begins, _)| thread.starts_with(begins))?.1
@@ -93,10 +94,10 @@ impl Rules {
         self.own.iter().any(|own| path.strip_prefix(own).is_some_and(|rest| rest.starts_with("::")))
     }
 
-    /// The function that wanted something: the innermost of the program's own, else the innermost
-    /// that is of no library.
+    /// The function that caused an allocation or a wait: the innermost of the program's own or, if
+    /// there is none, the innermost that belongs to no library.
     fn site(&self, frames: &[&Frame]) -> String {
-        let names = || frames.iter().filter(|frame| frame.place != Place::Kernel).map(|frame| &*frame.function);
+        let names = || frames.iter().filter(|frame| frame.place != FramePlace::Kernel).map(|frame| &*frame.function);
         let others = || names().filter(|name| !names::is_library(name));
         let found = names()
             .find(|name| self.is_own(name))
@@ -106,67 +107,68 @@ impl Rules {
     }
 }
 
-/// What a class has of a capture.
+/// The part of a capture that belongs to one class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Its name.
+    /// The name of the class.
     pub class: &'static str,
-    /// What it means.
+    /// The meaning of the class, for people.
     pub meaning: &'static str,
-    /// Of samples whose innermost frame is the program's.
+    /// The sum of the samples whose innermost frame is the program's.
     pub user: i64,
-    /// Of samples whose innermost frame is the kernel's.
+    /// The sum of the samples whose innermost frame is the kernel's.
     pub kernel: i64,
 }
 
-/// What has the largest sums.
+/// The rows with the largest sums.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Top {
-    /// What, and how much, the largest first.
+    /// The name and the sum of each row, the largest first.
     pub rows: Vec<(String, i64)>,
-    /// Of all rows, also of those beyond [`TOP_MAX`].
+    /// The sum of all rows, including those beyond [`TOP_MAX`].
     pub total: i64,
-    /// Left out: what captures themselves cost. (CPU has it in the rows.)
+    /// Not in the rows: what captures themselves cost. (For CPU time it is in the rows.)
     pub profiler: i64,
-    /// Left out of time off the CPU: threads that serve nobody and mostly sleep until there is work.
+    /// Not in the rows of time off the CPU: threads that serve nobody and mostly sleep until there
+    /// is work.
     pub background: i64,
 }
 
 /// How many stacks reach the entry of their thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rooted {
-    /// The sum of those that do.
+    /// The sum of the stacks that do.
     pub value: i64,
-    /// Different stacks, of all, by the names in them.
+    /// How many different stacks there are in all, compared by the names in them.
     pub stacks: usize,
     /// The largest of those that do not: `thread: outermost … innermost`.
     pub others: Vec<(String, i64)>,
 }
 
-/// A capture, divided.
+/// A capture, divided by class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Division {
-    /// Of all samples.
+    /// The sum of all samples.
     pub total: i64,
-    /// One for each of [`Rules::classes`]; together they are the total.
+    /// The share of each of [`Rules::classes`]; together they are the total.
     pub shares: Vec<Share>,
-    /// Functions of CPU, sites of allocations, waits.
+    /// Functions for CPU time, sites for allocations, waits for the rest.
     pub top: Top,
-    /// Whether stacks are whole.
+    /// Whether the stacks are complete.
     pub rooted: Rooted,
 }
 
-/// What is known of a frame whatever stack it is in.
+/// What is known about a frame whatever stack it is in.
 #[derive(Clone, Copy)]
 struct Known {
     class: Option<&'static str>,
     is_for_captures: bool,
 }
 
-/// Divides one value of a capture, an index of [`Capture::types`].
+/// Divides one value of a capture by class; `value` is an index of [`Capture::types`].
 ///
 /// # Panics
-/// If a rule has a class that [`Rules::classes`] has not.
+/// If a rule has a class that is not one of [`Rules::classes`].
 #[must_use]
 pub fn divide(capture: &Capture, value: usize, rules: &Rules) -> Division {
     let known: Vec<Known> = capture.frames().iter().map(|frame| known(rules, frame)).collect();
@@ -189,7 +191,7 @@ pub fn divide(capture: &Capture, value: usize, rules: &Rules) -> Division {
         let class = stack.class(rules, &known);
         let share = shares.iter_mut().find(|share| share.class == class);
         let share = share.unwrap_or_else(|| panic!("the rules have no class {class}"));
-        let is_kernel = frames.first().is_some_and(|frame| frame.place == Place::Kernel);
+        let is_kernel = frames.first().is_some_and(|frame| frame.place == FramePlace::Kernel);
         *if is_kernel { &mut share.kernel } else { &mut share.user } += weight;
 
         if capture.event == Event::OffCpu && !thread.starts_with(rules.cores.threads) {
@@ -215,7 +217,7 @@ pub fn divide(capture: &Capture, value: usize, rules: &Rules) -> Division {
 }
 
 fn known(rules: &Rules, frame: &Frame) -> Known {
-    let decides = matches!(frame.place, Place::User | Place::Label);
+    let decides = matches!(frame.place, FramePlace::User | FramePlace::Label);
     Known {
         class: if decides { rules.class_of_name(&frame.function) } else { None },
         is_for_captures: rules.is_for_captures(&frame.function),
@@ -233,7 +235,7 @@ struct Stack<'a> {
     event: Event,
     thread: &'a str,
     ids: &'a [FrameId],
-    /// The innermost first.
+    /// The frames, the innermost first.
     frames: &'a [&'a Frame],
 }
 
@@ -258,10 +260,10 @@ impl Stack<'_> {
     }
 
     fn kernel(&self) -> impl Iterator<Item = &str> {
-        self.frames.iter().filter(|frame| frame.place == Place::Kernel).map(|frame| &*frame.function)
+        self.frames.iter().filter(|frame| frame.place == FramePlace::Kernel).map(|frame| &*frame.function)
     }
 
-    /// What a row of [`Top`] is called.
+    /// The name of the row of [`Top`] to which the stack belongs.
     fn what(&self, rules: &Rules) -> String {
         let Some(leaf) = self.frames.first() else { return "?".to_owned() };
         let name = short(&leaf.function);
@@ -273,7 +275,7 @@ impl Stack<'_> {
                 let kernel: Vec<&str> = self.kernel().collect();
                 format!("{}, {}, {}", self.thread, names::reason(&kernel), rules.site(self.frames))
             }
-            _ if leaf.place == Place::Kernel => short(&format!("{} (kernel)", leaf.function)),
+            _ if leaf.place == FramePlace::Kernel => short(&format!("{} (kernel)", leaf.function)),
             _ => name,
         }
     }

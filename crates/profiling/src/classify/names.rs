@@ -1,14 +1,16 @@
-//! Reading the names of functions: paths in them, libraries, entries of threads, reasons to sleep.
+//! Reads the names of functions: the paths in them, libraries, entries of threads, reasons to
+//! sleep.
 //!
-//! Names are those of `rustc-demangle` and of the kernel's symbols, and may be anything: nothing here
-//! fails on any of them. Pure functions, tested below.
+//! The names come from `rustc-demangle` and from the kernel's symbols and may be anything: no
+//! function here fails on any of them. They are pure functions, tested below.
 
-use crate::capture::{Frame, Place};
+use crate::capture::{Frame, FramePlace};
 
-/// Characters of a name that is shown.
+/// The most characters of a name that is shown.
 pub const NAME_MAX: usize = 110;
 
-/// A name as it is shown: without the numbers of closures, and cut off at [`NAME_MAX`].
+/// A name in the form in which it is shown: without the numbers of closures, and cut at
+/// [`NAME_MAX`].
 #[must_use]
 pub fn short(name: &str) -> String {
     let mut text = String::with_capacity(name.len().min(4 * NAME_MAX));
@@ -36,7 +38,8 @@ pub fn short(name: &str) -> String {
     }
 }
 
-/// What follows one `::{closure#0}`, `::{{closure}}` or `::{closure}`.
+/// What follows one `::{closure#0}`, `::{{closure}}` or `::{closure}`; `None` if the text does not
+/// begin with one.
 fn closure(text: &str) -> Option<&str> {
     let rest = text.strip_prefix("::{")?;
     let rest = rest.strip_prefix('{').unwrap_or(rest).strip_prefix("closure")?;
@@ -46,7 +49,7 @@ fn closure(text: &str) -> Option<&str> {
     };
     let rest = rest.strip_prefix('}')?;
     let rest = rest.strip_prefix('}').unwrap_or(rest);
-    // (Some demanglers put the number behind.)
+    // Some demanglers put the number behind the braces.
     Some(match rest.strip_prefix('#') {
         Some(number) => number.trim_start_matches(|char: char| char.is_ascii_digit()),
         None => rest,
@@ -57,7 +60,8 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_'
 }
 
-/// The rest of a name from each place on at which a path begins: `<a::B as c::D>::f` has three.
+/// For each position at which a path begins, the rest of the name from there on: `<a::B as
+/// c::D>::f` has three.
 pub(super) fn paths(name: &str) -> impl Iterator<Item = &str> {
     let bytes = name.as_bytes();
     (0..bytes.len()).filter_map(move |at| {
@@ -66,30 +70,31 @@ pub(super) fn paths(name: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The value of the longest key that a path begins with, whole names compared.
+/// The value of the longest key with which a path begins; names are compared as a whole.
 pub(super) fn longest<T: Copy>(table: &[(&str, T)], path: &str) -> Option<T> {
     let fits = |key: &str| path.strip_prefix(key).is_some_and(|rest| !rest.bytes().next().is_some_and(is_word));
     let found = table.iter().filter(|(key, _)| fits(key)).max_by_key(|(key, _)| key.len());
     found.map(|&(_, value)| value)
 }
 
-/// Without the brackets and references that a name begins with.
+/// A name without the brackets and references at its beginning.
 pub(super) fn unwrapped(name: &str) -> &str {
     name.trim_start_matches(['<', '&'])
 }
 
-/// The path of the type that a method is of.
+/// The path of the type to which a method belongs.
 pub(super) fn self_type(name: &str) -> &str {
     let path = unwrapped(name);
     ["dyn ", "mut ", "*const ", "*mut "].iter().find_map(|begins| path.strip_prefix(begins)).unwrap_or(path)
 }
 
 const LIBRARY_CRATES: [&str; 6] = ["core", "std", "alloc", "hashbrown", "smallvec", "bytes"];
-/// Functions of the standard library whose names are cut off on the way here, or that have no path.
+/// Functions of the standard library whose names have lost their beginning on the way here, or that
+/// have no path.
 const LIBRARY_ENDS: [&str; 9] =
     ["lifecycle", "panic", "panicking", "unwind_safe", "raw_vec", "vec", "boxed", "::call_once", "::new"];
 
-/// Whether a function only passes on what somebody else wanted.
+/// Whether a function only acts for the function that called it.
 pub(super) fn is_library(name: &str) -> bool {
     let path = unwrapped(name);
     let of_crate = |of: &str| path.strip_prefix(of).is_some_and(|rest| rest.starts_with("::"));
@@ -101,8 +106,8 @@ pub(super) fn is_library(name: &str) -> bool {
         || ["malloc", "calloc", "realloc"].contains(&name)
 }
 
-/// Whether a function is of the C library, which has no frame pointers: often all that is known of
-/// who called the kernel.
+/// Whether a function belongs to the C library, which has no frame pointers: often its name is all
+/// that is known of the kernel's caller.
 pub(super) fn is_c_library(name: &str) -> bool {
     let bare = name.trim_start_matches('_');
     let all_word = bare.bytes().all(is_word);
@@ -112,8 +117,8 @@ pub(super) fn is_c_library(name: &str) -> bool {
 const PREEMPTED: [&str; 4] =
     ["exit_to_user_mode_loop", "irqentry_exit_to_user_mode", "irqentry_exit", "preempt_schedule_irq"];
 
-/// Why a thread was off the CPU, by its kernel frames, the innermost first: the system call it was
-/// in, or that others got the processor.
+/// Why a thread was off the CPU, by its kernel frames, the innermost first: the system call in
+/// which it was, or `preempted` if other threads got the processor.
 pub(super) fn reason<'a>(kernel: &[&'a str]) -> &'a str {
     if kernel.iter().any(|name| PREEMPTED.contains(name)) {
         return "preempted";
@@ -141,13 +146,13 @@ const ENTRIES: [&str; 11] = [
     "ret_from_fork",
 ];
 
-/// Whether a stack, the innermost frame first, reaches the entry of its thread. Frames of libraries
-/// without symbols, `[libc.so.6]`, are passed over from the outermost on: they are what calls the
-/// entry in a stripped C library. A stack of nothing else does not reach it.
+/// Whether a stack, the innermost frame first, reaches the entry of its thread. Outermost frames of
+/// libraries without symbols, `[libc.so.6]`, are skipped: in a stripped C library they are what
+/// calls the entry. A stack that has no other frames does not reach it.
 pub(super) fn is_rooted(frames: &[&Frame]) -> bool {
     let is_nameless = |frame: &&&Frame| {
         let name = frame.function.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
-        matches!(frame.place, Place::User | Place::Label) && name.is_some_and(|name| !name.contains(']'))
+        matches!(frame.place, FramePlace::User | FramePlace::Label) && name.is_some_and(|name| !name.contains(']'))
     };
     let Some(frame) = frames.iter().rev().find(|frame| !is_nameless(frame)) else { return false };
     let name = &*frame.function;
@@ -157,7 +162,8 @@ pub(super) fn is_rooted(frames: &[&Frame]) -> bool {
         || name.trim_start_matches('<').starts_with("std::sys::") && is_thread_start(name)
 }
 
-/// `std::sys::thread::unix::Thread::new::thread_start`, the start of every thread of Rust.
+/// Whether this is `std::sys::thread::unix::Thread::new::thread_start`, the start of every thread
+/// in Rust.
 fn is_thread_start(name: &str) -> bool {
     name.strip_suffix("thread_start").is_some_and(|before| !before.bytes().next_back().is_some_and(is_word))
 }
@@ -219,7 +225,7 @@ mod tests {
             "raw_vec::finish_grow",
             "koltso_profiling::alloc::sampled",
         ] {
-            // `<&mut ` is a reference to a type: only `&` is unwrapped.
+            // `<&mut ` is a reference to a type: only `&` is removed.
             assert_eq!(is_library(library), !library.starts_with("<&mut"), "{library}");
         }
         for other in ["koltso_storage::log::append", "core_affinity::set", "vector::push", "mallocs", "main"] {
@@ -248,8 +254,8 @@ mod tests {
     fn a_stack_is_rooted_if_its_first_name_is_an_entry() {
         let frame = |text: &&str| {
             let (name, place) = match text.strip_suffix("_[k]") {
-                Some(name) => (name, Place::Kernel),
-                None => (*text, Place::User),
+                Some(name) => (name, FramePlace::Kernel),
+                None => (*text, FramePlace::User),
             };
             Frame { function: name.into(), file: None, line: 0, place, address: 0 }
         };

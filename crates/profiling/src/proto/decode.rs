@@ -15,8 +15,8 @@
 //! by the fuzz target `profile`.
 
 use crate::capture::{
-    Capture, DEPTH_MAX, Event, FRAMES_MAX, Frame, FrameId, Mapping, Place, SAMPLES_MAX, STACKS_MAX, Sample, Thread,
-    ThreadIndex, ValueType,
+    Capture, DEPTH_MAX, Event, FRAMES_MAX, Frame, FrameId, FramePlace, Mapping, SAMPLES_MAX, STACKS_MAX, Sample,
+    Thread, ThreadIndex, ValueType,
 };
 use crate::proto::NOTE;
 use crate::proto::message::{self, Message};
@@ -327,10 +327,10 @@ impl<'a> Parts<'a> {
                 id => Some(mappings.get(&id).ok_or(DecodeError::Missing { what: "mapping", id })?),
             };
             let place = match mapping {
-                Some((_, true)) => Place::Kernel,
+                Some((_, true)) => FramePlace::Kernel,
                 // In other programs' files this is a function whose address they do not know.
-                None if ours && location.address == 0 => Place::Label,
-                _ => Place::User,
+                None if ours && location.address == 0 => FramePlace::Label,
+                _ => FramePlace::User,
             };
             let mut frames = Vec::with_capacity(location.line.len().clamp(1, DEPTH_MAX));
             for (index, line) in location.line.iter().take(DEPTH_MAX).enumerate() {
@@ -338,7 +338,7 @@ impl<'a> Parts<'a> {
                 let function = functions.get(&id).ok_or(DecodeError::Missing { what: "function", id })?;
                 let (name, file) = (self.string(function.name)?, self.string(function.filename)?);
                 let name = if name.is_empty() { self.string(function.system_name)? } else { name };
-                let place = if index + 1 < location.line.len() { Place::Inlined } else { place };
+                let place = if index + 1 < location.line.len() { FramePlace::Inlined } else { place };
                 names_bytes += name.len() + file.len();
                 if names_bytes > NAMES_MAX {
                     return Err(DecodeError::TooMany { what: "bytes of names", most: NAMES_MAX });

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::{KEPT_MAX, Sample, Stall, Stalls};
-use crate::capture::{self, Capture, Event, Frame, FrameId, Place, ThreadIndex, ValueType};
+use crate::capture::{self, Capture, Event, Frame, FrameId, FramePlace, ThreadIndex, ValueType};
 use crate::symbols::Symbols;
 use crate::threads;
 
@@ -20,7 +20,7 @@ const NO_SAMPLES: &str = "[not sampled]";
 fn frames(sample: &Sample, symbols: &mut Symbols) -> Vec<Frame> {
     let mut frames = Vec::with_capacity(sample.kernel.len() + sample.chain.len());
     for function in sample.kernel.iter() {
-        frames.push(Frame { function: function.clone(), file: None, line: 0, place: Place::Kernel, address: 0 });
+        frames.push(Frame { function: function.clone(), file: None, line: 0, place: FramePlace::Kernel, address: 0 });
     }
     for &address in sample.chain.iter() {
         frames.extend_from_slice(&symbols.frames(address));
@@ -68,7 +68,8 @@ pub fn capture(stalls: &Stalls, symbols: &mut Symbols) -> Capture {
             add(sample.at_ns, frames(sample, symbols), i64::from(n == 0), sample.stands_for_ns);
         }
         if stall.samples.is_empty() {
-            let label = Frame { function: NO_SAMPLES.into(), file: None, line: 0, place: Place::Label, address: 0 };
+            let label =
+                Frame { function: NO_SAMPLES.into(), file: None, line: 0, place: FramePlace::Label, address: 0 };
             add(0, vec![label], 1, stall.duration.as_nanos() as u64);
         }
     }
@@ -102,7 +103,7 @@ impl Stall {
             stacks.push((root_first, sample.stands_for_ns));
         }
         let path = shared(stacks);
-        let (kernel, program): (Vec<_>, Vec<_>) = path.iter().partition(|frame| frame.place == Place::Kernel);
+        let (kernel, program): (Vec<_>, Vec<_>) = path.iter().partition(|frame| frame.place == FramePlace::Kernel);
         let kernel = kernel.last().map(|frame| format!("{}_[k]", frame.function));
         let program = program.iter().rev().take(PLACE_FRAMES).map(|frame| frame.function.to_string());
         let names: Vec<String> = kernel.into_iter().chain(program).collect();
@@ -137,7 +138,8 @@ mod tests {
 
     fn stack(names: &str) -> Vec<Frame> {
         let frame = |name: &str| {
-            let (name, place) = name.strip_suffix("_[k]").map_or((name, Place::User), |name| (name, Place::Kernel));
+            let (name, place) =
+                name.strip_suffix("_[k]").map_or((name, FramePlace::User), |name| (name, FramePlace::Kernel));
             Frame { function: name.into(), file: None, line: 0, place, address: 0 }
         };
         names.split(' ').map(frame).collect()

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use koltso_profiling::capture::{
-    Capture, Event, Frame, FrameId, Mapping, Place, Sample, Thread, ThreadIndex, ValueType,
+    Capture, Event, Frame, FrameId, FramePlace, Mapping, Sample, Thread, ThreadIndex, ValueType,
 };
 use koltso_testkit::Random;
 
@@ -22,8 +22,8 @@ pub(crate) const HOSTILE: [&str; 8] = [
 /// One nanosecond count for every sample of a CPU capture: 999 Hz.
 pub(crate) const PERIOD: i64 = 1_001_001;
 
-pub(crate) fn frame(function: &str, place: Place, address: u64) -> Frame {
-    let file = (place == Place::User || place == Place::Inlined).then(|| "src/main.rs".into());
+pub(crate) fn frame(function: &str, place: FramePlace, address: u64) -> Frame {
+    let file = (place == FramePlace::User || place == FramePlace::Inlined).then(|| "src/main.rs".into());
     Frame { function: function.into(), file, line: (address % 1000) as u32, place, address }
 }
 
@@ -49,14 +49,14 @@ pub(crate) fn add(capture: &mut Capture, thread: u16, at_ms: u64, stack: &str, v
     let mut ids: Vec<FrameId> = Vec::new();
     for name in stack.split(';') {
         let (function, place) = match (name.strip_suffix("_[k]"), name.strip_suffix("_[i]")) {
-            (Some(name), _) => (name, Place::Kernel),
-            (_, Some(name)) => (name, Place::Inlined),
-            _ if name.starts_with("lock:") => (name, Place::Label),
-            _ => (name, Place::User),
+            (Some(name), _) => (name, FramePlace::Kernel),
+            (_, Some(name)) => (name, FramePlace::Inlined),
+            _ if name.starts_with("lock:") => (name, FramePlace::Label),
+            _ => (name, FramePlace::User),
         };
         let hash = function.bytes().fold(17u64, |hash, byte| hash.wrapping_mul(31) + u64::from(byte)) % 0xfff_ffff;
-        let base = if place == Place::Kernel { 0xffff_ffff_8000_0000 } else { 0x5000_0000 };
-        let address = if place == Place::Label { 0 } else { base + hash };
+        let base = if place == FramePlace::Kernel { 0xffff_ffff_8000_0000 } else { 0x5000_0000 };
+        let address = if place == FramePlace::Label { 0 } else { base + hash };
         ids.push(capture.frame(frame(function, place, address)).expect("room"));
     }
     ids.reverse();
@@ -92,10 +92,10 @@ pub(crate) fn hostile() -> Capture {
     for (n, name) in HOSTILE.iter().enumerate() {
         capture.threads.push(Thread { tid: 5 + n as u32, name: (*name).into() });
         capture.mappings[0].file = (*name).into();
-        for place in [Place::User, Place::Inlined, Place::Kernel, Place::Label] {
+        for place in [FramePlace::User, FramePlace::Inlined, FramePlace::Kernel, FramePlace::Label] {
             let mut odd = frame(name, place, 0x5000_0000 + n as u64);
             odd.file = Some((*name).into());
-            let (odd, main) = (capture.frame(odd), capture.frame(frame("main", Place::User, 0x5000_0007)));
+            let (odd, main) = (capture.frame(odd), capture.frame(frame("main", FramePlace::User, 0x5000_0007)));
             let stack = capture.stack(&[odd.expect("room"), main.expect("room")]).expect("room");
             let thread = ThreadIndex(4 + n as u16);
             let values = [1, PERIOD, 0, 0];

@@ -2,7 +2,7 @@
 //! Names of addresses, and shares of functions in a capture.
 
 use koltso_profiling::alloc::Symbolise;
-use koltso_profiling::capture::{Capture, Frame, Place};
+use koltso_profiling::capture::{Capture, Frame, FramePlace};
 
 pub struct Names;
 
@@ -17,15 +17,15 @@ impl Symbolise for Names {
                 function: name.into(),
                 file,
                 line: symbol.lineno().unwrap_or(0),
-                place: Place::Inlined,
+                place: FramePlace::Inlined,
                 address,
             });
         });
         if let Some(last) = out[first..].last_mut() {
-            last.place = Place::User;
+            last.place = FramePlace::User;
         } else {
             let function = format!("{address:#x}").into();
-            out.push(Frame { function, file: None, line: 0, place: Place::User, address });
+            out.push(Frame { function, file: None, line: 0, place: FramePlace::User, address });
         }
     }
 }
