@@ -49,7 +49,8 @@ def load(folder):
         "max": latency["max"] / 1000,
         "recorded": counted["recorded"],
         "non_2xx": counted["non_2xx_3xx"],
-        # As wrk2 has them: its read errors are also what closed early or was not HTTP.
+        # As in wrk2, read errors include connections that closed early and answers that were not
+        # HTTP.
         "errors": {"connect": errors["connect"], "read": errors["read"] + errors["closed"] + errors["malformed"],
                    "write": errors["write"], "timeout": errors["timeout"]},
     }

@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
 # The goals of a cluster of three nodes on one machine, one section each:
 #
-#   standard   the four standard runs: wrk2 at a steady rate, PUT and GET, ack/from 1/1 and 2/3, each followed by the same
-#              wrk2 arguments against nginx that answers a constant
-#   closed     closed loop: requests/s, CPU of the whole cluster a request, and its ratio of PUT 2/3 to PUT 1/1
-#   pause      a steady load with 2/3 while another node is stopped (SIGSTOP) in the middle of what is recorded
+#   standard   the four standard runs: wrk2 at a steady rate, PUT and GET, ack/from 1/1 and 2/3,
+#              each followed by the same wrk2 arguments against nginx that answers a constant
+#   closed     closed loop: requests/s, CPU of the whole cluster a request, and its ratio of PUT 2/3
+#              to PUT 1/1
+#   pause      a steady load with 2/3 while another node is stopped (SIGSTOP) in the middle of the
+#              recorded time
 #   kill       the same, while another node is killed (SIGKILL)
-#   return     a node that missed many keys comes back under a steady load: how long until it has them
-#   profile    the share of CPU that goes into what the nodes say to each other, in the closed loop and at the steady rate
-#   etcd       only when named: closed loop beside three nodes of etcd, through its JSON gateway
+#   return     a node that missed many keys comes back under a steady load: how long until it has
+#              them
+#   profile    the share of CPU that goes into what the nodes say to each other, in the closed loop
+#              and at the steady rate
+#   etcd       only if it is named: closed loop beside three nodes of etcd, through its JSON gateway
 #
-# The cluster is `koltso local --nodes 3 --threads 1`; all requests go to its first node, and the third is the one that is
-# disturbed. Servers and load tool share all processors that this process may use, unpinned, unless told otherwise.
-# Every wait has a limit. Ends only processes that it started (the nodes are children of one of them).
+# The cluster is `koltso local --nodes 3 --threads 1`. All requests go to its first node, and the
+# third is the one that is disturbed. Servers and load tool share all processors that this process
+# may use, unpinned, unless options say otherwise. Every wait has a limit. This ends only processes
+# that it started (the nodes are children of one of them).
 set -u -o pipefail
 
 SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -115,12 +120,14 @@ bench_begin "$FOLDER"
 trap cluster_bench_end EXIT
 
 VICTIM=2 # which of the nodes is disturbed
-# As /proc/PID/task/TID/stat has them; src/admin/classes.rs has a test that holds this against the program.
+# These are cut as in /proc/PID/task/TID/stat; a test in src/admin/classes.rs compares them with the
+# program.
 PROFILER_THREADS='\(koltso-(capture|profiler)\)'
 
 later() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.3f", a + b }'; }
 
-# Starts a node again with the flags it had: they are in $WORK/cmdline. Sets READY_US, the moment of its ready line.
+# Starts a node again with the flags that it had, which are in $WORK/cmdline. Sets READY_US, the
+# moment of its ready line.
 remember_node() { # remember_node INDEX
   cp "/proc/${NODES[$1]}/cmdline" "$WORK/cmdline"
 }
@@ -135,7 +142,8 @@ restart_node() { # restart_node INDEX
   READY_US=$(now_us)
 }
 
-# Sends SIGTERM or SIGKILL to a node, keeping its CPU for read_cpu, and waits until it has gone (`koltso local` reaps it).
+# Sends SIGTERM or SIGKILL to a node, keeps its CPU for read_cpu, and waits until it has gone
+# (`koltso local` reaps it).
 end_node() { # end_node INDEX SIGNAL
   local pid=${NODES[$1]} waited=0
   cp "/proc/$pid/stat" "$WORK/stat.$pid"
@@ -252,7 +260,8 @@ closed_row() { # closed_row WHAT
 section_pause() { disturb pause STOP; }
 section_kill() { disturb kill KILL; }
 
-# wrk2 runs against the first node; in the middle of what it records the third is stopped or killed, and stays so.
+# Runs wrk2 against the first node; in the middle of the recorded time the third node is stopped or
+# killed, and stays so.
 disturb() { # disturb NAME SIGNAL
   local round method middle connections=$CONNECTIONS
   middle=$(awk -v s="$DISTURBED_SECONDS" -v c="$CALIBRATION" 'BEGIN { printf "%.2f", c + (s - c) / 2 }')
@@ -302,8 +311,9 @@ disturbed_table() {
 
 # ---- return
 
-# The steady load has keys of its own (20 bytes; 10 000 of them, one pass of wrk2's pool), so that the number of records is
-# known and at rest when the node starts again: what it missed, and those.
+# The steady load has keys of its own (20 bytes; 10 000 of them, one pass of wrk2's pool), so that
+# the number of records is known and constant when the node starts again: the keys that it missed,
+# and those.
 section_return() {
   local round connections=$CONNECTIONS steady=10000 pending expected began ended lasted hidden
   CONNECTIONS=$DISTURBED_CONNECTIONS
@@ -342,32 +352,39 @@ section_return() {
 
 # ---- profile
 #
-# The rule by which CPU of the cluster is divided, for a PUT 2/3 of which all requests go to the first node. Samples are
-# the nodes' own captures (`koltso profile --hz 499`), all three at the same time, without what their captures cost; src/admin/classes.rs has
-# the names, and scripts/division.py divides what HTTP and exchange share:
+# How the CPU of the cluster is divided, for a PUT 2/3 whose requests all go to the first node.
+# Samples are the nodes' own captures (`koltso profile --hz 499`), taken at all three at the same
+# time, without what the captures themselves cost. src/admin/classes.rs has the names, and
+# scripts/division.py divides the classes that HTTP and exchange share:
 #
 # 1. Threads that seal, sync, compact and provision segments are storage.
-# 2. Else the innermost user function of the stack that has one of these names decides, for user samples and for kernel
-#    samples below it (page faults, mostly) alike. koltso_net::replica (links, frames, replica server), koltso::member
-#    (which submits to links, flushes them and serves peers) and koltso_hints: exchange. koltso_net's rest, koltso::front,
-#    koltso::node::dispatch, koltso::admin::status and metrics: HTTP. koltso_storage, koltso::node::replica and commit: storage. koltso_cluster:
-#    coordinator logic. What the compiler inlined counts as the function that it was inlined into.
-# 3. Samples of core threads that have no such function are the ring, its system calls and the event loop, which HTTP and
-#    exchange share. Sends through the ring are HTTP's: links and replica server send by sendto(2) and sendmsg(2), of which
-#    the stacks tell. Receives are divided by the data segments that the node's sockets took in meanwhile (`ss -i`, before and
-#    after), all else by the ring's operations: segments in and out of HTTP, and in of the exchange. A send carries the peer's
-#    receive processing with it, as loopback does it in the sender's context. Nodes without HTTP connections have no HTTP
-#    segments: there all of it is exchange.
+# 2. Otherwise the innermost user function of the stack that has one of these names decides, for
+#    user samples and for the kernel samples below it (mostly page faults) alike.
+#    koltso_net::replica (links, frames, replica server), koltso::member (which submits to links,
+#    flushes them and serves peers) and koltso_hints are exchange. The rest of koltso_net,
+#    koltso::front, koltso::node::dispatch, and koltso::admin::status and metrics are HTTP.
+#    koltso_storage, koltso::node::replica and commit are storage. koltso_cluster is coordinator
+#    logic. Inlined code counts as the function into which it was inlined.
+# 3. Samples of core threads without such a function are the ring, its system calls and the event
+#    loop, which HTTP and exchange share. Sends through the ring are HTTP's: links and the replica
+#    server send by sendto(2) and sendmsg(2), which the stacks show. Receives are divided by the
+#    data segments that the node's sockets took in meanwhile (`ss -i`, before and after), all else
+#    by the ring's operations: segments in and out of HTTP, and in of the exchange. A send includes
+#    the peer's receive processing, since loopback does that in the sender's context. Nodes without
+#    HTTP connections have no HTTP segments: all of it is exchange there.
 # 4. All other threads are "other".
 #
-# So the event loop's own work counts, too: none of it is "other". Two more estimates are printed beside it:
+# So the event loop's own work counts, too: none of it is "other". Two more estimates are printed
+# beside it:
 #
-# - at most: the same, and all shared work that is neither send nor receive (turns of the event loop, the ring's
-#   bookkeeping, going to sleep) given to exchange, on the asked node, too.
-# - by CPU: (CPU of the asked node - CPU of a node that is alone, for its own PUTs + CPU of the other two without their
-#   storage) to CPU of all, a request, from /proc/PID/stat, measured in the same session. A cross-check from above: it takes
-#   for exchange also the coordinator's logic and what HTTP itself costs more where three nodes share the processors (an
-#   answer that leaves by itself wakes the client by itself; a node alone answers many at a turn, from warm caches).
+# - at most: the same, but with all shared work that is neither send nor receive (turns of the event
+#   loop, the ring's bookkeeping, going to sleep) given to exchange, on the asked node, too.
+# - by CPU: (CPU of the asked node - CPU of a node that is alone, for its own PUTs + CPU of the
+#   other two without their storage) to CPU of all, a request, from /proc/PID/stat, measured in the
+#   same session. This is an upper bound for comparison: it counts as exchange also the
+#   coordinator's logic, and the additional cost of HTTP if three nodes share the processors (an
+#   answer that leaves alone wakes its client alone; a node by itself answers many in one turn, from
+#   warm caches).
 section_profile() {
   local round load
   : >"$WORK/runs"
@@ -485,7 +502,8 @@ ticks_us() { # ticks_us TICKS: microseconds a request
 
 # ---- etcd
 
-# Three nodes of etcd with its default settings, on a fresh folder. Sets NODES, MEASURED, and PORT, the leader's.
+# Starts three nodes of etcd with its default settings, on a fresh folder. Sets NODES, MEASURED, and
+# PORT, the leader's.
 start_etcd() {
   local first number cluster='' port status member leader waited folder=$WORK/etcd
   mkdir -p "$folder"
@@ -528,7 +546,8 @@ section_etcd() {
   : >"$WORK/runs"
   for ((round = 1; round <= ROUNDS; round++)); do
     start_etcd
-    # wrk goes through one shuffle of all keys, so as many puts as there are keys have put each of them.
+    # wrk goes through one shuffle of all keys, so after as many puts as there are keys, each has
+    # been put.
     for ((filling = 2, REQUESTS = 0; REQUESTS < keys && filling <= 64; filling *= 2)); do
       run_wrk etcd "$filling" "${arguments[@]}" --reads 0
     done

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# The lines of docs/PERFORMANCE.md's goals that compare-peers.sh does not measure, one section each:
+# The goals of docs/PERFORMANCE.md that compare-peers.sh does not measure, one section each:
 #
-#   memory      anonymous memory a key: 3 million keys of 8 and of 200 bytes against the empty server
-#   recovery    time from start to the `ready` line with 3 million keys, after SIGTERM and after kill -9
-#   range       one GET /v0/entities over a million records of 100 bytes: records/s, growth of memory meanwhile
-#   compaction  a million keys overwritten twice: disk against live bytes, and the latencies at a steady 10 000 PUT/s
-#               while compaction works, beside nginx with the same tool
+#   memory      anonymous memory a key: 3 million keys of 8 and of 200 bytes against the empty
+#               server
+#   recovery    time from start to the `ready` line with 3 million keys, after SIGTERM and kill -9
+#   range       one GET /v0/entities over a million records of 100 bytes: records/s, and by how much
+#               memory grows meanwhile
+#   compaction  a million keys overwritten twice: disk against live bytes, and the latencies at a
+#               steady 10 000 PUT/s while compaction works, beside nginx with the same tool
 #   always      PUT/s with --sync always against --sync os
 #
-# One server at a time, all its threads on the server core; the load on the load core. Every wait has a limit.
+# One server runs at a time, with all its threads on the server core; the load is on the load core.
+# Every wait has a limit.
 set -u -o pipefail
 
 SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -77,7 +80,8 @@ ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", b ? a / b : 0 }'; }
 
 remove_data() { rm -rf -- "$WORK/data"; }
 
-# Waits until COMMAND's number has not changed by more than one per cent for 3 s; prints the number and the seconds.
+# Waits until COMMAND's number has not changed by more than one per cent for 3 s; prints the number
+# and the seconds that this took.
 settle() { # settle LIMIT_SECONDS COMMAND...
   local limit=$1 before now still=0 waited=0
   shift
@@ -116,7 +120,8 @@ section_memory() {
   report "Anonymous memory a key, $KEYS keys, values of 16 bytes"
 }
 
-# Keeps the most anonymous and file memory of a process that it saw, in KB, in $WORK/peak, until it is ended.
+# Keeps the most anonymous and file memory that it has seen of a process, in KB, in $WORK/peak,
+# until it is ended.
 watch_memory() { # watch_memory PID
   local name kb _ anonymous=0 file=0
   while alive "$1"; do
@@ -131,7 +136,8 @@ watch_memory() { # watch_memory PID
   done
 }
 
-# The first, the last and a middle key are there, or the start was worth nothing.
+# Checks that the first, the last and a middle key are there: without them the start would mean
+# nothing.
 check_keys() { # check_keys PORT COUNT KEY_SIZE
   local number key answer
   for number in 0 $(($2 / 2)) $(($2 - 1)); do
@@ -160,7 +166,8 @@ section_recovery() {
         check_keys "$PORT" "$KEYS" 8
         ms=$((START_US / 1000))
         printf '%s\t%d\t%d\t<= 500\t%s\n' "$name" "$round" "$ms" "$(verdict "$ms <= 500")"
-        # Only what was written since the last start is unsealed: overwrite a tenth, so that each round has such a tail.
+        # Only what was written since the last start is unsealed: overwrite a tenth, so that each
+        # round has such a tail.
         load_keys "$PORT" $((KEYS / 10)) --key-size 8 --value-size 16
       done
       stop_server "$PID" TERM 30
@@ -205,8 +212,8 @@ status_number() { # status_number JQ_PATH: 0 where /status does not have it
   curl -s -m 5 "http://127.0.0.1:$PORT/status" | jq -r "$1 // 0" 2>/dev/null || printf 0
 }
 
-# wrk2 records nothing in its first 10 s. So the second overwriting of all keys is timed to end just before that, and
-# compaction has the most to do while the latencies are taken.
+# wrk2 records nothing in its first 10 s. So the second overwriting of all keys is timed to end just
+# before that, and compaction has most to do while the latencies are recorded.
 section_compaction() {
   local began load_us live disk disk_after payload before after figures waited
   local arguments=(--keys "$RECORDS" --size 128) seconds=$((SECONDS_STEADY + 11)) recorded_at=10.4
@@ -257,7 +264,7 @@ section_compaction() {
   [[ $(cut -f 1 "$WORK/at_begin") -gt $disk ]] ||
     echo 'Warning: the disk use did not shrink while the latencies were taken, so compaction may not have worked then.'
 
-  # Caught up: the disk use has not changed for 5 s; two minutes at most.
+  # Compaction has caught up when the disk use has not changed for 5 s; wait two minutes at most.
   local previous=-1 same=0
   for ((waited = 0; waited < 120 && same < 5; waited++)); do
     disk_after=$(disk_bytes "$WORK/data")

@@ -1,10 +1,11 @@
 # shellcheck shell=bash
-# What compare-peers.sh, bench-goals.sh, bench-cluster.sh, bench-profiling.sh and report.sh share: starting servers on given cores,
-# reading their CPU and memory, running wrk and wrk2, tables. Clusters are in cluster-lib.sh.
+# What compare-peers.sh, bench-goals.sh, bench-cluster.sh, bench-profiling.sh and report.sh share:
+# starting servers on given cores, reading their CPU and memory, running wrk and wrk2, printing
+# tables. cluster-lib.sh adds clusters.
 #
-# Owner: the script that sources this file; it sets SERVER_CORE, LOAD_CORE, KOLTSO, SCRIPTS, STYLE, and calls bench_begin.
-# Bounds: every wait here has a limit in seconds. Ends only processes that it started, by their ids, and removes only
-# the folder that it made.
+# Owner: the script that sources this file. It sets SERVER_CORE, LOAD_CORE, KOLTSO, SCRIPTS and
+# STYLE, and calls bench_begin. Bounds: every wait here has a limit in seconds. This ends only
+# processes that it started, by their ids, and removes only the folder that it made.
 
 CLOCK_TICKS=$(getconf CLK_TCK)
 # shellcheck disable=SC2034  # the scripts that source this file use it
@@ -31,7 +32,7 @@ among() { # among WHAT ALLOWED LIST: all words of LIST are ALLOWED, and there is
   for word in $3; do [[ " $2 " == *" $word "* ]] || fail "$1 knows $2, not '$word'."; done
 }
 
-# The tools that are missing, in one sentence.
+# Ends the script with one sentence if tools are missing.
 need_tools() { # need_tools COMMAND=PACKAGE...
   local pair missing=()
   for pair in "$@"; do
@@ -74,8 +75,8 @@ now_us() {
   printf '%s' "${now/[.,]/}"
 }
 
-# The first of COUNT ports in a row (1 unless told) that are free and whose replica ports (10000 above) are free too, all
-# below the range the kernel hands out.
+# Prints the first of COUNT ports in a row (1 by default) that are free and whose replica ports
+# (10000 above) are free too; all of them are below the range from which the kernel assigns ports.
 free_port() { # free_port [COUNT]
   python3 - "${1:-1}" <<'PYTHON'
 import contextlib, random, socket, sys
@@ -95,7 +96,7 @@ PYTHON
 
 alive() { kill -0 "$1" 2>/dev/null; }
 
-# Sends SIGNAL, waits SECONDS at most, then kills. Only for ids in STARTED.
+# Sends SIGNAL, waits SECONDS at most, then kills. Takes only ids that are in STARTED.
 stop_server() { # stop_server PID SIGNAL SECONDS
   local pid=$1 waited=0
   alive "$pid" && kill -s "$2" "$pid" 2>/dev/null
@@ -144,7 +145,7 @@ wait_for_port() { # wait_for_port PORT SECONDS PID NAME LOG
   done
 }
 
-# Starts Koltso on a folder; sets PID, PORT, and START_US, the time until its `ready` line.
+# Starts Koltso on a folder. Sets PID, PORT, and START_US, the time until its `ready` line.
 start_koltso() { # start_koltso DATA_FOLDER [FLAG...]
   local data=$1 log begun
   shift
@@ -158,7 +159,7 @@ start_koltso() { # start_koltso DATA_FOLDER [FLAG...]
   check_pinned "$PID"
 }
 
-# All threads on the core that the comparison is about, or it would not be one.
+# Warns if a thread may leave the core that the comparison is about.
 check_pinned() { # check_pinned PID
   local status cores
   for status in /proc/"$1"/task/*/status; do
@@ -169,7 +170,8 @@ check_pinned() { # check_pinned PID
   done
 }
 
-# nginx that answers everything with VALUE_SIZE bytes, as one worker. Sets PID to the worker's and PORT.
+# Starts nginx with one worker, which answers everything with VALUE_SIZE bytes. Sets PID to the
+# worker's, and PORT.
 start_nginx() { # start_nginx VALUE_SIZE: sets also MASTER, which is what stop_server takes
   local folder=$WORK/nginx body
   mkdir -p "$folder"
@@ -199,7 +201,8 @@ CONF
   read -r PID _ <"/proc/$MASTER/task/$MASTER/children"
 }
 
-# Redis with its log synced every second, and no rewrites of it during the run. Sets PID and PORT.
+# Starts Redis, which syncs its log every second and does not rewrite it during the run. Sets PID
+# and PORT.
 start_redis() {
   local folder=$WORK/redis
   mkdir -p "$folder"
@@ -209,8 +212,9 @@ start_redis() {
   wait_for_port "$PORT" 10 "$PID" Redis "$folder/log"
 }
 
-# A capture through the API, in the background. capture_end waits for it, and sets CODE, TOOK (seconds, from asking to the
-# last byte) and BYTES; the answer is in $WORK/capture. What is not 200 ends the script.
+# Takes a capture through the API, in the background. capture_end waits for it and sets CODE, TOOK
+# (seconds from the request to the last byte) and BYTES; the answer is in $WORK/capture. Any status
+# other than 200 ends the script.
 capture_begin() { # capture_begin SECONDS PATH?QUERY
   timeout $(($1 + 90)) curl -s -m $(($1 + 80)) -o "$WORK/capture" -w '%{http_code} %{time_total} %{size_download}\n' \
     "http://127.0.0.1:$PORT/debug/pprof/$2&seconds=$1" >"$WORK/capture.said" &
@@ -230,8 +234,8 @@ capture_end() {
 
 capture() { capture_begin "$@" && capture_end; }
 
-# CPU of processes together, all their threads, in clock ticks: sets USER_TICKS and SYS_TICKS. A process that is gone
-# counts with what $WORK/stat.PID has of it, a copy of its /proc/PID/stat, where there is one.
+# Sums the CPU of all threads of some processes, in clock ticks: sets USER_TICKS and SYS_TICKS. A
+# process that has ended counts as in $WORK/stat.PID, a copy of its /proc/PID/stat, if there is one.
 read_cpu() { # read_cpu PID...
   local pid stat fields
   USER_TICKS=0 SYS_TICKS=0
@@ -256,7 +260,8 @@ thread_ns() { # thread_ns PATTERN: CPU so far of the threads of PID with such na
   printf '%s' "$sum"
 }
 
-# Until MEASURED have nothing left to do, such as sealing what was put: so a slice does none of the work of the one before it.
+# Waits until MEASURED have nothing left to do, such as sealing what was put, so that no slice does
+# work of the slice before it.
 await_idle() {
   local before after waited idle=0
   before=$(process_ticks)
@@ -269,8 +274,9 @@ await_idle() {
   ((idle == 2)) || progress 'Not a fair figure: 30 s after its load the server was still at work.'
 }
 
-# What disturbs a measurement: CPU used by neither the server (MEASURED, or PID) nor the load tool, and CPU that the hypervisor took.
-# noise_end sets OTHERS and STOLEN, per cent of one core, and notes both in $WORK/noise.
+# Measures what disturbs a measurement: CPU used by neither the server (MEASURED, or PID) nor the
+# load tool, and CPU that the hypervisor took. noise_end sets OTHERS and STOLEN, in per cent of one
+# core, and appends both to $WORK/noise.
 noise_begin() {
   read_machine
   read_cpu "${MEASURED[@]:-$PID}"
@@ -296,7 +302,7 @@ read_machine() { # sets BUSY_TICKS (soft interrupts included) and STOLEN_TICKS, 
   STOLEN_TICKS=${ticks[8]}
 }
 
-# One line on the worst noise of all measurements.
+# Prints one line on the worst noise of all measurements.
 noise_line() {
   [[ -s $WORK/noise ]] && awk '{ if ($1 > o) o = $1; if ($2 > s) s = $2 }
     END { printf "In the noisiest measurement other processes used %d %% of a core and the hypervisor took %d %% of one.\n", o, s }' \
@@ -307,7 +313,8 @@ anonymous_kb() { awk '/^RssAnon:/ { print $2 }' "/proc/$1/status"; }
 file_kb() { awk '/^RssFile:/ { print $2 }' "/proc/$1/status"; }
 disk_bytes() { du -s --block-size=1 "$1" | cut -f 1; }
 
-# Keys 0 to COUNT - 1 once; a failure is fatal. More flags of load.py may follow.
+# Puts the keys 0 to COUNT - 1 once each; a failure ends the script. More flags of load.py may
+# follow.
 load_keys() { # load_keys PORT COUNT [FLAG...]
   local port=$1 count=$2
   shift 2
@@ -323,14 +330,15 @@ each_second() { awk -v n="$REQUESTS" -v t="$SECONDS_RUN" 'BEGIN { printf "%.0f",
 
 ticks_to() { awk -v t="$1" -v hz="$CLOCK_TICKS" -v unit="$2" 'BEGIN { printf "%.3f", t / hz * unit }'; } # TICKS UNITS_A_SECOND
 
-# One wrk run against the server at PORT. Sets REQUESTS, SECONDS_RUN, NOT_2XX (socket errors included), USER_US,
-# SYS_US (a request), SERVER_BUSY, LOAD_BUSY (per cent of a core). WRK_ARGUMENTS follow the script.
+# Runs wrk once against the server at PORT. Sets REQUESTS, SECONDS_RUN, NOT_2XX (socket errors
+# included), USER_US and SYS_US (a request), SERVER_BUSY and LOAD_BUSY (per cent of a core).
+# WRK_ARGUMENTS follow the script.
 run_wrk() { # run_wrk SCRIPT SECONDS [WRK_ARGUMENT...]
   wrk_begin "$@"
   wrk_end
 }
 
-# The two halves of it, for what is to happen meanwhile.
+# The two halves of run_wrk, for callers that do something in between.
 wrk_begin() {
   local script=$1 seconds=$2
   shift 2
@@ -369,7 +377,8 @@ end_load() { # end_load NAME: waits for it, `timeout` being the limit, and sets 
   read -r REQUESTS SECONDS_RUN NOT_2XX < <(awk '{ gsub(",", ""); print $2, $4, $6 + $11 + $13 + $15 + $17 }' <<<"$line")
 }
 
-# CPU seconds of wrk or wrk2 once its requests were formatted, or all of them. 0 where it did not say.
+# CPU seconds that wrk or wrk2 used after its requests were formatted, or in all if that is not
+# known; 0 if it printed nothing.
 load_tool_seconds() { # load_tool_seconds LOG [total]
   awk -v total="${2:+1}" '/^load tool:/ { seconds = total ? $3 + $8 : $3 } END { print seconds + 0 }' "$1"
 }
@@ -382,8 +391,9 @@ cpu_figures() { # cpu_figures USER_TICKS SYS_TICKS LOAD_SECONDS
       printf "%.3f %.3f %.0f %.0f\n", u / hz / n * 1e6, s / hz / n * 1e6, (u + s) / hz / t * 100, l / t * 100 }')
 }
 
-# wrk2 at a constant rate. Sets P50, P99, P999, MAX in milliseconds, REQUESTS, SECONDS_RUN, NOT_2XX. wrk2 throws away
-# what it recorded in its first 10.3 s (it calibrates), so SECONDS has to be well above that.
+# Runs wrk2 at a constant rate. Sets P50, P99, P999 and MAX in milliseconds, REQUESTS, SECONDS_RUN,
+# NOT_2XX. wrk2 discards what it records in its first 10.3 s (it calibrates), so SECONDS must be
+# well above that.
 run_wrk2() { # run_wrk2 SCRIPT SECONDS RATE [SCRIPT_ARGUMENT...]
   wrk2_begin "$@"
   wrk2_end
@@ -398,7 +408,7 @@ wrk2_begin() {
     -s "$SCRIPTS/$script.lua" "http://127.0.0.1:$PORT" -- "$@"
 }
 
-# Sets also what run_wrk sets of CPU.
+# Also sets the figures of CPU that run_wrk sets.
 wrk2_end() {
   local user sys
   read -r user sys <<<"$LOAD_FROM"
@@ -418,7 +428,8 @@ wrk2_end() {
     END { printf "%.2f %.2f %.2f %.2f\n", at[50], at[99], at[99.9], at[100] }' "$LOAD_LOG")
 }
 
-# `koltso bench` as wrk2_begin and wrk2_end have wrk2, but nothing of the server's CPU. It records from 2 s on.
+# Runs `koltso bench` as wrk2_begin and wrk2_end run wrk2, without the server's CPU. It records from
+# 2 s on.
 koltso_begin() { # koltso_begin METHOD SECONDS RATE --keys N --size BYTES [--ack A --from F]
   local method=$1 seconds=$2 rate=$3 arguments=(--keys "$5" --size "$7")
   [[ ${8:-} != --ack ]] || arguments+=(--query "ack=$9&from=${11}")
@@ -453,8 +464,9 @@ children_ticks() { # of all programs that this shell has waited for
 
 children_seconds() { ticks_to "$(children_ticks)" 1; }
 
-# Of lines of several rounds, tab-separated, one line for each first field, in the order in which they were first seen.
-# MODES has a letter for each other field: m median, x most, s sum, t the text of the last round.
+# Combines the lines of several rounds, tab-separated, into one line for each first field, in the
+# order in which those were first seen. MODES has a letter for each other field: m median, x
+# maximum, s sum, t the text of the last round.
 over_rounds() { # over_rounds MODES
   awk -F '\t' -v OFS='\t' -v modes="$1" '
     function median(key, column,   i, j, n, list, swap) {
@@ -482,7 +494,8 @@ over_rounds() { # over_rounds MODES
     }'
 }
 
-# Prints tab-separated lines, the first one being the head, as a table: plain (aligned) or markdown.
+# Prints tab-separated lines, of which the first is the head, as a table: plain (aligned) or
+# markdown.
 print_table() { # print_table plain|markdown
   awk -F '\t' -v style="$1" '
     { rows = NR; if (NF > columns) columns = NF
@@ -509,7 +522,7 @@ report() { # report TITLE: prints $WORK/table
   print_table "$STYLE" <"$WORK/table"
 }
 
-# The machine, for the head of a report.
+# Prints a line about the machine, for the head of a report.
 machine_line() {
   printf '%s, %d cores, Linux %s, load average %s at the start; server on core %s, load on core %s\n' \
     "$(awk -F ': ' '/^model name/ { print $2; exit }' /proc/cpuinfo)" "$(nproc)" "$(uname -r)" \

@@ -1,34 +1,47 @@
 #!/usr/bin/env bash
-# What seeing inside costs, and whether what is seen is right: the goals of the profiler on a running server, one section each:
+# What seeing inside costs, and whether what is seen is right: the goals of the profiler on a
+# running server, one section each:
 #
-#   overhead    closed loop, CPU a request: slices without a capture and with one of 99, 199 and 999 Hz in turn; of the whole process
-#               (so the profiler's thread counts) and of the data core's thread alone (where perf's interrupts land). A capture
-#               begins before its slice and lasts longer: what its end costs, symbols above all, is printed apart
-#               (the storage's threads seal and compact in bursts, some of it after the slice: what counts is the process without them)
-#   sampling    the same of the always-on allocation sampling, against a build without it (--plain, see below)
-#   accounting  what the samples of a CPU capture add up to, against the scheduler's and against /proc/PID/stat's account
+#   overhead    closed loop, CPU a request: slices without a capture and with one of 99, 199 and
+#               999 Hz in turn, measured for the whole process (so the profiler's thread counts) and
+#               for the data core's thread alone (which perf's interrupts hit). A capture begins
+#               before its slice and ends after it; what its end costs, symbols above all, is
+#               printed apart. (The storage's threads seal and compact in bursts, partly after the
+#               slice: the figure that counts is the process without them.)
+#   sampling    the same for the always-on allocation sampling, against a build without it (--plain,
+#               see below)
+#   accounting  what the samples of a CPU capture add up to, against the accounts of the scheduler
+#               and of /proc/PID/stat
 #   stacks      the share of samples whose stack reaches its thread's entry
-#   answer      from the end of a capture's time to the last byte of its answer, under a closed loop and at a steady rate
-#   latency     p99 at a steady rate while a capture of each kind begins, runs and is answered, against runs without one before
-#               and after it; a node alone, and the first node of three with ack=2&from=3
-#   memory      of the server over many captures under a steady load
+#   answer      from the end of a capture's time to the last byte of its answer, under a closed loop
+#               and at a steady rate
+#   latency     p99 at a steady rate while a capture of each kind begins, runs and is answered,
+#               against runs without one before and after it; for a node alone, and for the first
+#               node of three with ack=2&from=3
+#   memory      memory of the server over many captures under a steady load
 #
-# overhead, sampling, accounting and stacks have the server on one core and the load on another; answer, latency and memory
-# have both on all processors that this process may use, unpinned, as the standard runs of bench-cluster.sh do.
+# overhead, sampling, accounting and stacks have the server on one core and the load on another;
+# answer, latency and memory have both on all processors that this process may use, unpinned, as in
+# the standard runs of bench-cluster.sh.
 #
-# Noise is measured in the same session, by the same sum: runs without a capture are set against their own neighbours. A figure
-# above its goal but no larger than those are in the middle is `within noise`, neither reached nor missed: measure where it is quieter.
+# Noise is measured in the same session in the same way: runs without a capture are compared with
+# their own neighbours. A figure that is above its goal but no larger than those are in the middle
+# is `within noise`, neither reached nor missed: repeat it on a quieter machine.
 #
-# The rule of `stacks`: of the folded stack, from the outermost frame on, frames of libraries without symbols (`[libc.so.6]`) are passed
-# over; the first one with a name has to be clone3, clone, start_thread, _start, main, what calls it in glibc or std, the std thread's
-# thread_start, or ret_from_fork of a kernel thread (crates/profiling/src/classify/names.rs has the list). Everything else counts as not rooted, also
-# what is known to be lost: the vdso, and leaves in glibc, which has no frame pointers.
+# The rule of `stacks`: from the outermost frame of a stack on, frames of libraries without symbols
+# (`[libc.so.6]`) are skipped; the first frame with a name must be clone3, clone, start_thread,
+# _start, main, one of their callers in glibc or std, the std thread's thread_start, or
+# ret_from_fork of a kernel thread (crates/profiling/src/classify/names.rs has the list). Every
+# other stack counts as not rooted, also those that are known to be lost: in the vdso, and leaves in
+# glibc, which has no frame pointers.
 #
 # A build for --plain is this tree with the line below #[global_allocator] in src/main.rs replaced by
 #   static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-# built with `cargo build --release` and copied elsewhere (one import is unused then); both from the same path, with the same compiler.
+# built with `cargo build --release` and copied elsewhere (one import is unused then). Both builds
+# must be made at the same path, with the same compiler.
 #
-# Every wait has a limit. Ends only processes that it started (nodes of a cluster are children of one of them).
+# Every wait has a limit. This ends only processes that it started (the nodes of a cluster are
+# children of one of them).
 set -u -o pipefail
 
 SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -126,7 +139,8 @@ figures() { timeout 60 python3 "$SCRIPTS/profiling-figures.py" "$@"; }
 pinned() { SERVER_CORE=$PINNED_SERVER LOAD_CORE=$PINNED_LOAD; }
 unpinned() { SERVER_CORE=$ALL_CORES LOAD_CORE=$ALL_CORES; }
 
-# A node alone, as `pinned` or `unpinned` had it, with all keys, and its symbols read once (unless told `cold`).
+# Starts a node alone, pinned or unpinned as asked before, with all keys, and reads its symbols once
+# (unless called with `cold`).
 start_alone() { # start_alone [cold]
   local flags=(--sync "$SYNC")
   [[ $SERVER_CORE != "$ALL_CORES" ]] || flags+=(--no-pin)
@@ -151,7 +165,8 @@ divided() { # divided JQ_FILTER: of the last capture's division
 
 all_2xx() { ((NOT_2XX == 0)) || progress "Not a fair figure: $NOT_2XX answers of $1 were not 2xx."; }
 
-# A slice of the closed loop. Adds to $WORK/runs what it cost a request in us: without the storage's threads, all, the core's thread.
+# Runs a slice of the closed loop. Appends to $WORK/runs what a request cost in us: without the
+# storage's threads, in all, and on the core's thread.
 run_slice() { # run_slice SERIES LABEL KIND SCRIPT [ARGUMENT...]
   local series=$1 label=$2 kind=$3 core storage
   shift 3
@@ -213,7 +228,8 @@ overhead_slice() { # overhead_slice ROUND METHOD none|HZ
 
 # ---- sampling
 
-# Both builds run at once, on one core; only one has load. So their slices can be close to each other.
+# Both builds run at once, on one core; only one of them has load. So their slices can be close to
+# each other.
 section_sampling() {
   local round kind koltso=$KOLTSO order=(sampling plain plain sampling)
   local -A pids=() ports=()
@@ -257,7 +273,8 @@ sampling_slices() { # sampling_slices ROUND WHAT METHOD [ARGUMENT...]
 
 # ---- accounting and stacks
 
-# In each round a capture at each rate in the middle of a closed loop of each operation, each taken by COMMAND ROUND WHAT.
+# In each round, and in the middle of a closed loop of each operation, COMMAND ROUND WHAT takes a
+# capture at each rate.
 in_loops() { # in_loops COMMAND: sets TICKS, those of the process in that time
   local round method hz from
   pinned
@@ -399,7 +416,8 @@ latency_line() { # latency_line KIND VALUE...
   printf '%s\n' "$what $round"$'\t'"$what"$'\t'"$*" >>"$WORK/runs"
 }
 
-# Whether this server has that kind; a short capture shows it, and reads what symbols it needs.
+# Whether this server offers that kind; a short capture shows it, and reads the symbols that it
+# needs.
 latency_offered() { # latency_offered KIND
   local code
   code=$(curl -s -m 60 -o "$WORK/capture" -w '%{http_code}' "http://127.0.0.1:$PORT/debug/pprof/${PATHS[$1]}&seconds=1")
@@ -465,7 +483,7 @@ rest_under_load() {
   for ((rested = 0; rested < REST; rested++)); do keep_load && pause 1; done
 }
 
-# A steady load, started again whenever it has ended.
+# Keeps up a steady load, which is started again whenever it ends.
 keep_load() {
   if [[ -n $LOAD_PID ]]; then
     alive "$LOAD_PID" && return

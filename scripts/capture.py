@@ -23,7 +23,8 @@ import subprocess
 import sys
 import time
 
-# Files of a capture that are asked for again by its number, with the format and the beginning of its media type.
+# Files of a capture that are requested again by its number, with the format and the beginning of
+# the media type.
 PICTURES = {"svg": ("svg", "image/svg")}
 PAGE = {"html": ("html", "text/html")}
 HEATMAP = {"html": ("heatmap", "text/html")}
@@ -40,7 +41,7 @@ KINDS = {
 }
 BODY_MAX = 64 << 20
 GRACE_SECONDS = 60  # names of a cold kernel and formats take seconds on a busy machine
-# Threads of a node that are there for its captures only.
+# Threads of a node that work for its captures only.
 PROFILER_THREADS = ("koltso-capture", "koltso-profiler")
 
 
@@ -104,7 +105,7 @@ def only_stalls_since(path, moment):
     if not os.path.exists(path):
         return
     with open(path) as file:
-        # A line begins with the time in UTC; one that does not says that there was none.
+        # A line begins with the time in UTC; one that does not says that there were no stalls.
         lines = [line for line in file if line[:1].isdigit() and line[:len(moment)] >= moment]
     with open(path, "w") as file:
         file.write("".join(lines) or "No turn of a core took longer than --stall-bound during this run.\n")

@@ -1,16 +1,17 @@
 # shellcheck shell=bash disable=SC2034,SC2153
 # A cluster of three nodes on this machine, for bench-cluster.sh and report.sh.
 #
-# Owner: the script that sources this file after bench-lib.sh; it sets what that wants, and SYNC, KEYS and VALUE_SIZE. It sets
-# `trap cluster_bench_end EXIT` after bench_begin.
-# Bounds: 70 s for the start, 30 s until all nodes see each other and miss nothing, 20 s for a drain.
+# Owner: the script that sources this file after bench-lib.sh. It sets what bench-lib.sh wants, and
+# SYNC, KEYS and VALUE_SIZE; after bench_begin it sets `trap cluster_bench_end EXIT`. Bounds: 70 s
+# for the start, 30 s until all nodes see each other and miss nothing, 20 s for a drain.
 
 NODES=() NODE_PORTS=() # of the cluster that runs, in the order of the ports
 NODE_THREADS=1         # data cores of a node: three of them and the load tool share the processors
 CLUSTER_PORT=''        # the first node's port; where it is empty, one that is free
 
-# What was started last ends first, so that the load is gone before the nodes drain; they have the time that they give
-# themselves for it, or they would go on writing into the folder. A stopped process does not end by SIGTERM.
+# Ends processes in the reverse order of their start, so that the load is gone before the nodes
+# drain. Nodes get as long as they give themselves for that, since they would otherwise go on
+# writing into the folder. SIGTERM does not end a process that is stopped.
 cluster_bench_end() {
   local pid i started=("${STARTED[@]}")
   for pid in "${NODES[@]}"; do kill -s CONT "$pid" 2>/dev/null; done
@@ -18,7 +19,8 @@ cluster_bench_end() {
   bench_end
 }
 
-# Starts three nodes on a fresh folder. Sets NODES, NODE_PORTS, MEASURED (all of them), LOCAL, and PORT, the first node's.
+# Starts three nodes on a fresh folder. Sets NODES, NODE_PORTS, MEASURED (all of the nodes), LOCAL,
+# and PORT, the first node's.
 start_cluster() {
   local log=$WORK/cluster.log pid port children
   rm -rf -- "$WORK/data"
@@ -53,9 +55,10 @@ stop_cluster() {
   rm -rf -- "$WORK/data"
 }
 
-# Waits until all nodes say that all their peers are up and miss nothing, and node INDEX has as many records as the most of
-# them. Sets CALM_SECONDS, since the moment SINCE_US (0: since now), and CALM_RECORDS, those of node INDEX. If that takes
-# longer than LIMIT_SECONDS, it says what was missing and returns 1.
+# Waits until all nodes say that all their peers are up and miss nothing, and node INDEX has as many
+# records as the node that has most. Sets CALM_SECONDS, counted from the moment SINCE_US (0: from
+# now), and CALM_RECORDS, those of node INDEX. If that takes longer than LIMIT_SECONDS, it says what
+# was missing and returns 1.
 await_calm() { # await_calm LIMIT_SECONDS [SINCE_US INDEX]
   local is_calm
   read -r CALM_SECONDS CALM_RECORDS is_calm < <(ask_calm "$1" "${2:-0}" "${3:--1}" "${NODE_PORTS[@]}")

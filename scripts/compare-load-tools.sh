@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# wrk2 and `koltso bench` on the same server, alternating, their figures side by side: do they say the same?
+# Runs wrk2 and `koltso bench` in turn on the same server and prints their figures side by side: do
+# they say the same?
 #
-# The same rate, connections, threads, keys and duration for both, and the same warm-up: wrk2 throws away what it
-# recorded in its first 10.3 s, so both record what comes after. One server on the server core, the load tool on the load
-# core. `cpu` is what the load tool itself used, in per cent of its core. wrk2 waits in whole milliseconds, rounded up,
-# and counts that as latency: expect up to 1 ms more below the stalls. Every wait has a limit.
+# Both have the same rate, connections, threads, keys and duration, and the same warm-up: wrk2
+# discards what it recorded in its first 10.3 s, so both record what comes after. One server is on
+# the server core, the load tool on the load core. `cpu` is what the load tool itself used, in per
+# cent of its core. wrk2 waits in whole milliseconds, rounded up, and counts that as latency: expect
+# up to 1 ms more below the stalls. Every wait has a limit.
 set -u -o pipefail
 
 SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -62,7 +64,7 @@ need_tools python3=python3 taskset=util-linux wrk2=wrk2
 need_koltso
 bench_begin "$FOLDER"
 
-# `koltso bench` as run_wrk2 runs wrk2, and its figures read from the same layout.
+# Runs `koltso bench` as run_wrk2 runs wrk2, and reads its figures from the same layout.
 run_bench() { # run_bench get|put
   local log=$WORK/bench.log
   timeout $((RUN_SECONDS + 60)) taskset -c "$LOAD_CORE" "$KOLTSO" bench -t1 -c"$CONNECTIONS" -d"${RUN_SECONDS}s" -R"$RATE" \
@@ -70,7 +72,8 @@ run_bench() { # run_bench get|put
     { printf 'koltso bench failed: %s\n' "$(tail -n 3 "$log")" >&2 && exit 1; }
 }
 
-# The line of a table: operation, tool, requests a second, percentiles in ms, what was not 2xx, CPU.
+# Prints a line of the table: operation, tool, requests a second, percentiles in ms, answers not
+# 2xx, CPU.
 figures() { # figures OPERATION TOOL LOG CPU_SECONDS
   awk -v what="$1" -v tool="$2" -v cpu="$4" -v t="$RUN_SECONDS" '
     function ms(text) {

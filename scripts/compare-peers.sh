@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# Koltso beside nginx and Redis: one session, the same server core, the same load core, several rounds in turn.
-# Prints requests/s and CPU a request (user and system apart, all threads of the server process), medians over the
-# rounds, each as a ratio to nginx and to Redis, and what of docs/PERFORMANCE.md's goals that reaches.
+# Koltso beside nginx and Redis: one session, the same server core, the same load core, several
+# rounds in turn. Prints requests/s and CPU a request (user and system apart, all threads of the
+# server process) as medians over the rounds, each as a ratio to nginx and to Redis, and which of
+# docs/PERFORMANCE.md's goals these reach.
 #
 # What is compared with what:
-#   nginx   one worker, no access log, `return 200` with a constant body of --value-size bytes to everything, PUT too,
-#           under the very wrk scripts that Koltso gets (same requests, same key order);
-#   Redis   SET and GET over the same number of keys, log synced every second (AOF everysec), by redis-benchmark;
-#   Koltso  --threads 1, all threads on the server core, a fresh folder every round, filled with all keys before the GETs.
-# One server runs at a time. The order of the three turns by one every round, so that drift hits all of them.
-# "busy" is the share of its core that the server or the load tool used: where "load busy" is near 100 and
-# "server busy" is not, the load tool was the limit and the server could do more.
-# Without pipelining it often is, for each of the three, as both ends pay the kernel's TCP path: then "CPU to nginx" and
-# "CPU to Redis" (CPU a request, less is better) tell the servers apart and the ratios of requests/s no longer do.
+#   nginx   one worker, no access log, `return 200` with a constant body of --value-size bytes to
+#           every request, PUT too, under the very wrk scripts that Koltso gets (same requests, same
+#           key order);
+#   Redis   SET and GET over the same number of keys, log synced every second (AOF everysec), by
+#           redis-benchmark;
+#   Koltso  --threads 1, all threads on the server core, a fresh folder every round, filled with all
+#           keys before the GETs.
+# One server runs at a time. The order of the three rotates by one every round, so that drift hits
+# all of them. "busy" is the share of its core that the server or the load tool used: where
+# "load busy" is near 100 and "server busy" is not, the load tool was the limit and the server could
+# do more. Without pipelining that is often so, for each of the three, as both ends pay for the
+# kernel's TCP path: then "CPU to nginx" and "CPU to Redis" (CPU a request, less is better) tell the
+# servers apart and the ratios of requests/s no longer do.
 #
-# It takes about rounds x 14 x (seconds + 1) seconds: four minutes unless told otherwise.
+# It takes about rounds x 14 x (seconds + 1) seconds: four minutes by default.
 set -u -o pipefail
 
 SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -121,7 +126,7 @@ round_koltso() {
   done
 }
 
-# redis-benchmark takes a number of requests, so a short run first says how many fill the time.
+# redis-benchmark takes a number of requests, so a short run first finds out how many fill the time.
 declare -A REDIS_RATE=()
 run_redis() { # run_redis get|set PIPELINE
   local key=$1x$2 user sys log=$WORK/redis-benchmark.log TIMEFORMAT='%U %S' load
@@ -169,8 +174,8 @@ for ((round = 1; round <= ROUNDS; round++)); do
   [[ $SERVERS == *' '* ]] || ORDER=$SERVERS
 done
 
-# Medians, in the order in which the cases were first seen, as one line each:
-# server, case, requests/s, least, most, user us, system us, server busy, load busy, not 2xx
+# Prints the medians, in the order in which the cases were first seen, one line each: server, case,
+# requests/s, least, most, user us, system us, server busy, load busy, not 2xx
 awk -F '\t' -v OFS='\t' '
   function median(key, column,   i, j, n, list, swap) {
     n = count[key]

@@ -1,6 +1,8 @@
--- Puts and gets of etcd's v3 API through its JSON gateway, with the keys and values of put.lua and get.lua, for wrk:
+-- Puts and gets through the JSON gateway of etcd's v3 API, with the keys and values of put.lua and
+-- get.lua, for wrk:
 --   wrk -t1 -c64 -d10s -s scripts/etcd.lua http://127.0.0.1:2379 -- --keys 10000 --reads 0
--- scripts/lib.lua lists the arguments. --reads 0 puts, --reads 1 gets; --serializable has the node answer gets by itself.
+-- scripts/lib.lua lists the arguments. --reads 0 puts, --reads 1 gets; --serializable lets the node
+-- that is asked answer gets by itself.
 local here = debug.getinfo(1, "S").source:match("^@(.*/)") or "./"
 
 local DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"

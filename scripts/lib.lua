@@ -1,26 +1,32 @@
--- What put.lua, get.lua, delete.lua and mix.lua share: arguments, preformatted requests, the closing line.
+-- What put.lua, get.lua, delete.lua and mix.lua share: arguments, preformatted requests, the last
+-- line of the output.
 --
 -- All of them run under wrk and wrk2 alike:
 --   wrk  -t1 -c64 -d10s          -s scripts/put.lua http://127.0.0.1:1337 -- --keys 100000 --size 128
 --   wrk2 -t4 -c64 -d60s -R10000 -L -s scripts/get.lua http://127.0.0.1:1337 -- --ack 2 --from 3
 --
 -- Arguments, after the `--`, all optional:
---   --keys N      key space, 100000 unless told
---   --key-size N  bytes a key, 8 to 4096, 16 unless told: letters k, then eight digits (as scripts/load.py writes them)
---   --size N      bytes a value, 128 unless told
---   --ack A --from F --ttl MS   go into the query as they are; absent unless told
---   --pipeline P  requests that one connection sends at once, 1 unless told (wrk2 counts its rate in requests too)
---   --reads R --deletes D       mix.lua only: shares of GET and DELETE, 0.5 and 0 unless told; the rest is PUT
---   --pool N      most requests a thread keeps preformatted, 100000 unless told, 10000 under wrk2 (see below)
---   --serializable  etcd.lua only: let the node that is asked answer a get by itself
---   --statuses    count every status code apart (parses each answer in Lua: costs the load tool, so not for rates)
+--   --keys N        key space (100000)
+--   --key-size N    bytes a key, 8 to 4096 (16): letters k, then eight digits (as scripts/load.py
+--                   writes them)
+--   --size N        bytes a value (128)
+--   --ack A --from F --ttl MS   these go into the query as they are (absent)
+--   --pipeline P    requests that one connection sends at once (1; wrk2 counts its rate in
+--                   requests, too)
+--   --reads R --deletes D       mix.lua only: shares of GET and DELETE (0.5 and 0); the rest is PUT
+--   --pool N        most requests that a thread keeps preformatted (100000; 10000 under wrk2, see
+--                   below)
+--   --serializable  etcd.lua only: lets the node that is asked answer a get by itself
+--   --statuses      counts every status code apart (this parses each answer in Lua and slows the
+--                   load tool, so it is not for measuring rates)
 --
--- The load tool must not be the bottleneck, so all requests are formatted before the run, and request() only walks
--- through the pool: about 0.1 us of Lua a call. While the key space fits into the pool, the pool is one shuffle of
--- all the keys, so that every key is used equally often; where it does not fit, the pool is random picks. The pool is
--- also cut at POOL_BYTES_MAX. 100 000 PUTs of 128 bytes are 21 MB, read in order, which the hardware prefetches.
--- wrk2 carries LuaJIT 2.0, which hashes only a few bytes of a string: interning many requests that differ just in the
--- middle takes quadratic time (100 000 of them: minutes). Hence its smaller pool.
+-- The load tool must not be the bottleneck, so all requests are formatted before the run, and
+-- request() only walks through the pool: about 0.1 us of Lua a call. While the key space fits into
+-- the pool, the pool is one shuffle of all the keys, so that every key is used equally often; where
+-- it does not fit, the pool is random picks. The pool is also cut at POOL_BYTES_MAX. 100 000 PUTs
+-- of 128 bytes are 21 MB, read in order, which the hardware prefetches. wrk2 carries LuaJIT 2.0,
+-- which hashes only a few bytes of a string: interning many requests that differ only in the middle
+-- takes quadratic time (100 000 of them: minutes). Hence its smaller pool.
 
 local lib = {}
 
@@ -38,7 +44,7 @@ local function fail(sentence)
    os.exit(2)
 end
 
--- The table of options from wrk's args: args[0] is the URL.
+-- The table of options from wrk's args; args[0] is the URL.
 local function parse(args)
    local options = {}
    for name, value in pairs(DEFAULTS) do options[name] = value end
@@ -66,7 +72,7 @@ local function parse(args)
    return options
 end
 
--- A function from key number to one formatted request of `method`.
+-- Returns a function that formats one request of `method` for the number of a key.
 local function formatter(method, options)
    local prefix = ("k"):rep(options["key-size"] - 8)
    local filler = ("v"):rep(options["size"] - 8)
@@ -82,7 +88,7 @@ local function formatter(method, options)
    end
 end
 
--- The numbers of the keys that the pool holds, in the order of use.
+-- The numbers of the keys that the pool contains, in the order of use.
 local function pick_keys(keys, pool_size)
    local numbers = {}
    if keys <= pool_size then
@@ -97,7 +103,8 @@ local function pick_keys(keys, pool_size)
    return numbers
 end
 
--- Strings of `pipeline` requests each. `choose` names the method of the next request: a string or a function.
+-- Strings of `pipeline` requests each. `choose` is the method of every request, or a function that
+-- returns the next one.
 local function build_pool(options, choose, make_formatter)
    local format = {}
    for _, method in ipairs({ "GET", "PUT", "DELETE" }) do format[method] = make_formatter(method, options) end
@@ -119,8 +126,8 @@ local function build_pool(options, choose, make_formatter)
    return pool
 end
 
--- Defines wrk's hooks. Called once by each script, in every Lua state: wrk makes one a thread and one for itself.
--- `make_formatter` is `formatter` unless told.
+-- Defines wrk's hooks. Each script calls it once in every Lua state, of which wrk makes one for
+-- each thread and one for itself. `make_formatter` is `formatter` by default.
 function lib.run(choose, make_formatter)
    local threads = {}
 
@@ -152,7 +159,8 @@ function lib.run(choose, make_formatter)
       end
    end
 
-   -- wrk counts as an error what is 400 or more. Nothing that these scripts send is answered 1xx or 3xx.
+   -- wrk counts statuses from 400 on as errors. Nothing that these scripts send is answered 1xx or
+   -- 3xx.
    function done(summary)
       local errors = summary.errors
       print(("answers: %d in %.3f s, %d not 2xx, socket errors: %d connect, %d read, %d write, %d timeout"):format(

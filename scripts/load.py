@@ -86,7 +86,8 @@ class Connection:
         if not data:
             return None
         data = self.tail + data
-        # Only a whole "HTTP/1.1 201" may be counted, and only once: what may be its beginning waits for the rest.
+        # Only a complete "HTTP/1.1 201" may be counted, and only once: bytes that may be its
+        # beginning wait for the rest.
         end = len(data)
         cut = data.rfind(b"H", max(0, end - len(SUCCESS) + 1))
         if cut >= 0:

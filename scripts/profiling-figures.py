@@ -15,7 +15,8 @@ import collections
 import statistics
 import sys
 
-# What is wanted of each kind: of overhead as per cent more CPU a request, of latency as p99 to that of the neighbours.
+# The goals of each kind: for overhead, per cent more CPU a request; for latency, p99 as a ratio to
+# that of the neighbours.
 OVERHEAD_MAX = {"99": 1.0, "999": 8.0}
 LATENCY_MAX = 1.2
 SAMPLING_MAX = 1.0
@@ -69,7 +70,8 @@ def span(values, pattern):
 
 
 def overhead(lines):
-    # Values: CPU a request in us, of the process without the storage's threads, of all of it, of the core's thread.
+    # Values: CPU a request in us, of the process without the storage's threads, of all of it, and
+    # of the core's thread.
     found, _ = beside(lines, (0, 1, 2))
     print("what", "without, us", "with, us", "more", "rounds", "all threads, more", "rounds", "core's thread, more", "rounds", "wanted", "reached", sep="\t")
     for (label, kind), made in found.items():
@@ -87,7 +89,7 @@ def overhead(lines):
 
 
 def latency(lines):
-    # Values: p50, p99, p99.9, max in ms, served/s, not 2xx, per cent of others and stolen.
+    # Values: p50, p99, p99.9 and max in ms, served/s, not 2xx, per cent of others and stolen.
     found, missing = beside(lines, (1,))
     print("what", "capture", "p50, ms", "p99", "p99.9", "max", "served/s", "not 2xx", "p99 to neighbours'", "rounds", "wanted", "reached",
           "others", "stolen", sep="\t")

@@ -1,4 +1,4 @@
--- PUT of keys all over the key space, for wrk and wrk2. scripts/lib.lua lists the arguments:
+-- Sends PUT for keys all over the key space, for wrk and wrk2. scripts/lib.lua lists the arguments:
 --   wrk -t1 -c64 -d10s -s scripts/put.lua http://127.0.0.1:1337 -- --keys 100000 --size 128
 local here = debug.getinfo(1, "S").source:match("^@(.*/)") or "./"
 dofile(here .. "lib.lua").run("PUT")

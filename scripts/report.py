@@ -19,8 +19,8 @@ import sys
 sys.dont_write_bytecode = True  # nothing is left behind in scripts/
 import analysis
 
-# Measured with `wrk2 -t4 -c64 -R10000 -d1m` on a laptop: the system that this one is to leave behind (served/s, p50, p99 and max in
-# ms, answers that were not 2xx, all answers, timeouts).
+# Measured with `wrk2 -t4 -c64 -R10000 -d1m` on a laptop: the system that this one is to leave
+# behind (served/s; p50, p99 and max in ms; answers that were not 2xx; all answers; timeouts).
 BEFORE = {
     "put": (3128, 25360, 40800, 41580, 69046, 187689, 64),
     "put-ack2from3": (2776, 35060, 57000, 57640, 57553, 166584, 192),

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# A whole load report in one command: a cluster of three nodes on this machine, the standard runs against its first node, and what
-# that node was doing meanwhile: CPU, allocations, locks, time off the CPU.
+# A whole load report in one command: a cluster of three nodes on this machine, the standard runs
+# against its first node, and what that node did meanwhile: CPU, allocations, locks, time off the
+# CPU.
 #
-# Leaves a folder a run, OUT/YYYY-MM-DD-HH-MM-SS_TAG_OP_t4_c64_R10000_d1m/, and OUT/README.md over all runs of OUT.
-# OUT/CONCLUSIONS.md is people's: it is made once, empty, shown in OUT/README.md, and never written again.
+# It leaves a folder for each run, OUT/YYYY-MM-DD-HH-MM-SS_TAG_OP_t4_c64_R10000_d1m/, and
+# OUT/README.md about all runs in OUT. OUT/CONCLUSIONS.md is for people: it is created once, empty,
+# shown in OUT/README.md, and never written again.
 #
-# scripts/capture.py captures, `koltso profile --classes` says what the captures went into, scripts/report.py writes the texts. What a
-# node does not have is said in its place, and the rest goes on.
+# scripts/capture.py captures, `koltso profile --classes` says what the CPU and the rest went into,
+# and scripts/report.py writes the texts. If a node cannot give something, the report says so in its
+# place, and the rest goes on.
 #
-# Bounds: every wait has a limit. A folder is put in its place when it is whole, so what is interrupted leaves nothing of the run
-# that was going on. Exit codes: 0; 1 for what went wrong while it ran; 2, with one sentence and nothing left behind, for what is
-# wrong before. Tested in tests/report.rs.
+# Bounds: every wait has a limit. A folder is put in its place when it is complete, so a run that is
+# interrupted leaves nothing. Exit codes: 0 if it was done; 1 for errors while it ran; 2, with one
+# sentence and nothing left behind, for errors before that. Tested in tests/report.rs.
 set -u -o pipefail
 
 SCRIPTS=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -121,9 +124,9 @@ progress() { # one line a step, with the time since the beginning
   printf '[%4d s] %s\n' "$SECONDS" "$*" >&2
 }
 
-# When the captures begin and how long they take, so that they lie inside of what the load tool records: CPU, allocations and
-# locks at once, then off the CPU. 20 s from 12 s on and 10 s from 35 s on, where there is the time. Sets CPU_AT, CPU_SECONDS,
-# OFF_AT, OFF_SECONDS.
+# When the captures begin and how long they take, so that they are within the time that the load
+# tool records: CPU, allocations and locks at once, then off the CPU. That is 20 s from 12 s on and
+# 10 s from 35 s on if the run is long enough. Sets CPU_AT, CPU_SECONDS, OFF_AT, OFF_SECONDS.
 plan_captures() {
   local lead span
   CPU_AT=12 CPU_SECONDS=20 OFF_AT=35 OFF_SECONDS=10
@@ -134,7 +137,8 @@ plan_captures() {
   OFF_AT=$((RUN_SECONDS - OFF_SECONDS - (span > 3)))
 }
 
-# A PNG of an SVG, 1400 pixels wide, by what is here for it; 64 colours of a flame graph look like all, in a third of the bytes.
+# Makes a PNG of an SVG, 1400 pixels wide, with the tools that are installed. 64 colours of a flame
+# graph look like all of them, in a third of the bytes.
 png() { # png SVG PNG
   local height
   if command -v rsvg-convert >/dev/null; then
@@ -148,7 +152,8 @@ png() { # png SVG PNG
   [[ -s $2 ]] || progress "no picture could be made of ${1##*/}"
 }
 
-# Waits until the load tool has all its connections: wrk2 formats requests before, which takes seconds on a busy machine.
+# Waits until the load tool has all its connections: wrk2 formats its requests first, which takes
+# seconds on a busy machine.
 await_load() {
   local count limit=$(($(now_us) + 30000000))
   while alive "$LOAD_PID" && (($(now_us) < limit)); do
@@ -160,7 +165,7 @@ await_load() {
   exit 1
 }
 
-# One run; its folder is in place when this returns.
+# Makes one run; its folder is in place when this returns.
 run_one() { # run_one RUN
   local run=$1 method=${1%%-*} ack=1 of=1 stage=$WORK/run name svg started_at load status=0 busy
   local -a command counted=()
