@@ -1,18 +1,20 @@
 //! `koltso local`: a whole cluster on this machine, each node a process of its own.
 //!
-//! Node i of N (from 1) serves on 127.0.0.1, port PORT + i - 1, and keeps its data in DIR/node-i; all
-//! other settings of `serve`, from flags, variables and file, are passed on, each as a flag. What is
-//! wrong with them, or with an address, is found before anything is started.
+//! Node i of N (from 1) serves on 127.0.0.1, port PORT + i - 1, and keeps its data in DIR/node-i.
+//! All other settings of `serve`, from flags, variables and file, are passed on, each as a flag.
+//! Errors in them, or in an address, are found before anything is started.
 //!
-//! Owner: the main thread starts, watches and ends the nodes; one more asks for `/health` until all answer.
+//! Owner: the main thread starts, watches and ends the nodes; another thread asks for `/health`
+//! until all answer.
 //!
 //! Invariants:
-//! 1. No node outlives this process: each asks the kernel for SIGTERM when its parent dies. (It is sent when the parent's
-//!    *thread* dies, so only the main thread may start nodes.)
-//! 2. A signal goes only to a process that was not waited for yet, so never to a stranger.
+//! 1. No node outlives this process: each asks the kernel for SIGTERM when its parent dies. (The
+//!    kernel sends it when the parent's *thread* dies, so only the main thread may start nodes.)
+//! 2. A signal goes only to a process that has not been waited for yet, so never to a stranger.
 //!
-//! Bounds: 16 nodes, 60 s to become ready, 15 s to drain. Deliberately absent: restarts; a node that was killed stays
-//! down, so that one can watch what the others do. Tests: `tests/local.rs`.
+//! Bounds: 16 nodes, 60 s to become ready, 15 s to drain. Deliberately absent: restarts; a node
+//! that was killed stays down, so that one can watch what the others do. Tested in
+//! `tests/local.rs`.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -30,9 +32,9 @@ use tokio::sync::oneshot;
 use crate::commands::serve::cores;
 use crate::settings::{self, NodeSettings, REPLICA_PORT_OFFSET, SharedFlags};
 
-/// The most nodes: they share the processors.
+/// The most nodes: they all share the processors.
 const NODES_MAX: u16 = 16;
-/// The greatest HTTP port whose replica port is one, too.
+/// The largest HTTP port whose replica port is a valid port, too.
 const PORT_MAX: u16 = u16::MAX - REPLICA_PORT_OFFSET;
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// A node gives itself 10 s to finish what is in flight, and then syncs.
@@ -53,7 +55,7 @@ pub struct Local {
     flags: SharedFlags,
 }
 
-/// What went wrong, and the exit code: 2 before the cluster was ready, 1 later.
+/// What went wrong, and the exit code: 2 before the cluster was ready, 1 afterwards.
 struct Failure(u8, String);
 
 fn refused(sentence: String) -> Failure {
@@ -73,7 +75,7 @@ pub fn run(local: Local) -> ExitCode {
 
 /// A node that was started.
 struct Node {
-    /// `node 2 (http://127.0.0.1:1338)`
+    /// The name of the node in messages: `node 2 (http://127.0.0.1:1338)`.
     name: String,
     child: Child,
     ended: Option<ExitStatus>,
@@ -96,17 +98,18 @@ impl Node {
         self.ended.is_none()
     }
 
-    /// Whether it has ended since it was last asked.
+    /// Whether the node has ended since this was last asked.
     fn has_just_ended(&mut self) -> bool {
         if self.lives() {
-            // The only error is that it is no child of ours, which it is until waited for.
+            // The only possible error is that this is not our child, which it is until it is waited
+            // for.
             self.ended = self.child.try_wait().unwrap_or_default();
             return !self.lives();
         }
         false
     }
 
-    /// How it ended, in two words.
+    /// How the node ended, in two words.
     fn end(&self) -> String {
         match self.ended {
             Some(status) => match (status.code(), status.signal()) {
@@ -121,19 +124,21 @@ impl Node {
     #[allow(unsafe_code)]
     fn terminate(&self) {
         if let (true, Ok(pid)) = (self.lives(), libc::pid_t::try_from(self.child.id())) {
-            // SAFETY: a system call without pointers. Invariant 2: the process was not waited for, so the id is its own.
+            // SAFETY: this system call takes no pointers. By invariant 2 the process was not waited
+            // for, so the id is still its own.
             let _ = unsafe { libc::kill(pid, libc::SIGTERM) };
         }
     }
 }
 
-/// This program. By its path rather than as `/proc/self/exe`, so that the nodes have its name in `ps` and `top`.
+/// The path of this program. It is not `/proc/self/exe`, so that the nodes have the program's name
+/// in `ps` and `top`.
 fn executable() -> PathBuf {
     let path = std::env::current_exe().ok().filter(|path| path.exists());
     path.unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
 }
 
-/// Has the kernel send SIGTERM to what `command` starts when the calling thread ends.
+/// Makes the kernel send SIGTERM to the process that `command` starts when the calling thread ends.
 #[allow(unsafe_code)]
 fn end_with_parent(command: &mut Command) {
     let parent = std::process::id();
@@ -142,16 +147,17 @@ fn end_with_parent(command: &mut Command) {
         if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM, 0, 0, 0) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        // The parent may have died before: then nobody would send anything.
+        // The parent may have died before this call: then nobody would send anything.
         if parent_id() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
     };
-    // SAFETY: between fork and exec, `ask` makes two system calls, and allocates and locks nothing.
+    // SAFETY: between fork and exec, `ask` makes two system calls, and it allocates and locks
+    // nothing.
     unsafe {
         command.pre_exec(ask);
     }
 }
 
-/// Whether a node's `/health` is 200.
+/// Whether a node answers `/health` with 200.
 fn is_healthy(address: SocketAddr) -> bool {
     let ask = || -> io::Result<bool> {
         let mut socket = TcpStream::connect_timeout(&address, HEALTH_WITHIN)?;
@@ -165,7 +171,8 @@ fn is_healthy(address: SocketAddr) -> bool {
     ask().unwrap_or(false)
 }
 
-/// Asks the nodes, one after the other, until each was healthy; else the index of the one that was not in time.
+/// Asks one node after another until each is healthy; the error is the index of the first one that
+/// was not in time.
 fn all_healthy(addresses: &[SocketAddr]) -> Result<(), usize> {
     let deadline = Instant::now() + READY_WITHIN;
     for (index, &address) in addresses.iter().enumerate() {
@@ -212,7 +219,8 @@ impl Local {
         for NodeSettings { config, .. } in &nodes {
             let replica = config.cluster.as_ref().map(|cluster| cluster.replica_listen);
             for address in [Some(config.listen), replica].into_iter().flatten() {
-                // The node will bind it again. Without this, `/health` of whoever is there would pass for the node's.
+                // The node will bind the port again. Without this test, the `/health` of another
+                // program there would pass for the node's.
                 cores::bind(address, 1).map_err(|e| format!("the address {address} cannot be used: {e}"))?;
             }
         }
@@ -224,7 +232,7 @@ impl Local {
         let cannot = |e: io::Error| refused(format!("the nodes cannot be watched: {e}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
         runtime.block_on(async {
-            // Before the first node is there, so that no signal is missed.
+            // Before the first node exists, so that no signal is missed.
             let mut signals = Signals::catch().map_err(cannot)?;
             let mut started = Vec::with_capacity(nodes.len());
             for (number, NodeSettings { args, config }) in (1..).zip(&nodes) {
@@ -242,7 +250,7 @@ impl Local {
     }
 }
 
-/// From the start of the nodes to their end.
+/// Watches the nodes from their start to their end.
 async fn watch(nodes: &mut [Node], signals: &mut Signals, addresses: Vec<SocketAddr>) -> Result<(), Failure> {
     let urls: Vec<String> = addresses.iter().map(|address| format!("http://{address}")).collect();
     let (sender, mut healthy) = oneshot::channel();
@@ -256,7 +264,7 @@ async fn watch(nodes: &mut [Node], signals: &mut Signals, addresses: Vec<SocketA
             break refused(format!("the nodes cannot be watched: {e}"));
         }
         tokio::select! {
-            // Ctrl-C reaches the nodes as well: their ends are no news then.
+            // Ctrl-C reaches the nodes as well, so their ends are expected then.
             biased;
             _ = signals.terminate.recv() => return drain(nodes, signals, ready).await,
             _ = signals.interrupt.recv() => return drain(nodes, signals, ready).await,
@@ -288,7 +296,8 @@ async fn watch(nodes: &mut [Node], signals: &mut Signals, addresses: Vec<SocketA
     Err(failure)
 }
 
-/// Ends those that live. Who was not ready yet may have had no handler for the signal, and nothing to drain.
+/// Ends the nodes that live. A node that was not ready yet may have had no handler for the signal,
+/// and nothing to drain.
 async fn drain(nodes: &mut [Node], signals: &mut Signals, ready: bool) -> Result<(), Failure> {
     let mut draining: Vec<&mut Node> = nodes.iter_mut().filter(|node| node.lives()).collect();
     draining.iter().for_each(|node| node.terminate());

@@ -1,26 +1,27 @@
-//! The answers of a batch of requests, in order, before they leave.
+//! The answers to a batch of requests, in order, before they are sent.
 //!
-//! Most are bytes in one buffer. Values that must not be copied and answers that are not ready yet are parts beside it,
-//! each with the place in the buffer where it belongs.
+//! Most are bytes in one buffer. Values that must not be copied, and answers that are not ready
+//! yet, are parts beside it, each with the position in the buffer to which it belongs.
 //!
-//! Bounds: [`Answers::full`] says when the batch must leave. Invariant: `at` of the parts never decreases.
-//! Tested through `tests/connection.rs`.
+//! Bounds: [`Answers::full`] says when the batch must be sent. Invariant: `at` of the parts never
+//! decreases. Tested through `tests/connection.rs`.
 
 use bytes::Bytes;
 
 use super::Later;
 
-/// A batch leaves when it has this many bytes, counting the values it pins.
+/// A batch is sent when it has this many bytes, including those of values.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
-/// A batch leaves when it has this many parts.
+/// A batch is sent when it has this many parts.
 const BATCH_PARTS_MAX: usize = 128;
-/// Buffers larger than this are not kept.
+/// Buffers larger than this many bytes are not kept.
 const KEEP_MAX: usize = 64 * 1024;
 
 pub(crate) enum Part {
-    /// Goes out as it is.
+    /// A value that is sent as it is.
     Value(Bytes),
-    /// To be awaited. `request` is the index of its tag; `head` leaves out its value.
+    /// An answer to be awaited. `request` is the index of its tag; if `head` is set, its value is
+    /// left out.
     Later { answer: Box<dyn Later>, request: usize, head: bool },
 }
 
@@ -38,7 +39,7 @@ impl Answers {
         self.bytes.is_empty() && self.parts.is_empty()
     }
 
-    /// Bytes known so far, with those of values.
+    /// How many bytes are known so far, including those of values.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() + self.value_bytes
     }
@@ -55,13 +56,13 @@ impl Answers {
         }
     }
 
-    /// The tag of the request has been pushed before.
+    /// Adds an answer that comes later. The tag of its request must have been pushed before.
     pub(crate) fn push_later(&mut self, answer: Box<dyn Later>, head: bool) {
         let request = self.tags.len() - 1;
         self.parts.push((self.bytes.len(), Part::Later { answer, request, head }));
     }
 
-    /// Empties it; the buffers stay.
+    /// Empties the batch and keeps its buffers.
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
@@ -70,7 +71,7 @@ impl Answers {
         self.value_bytes = 0;
     }
 
-    /// It has no buffers yet: one of the core's may take its place.
+    /// Whether it has no buffers yet, so that one of the core's may take its place.
     pub(crate) fn is_new(&self) -> bool {
         // A batch of answers that come later has parts and no bytes.
         self.bytes.capacity() == 0 && self.parts.capacity() == 0 && self.tags.capacity() == 0

@@ -1,10 +1,11 @@
-//! What the connections of one core share: service, limits, clock, date, output buffers, counters, deadlines.
+//! What the connections of one core share: service, limits, clock, date, output buffers, counters,
+//! deadlines.
 //!
-//! Owner: one runtime, behind an `Rc`. Every counter stands beside its maximum in [`Limits`].
+//! Owner: one runtime, behind an `Rc`. Every counter has its maximum in [`Limits`].
 //!
 //! Invariants:
-//! 1. `requests_in_flight` is the sum of what the core's seats hold, `body_bytes` that of its reservations; both give back
-//!    on drop, whatever way a connection ends.
+//! 1. `requests_in_flight` is the sum of the requests that the core's seats hold, and `body_bytes`
+//!    that of its reservations. Both give their share back on drop, however a connection ends.
 //! 2. The sweeper runs exactly while there are connections.
 //!
 //! Tested through `tests/limits.rs`.
@@ -23,11 +24,12 @@ use super::deadlines::{Deadline, Deadlines};
 use super::{Event, Limits, Service, Shared};
 use crate::http::Date;
 
-/// How often deadlines are looked at and the date renewed, unless a limit is short.
+/// How often deadlines are checked and the date is renewed, unless a limit is so short that it must
+/// be more often.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
-/// Output buffers kept for use again.
+/// The most output buffers that are kept for reuse.
 const POOL_MAX: usize = 128;
-/// A yield in this many gives the turn to the timers, too; see [`Core::yield_turn`].
+/// One in this many yields also lets the timers run; see [`Core::yield_turn`].
 const YIELDS_A_SLEEP: u32 = 32;
 
 pub(crate) struct Core<S> {
@@ -35,7 +37,7 @@ pub(crate) struct Core<S> {
     pub(crate) limits: Limits,
     pub(crate) shared: Arc<Shared>,
     pub(crate) deadlines: Deadlines,
-    /// The driver is epoll, on which ready operations never give up the turn.
+    /// Whether the driver is epoll, on which operations that are ready never give up the turn.
     pub(crate) legacy: bool,
     connections: Cell<usize>,
     requests_in_flight: Cell<usize>,
@@ -71,7 +73,8 @@ impl<S: Service> Core<S> {
             return;
         }
         let seat = Seat::new(self, stream.as_raw_fd());
-        // Without it an answer may wait for an acknowledgement that the client delays; a socket that refuses still works.
+        // Otherwise an answer may wait for an acknowledgement that the client delays. A socket that
+        // refuses this still works.
         let _ = stream.set_nodelay(true);
         self.service.event(Event::Accepted);
         if !self.sweeping.replace(true) {
@@ -92,7 +95,7 @@ impl<S: Service> Core<S> {
         self.sweeping.set(false);
     }
 
-    /// Renews the date and ends what has waited too long.
+    /// Renews the date and ends the connections that have waited too long.
     pub(crate) fn sweep(&self) {
         self.renew_date();
         let draining = self.shared.draining();
@@ -114,19 +117,19 @@ impl<S: Service> Core<S> {
         self.connections.get()
     }
 
-    /// The next request would be one too many.
+    /// Whether the core has as many requests in flight as it may have.
     #[inline]
     pub(crate) fn requests_full(&self) -> bool {
         self.requests_in_flight.get() >= self.limits.requests_in_flight_max
     }
 
-    /// An empty output buffer.
+    /// An empty output buffer, a used one if there is one.
     #[inline]
     pub(crate) fn take_answers(&self) -> Answers {
         self.pool.borrow_mut().pop().unwrap_or_default()
     }
 
-    /// Gives an empty output buffer back.
+    /// Takes back an empty output buffer.
     #[inline]
     pub(crate) fn give_answers(&self, answers: Answers) {
         let mut pool = self.pool.borrow_mut();
@@ -135,8 +138,9 @@ impl<S: Service> Core<S> {
         }
     }
 
-    /// Lets all other tasks run once. `yield_now` of monoio 0.2 would put this task before them; and while the queue of
-    /// tasks is never empty monoio looks at no timer, hence the sleep now and then.
+    /// Lets all other tasks run once. `yield_now` of monoio 0.2 would put this task before them;
+    /// and monoio checks no timer while the queue of tasks is never empty, which is why it sleeps
+    /// now and then.
     pub(crate) async fn yield_turn(&self) {
         let yields = self.yields.get().wrapping_add(1);
         self.yields.set(yields);
@@ -148,7 +152,7 @@ impl<S: Service> Core<S> {
     }
 }
 
-/// A connection's place on its core: entered at accept, given back on drop.
+/// A connection's place on its core, taken at accept and given back on drop.
 pub(crate) struct Seat<S: Service> {
     pub(crate) core: Rc<Core<S>>,
     pub(crate) deadline: Rc<Deadline>,
@@ -165,7 +169,7 @@ impl<S: Service> Seat<S> {
         Self { core: Rc::clone(core), deadline, place, requests: 0 }
     }
 
-    /// A request has been given to the service.
+    /// Counts a request that has been given to the service.
     #[inline]
     pub(crate) fn begin_request(&mut self) {
         self.requests += 1;
@@ -173,7 +177,7 @@ impl<S: Service> Seat<S> {
         core.requests_in_flight.set(core.requests_in_flight.get() + 1);
     }
 
-    /// The answers to `count` requests have been sent.
+    /// Counts `count` requests whose answers have been sent.
     #[inline]
     pub(crate) fn end_requests(&mut self, count: usize) {
         self.requests -= count;
@@ -204,7 +208,7 @@ impl<S> Reservation<S> {
         Self { core: Rc::clone(core), bytes: 0 }
     }
 
-    /// Makes the share `bytes`; `false`, and nothing changed, if the core has not so much.
+    /// Makes the share `bytes`; `false`, and no change, if the core does not have that many left.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let total = self.core.body_bytes.get().saturating_add(more);

@@ -1,15 +1,18 @@
-//! What each connection of a core is waiting for and since when, and the end of those that wait too long.
+//! What each connection of a core is waiting for and since when, and the end of those that wait too
+//! long.
 //!
-//! No timers: a connection notes its phase in two cells, and the core's sweeper looks at all of them a few times a second.
-//! A deadline shuts the socket down, so that the pending operation ends by itself and its buffer comes back.
+//! There are no timers: a connection notes its phase in two cells, and the core's sweeper checks
+//! all of them a few times a second. A deadline shuts the socket down, so that the pending
+//! operation ends by itself and its buffer comes back.
 //!
 //! ```text
 //! Idle ─first byte─▶ Reading ─whole request─▶ Working ─socket full─▶ Writing ─▶ Working ─▶ Idle
 //!                       └─ refused ─▶ Lingering ─▶ closed
 //! ```
 //!
-//! Owner: one table a core. Bound: `connections_max` entries. Invariant: an entry's descriptor is open while it is in the
-//! table. Tested below (the verdicts, as a table) and in `tests/limits.rs`.
+//! Owner: each core has one table. Bound: `connections_max` entries. Invariant: an entry's
+//! descriptor is open while it is in the table. Tested below (the verdicts, as a table) and in
+//! `tests/limits.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
@@ -21,18 +24,18 @@ use super::{Event, Limits, sys};
 /// How long a client may go on sending after its connection's last answer.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
-/// What a connection waits for.
+/// What a connection is waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// The first byte of a request.
+    /// It waits for the first byte of a request.
     Idle,
-    /// The rest of a request.
+    /// It waits for the rest of a request.
     Reading,
-    /// The service. It has deadlines of its own.
+    /// It waits for the service, which has deadlines of its own.
     Working,
-    /// The client to take its answer; since the last progress.
+    /// It waits for the client to take its answer, since the last progress.
     Writing,
-    /// The end of a refused client's input.
+    /// It waits for the end of a refused client's input.
     Lingering,
 }
 
@@ -42,7 +45,7 @@ pub(crate) struct Deadline {
     fd: RawFd,
     phase: Cell<Phase>,
     since: Cell<Instant>,
-    /// The phase that took too long.
+    /// The phase that took too long; `None` if none did.
     expired: Cell<Option<Phase>>,
 }
 
@@ -53,7 +56,7 @@ impl Deadline {
         self.since.set(since);
     }
 
-    /// The request was not whole in time.
+    /// Whether the request did not arrive completely in time.
     pub(crate) fn request_expired(&self) -> bool {
         self.expired.get() == Some(Phase::Reading)
     }
@@ -62,9 +65,9 @@ impl Deadline {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Wait,
-    /// Ends a pending read.
+    /// End the pending read.
     CutInput(Option<Event>),
-    /// Ends a pending write.
+    /// End the pending write.
     CutAll(Event),
 }
 
@@ -79,7 +82,7 @@ fn verdict(phase: Phase, age: Duration, limits: &Limits, draining: bool) -> Verd
     }
 }
 
-/// The table of a core.
+/// The deadlines of all connections of a core.
 #[derive(Debug, Default)]
 pub(crate) struct Deadlines {
     entries: RefCell<Vec<Option<Rc<Deadline>>>>,
@@ -87,7 +90,7 @@ pub(crate) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Enters an idle connection; returns its place.
+    /// Adds an idle connection; returns its place in the table.
     pub(crate) fn insert(&self, fd: RawFd, now: Instant) -> (usize, Rc<Deadline>) {
         let deadline =
             Rc::new(Deadline { fd, phase: Cell::new(Phase::Idle), since: Cell::new(now), expired: Cell::new(None) });
@@ -100,13 +103,13 @@ impl Deadlines {
         (place, deadline)
     }
 
-    /// Takes a connection out, before its socket is closed.
+    /// Removes a connection, before its socket is closed.
     pub(crate) fn remove(&self, place: usize) {
         self.entries.borrow_mut()[place] = None;
         self.free.borrow_mut().push(place);
     }
 
-    /// Ends what has waited too long.
+    /// Ends the connections that have waited too long.
     pub(crate) fn sweep(&self, now: Instant, limits: &Limits, draining: bool, event: impl Fn(Event)) {
         for deadline in self.entries.borrow().iter().flatten() {
             let phase = deadline.phase.get();
@@ -123,7 +126,7 @@ impl Deadlines {
                 }
             };
             deadline.expired.set(Some(phase));
-            // Nothing more to be done: the connection's task ends it.
+            // Nothing more is needed here: the connection's task ends it.
             deadline.phase.set(Phase::Working);
             if let Some(happened) = happened {
                 event(happened);
@@ -131,7 +134,7 @@ impl Deadlines {
         }
     }
 
-    /// Ends everything, at the end of a drain.
+    /// Ends all connections, at the end of a drain.
     pub(crate) fn cut_all(&self) {
         for deadline in self.entries.borrow().iter().flatten() {
             sys::shutdown(deadline.fd, libc::SHUT_RDWR);

@@ -1,12 +1,15 @@
-//! The server: accept loops, connections, deadlines, limits, drain, over monoio (io_uring or epoll).
+//! The server: accept loops, connections, deadlines, limits and drain, over monoio (io_uring or
+//! epoll).
 //!
-//! Owner: [`serve`] runs on one core and everything it makes stays there; [`Shared`] is all that cores have in common.
-//! The runtime must have its timer enabled.
+//! Owner: [`serve`] runs on one core, and everything that it makes stays there; cores have only
+//! [`Shared`] in common. The timer of the runtime must be enabled.
 //!
 //! Invariants:
 //! 1. Answers leave in the order of their requests.
-//! 2. No read, write or accept is dropped in flight: deadlines shut the socket down and the operation ends by itself.
-//! 3. Whatever a connection holds is bounded: read buffer, output, body, requests in flight, time in each phase.
+//! 2. No read, write or accept is dropped in flight: a deadline shuts the socket down, and the
+//!    operation ends by itself.
+//! 3. Everything that a connection holds is bounded: read buffer, output, body, requests in flight,
+//!    time in each phase.
 //!
 //! Deliberately absent: a timer for each request, `select` over I/O, locks on a request's way, TLS.
 //! Tested in `tests/` over real sockets on both drivers.
@@ -35,31 +38,36 @@ pub use sink::Sink;
 
 use self::core::Core;
 
-/// Pause after a failed accept: enough for descriptors to come back, too short to be noticed.
+/// The pause after a failed accept: long enough for descriptors to become free, too short to be
+/// noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often a drain looks whether the last connection is gone.
+/// How often a drain checks whether the last connection is gone.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
-/// What connections get to end after they have been shut down hard.
+/// The time that connections get to end after they have been shut down hard.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// The limits of a server. What happens past each is said with it, and is an [`Event`].
+/// The limits of a server. Each says what happens when it is exceeded, which is also an [`Event`].
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Bytes of a request head; past it `431`.
+    /// Bytes of a request head; a larger one is answered with `431`.
     pub header_max: usize,
-    /// Bytes of a request body; past it `413`.
+    /// Bytes of a request body; a larger one is answered with `413`.
     pub body_max: usize,
-    /// Connections of the process; past it new ones are closed at accept.
+    /// Connections of the process; further ones are closed at accept.
     pub connections_max: usize,
-    /// From a request's first byte to its last (`408`), and without progress in sending an answer (closed).
+    /// The longest time from a request's first byte to its last (`408`), and without progress in
+    /// sending an answer (the connection is closed).
     pub request_timeout: Duration,
-    /// Between requests; then the connection is closed.
+    /// The longest time between requests; after it the connection is closed.
     pub idle_timeout: Duration,
-    /// Requests of a core whose answer is not wholly sent; past it `503` with `Retry-After: 1`.
+    /// Requests of a core whose answers are not completely sent; further ones are answered with
+    /// `503` and `Retry-After: 1`.
     pub requests_in_flight_max: usize,
-    /// Bytes of request bodies being collected on a core; past it `503` with `Retry-After: 1`.
+    /// Bytes of request bodies that are being collected on a core; further bodies are answered with
+    /// `503` and `Retry-After: 1`.
     pub body_bytes_max: usize,
-    /// What is in flight when draining begins gets this long; then it is shut down.
+    /// How long requests in flight may take after a drain has begun; then their connections are
+    /// shut down.
     pub drain_timeout: Duration,
 }
 
@@ -78,10 +86,12 @@ impl Default for Limits {
     }
 }
 
-/// Serves connections from `listener` on the current runtime until [`Shared::drain`] and the end of what was in flight.
+/// Serves connections from `listener` on the current runtime until [`Shared::drain`] is called and
+/// the requests in flight are done.
 ///
 /// # Errors
-/// Only if the listener cannot be used at all; failures to accept are logged and survived.
+/// Only if the listener cannot be used at all. If an accept fails, that is logged and the server
+/// goes on.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     service: Rc<S>,
@@ -97,13 +107,15 @@ pub async fn serve<S: Service>(
 /// Accepts connections from `listener` until `shared` drains.
 ///
 /// # Errors
-/// Only if the listener cannot be used at all; failures to accept are logged and survived.
+/// Only if the listener cannot be used at all. If an accept fails, that is logged and the server
+/// goes on.
 pub(crate) async fn accept_until_drained(
     listener: TcpListener,
     shared: &Shared,
     accepted: impl Fn(monoio::net::TcpStream),
 ) -> io::Result<()> {
-    // io_uring waits in a blocking accept and reports EAGAIN from another; epoll is the other way round.
+    // io_uring waits in a blocking accept, and reports EAGAIN from a non-blocking one; epoll is the
+    // other way round.
     listener.set_nonblocking(monoio::utils::is_legacy())?;
     shared.register(&listener)?;
     let listener = monoio::net::TcpListener::from_std(listener)?;

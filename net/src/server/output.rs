@@ -1,11 +1,13 @@
 //! A connection's output: sending a batch of answers, streaming a body, lingering before a close.
 //!
-//! The usual batch is one write through the driver: on io_uring it shares a system call with the other connections', which
-//! was measured about 5 % cheaper than a `send` of its own; submitting the next read with it brought nothing more. A head
-//! before a value is sent at once with `MSG_MORE`, so that both share a segment. Writes take at most [`WRITE_MAX`] so that
-//! progress renews the deadline.
+//! The usual batch is one write through the driver. On io_uring it shares a system call with the
+//! writes of other connections, which was measured to be about 5 % cheaper than a `send` of its
+//! own; submitting the next read with it brought no further gain. A head before a value is sent at
+//! once with `MSG_MORE`, so that both share a segment. A write takes at most [`WRITE_MAX`] bytes,
+//! so that progress renews the deadline.
 //!
-//! Bounds: a batch (see `answers.rs`) and the values it pins. Tested in `tests/connection.rs` and `tests/stream.rs`.
+//! Bounds: a batch (see `answers.rs`) and the values that it holds. Tested in `tests/connection.rs`
+//! and `tests/stream.rs`.
 
 use std::future::poll_fn;
 use std::time::{Duration, Instant};
@@ -19,21 +21,22 @@ use super::deadlines::{LINGER, Phase};
 use super::{Event, Fill, Service, Sink, Source, sys};
 use crate::http::{ReplyContext, Version};
 
-/// Most bytes in one write.
+/// The most bytes of one write.
 const WRITE_MAX: usize = 1024 * 1024;
-/// Most bytes read and thrown away while lingering.
+/// The most bytes that are read and discarded while lingering.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
-/// The buffer for it.
+/// The size of the buffer for them.
 const LINGER_BUFFER: usize = 16 * 1024;
 
 impl<S: Service> Connection<S> {
-    /// Sends the answers of the batch and tells the service. A batch without answers is nothing.
+    /// Sends the answers of the batch and tells the service. Does nothing if the batch has no
+    /// answers.
     #[inline]
     pub(super) async fn flush(&mut self) -> Result<(), Gone> {
         if !self.answers.is_empty() {
             if self.answers.parts.is_empty() {
                 let mut bytes = std::mem::take(&mut self.answers.bytes);
-                // The batch has been read just now, so the clock need not be asked again.
+                // The batch has been read just now, so there is no need to read the clock again.
                 bytes = self.send_rest(bytes, 0, self.now).await?;
                 self.answers.bytes = bytes;
             } else {
@@ -52,9 +55,11 @@ impl<S: Service> Connection<S> {
         Ok(())
     }
 
-    /// Awaits what is not ready and sends everything in order, in as few writes as there are values, and one.
+    /// Awaits the answers that are not ready and sends everything in order, with one write more
+    /// than there are values.
     async fn send_parts(&mut self) -> Result<(), Gone> {
-        // The list is used again, as the buffers are: a batch of one answer that comes later is the usual one in a cluster.
+        // The list is reused, as the buffers are: in a cluster the usual batch is one answer that
+        // comes later.
         let mut parts = std::mem::take(&mut self.answers.parts);
         let core = std::rc::Rc::clone(&self.seat.core);
         let mut joined = core.take_answers();
@@ -85,7 +90,7 @@ impl<S: Service> Connection<S> {
         Ok(())
     }
 
-    /// Sends all of `bytes`. `more` says that more follows at once.
+    /// Sends all of `bytes`. `more` says that more bytes follow at once.
     #[inline]
     pub(super) async fn send(&mut self, bytes: &mut Vec<u8>, more: bool) -> Result<(), Gone> {
         if bytes.is_empty() {
@@ -94,14 +99,14 @@ impl<S: Service> Connection<S> {
         let sent = if more { self.send_now(bytes)? } else { 0 };
         if sent < bytes.len() {
             let now = Instant::now();
-            // It may have waited for an answer that came later.
+            // The connection may have waited for an answer that came later.
             self.seat.core.service.resumed(now);
             *bytes = self.send_rest(std::mem::take(bytes), sent, now).await?;
         }
         Ok(())
     }
 
-    /// What the socket takes without waiting; more follows.
+    /// Sends what the socket takes without waiting, and tells the kernel that more follows.
     fn send_now(&mut self, bytes: &[u8]) -> Result<usize, Gone> {
         match sys::send_more(self.fd, bytes) {
             Ok(sent) => {
@@ -113,7 +118,7 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// What the socket takes as the client reads.
+    /// Sends the rest of `bytes` from `sent` on, as fast as the client reads.
     async fn send_rest<B: IoBuf>(&mut self, mut bytes: B, mut sent: usize, since: Instant) -> Result<B, Gone> {
         let length = bytes.bytes_init();
         self.seat.deadline.set(Phase::Writing, since);
@@ -138,7 +143,8 @@ impl<S: Service> Connection<S> {
         Ok(bytes)
     }
 
-    /// Streams a body, whose head is in the batch, piece by piece, each with a turn for everybody else.
+    /// Streams a body, whose head is in the batch, piece by piece; after each piece all other tasks
+    /// get their turn.
     pub(super) async fn stream(
         &mut self,
         mut source: Box<dyn Source>,
@@ -176,7 +182,7 @@ impl<S: Service> Connection<S> {
                 Fill::Abort => {
                     self.flush().await?;
                     if !chunked {
-                        // The end of the connection would look like the end of the body.
+                        // The end of the connection would otherwise look like the end of the body.
                         sys::reset_on_close(self.fd);
                     }
                     return Err(Gone);
@@ -185,8 +191,9 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    /// Reads over what a client still sends after its last answer: closing at once would make the kernel send a reset,
-    /// and that can destroy the answer before the client has read it (RFC 9112, 9.6).
+    /// Reads and discards what a client still sends after its last answer. Closing at once would
+    /// make the kernel send a reset, which can destroy the answer before the client has read it
+    /// (RFC 9112, 9.6).
     pub(super) async fn linger(mut self) {
         sys::shutdown(self.fd, libc::SHUT_WR);
         let begun = Instant::now();
@@ -197,7 +204,7 @@ impl<S: Service> Connection<S> {
             let (result, back) = self.stream.read(buffer.slice_mut(0..LINGER_BUFFER)).await;
             buffer = back.into_inner();
             match result {
-                // The end of its input, or the deadline, which looks the same.
+                // This is the end of the client's input, or the deadline, which looks the same.
                 Ok(0) if begun.elapsed() < LINGER => return,
                 Ok(0) => break,
                 Ok(more) => discarded += more,
@@ -205,13 +212,14 @@ impl<S: Service> Connection<S> {
                 Err(_) => return,
             }
         }
-        // The client goes on sending. Closed in order, it could meet a window that never opens again and hang in its send
-        // until the kernel forgets the connection, a minute later; what it has received it can still read after a reset.
+        // The client goes on sending. After an orderly close it could meet a window that never
+        // opens again, and hang in its send until the kernel forgets the connection a minute later.
+        // What it has received it can still read after a reset.
         sys::reset_on_close(self.fd);
     }
 }
 
-/// The operation can be tried again.
+/// Whether the operation can be tried again.
 pub(super) fn may_go_on(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted)
 }

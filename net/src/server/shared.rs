@@ -1,7 +1,7 @@
-//! What all cores share: the number of connections, and the order to drain.
+//! What all cores share: the number of connections, and the flag that starts a drain.
 //!
-//! Owner: the process, behind an `Arc`; every method may be called from any thread.
-//! Tested in `tests/drain.rs` on both drivers.
+//! Owner: the process, behind an `Arc`; every method may be called from any thread. Tested in
+//! `tests/drain.rs` on both drivers.
 
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
@@ -12,47 +12,51 @@ use koltso_instrument::Mutex;
 
 use super::sys;
 
-/// One for the process; every call of [`serve`](super::serve) gets it.
+/// What the cores of a server share. A process has one, which every call of [`serve`](super::serve)
+/// gets.
 #[derive(Debug)]
 pub struct Shared {
     connections: AtomicUsize,
     draining: AtomicBool,
-    /// Duplicates of the listening sockets, so that their numbers stay ours until `drain` has used them.
+    /// Duplicates of the listening sockets, so that their descriptors stay ours until `drain` has
+    /// used them.
     listeners: Mutex<Vec<TcpListener>>,
 }
 
 impl Shared {
-    /// No connections, not draining.
+    /// No connections are open, and nothing drains.
     #[must_use]
     pub fn new() -> Arc<Self> {
         let listeners = Mutex::new(&"listeners", Vec::new());
         Arc::new(Self { connections: AtomicUsize::new(0), draining: AtomicBool::new(false), listeners })
     }
 
-    /// Stops accepting on all cores and lets them finish what is in flight. Returns at once; `serve` returns when done.
+    /// Stops accepting on all cores and lets them finish the requests in flight. Returns at once;
+    /// `serve` returns when all is done.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
         let mut listeners = self.listeners.lock();
         for listener in listeners.drain(..) {
-            // A pending accept ends with an error, on io_uring and on epoll.
+            // This ends a pending accept with an error, on io_uring and on epoll.
             sys::shutdown(listener.as_raw_fd(), libc::SHUT_RDWR);
         }
     }
 
-    /// [`drain`](Self::drain) has been called.
+    /// Whether [`drain`](Self::drain) has been called.
     #[inline]
     #[must_use]
     pub fn draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
 
-    /// Connections open now, of all cores.
+    /// The number of connections that are open now, on all cores.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Registers a duplicate of a listening socket. If draining has begun, it is shut down at once.
+    /// Registers a duplicate of a listening socket. If a drain has begun, the socket is shut down
+    /// at once.
     pub(crate) fn register(&self, listener: &TcpListener) -> std::io::Result<()> {
         let duplicate = listener.try_clone()?;
         let mut listeners = self.listeners.lock();
@@ -64,7 +68,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Counts a connection, unless there are `max`.
+    /// Counts a connection and returns `true`, unless there are `max` already.
     pub(crate) fn enter(&self, max: usize) -> bool {
         let before = self.connections.fetch_add(1, Ordering::Relaxed);
         if before >= max {

@@ -1,6 +1,7 @@
-//! Where a [`Source`](super::Source) puts its pieces: frames them as HTTP chunks, or not at all for HTTP/1.0.
+//! Where a [`Source`](super::Source) puts its pieces: they become HTTP chunks, or plain bytes for
+//! HTTP/1.0.
 //!
-//! Large values ride along without being copied. Tested below and in `tests/connection.rs`.
+//! Large values are sent along without being copied. Tested below and in `tests/connection.rs`.
 
 use bytes::Bytes;
 
@@ -19,7 +20,7 @@ impl<'a> Sink<'a> {
         Self { answers, chunked, from }
     }
 
-    /// One chunk made of `parts`. Nothing if they are all empty.
+    /// Adds one chunk made of `parts`; adds nothing if they are all empty.
     pub fn chunk(&mut self, parts: &[&[u8]]) {
         let size = parts.iter().map(|part| part.len()).sum();
         if size == 0 {
@@ -32,7 +33,8 @@ impl<'a> Sink<'a> {
         self.end();
     }
 
-    /// One chunk made of `prefix`, which is copied, and `value`, which is not. Nothing if both are empty.
+    /// Adds one chunk made of `prefix`, which is copied, and `value`, which is not; adds nothing if
+    /// both are empty.
     pub fn chunk_value(&mut self, prefix: &[u8], value: Bytes) {
         let size = prefix.len() + value.len();
         if size == 0 {
@@ -44,13 +46,13 @@ impl<'a> Sink<'a> {
         self.end();
     }
 
-    /// Bytes put in during this fill, frames and values included.
+    /// The number of bytes added during this fill, including frames and values.
     #[must_use]
     pub fn len(&self) -> usize {
         self.answers.len() - self.from
     }
 
-    /// Nothing has been put in during this fill.
+    /// Whether nothing has been added during this fill.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -60,7 +62,7 @@ impl<'a> Sink<'a> {
         if !self.chunked {
             return;
         }
-        // Hexadecimal digits from the right; 16 are enough for 64 bits.
+        // The hexadecimal digits, from the right; 16 are enough for 64 bits.
         let (mut digits, mut at, mut rest) = ([0_u8; 16], 16, size);
         while rest > 0 {
             at -= 1;

@@ -1,14 +1,15 @@
 //! The system calls that neither std nor monoio offers on a borrowed descriptor.
 //!
-//! Invariant 1: a descriptor passed here is open and ours, because its owner is borrowed or still in the core's table of
-//! deadlines, from which a connection takes itself out before it closes its socket.
+//! Invariant 1: a descriptor passed here is open and ours, because its owner is borrowed, or still
+//! in the core's table of deadlines, from which a connection removes itself before it closes its
+//! socket.
 
 use std::io;
 use std::os::fd::RawFd;
 
-/// Shuts down one or both directions of a socket. Pending operations on it end.
+/// Shuts down one or both directions of a socket, which ends pending operations on it.
 pub(crate) fn shutdown(fd: RawFd, how: libc::c_int) {
-    // An error says that the peer was faster: nothing is left to be done.
+    // An error means that the peer was faster: there is nothing left to do.
     // SAFETY: takes no memory; invariant 1.
     #[allow(unsafe_code)]
     unsafe {
@@ -16,25 +17,29 @@ pub(crate) fn shutdown(fd: RawFd, how: libc::c_int) {
     };
 }
 
-/// Sends what fits into the socket's buffer now, and lets the last segment wait for what follows at once.
+/// Sends what fits into the socket's buffer now, and lets the last segment wait for the bytes that
+/// follow at once.
 pub(crate) fn send_more(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     send_now(fd, bytes, libc::MSG_MORE)
 }
 
 /// Sends what fits into the socket's buffer now.
 ///
-/// By `syscall`: the C library's `send` is a point of cancellation, and uses the frame pointer for that. A quarter of the samples of a
-/// loaded node are below it, and would have no stack of ours.
+/// It uses `syscall`, because the C library's `send` is a cancellation point and uses the frame
+/// pointer for that. A quarter of the samples of a loaded node are below it, and would have no
+/// stack of ours.
 #[inline(always)]
 pub(crate) fn send_now(fd: RawFd, bytes: &[u8], flags: libc::c_int) -> io::Result<usize> {
     let (flags, nobody) = (flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL, std::ptr::null::<libc::sockaddr>());
-    // SAFETY: reads `bytes.len()` bytes from a live slice, during the call only; there is no address; invariant 1.
+    // SAFETY: reads `bytes.len()` bytes from a live slice, during the call only; there is no
+    // address; invariant 1.
     #[allow(unsafe_code)]
     let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), flags, nobody, 0) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Makes the coming close a reset, so that the peer cannot take what it got for the whole.
+/// Makes the close that follows a reset, so that the peer cannot take what it has received for the
+/// whole.
 pub(crate) fn reset_on_close(fd: RawFd) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     // SAFETY: reads one `linger`, whose size is given, during the call only; invariant 1.
@@ -50,10 +55,11 @@ pub(crate) fn reset_on_close(fd: RawFd) {
     };
 }
 
-/// The socket as a std stream, taken from monoio. No operation on it may be in flight.
+/// Turns a socket of monoio into one of std. No operation on it may be in flight.
 pub(crate) fn into_std(stream: monoio::net::TcpStream) -> std::net::TcpStream {
     use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-    // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, which passes to the `OwnedFd`.
+    // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, which passes to the
+    // `OwnedFd`.
     #[allow(unsafe_code)]
     let owned = unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) };
     owned.into()

@@ -1,7 +1,8 @@
-//! Data cores: one thread with one monoio runtime each, pinned to a processor (without `--no-pin`), with a listener of its own.
+//! Data cores: each is one thread with one monoio runtime and a listener of its own, pinned to a
+//! processor unless `--no-pin` is given.
 //!
-//! The ring is made with the flags that measured best and, where the kernel does not know them, with fewer. Where
-//! io_uring is refused altogether (as in a default container), the cores run on epoll.
+//! The ring is made with the flags that measured best or, if the kernel does not know them, with
+//! fewer. If io_uring is refused altogether (as in a default container), the cores run on epoll.
 
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
@@ -20,25 +21,27 @@ use crate::front::http::Api;
 use crate::node::stalls::{self, Turn};
 use crate::node::{Node, Runtime};
 
-/// Connections that the kernel holds until a core accepts them.
+/// The most connections that the kernel holds until a core accepts them.
 const BACKLOG: i32 = 4096;
-/// Entries of a ring; more operations than this at once are submitted in several steps.
+/// Entries of a ring; if there are more operations than this at once, they are submitted in several
+/// steps.
 const RING_ENTRIES: u32 = 1024;
-/// How long an address may be in use before that is an error.
+/// How long an address may be in use before that is reported as an error.
 const BIND_PATIENCE: Duration = Duration::from_secs(1);
-/// How often a core looks whether the engine is open.
+/// How often a core checks whether the storage is open.
 const OPEN_POLL: Duration = Duration::from_millis(2);
 /// How often a core measures how late its timers come.
 const LAG_EVERY: Duration = Duration::from_millis(100);
 
-/// Task work runs when the core enters the kernel anyway, without an interrupt: a third less kernel time a request.
+/// A ring whose task work runs when the core enters the kernel anyway, without an interrupt: it
+/// takes a third less kernel time for a request.
 fn best_ring() -> io_uring::Builder {
     let mut builder = io_uring::IoUring::builder();
     builder.setup_coop_taskrun().setup_single_issuer().setup_taskrun_flag();
     builder
 }
 
-/// Which runtime this machine allows.
+/// The runtime that this machine allows.
 pub fn detect_runtime() -> Runtime {
     if best_ring().build(8).is_ok() {
         Runtime::IoUring("COOP_TASKRUN SINGLE_ISSUER TASKRUN_FLAG")
@@ -49,8 +52,9 @@ pub fn detect_runtime() -> Runtime {
     }
 }
 
-/// Binds one listener a core to the same address. The first is bound alone, so that an address which any other process
-/// uses is an error, although the kernel would let processes of one user share it.
+/// Binds `count` listeners, one for each core, to the same address. The first is bound alone, so
+/// that an address which any other process uses is an error, although the kernel would let
+/// processes of one user share it.
 pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     let listen = |socket: Socket| {
         socket.listen(BACKLOG)?;
@@ -59,13 +63,15 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     patiently(|| reserve_once(address, count)?.into_iter().map(listen).collect())
 }
 
-/// As [`bind`], but nobody can connect yet: for each socket, `listen` is still to be called.
+/// Binds as [`bind`] does, but nobody can connect yet: the caller must call `listen` on each
+/// socket.
 pub fn reserve(address: SocketAddr, count: usize) -> io::Result<Vec<Socket>> {
     patiently(|| reserve_once(address, count))
 }
 
 fn patiently<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    // The kernel takes io_uring's accepts down a moment after their process has ended: a restart waits for that.
+    // The kernel ends io_uring's accepts a moment after their process has ended: a restart waits
+    // for that.
     let begun = Instant::now();
     loop {
         match bind() {
@@ -95,7 +101,7 @@ fn reserve_once(address: SocketAddr, count: usize) -> io::Result<Vec<Socket>> {
     Ok(sockets)
 }
 
-/// Processors that this process may use.
+/// The numbers of the processors that this process may use.
 #[allow(unsafe_code)]
 fn allowed() -> Vec<usize> {
     // SAFETY: the set is plain data on the stack, and the call is given its size.
@@ -111,7 +117,7 @@ fn allowed() -> Vec<usize> {
 /// Keeps the calling thread on one processor.
 #[allow(unsafe_code)]
 fn pin(processor: usize) {
-    // SAFETY: as above; the set has one member that `allowed` found.
+    // SAFETY: as above; the set has one member, which `allowed` has found.
     let result = unsafe {
         let mut set: libc::cpu_set_t = mem::zeroed();
         libc::CPU_SET(processor, &mut set);
@@ -135,7 +141,7 @@ fn limits(node: &Node) -> Limits {
     }
 }
 
-/// Serves until the drain is over. What a core's `block_on` is given.
+/// Serves until the drain is over. This is the future given to a core's `block_on`.
 async fn serve(node: Arc<Node>, core: usize, listener: TcpListener) -> io::Result<()> {
     match node.stalls.as_ref().map(|stalls| stalls::turn(stalls, core)) {
         Some(turn) => turn.clone().run(serve_with(node, core, listener, Some(turn))).await,
@@ -154,7 +160,8 @@ async fn serve_with(node: Arc<Node>, core: usize, listener: TcpListener, turn: O
     result
 }
 
-/// Peers are served, too, as soon as the engine is open, and not only when the first request comes.
+/// Opens the storage for peers as soon as possible, not only when the first request of a client
+/// comes.
 async fn join_when_open(api: Rc<Api>) {
     while !api.is_open() {
         monoio::time::sleep(OPEN_POLL).await;
@@ -186,13 +193,14 @@ fn run(node: Arc<Node>, core: usize, listener: TcpListener) -> io::Result<()> {
     }
 }
 
-/// Starts the cores. Each thread ends when its drain is over.
+/// Starts the threads of the cores. Each thread ends when its drain is over.
 pub fn spawn(node: &Arc<Node>, listeners: Vec<TcpListener>) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
     let processors = allowed();
     let mut threads = Vec::new();
     for (core, listener) in listeners.into_iter().enumerate() {
         let node = node.clone();
-        // More cores than processors would only fight over them: leave those to the scheduler.
+        // If there are more cores than processors, they would only fight over them: the scheduler
+        // decides then.
         let pinned = !node.config.no_pin && node.config.threads <= processors.len();
         let processor = processors.get(core).copied().filter(|_| pinned);
         let body = move || {
