@@ -14,7 +14,7 @@ use koltso_testkit::client::{Framing, get_bytes, put_bytes};
 use koltso_testkit::json::{json_number, json_object, json_string, json_value};
 use koltso_testkit::metrics::samples;
 use koltso_testkit::server::free_port;
-use koltso_testkit::{Client, Launch, Random, Response, Server, entity, eventually, files, volume};
+use koltso_testkit::{Client, Launch, Random, Response, Server, allowed, entity, eventually, files, volume};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 
@@ -666,7 +666,7 @@ fn the_control_plane_answers_while_the_data_plane_is_saturated() {
     });
     let slowest = slowest.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     println!("slowest answer of the control plane under load: {slowest:?}");
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(slowest < allowed(Duration::from_secs(2)), "{slowest:?}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::client::{encode, request_bytes, split_record};
 use crate::server::free_port;
-use crate::{Client, Launch, Response, Server};
+use crate::{Client, Launch, Response, Server, allowed, eventually};
 
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
@@ -233,7 +233,7 @@ impl Cluster {
             let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
             stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
         };
-        crate::eventually("every thread is stopped", std::time::Duration::from_secs(5), || {
+        eventually("every thread is stopped", std::time::Duration::from_secs(5), || {
             std::fs::read_dir(&tasks).unwrap().all(is_stopped)
         });
         node.state = State::Paused;
@@ -328,7 +328,7 @@ impl Cluster {
         };
         let start = Instant::now();
         while let Some((index, peer)) = missing() {
-            if start.elapsed() > UP_WITHIN {
+            if start.elapsed() > allowed(UP_WITHIN) {
                 let said = self.peer(index, peer);
                 panic!("node {index} does not see node {peer} within {UP_WITHIN:?}: {said}\n{}", self.log(index));
             }
@@ -385,7 +385,7 @@ impl Cluster {
             if got == *expected {
                 return;
             }
-            if start.elapsed() > within {
+            if start.elapsed() > allowed(within) {
                 let missing: Vec<_> = expected.keys().filter(|key| !got.contains_key(*key)).collect();
                 let extra: Vec<_> = got.keys().filter(|key| !expected.contains_key(*key)).collect();
                 let other = expected.iter().filter(|(key, value)| got.get(*key).is_some_and(|got| got != *value));
