@@ -4,7 +4,7 @@
 //! what [`Patience`] says. The head of an answer has at most [`HEAD_MAX`] bytes; the body is read
 //! as the caller asks for it, and it ends by its length, with its last chunk, or with the
 //! connection. A server that does not speak HTTP is recognised by its first bytes. Absent:
-//! keep-alive, redirects, TLS. Tested in `tests/command_line.rs` and `tests/profile_command.rs`.
+//! keep-alive, redirects, TLS. Tested in `tests/command_line/` and `tests/profile_command.rs`.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};

@@ -10,7 +10,7 @@
 //! - `address.rs`: hosts, ports and URLs. `secret.rs`: files with secrets.
 //!
 //! Bounds: 64 nodes, a file of 1 MiB, a secret of 16 to 4096 bytes; the others are in the table.
-//! Tests: in each file, `tests.rs`, and `tests/command_line.rs` with real processes.
+//! Tests: in each file, `tests.rs`, and `tests/command_line/` with real processes.
 
 mod address;
 mod check;

@@ -152,7 +152,7 @@ impl Launch {
     }
 
     /// As `start`, but waits while the kernel still holds the address for a process that was killed a moment ago: what
-    /// io_uring held is let go some 40 ms after the process is gone. `command_line.rs` tests a start without this patience.
+    /// io_uring held is let go some 40 ms after the process is gone. `command_line/` tests a start without this patience.
     #[track_caller]
     pub fn start_after_an_end(&self) -> Server {
         let deadline = Instant::now() + RELEASED_WITHIN;
