@@ -1,9 +1,10 @@
-//! A client that blocks, for a thread beside the data plane: it replays to a peer the writes which that missed.
+//! A client that blocks, for a thread beside the data plane that replays to a peer the writes that
+//! the peer missed.
 //!
-//! Owner: one thread. Bounds: the caller's timeout for the connect, the handshake, each reply, and each step of a send;
-//! a read buffer of up to the largest frame and 64 KiB. A caller that sends a lot before it receives anything meets a
-//! peer which does not read on while its replies are not taken: leave no more than about a thousand requests
-//! unanswered.
+//! Owner: one thread. Bounds: the caller's timeout for the connect, the handshake, each reply, and
+//! each step of a send; a read buffer of up to the largest frame and 64 KiB. A peer does not go on
+//! reading while its replies are not taken, so a caller that sends a lot before it receives
+//! anything must leave no more than about a thousand requests unanswered.
 //!
 //! Tested in `tests/replica.rs`.
 
@@ -19,7 +20,7 @@ use super::lost::LostReason;
 use super::sys;
 use super::wire::{READ_SIZE, USER_TIMEOUT};
 
-/// A connection to a peer, its handshake complete. After an error it is of no use any more.
+/// A connection to a peer whose handshake is complete. After an error it cannot be used any more.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
@@ -32,10 +33,11 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects and shakes hands. Times and sizes are as in [`LinkConfig`](super::LinkConfig).
+    /// Connects and makes the handshake. Times and sizes are as in
+    /// [`LinkConfig`](super::LinkConfig).
     ///
     /// # Errors
-    /// As [`LinkHandler::lost`](super::LinkHandler::lost) gets them.
+    /// The reasons that [`LinkHandler::lost`](super::LinkHandler::lost) gets.
     pub fn dial(
         address: SocketAddr,
         identity: &Identity,
@@ -79,7 +81,8 @@ impl Connection {
                     return self.send(&out);
                 }
                 Err(error) => {
-                    // The sentence for the other side; if it cannot be sent, there is still ours.
+                    // This is the sentence for the other side; if it cannot be sent, there is still
+                    // the error on this side.
                     let _ = self.send(&out);
                     return Err(error.into());
                 }
@@ -96,15 +99,17 @@ impl Connection {
     /// Sends requests that [`encode_request`](super::frame::encode_request) has written.
     ///
     /// # Errors
-    /// The connection is gone, or nothing was taken within the timeout.
+    /// The connection is lost, or the peer took nothing within the timeout.
     pub fn send(&mut self, frames: &[u8]) -> Result<(), LostReason> {
         Ok(self.stream.write_all(frames)?)
     }
 
-    /// Waits for one reply and gives it to `with`. Replies come in any order: their numbers say to which request.
+    /// Waits for one reply and passes it to `with`. Replies come in any order: their numbers say to
+    /// which request they belong.
     ///
     /// # Errors
-    /// The connection is gone, the reply was not whole within the timeout, or is none.
+    /// The connection is lost, the reply was not complete within the timeout, or the bytes are not
+    /// a reply.
     pub fn receive<R>(&mut self, with: impl FnOnce(ReplyFrame<'_>) -> R) -> Result<R, LostReason> {
         let deadline = Instant::now() + self.timeout;
         loop {
@@ -120,7 +125,8 @@ impl Connection {
         }
     }
 
-    /// Reads something behind what is there, until `deadline`. A frame that is begun has `need` bytes.
+    /// Reads more bytes behind those that are there, until `deadline`. A frame that has begun has
+    /// `need` bytes.
     fn read(&mut self, deadline: Instant, need: usize) -> Result<(), LostReason> {
         self.buffer.copy_within(self.start..self.end, 0);
         self.end -= self.start;

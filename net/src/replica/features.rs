@@ -1,16 +1,17 @@
-//! What a node understands of records, as it announces it in its handshake.
+//! What a node understands of records, as it announces in its handshake.
 //!
 //! ```text
 //! bit 0-15        the flag of a record with the same bit (koltso_model::Flags)
 //! bit 16 + kind   attributes of this kind (koltso_model::Attribute), kinds up to 47
 //! ```
 //!
-//! A node says in its frames only what it announced, and refuses frames of a peer that says more:
-//! those are of somebody who does not know what it says. Tested below.
+//! The frames of a node contain only what it has announced. It refuses frames of a peer that
+//! contain more than that peer has announced: their sender does not know what it says. Tested
+//! below.
 
 use koltso_model::{Attribute, Attributes, Flags, Operation, Outcome};
 
-/// Where the kinds of attributes begin.
+/// The bit of the attributes of kind 0.
 const ATTRIBUTES_AT: u32 = 16;
 
 /// A set of flags and kinds of attributes.
@@ -18,9 +19,9 @@ const ATTRIBUTES_AT: u32 = 16;
 pub struct Features(pub u64);
 
 impl Features {
-    /// Nothing, not even tombstones.
+    /// The empty set, which does not even have tombstones.
     pub const NONE: Self = Self(0);
-    /// The flags of records that this build gives a meaning to.
+    /// The flags of records to which this build gives a meaning.
     pub const FLAGS: Self = Self(Flags::KNOWN as u64);
     /// Attributes with the media type of a value.
     pub const CONTENT_TYPE: Self = Self::of_attribute(Attribute::ContentType);
@@ -33,21 +34,22 @@ impl Features {
         Self(1 << (ATTRIBUTES_AT + attribute as u32))
     }
 
-    /// All of these flags are in the set.
+    /// Whether all of these flags are in the set.
     #[inline]
     #[must_use]
     pub const fn has_flags(self, flags: Flags) -> bool {
         flags.bits() as u64 & !self.0 == 0
     }
 
-    /// Attributes of this kind are in the set.
+    /// Whether attributes of this kind are in the set.
     #[must_use]
     pub const fn has_attribute(self, kind: u8) -> bool {
         let bit = ATTRIBUTES_AT + kind as u32;
         bit < u64::BITS && self.0 & 1 << bit != 0
     }
 
-    /// All flags and attributes of a record are in the set. Attributes that cannot be read are not.
+    /// Whether all flags and attributes of a record are in the set. Attributes that cannot be read
+    /// are not.
     #[inline]
     #[must_use]
     pub fn cover(self, flags: Flags, attributes: &[u8]) -> bool {
@@ -60,7 +62,7 @@ impl Features {
             .is_ok_and(|attributes| attributes.iter().all(|(kind, _)| self.has_attribute(kind)))
     }
 
-    /// Everything in an operation is in the set.
+    /// Whether everything in an operation is in the set.
     #[inline]
     #[must_use]
     pub fn cover_operation<B: AsRef<[u8]>>(self, operation: &Operation<B>) -> bool {
@@ -70,7 +72,7 @@ impl Features {
         }
     }
 
-    /// Everything in an outcome is in the set.
+    /// Whether everything in an outcome is in the set.
     #[inline]
     #[must_use]
     pub fn cover_outcome<B: AsRef<[u8]>>(self, outcome: &Outcome<B>) -> bool {

@@ -1,34 +1,41 @@
-//! Who is there? Hellos in both directions, then proofs that both sides know the cluster's secret.
+//! The handshake: hellos in both directions, then proofs that both sides know the cluster's secret.
 //!
 //! ```text
-//! dialer                                  acceptor
-//!   HELLO ──────────────────────────────────▶         version, cluster, topology, node numbers, secret or none
-//!         ◀────────────────────────── HELLO, PROOF    HMAC-SHA256(secret, "koltso acceptor" hello hello)
-//!   PROOF, frames ──────────────────────────▶         HMAC-SHA256(secret, "koltso dialer" hello hello)
-//!         ◀──────────────────────────── frames
+//! dialer                              acceptor
+//!   HELLO ──────────────────────────────▶         version, cluster, topology, node numbers,
+//!                                                 secret or none
+//!         ◀────────────────────── HELLO, PROOF    HMAC-SHA256(secret,
+//!                                                     "koltso acceptor" hello hello)
+//!   PROOF, frames ──────────────────────▶         HMAC-SHA256(secret,
+//!                                                     "koltso dialer" hello hello)
+//!         ◀──────────────────────── frames
 //! either: REFUSAL, one sentence for the other's log, and the end
 //! ```
 //!
-//! Each hello holds a fresh nonce, so no proof is good for another connection; the labels differ, so none can be sent
-//! back. Every message begins with the same 16 bytes in all versions, and a refusal is the same in all versions:
+//! Each hello contains a fresh nonce, so no proof is valid for another connection; the labels
+//! differ, so none can be sent back. Every message begins with the same 16 bytes in all versions,
+//! and a refusal is the same in all versions:
 //!
 //! ```text
-//!  0 8 bytes KOLTSORP          HELLO    16 topology u64    24 topology number u64    32 wall clock u64, ms
-//!  8 u16 version                        40 features u64    48 identity, 16 bytes    64 nonce, 32 bytes
-//! 10 u8  kind                           96 own number u16    98 number that is expected u16
-//! 11 u8  flags                         100 length of the cluster's name u16    102 u16 zero    104 the name
-//! 12 u32 length of the rest    PROOF    16 32 bytes
+//!  0 8 bytes KOLTSORP          HELLO    16 topology u64         24 topology number u64
+//!  8 u16 version                        32 wall clock u64, ms   40 features u64
+//! 10 u8  kind                           48 identity, 16 bytes   64 nonce, 32 bytes
+//! 11 u8  flags                          96 own number u16       98 number that is expected u16
+//! 12 u32 length of the rest            100 length of the cluster's name u16
+//!                                      102 u16 zero            104 the name
+//!                              PROOF    16 32 bytes
 //!                              REFUSAL  16 the sentence
 //! ```
 //!
-//! Features and identity are announced, not compared: a node tells its peer what it understands, and
-//! which folder of data it is. Proofs cover both.
+//! Features and identity are announced, not compared: a node tells its peer what it understands,
+//! and which folder of data it is. Proofs cover both.
 //!
-//! Bounds: a message has at most [`MESSAGE_MAX`] bytes, each side takes at most two. Nothing is allocated for what a
-//! message only claims.
+//! Bounds: a message has at most [`MESSAGE_MAX`] bytes, and each side takes at most two. Nothing is
+//! allocated for lengths that a message only claims.
 //!
-//! Deliberately absent: I/O, clocks and randomness (they come in as arguments), encryption, and a defence against
-//! somebody who sits in the middle and changes frames afterwards: see `docs/replica-protocol.md`. Tested below.
+//! Deliberately absent: I/O, clocks and randomness (they come in as arguments), encryption, and a
+//! defence against an attacker in the middle who changes frames after the handshake: see
+//! `docs/replica-protocol.md`. Tested below.
 
 use std::fmt;
 use std::time::Duration;
@@ -44,14 +51,14 @@ pub const VERSION: u16 = 2;
 pub const CLUSTER_MAX: usize = 64;
 /// Bytes of the longest message of a handshake.
 pub const MESSAGE_MAX: usize = MESSAGE_HEADER + SENTENCE_MAX;
-/// Random bytes in a hello.
+/// How many random bytes a hello has.
 pub const NONCE: usize = 32;
 
 const MAGIC: [u8; 8] = *b"KOLTSORP";
 const MESSAGE_HEADER: usize = 16;
 /// Bytes of the longest sentence of a refusal.
 const SENTENCE_MAX: usize = 512;
-/// A hello without its header and the cluster's name.
+/// Bytes of a hello without its header and the cluster's name.
 const HELLO_FIXED: usize = 88;
 const PROOF_LEN: usize = 32;
 
@@ -60,38 +67,39 @@ const PROOF: u8 = 2;
 const REFUSAL: u8 = 3;
 const HAS_SECRET: u8 = 1;
 
-/// Which folder of data a node is, whatever its number and address: 128 bits, given to the folder when
-/// it is made. All zeros: the node has none.
+/// The identity of a node's data folder, whatever the node's number and address: 128 bits, given to
+/// the folder when it is created. All zeros: the node has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NodeId(pub u128);
 
 impl NodeId {
-    /// No identity.
+    /// The node has no identity.
     pub const NONE: Self = Self(0);
 }
 
-/// Who a node is.
+/// What a node says about itself.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The name of its cluster, at most [`CLUSTER_MAX`] bytes.
     pub cluster: String,
     /// A hash of the list of nodes.
     pub topology: u64,
-    /// The number of that list, for lists that change; the epoch of the frames that it sends.
+    /// The number of that list, for lists that change; also the epoch of the frames that the node
+    /// sends.
     pub topology_number: u64,
-    /// Its own number in the list.
+    /// The number of the node in the list.
     pub node: u16,
-    /// Its own identity.
+    /// The identity of its data folder.
     pub id: NodeId,
     /// What it understands of records.
     pub features: Features,
-    /// What all nodes of the cluster know; empty: nothing.
+    /// The secret that all nodes of the cluster know; empty if there is none.
     pub secret: Vec<u8>,
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The secret belongs into no log.
+        // The secret must not be in any log.
         write!(f, "node {} of cluster {:?}, topology {:016x}", self.node, self.cluster, self.topology)
     }
 }
@@ -99,14 +107,15 @@ impl fmt::Debug for Identity {
 /// How far another node's wall clock is off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Skew {
-    /// Its clock minus ours, milliseconds.
+    /// The other clock minus ours, in milliseconds.
     pub offset_ms: i64,
-    /// The true offset differs from that by no more than this.
+    /// The true offset differs from `offset_ms` by no more than this, in milliseconds.
     pub error_ms: u64,
 }
 
 impl Skew {
-    /// From a clock that was read at some moment of the `elapsed` time since ours was `sent_ms`.
+    /// Computes the skew from a clock that was read at some moment within the `elapsed` time after
+    /// ours was `sent_ms`.
     #[must_use]
     pub fn measure(sent_ms: u64, theirs_ms: u64, elapsed: Duration) -> Self {
         let error_ms = u64::try_from(elapsed.as_micros().div_ceil(2_000)).unwrap_or(u64::MAX);
@@ -115,56 +124,57 @@ impl Skew {
         Self { offset_ms: offset.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64, error_ms }
     }
 
-    /// The clocks are further apart than `max` for certain.
+    /// Whether the clocks are certainly further apart than `max`.
     #[must_use]
     pub fn exceeds(&self, max: Duration) -> bool {
         u128::from(self.offset_ms.unsigned_abs().saturating_sub(self.error_ms)) > max.as_millis()
     }
 }
 
-/// Who is at the other end.
+/// The node at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     /// Its number.
     pub node: u16,
-    /// Its identity, as it announced it.
+    /// The identity of its data folder, as it announced it.
     pub id: NodeId,
     /// What it announced that it understands.
     pub features: Features,
-    /// How far its clock is off, as the dialer measured it.
+    /// How far its clock is off; `None` on the accepting side, since only the dialer measures it.
     pub skew: Option<Skew>,
 }
 
-/// What became of some bytes.
+/// The result of feeding some bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// The first `consumed` bytes are done with; come again with the rest and more.
+    /// The first `consumed` bytes have been handled; feed the rest again, with more bytes behind
+    /// it.
     More {
-        /// Bytes done with.
+        /// How many bytes have been handled.
         consumed: usize,
     },
-    /// The handshake is complete. What follows the first `consumed` bytes are frames.
+    /// The handshake is complete. The bytes after the first `consumed` ones are frames.
     Done {
-        /// Bytes done with.
+        /// How many bytes have been handled.
         consumed: usize,
-        /// Who is there.
+        /// The node at the other end.
         peer: Peer,
     },
 }
 
-/// Why there is no connection. What was appended to the output goes out before it is closed.
+/// Why the handshake failed. Bytes that were appended to the output should be sent before closing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HandshakeError {
-    /// The other side is something else.
+    /// The other side does not speak the protocol.
     #[error("the other side does not speak the replica protocol")]
     Garbage,
     /// This side refused.
     #[error("{0}")]
     Mismatch(String),
-    /// This side refused, because of the clocks.
+    /// This side refused because of the clocks.
     #[error("{0}")]
     Skew(String),
-    /// The other side refused, and says this.
+    /// The other side refused, with this sentence.
     #[error("the other side refused: {0}")]
     Refusal(String),
 }
@@ -183,7 +193,7 @@ impl Hello {
     }
 }
 
-/// One whole message.
+/// One complete message.
 struct Message<'a> {
     kind: u8,
     flags: u8,
@@ -232,7 +242,7 @@ fn hello(identity: &Identity, expected: u16, wall_ms: u64, nonce: &[u8; NONCE]) 
     out
 }
 
-/// Reads a hello and compares it with who we are.
+/// Reads a hello and compares it with our identity.
 fn read_hello(identity: &Identity, message: &Message<'_>) -> Result<Hello, HandshakeError> {
     let us = identity.node;
     let refuse = |sentence: String| Err(HandshakeError::Mismatch(sentence));
@@ -290,7 +300,7 @@ fn put_proof(out: &mut Vec<u8>, mac: Hmac<Sha256>) {
     out.extend_from_slice(&mac.finalize().into_bytes());
 }
 
-/// Compares in constant time.
+/// Verifies the proof of the other side, in constant time.
 fn check_proof(identity: &Identity, node: u16, mac: Hmac<Sha256>, message: &Message<'_>) -> Result<(), HandshakeError> {
     let us = identity.node;
     mac.verify_slice(message.body)
@@ -303,12 +313,12 @@ fn put_refusal(out: &mut Vec<u8>, sentence: &str) {
     out.extend_from_slice(sentence.as_bytes());
 }
 
-/// What may go into a log: printable ASCII, and `?` for the rest.
+/// Bytes as they may appear in a log: printable ASCII, and `?` for the rest.
 fn printable(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| if byte == b' ' || byte.is_ascii_graphic() { byte as char } else { '?' }).collect()
 }
 
-/// Puts the refusal that belongs to an error behind what is already to be sent.
+/// Appends the refusal that belongs to an error to the bytes to be sent.
 fn telling<T>(result: Result<T, HandshakeError>, out: &mut Vec<u8>) -> Result<T, HandshakeError> {
     if let Err(HandshakeError::Mismatch(sentence) | HandshakeError::Skew(sentence)) = &result {
         put_refusal(out, sentence);
@@ -316,7 +326,7 @@ fn telling<T>(result: Result<T, HandshakeError>, out: &mut Vec<u8>) -> Result<T,
     result
 }
 
-/// The side that connected.
+/// The side that has connected.
 ///
 /// ```text
 /// start ─▶ hello sent ─HELLO─▶ hello read ─PROOF─▶ done
@@ -328,13 +338,13 @@ pub struct Dialer<'a> {
     wall_ms: u64,
     skew_max: Duration,
     mine: Vec<u8>,
-    /// The other side's hello, with what is known of it.
+    /// The other side's hello, and what is known about it; `None` until it has come.
     theirs: Option<(Vec<u8>, Peer)>,
 }
 
 impl<'a> Dialer<'a> {
-    /// Appends the hello to `out`. `expected` is the number of the node that should be there, `wall_ms` the wall clock,
-    /// `nonce` fresh randomness.
+    /// Appends the hello to `out`. `expected` is the number of the node that should be there,
+    /// `wall_ms` the wall clock in milliseconds since the Unix epoch, and `nonce` fresh randomness.
     ///
     /// # Panics
     /// If the cluster's name is longer than [`CLUSTER_MAX`].
@@ -351,10 +361,12 @@ impl<'a> Dialer<'a> {
         Self { identity, expected, wall_ms, skew_max, mine, theirs: None }
     }
 
-    /// Goes on with `bytes`, the `elapsed` time after the start. Whatever is appended to `out` is to be sent.
+    /// Continues with `bytes`, which came `elapsed` after the start. The caller must send whatever
+    /// this appends to `out`.
     ///
     /// # Errors
-    /// If the other side refused, or is to be refused; what is in `out` should be sent before closing.
+    /// If the other side has refused, or must be refused; what is in `out` should be sent before
+    /// closing.
     pub fn feed(&mut self, bytes: &[u8], elapsed: Duration, out: &mut Vec<u8>) -> Result<Progress, HandshakeError> {
         let result = self.step(bytes, elapsed, out);
         telling(result, out)
@@ -399,7 +411,7 @@ impl<'a> Dialer<'a> {
     }
 }
 
-/// The side that was connected to.
+/// The side to which the other one has connected.
 ///
 /// ```text
 /// new ─HELLO─▶ hello and proof sent ─PROOF─▶ done
@@ -409,21 +421,24 @@ pub struct Acceptor<'a> {
     identity: &'a Identity,
     members: &'a [u16],
     nonce: [u8; NONCE],
-    /// Who the dialer says it is, and both hellos.
+    /// What the dialer says about itself, and both hellos; `None` until the dialer's has come.
     said: Option<(Peer, Vec<u8>, Vec<u8>)>,
 }
 
 impl<'a> Acceptor<'a> {
-    /// Waits for a hello of one of `members`, the numbers of all nodes. `nonce` is fresh randomness.
+    /// Waits for a hello of one of `members`, the numbers of all nodes. `nonce` is fresh
+    /// randomness.
     #[must_use]
     pub fn new(identity: &'a Identity, members: &'a [u16], nonce: [u8; NONCE]) -> Self {
         Self { identity, members, nonce, said: None }
     }
 
-    /// Goes on with `bytes`. `wall_ms` is the wall clock now. Whatever is appended to `out` is to be sent.
+    /// Continues with `bytes`. `wall_ms` is the wall clock now. The caller must send whatever this
+    /// appends to `out`.
     ///
     /// # Errors
-    /// If the other side refused, or is to be refused; what is in `out` should be sent before closing.
+    /// If the other side has refused, or must be refused; what is in `out` should be sent before
+    /// closing.
     ///
     /// # Panics
     /// If the cluster's name is longer than [`CLUSTER_MAX`].

@@ -6,22 +6,27 @@
 //!               └───── failed: lost ────────────────────▲
 //! ```
 //!
-//! Requests are appended to an outbox. The first one of a turn wakes the flusher, which runs after all tasks that are
-//! ready by then: all frames of a turn leave in one system call. While the socket is full the flusher waits in the
-//! driver, and what comes meanwhile leaves in the next call.
+//! Requests are appended to an outbox. The first one of a turn wakes the flusher, which runs after
+//! all tasks that are ready by then: all frames of a turn leave in one system call. While the
+//! socket is full the flusher waits in the driver, and requests that are queued meanwhile leave in
+//! the next call.
 //!
-//! Owner: one core. Two tasks: [`Link::run`], which dials and then reads, and the flusher of each connection.
+//! Owner: one core. There are two tasks: [`Link::run`], which dials and then reads, and the flusher
+//! of each connection.
 //!
-//! Bounds: [`OUTBOX_MAX`] bytes queued and one frame more, then [`Full`]; one attempt to connect each [`DIAL_GAP`];
-//! [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer of up to the largest frame and 64 KiB.
+//! Bounds: [`OUTBOX_MAX`] bytes queued and one frame more, then [`Full`]; one attempt to connect
+//! each [`DIAL_GAP`]; [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer
+//! of up to the largest frame and 64 KiB.
 //!
 //! Invariants:
-//! 1. No read or write is dropped in flight: to end one, its socket is shut down. A connect is no operation of the
-//!    driver's at all, but polled.
-//! 2. [`LinkHandler::lost`] is called once for every attempt, and after that nothing of it is queued or answered.
+//! 1. No read or write is dropped in flight: to end one, its socket is shut down. A connect is not
+//!    an operation of the driver at all, but is polled.
+//! 2. [`LinkHandler::lost`] is called once for every attempt; after that, nothing of the attempt is
+//!    queued or answered.
 //! 3. `fd` is set only while that socket is open.
 //!
-//! Deliberately absent: which request a reply belongs to, deadlines of requests, health. Tested in `tests/replica.rs`.
+//! Deliberately absent: which request a reply belongs to, deadlines of requests, health. Tested in
+//! `tests/replica.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -43,66 +48,71 @@ use super::outbox::{COPY_MAX, Outbox};
 use super::sys;
 use super::wire::{Bell, HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
 
-/// Bytes of requests that wait for a peer: what a fast network takes in a quarter of a second.
+/// The most bytes of requests that wait for a peer: what a fast network takes in a quarter of a
+/// second.
 pub const OUTBOX_MAX: usize = 32 * 1024 * 1024;
-/// With this many bytes queued, nothing waits for replies.
+/// If this many bytes are queued, requests do not wait for replies before they are sent.
 pub const HOLD_MAX: usize = 8 * 1024;
-/// Least time between the beginnings of two attempts.
+/// The shortest time between the beginnings of two attempts.
 pub const DIAL_GAP: Duration = Duration::from_millis(20);
 /// How long an attempt waits for the peer's kernel.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The first pause before another attempt; it doubles with each.
+/// The first pause before another attempt; it doubles with each attempt.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// A connection that was up for this long was a good one: the pauses begin small again.
+/// A connection that was up for this long was a good one: the next pause is the shortest one again.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
-/// The longest pause between two looks at a connect.
+/// The longest pause between two checks of a connect.
 const LOOK_MAX: Duration = Duration::from_millis(10);
 
-/// What a link tells its owner. All calls come from the link's core; a handler may call the link from any of them.
+/// Is told by a link what happens. All calls come from the link's core; a handler may call the link
+/// in any of them.
 pub trait LinkHandler: 'static {
-    /// The handshake with `peer` is complete. What was queued meanwhile leaves after this call.
+    /// The handshake with `peer` is complete. Requests that were queued meanwhile leave after this
+    /// call.
     fn connected(&self, peer: usize, now: Instant);
 
-    /// One whole reply; those of one connection come in any order. `now` is the same for all replies of one read.
+    /// One complete reply has come; those of one connection come in any order. `now` is the same
+    /// for all replies of one read.
     ///
     /// # Errors
-    /// A sentence, if the peer broke the protocol (e.g. answered about another key): the link is closed and the
-    /// sentence is the reason in [`lost`](Self::lost).
+    /// A sentence, if the peer broke the protocol (for example by answering about another key): the
+    /// link closes the connection, and the sentence is the reason in [`lost`](Self::lost).
     fn reply(&self, peer: usize, now: Instant, frame: ReplyFrame<'_>) -> Result<(), String>;
 
-    /// All whole replies of one read have been given.
+    /// All complete replies of one read have been passed.
     fn batch_end(&self, peer: usize, now: Instant);
 
-    /// Bytes of a blocked write were taken by the peer's kernel: it is slow, not dead.
+    /// The peer's kernel has taken bytes of a write that was blocked: the peer is slow, not dead.
     fn progress(&self, peer: usize, now: Instant);
 
-    /// A task of the core goes on after it has waited; `now` has just been read.
+    /// A task of the core continues after it has waited; `now` has just been read.
     #[inline]
     fn resumed(&self, now: Instant) {
         let _ = now;
     }
 
-    /// The connection, or an attempt to get one, ended. Whatever was queued or unanswered is lost.
+    /// The connection, or an attempt to make one, has ended. Whatever was queued or unanswered is
+    /// lost.
     fn lost(&self, peer: usize, why: &LostReason);
 }
 
-/// What a link needs to know.
+/// The settings of a link.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
-    /// What the handler calls the peer.
+    /// The number by which the handler knows the peer.
     pub peer: usize,
-    /// Where it listens for replica connections.
+    /// The address at which the peer listens for replica connections.
     pub address: SocketAddr,
-    /// Its number in the cluster, which its handshake must prove.
+    /// The peer's number in the cluster, which its handshake must prove.
     pub peer_number: u16,
-    /// Who we are.
+    /// The identity of this node.
     pub identity: Rc<Identity>,
-    /// Bytes of the largest value; the same on all nodes, or more than any sends.
+    /// Bytes of the largest value; the same on all nodes, or more than any node sends.
     pub value_max: usize,
-    /// The wall clock, milliseconds since the Unix epoch.
+    /// Reads the wall clock, in milliseconds since the Unix epoch.
     pub wall_ms: fn() -> u64,
     /// How far the peer's wall clock may be off.
     pub skew_max: Duration,
@@ -111,11 +121,11 @@ pub struct LinkConfig {
 /// Whether there is a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinkState {
-    /// No, until the next attempt.
+    /// There is none until the next attempt.
     Down,
-    /// There will be, or not.
+    /// An attempt to connect is in progress.
     Dialing,
-    /// Yes.
+    /// The connection is up.
     Up,
 }
 
@@ -124,17 +134,17 @@ pub enum LinkState {
 #[error("too many bytes wait for the peer")]
 pub struct Full;
 
-/// A connection to a peer that comes back when it is lost.
+/// A connection to a peer that is made again when it is lost.
 pub struct Link<H> {
     config: LinkConfig,
     handler: Rc<H>,
     state: Cell<LinkState>,
     outbox: RefCell<Outbox>,
-    /// Bytes that the flusher has taken out of the outbox and still holds.
+    /// How many bytes the flusher has taken out of the outbox and still holds.
     sending: Cell<usize>,
     flush: Bell,
     redial: Bell,
-    /// Requests without a reply, of this connection and of what is queued.
+    /// How many requests have no reply yet, sent and queued ones together.
     unanswered: Cell<u32>,
     skew: Cell<Option<Skew>>,
     fd: Cell<Option<RawFd>>,
@@ -160,13 +170,14 @@ impl<H: LinkHandler> Link<H> {
         })
     }
 
-    /// Queues a request, copying it. While the link is down this makes the next attempt happen at once.
+    /// Queues a request and copies it. If the link is down, the next attempt begins at once.
     ///
     /// # Errors
     /// [`Full`].
     ///
     /// # Panics
-    /// If something in it does not fit into a frame: the key is empty or too long, or the value is.
+    /// If a part of it does not fit into a frame: the key is empty or too long, or the value is too
+    /// long.
     #[inline]
     pub fn request(&self, number: u64, request: &Request<'_>) -> Result<(), Full> {
         let mut outbox = self.room()?;
@@ -177,14 +188,14 @@ impl<H: LinkHandler> Link<H> {
         Ok(())
     }
 
-    /// Queues an operation, whose value is not copied if it is large.
+    /// Queues an operation; a large value is not copied.
     ///
     /// # Errors
-    /// [`Full`]; also for a record that this node does not understand (see [`Features`](super::Features)), since the
-    /// peer would have to refuse it.
+    /// [`Full`]; also for a record that this node does not understand (see
+    /// [`Features`](super::Features)), since the peer would have to refuse it.
     ///
     /// # Panics
-    /// As [`request`](Self::request).
+    /// In the same cases as [`request`](Self::request).
     #[inline]
     pub fn execute(&self, number: u64, operation: &Operation<Bytes>) -> Result<(), Full> {
         if !self.config.identity.features.cover_operation(operation) {
@@ -204,7 +215,7 @@ impl<H: LinkHandler> Link<H> {
         }
     }
 
-    /// Of the frames.
+    /// The epoch of the frames.
     #[inline]
     fn epoch(&self) -> u64 {
         self.config.identity.topology_number
@@ -231,7 +242,8 @@ impl<H: LinkHandler> Link<H> {
         }
     }
 
-    /// Sends what waits for replies. To be called every few milliseconds, for a peer that does not reply.
+    /// Sends the requests that wait for replies. Call it every few milliseconds, for peers that do
+    /// not reply.
     #[inline]
     pub fn release(&self) {
         if !self.outbox.borrow().is_empty() {
@@ -246,27 +258,28 @@ impl<H: LinkHandler> Link<H> {
         self.state.get()
     }
 
-    /// If the link waits before its next attempt, it does not any longer.
+    /// Ends the pause before the next attempt, if the link is in one.
     pub fn dial_now(&self) {
         if self.state.get() == LinkState::Down {
             self.redial.ring();
         }
     }
 
-    /// Bytes of requests that the kernel has not taken yet, those of a write that is under way counted whole.
+    /// Bytes of requests that the kernel has not taken yet; a write in progress counts as a whole.
     #[inline]
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         self.outbox.borrow().len() + self.sending.get()
     }
 
-    /// How far the peer's wall clock was off at the last handshake.
+    /// How far the peer's wall clock was off at the last handshake; `None` before the first.
     #[must_use]
     pub fn skew(&self) -> Option<Skew> {
         self.skew.get()
     }
 
-    /// Ends the connection for good; [`run`](Self::run) returns soon after. What is queued is dropped.
+    /// Ends the connection for good; [`run`](Self::run) returns soon after. Requests in the queue
+    /// are dropped.
     pub fn close(&self) {
         self.closed.set(true);
         if let Some(fd) = self.fd.get() {
@@ -275,7 +288,8 @@ impl<H: LinkHandler> Link<H> {
         self.redial.ring();
     }
 
-    /// Keeps the connection up until [`close`](Self::close). To be spawned once, on a runtime with its timer enabled.
+    /// Keeps the connection up until [`close`](Self::close). Spawn it once, on a runtime with its
+    /// timer enabled.
     pub async fn run(self: Rc<Self>) {
         let mut backoff = BACKOFF_MIN;
         while !self.closed.get() {
@@ -309,7 +323,7 @@ impl<H: LinkHandler> Link<H> {
         }
     }
 
-    /// A connection whose handshake is complete, with what was read behind it.
+    /// Makes a connection and completes its handshake; also returns what was read after that.
     async fn connect(&self) -> Result<(Inbox, TcpStream, Peer), LostReason> {
         let socket = self.dial().await?;
         if self.closed.get() {
@@ -334,7 +348,7 @@ impl<H: LinkHandler> Link<H> {
         }
     }
 
-    /// Connects without an operation of the driver's, which could not be given up.
+    /// Connects without an operation of the driver, since such an operation could not be given up.
     async fn dial(&self) -> io::Result<std::net::TcpStream> {
         let address = self.config.address;
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -358,11 +372,12 @@ impl<H: LinkHandler> Link<H> {
             return Err(error);
         }
         if socket.local_addr()? == address.into() {
-            // Nobody listens, and the kernel happened to give us that port: TCP connects such a socket to itself.
+            // Nobody listens, and the kernel happened to give us that port: TCP connects such a
+            // socket to itself.
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
-        // io_uring waits in operations on a blocking socket and reports EAGAIN from another; epoll is the other way
-        // round.
+        // io_uring waits in operations on a blocking socket, and reports EAGAIN from a non-blocking
+        // one; epoll is the other way round.
         socket.set_nonblocking(monoio::utils::is_legacy())?;
         Ok(socket.into())
     }
@@ -388,7 +403,8 @@ impl<H: LinkHandler> Link<H> {
                     return Ok(peer);
                 }
                 Err(error) => {
-                    // The sentence for the other side; if it cannot be sent, there is still ours.
+                    // This is the sentence for the other side; if it cannot be sent, there is still
+                    // the error on this side.
                     let _ = send_all(stream, fd, &mut out, |_| {}).await;
                     return Err(error.into());
                 }
@@ -396,7 +412,7 @@ impl<H: LinkHandler> Link<H> {
         }
     }
 
-    /// The life of a connection, until it is lost.
+    /// Runs a connection until it is lost.
     async fn converse(self: &Rc<Self>, inbox: Inbox, stream: TcpStream, peer: Peer) -> LostReason {
         let fd = stream.as_raw_fd();
         let (mut reader, writer) = stream.into_split();
@@ -412,7 +428,7 @@ impl<H: LinkHandler> Link<H> {
         let unsent = flusher.await;
         self.fd.set(None);
         match (why, unsent) {
-            // A write learns more than that.
+            // A write learns more than a read that just ends.
             (LostReason::Closed, Some(error)) => error.into(),
             (why, _) => why,
         }
@@ -454,7 +470,7 @@ impl<H: LinkHandler> Link<H> {
         }
     }
 
-    /// Sends what is queued, whenever something is, until the connection ends.
+    /// Sends queued requests whenever there are any, until the connection ends.
     async fn keep_flushing(
         self: Rc<Self>,
         mut writer: impl AsyncWriteRent,
@@ -485,7 +501,7 @@ impl<H: LinkHandler> Link<H> {
     }
 }
 
-/// Half to all of it, so that the nodes of a cluster do not dial in step.
+/// A random pause of half to all of `pause`, so that the nodes of a cluster do not dial in step.
 fn jittered(pause: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(0);
     pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
@@ -507,7 +523,7 @@ impl Fuse {
         Self(burning)
     }
 
-    /// `true`: it was too late.
+    /// Stops the fuse; returns `true` if it was too late.
     fn put_out(self) -> bool {
         self.0.take().is_none()
     }

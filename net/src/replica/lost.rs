@@ -1,4 +1,5 @@
-//! Why a connection to a peer, or an attempt to get one, ended: one sentence each, without the peer's name.
+//! Why a connection to a peer, or an attempt to make one, has ended: one sentence each, without the
+//! peer's name.
 
 use std::io;
 
@@ -11,16 +12,16 @@ pub enum LostReason {
     /// Nobody listens at the peer's address.
     #[error("the connection was refused")]
     ConnectRefused,
-    /// The peer closed or reset it.
+    /// The peer closed or reset the connection.
     #[error("the connection was closed")]
     Closed,
-    /// Nobody answered in time: to the connect, in the handshake, or the network is cut.
+    /// The peer did not answer in time, to the connect or in the handshake, or the network is cut.
     #[error("there was no answer in time")]
     Timeout,
     /// The peer refused us in the handshake, with this sentence.
     #[error("it refused: {0}")]
     Refusal(String),
-    /// We refused the peer in the handshake, for this.
+    /// We refused the peer in the handshake, for this reason.
     #[error("{0}")]
     Mismatch(String),
     /// The peer broke the protocol.
@@ -43,7 +44,7 @@ impl From<io::Error> for LostReason {
         match error.kind() {
             Kind::ConnectionRefused => Self::ConnectRefused,
             Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof => Self::Closed,
-            // What a blocking socket with a timeout reports is one of both.
+            // A blocking socket reports its timeout as one of these two.
             Kind::TimedOut | Kind::WouldBlock => Self::Timeout,
             _ => Self::Io(error),
         }

@@ -1,14 +1,17 @@
-//! The replica protocol between the nodes of a cluster: binary frames, many in flight on few connections, over monoio.
+//! The replica protocol between the nodes of a cluster, over monoio: binary frames, many in flight
+//! on few connections.
 //!
-//! [`frame`], [`handshake`] and [`Features`] are pure. [`Link`] asks: one connection from a core to a peer. [`serve`]
-//! answers, through a [`ReplicaService`] that may take its time for each request. [`blocking`] asks from a thread
-//! without a runtime. `docs/replica-protocol.md` has the bytes, and what they protect against.
+//! [`frame`], [`handshake`] and [`Features`] are pure. [`Link`] is the asking side: one connection
+//! from a core to a peer. [`serve`] is the answering side; it answers through a [`ReplicaService`],
+//! which may take its time for each request. [`blocking`] asks from a thread without a runtime.
+//! `docs/replica-protocol.md` describes the bytes, and what they protect against.
 //!
-//! Owner: everything here lives on one core, [`blocking`] on one thread. Every length, queue and wait has a bound,
-//! named in the file that has it.
+//! Owner: everything here lives on one core, and [`blocking`] on one thread. Every length, queue
+//! and wait has a bound, which is named in the file that has it.
 //!
-//! Deliberately absent: storage, placement, quorums, health of peers, deadlines of requests, encryption. Tested in each
-//! file, in `tests/replica.rs` over real sockets on both drivers, and by the `replica_frames` fuzz target.
+//! Deliberately absent: storage, placement, quorums, health of peers, deadlines of requests,
+//! encryption. Tested in each file, in `tests/replica.rs` over real sockets on both drivers, and by
+//! the `replica_frames` fuzz target.
 
 pub mod blocking;
 mod features;

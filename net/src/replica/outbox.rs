@@ -1,11 +1,11 @@
 //! Frames that wait to be sent: one buffer, and large values beside it that are not copied.
 //!
 //! Invariants:
-//! 1. The stream is `bytes` with each part put in at its place; the places never decrease.
-//! 2. `sent` is how much of the stream is sent; `part` and `part_sent` say where that is, so that no send looks at what
-//!    is already gone.
+//! 1. The stream is `bytes` with each part inserted at its position; the positions never decrease.
+//! 2. `sent` is how much of the stream has been sent; `part` and `part_sent` say where that is, so
+//!    that no send looks at what has been sent already.
 //!
-//! Deliberately absent: a bound. Its users have one. Tested below.
+//! Deliberately absent: a bound, since its users have one. Tested below.
 
 use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
@@ -14,9 +14,10 @@ use bytes::Bytes;
 
 use super::sys;
 
-/// Values larger than this are not copied: about where a copy costs as much as another part of a send.
+/// Values larger than this many bytes are not copied: at about this size a copy costs as much as
+/// another part of a send.
 pub(crate) const COPY_MAX: usize = 16 * 1024;
-/// Buffers larger than this are not kept.
+/// Buffers larger than this many bytes are not kept.
 const KEEP_MAX: usize = 256 * 1024;
 
 #[derive(Default)]
@@ -24,24 +25,24 @@ pub(crate) struct Outbox {
     pub(crate) bytes: Vec<u8>,
     parts: Vec<(usize, Bytes)>,
     part_bytes: usize,
-    /// Bytes of the buffer that are sent.
+    /// How many bytes of the buffer have been sent.
     sent: usize,
-    /// Parts that are sent.
+    /// How many parts have been sent.
     part: usize,
-    /// Bytes of the next part that are sent.
+    /// How many bytes of the next part have been sent.
     part_sent: usize,
 }
 
 /// What comes next in the stream.
 pub(crate) enum Segment {
-    /// These bytes of the buffer.
+    /// The bytes of the buffer from the first position to the second.
     Bytes(usize, usize),
     /// The rest of a value.
     Value(Bytes),
 }
 
 impl Outbox {
-    /// Bytes of the whole stream, sent or not: what is held in memory.
+    /// Bytes of the whole stream, sent or not: this is what is held in memory.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() + self.part_bytes
@@ -52,7 +53,7 @@ impl Outbox {
         self.bytes.is_empty() && self.parts.is_empty()
     }
 
-    /// Puts a value behind what is there.
+    /// Appends a value.
     pub(crate) fn push_value(&mut self, value: Bytes) {
         if value.len() <= COPY_MAX {
             self.bytes.extend_from_slice(&value);
@@ -62,7 +63,7 @@ impl Outbox {
         }
     }
 
-    /// Empties it; a buffer of moderate size stays.
+    /// Empties the outbox; a buffer of moderate size is kept.
     #[inline]
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
@@ -71,7 +72,7 @@ impl Outbox {
         (self.part_bytes, self.sent, self.part, self.part_sent) = (0, 0, 0, 0);
     }
 
-    /// What is to be sent next; `None`: all is sent.
+    /// What must be sent next; `None` if everything has been sent.
     pub(crate) fn next(&self) -> Option<Segment> {
         match self.parts.get(self.part) {
             Some((at, value)) if *at == self.sent => Some(Segment::Value(value.slice(self.part_sent..))),
@@ -81,7 +82,7 @@ impl Outbox {
         }
     }
 
-    /// The next `count` bytes of the stream are sent.
+    /// Notes that the next `count` bytes of the stream have been sent.
     #[inline]
     pub(crate) fn advance(&mut self, mut count: usize) {
         while count > 0 {
@@ -105,10 +106,10 @@ impl Outbox {
         }
     }
 
-    /// Sends what the socket takes now. `true`: all of it.
+    /// Sends what the socket takes now; returns whether that was everything.
     ///
     /// # Errors
-    /// The connection is gone.
+    /// The connection is lost.
     #[inline]
     pub(crate) fn send_now(&mut self, fd: RawFd) -> io::Result<bool> {
         loop {

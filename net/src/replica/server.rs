@@ -1,4 +1,4 @@
-//! The answering side: accept loop, handshakes, and connections that answer what is read.
+//! The answering side: accept loop, handshakes, and connections that answer the requests they read.
 //!
 //! ```text
 //! accepted ─ handshake ─▶ read ─▶ serve all whole frames ─▶ send what is answered ─▶ read
@@ -6,20 +6,22 @@
 //!                          └─ end, drain ─▶ wait for deferred replies ─▶ closed
 //! ```
 //!
-//! Owner: [`serve`] runs on one core and everything it makes stays there.
+//! Owner: [`serve`] runs on one core, and everything that it makes stays there.
 //!
-//! Bounds: `connections_max` of the process, [`STRANGERS_MAX`] of a core without a handshake, a second for that; a read
-//! buffer of up to the largest frame and 64 KiB, [`REPLIES_MAX`] bytes of replies and one more; [`UNANSWERED_MAX`]
-//! deferred replies; [`WRITE_TIMEOUT`] without progress in sending, [`ANSWER_TIMEOUT`] for deferred replies at the end.
-//! Nothing is read before the replies that are there are sent. A node may take its time over the rest of a frame: it
-//! holds one buffer.
+//! Bounds: `connections_max` of the process; [`STRANGERS_MAX`] connections of a core without a
+//! handshake, and a second for each; a read buffer of up to the largest frame and 64 KiB;
+//! [`REPLIES_MAX`] bytes of replies and one more; [`UNANSWERED_MAX`] deferred replies;
+//! [`WRITE_TIMEOUT`] without progress in sending, and [`ANSWER_TIMEOUT`] for deferred replies at
+//! the end. Nothing is read before the replies that are there have been sent. A node may take its
+//! time over the rest of a frame: it holds one buffer.
 //!
 //! Invariants:
 //! 1. Every request gets one reply, unless the connection ends.
-//! 2. No read or write is dropped in flight: deadlines and drain shut the socket down.
+//! 2. No read or write is dropped in flight: deadlines and the drain shut the socket down.
 //! 3. A seat's descriptor is open while the seat is in the table.
 //!
-//! Deliberately absent: storage, deadlines of requests, a limit for one peer. Tested in `tests/replica.rs`.
+//! Deliberately absent: storage, deadlines of requests, a limit for one peer. Tested in
+//! `tests/replica.rs`.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -43,51 +45,56 @@ use super::sys;
 use super::wire::{HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
 use crate::server::{Shared, accept_until_drained};
 
-/// Connections of a core that have not said who they are.
+/// The most connections of a core that have not completed a handshake.
 pub const STRANGERS_MAX: usize = 64;
-/// Bytes of replies that are sent before more requests of a batch are handled.
+/// When there are this many bytes of replies, they are sent before more requests of a batch are
+/// handled.
 const REPLIES_MAX: usize = 1024 * 1024;
-/// A peer that takes nothing of its replies for this long is cut off. It dials again when it lives.
+/// A peer that takes nothing of its replies for this long is cut off. It dials again if it is
+/// alive.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A peer that has ended its side gets what it had asked for within this time, or not at all.
+/// How long a peer that has ended its side waits for the deferred replies; it does not get those
+/// that take longer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often deadlines are looked at.
+/// How often deadlines are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
-/// How often a drain looks whether the last connection is gone.
+/// How often a drain checks whether the last connection is gone.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
-/// What is in flight when draining begins gets this long; then it is shut down.
+/// How long requests in flight may take after a drain has begun; then their connections are shut
+/// down.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// What connections get to end after that.
+/// The time that connections get to end after that.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// What the answering side needs to know.
+/// The settings of the answering side.
 #[derive(Debug, Clone)]
 pub struct AcceptConfig {
-    /// Who we are.
+    /// The identity of this node.
     pub identity: Rc<Identity>,
     /// The numbers of all nodes.
     pub members: Vec<u16>,
-    /// Bytes of the largest value; the same on all nodes, or more than any sends.
+    /// Bytes of the largest value; the same on all nodes, or more than any node sends.
     pub value_max: usize,
-    /// The wall clock, milliseconds since the Unix epoch.
+    /// Reads the wall clock, in milliseconds since the Unix epoch.
     pub wall_ms: fn() -> u64,
-    /// Connections of all that share the `Shared`; past it new ones are closed at accept.
+    /// The most connections of all that share the `Shared`; further ones are closed at accept.
     pub connections_max: usize,
 }
 
-/// Answers the connections of `listener` on the current runtime until [`Shared::drain`] and the end of what was in
-/// flight. `shared` is one for the replica listeners of all cores, and not that of the HTTP server. The runtime must
-/// have its timer enabled.
+/// Answers the connections of `listener` on the current runtime until [`Shared::drain`] is called
+/// and the requests in flight are done. The replica listeners of all cores have one `shared`, which
+/// is not that of the HTTP server. The timer of the runtime must be enabled.
 ///
 /// # Errors
-/// Only if the listener cannot be used at all; failures to accept are logged and survived.
+/// Only if the listener cannot be used at all. If an accept fails, that is logged and the server
+/// goes on.
 pub async fn serve<S: ReplicaService>(
     listener: TcpListener,
     service: Rc<S>,
     config: AcceptConfig,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
-    let core = Rc::new(Core {
+    let core = Rc::new(ReplicaCore {
         service,
         config,
         shared: Arc::clone(&shared),
@@ -103,7 +110,7 @@ pub async fn serve<S: ReplicaService>(
 }
 
 /// What the connections of a core share.
-struct Core<S> {
+struct ReplicaCore<S> {
     service: Rc<S>,
     config: AcceptConfig,
     shared: Arc<Shared>,
@@ -114,20 +121,20 @@ struct Core<S> {
     sweeping: Cell<bool>,
 }
 
-/// What a connection waits for.
+/// What a connection is waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// To hear who is there.
+    /// It waits for the handshake.
     Stranger,
-    /// Requests.
+    /// It waits for requests.
     Reading,
-    /// The service.
+    /// It waits for the service.
     Working,
-    /// The peer to take its replies; since the last progress.
+    /// It waits for the peer to take its replies, since the last progress.
     Writing,
-    /// Deferred replies, after which it ends.
+    /// It waits for deferred replies, after which it ends.
     Ending,
-    /// Nothing: it has been cut off.
+    /// It waits for nothing: it has been cut off.
     Cut,
 }
 
@@ -139,7 +146,7 @@ struct Seat {
 }
 
 impl Seat {
-    /// Goes on to `phase`, which began at `since`. What has been cut off stays so.
+    /// Enters `phase`, which began at `since`. A connection that was cut off stays so.
     #[inline]
     fn set(&self, phase: Phase, since: Instant) {
         if self.phase.get() != Phase::Cut {
@@ -153,7 +160,7 @@ impl Seat {
         self.phase.get() == Phase::Cut
     }
 
-    /// Ends the connection, whatever it waits for.
+    /// Ends the connection, whatever it is waiting for.
     fn cut(&self) {
         sys::shutdown(self.fd, libc::SHUT_RDWR);
         self.phase.set(Phase::Cut);
@@ -161,18 +168,19 @@ impl Seat {
     }
 }
 
-impl<S: ReplicaService> Core<S> {
+impl<S: ReplicaService> ReplicaCore<S> {
     fn accepted(self: &Rc<Self>, stream: TcpStream) {
         if self.strangers.get() >= STRANGERS_MAX || !self.shared.enter(self.config.connections_max) {
             self.service.event(ReplicaEvent::Limit);
             return;
         }
         let fd = stream.as_raw_fd();
-        // Without it a reply may wait for an acknowledgement that the peer delays; a socket that refuses still works.
+        // Otherwise a reply may wait for an acknowledgement that the peer delays. A socket that
+        // refuses this still works.
         let _ = stream.set_nodelay(true);
         sys::set_user_timeout(fd, USER_TIMEOUT);
         self.service.event(ReplicaEvent::Accepted);
-        let connection = Connection { place: Place::new(self, fd), stream, fd };
+        let connection = Connection { place: SeatGuard::new(self, fd), stream, fd };
         if !self.sweeping.replace(true) {
             monoio::spawn(Rc::clone(self).sweep_while_connected());
         }
@@ -187,14 +195,15 @@ impl<S: ReplicaService> Core<S> {
         self.sweeping.set(false);
     }
 
-    /// Ends what has waited too long, and in a drain what waits for more.
+    /// Ends connections that have waited too long and, in a drain, those that wait for more
+    /// requests.
     fn sweep(&self) {
         let (now, draining) = (Instant::now(), self.shared.draining());
         for seat in self.seats.borrow().iter().flatten() {
             let age = now.saturating_duration_since(seat.since.get());
             match seat.phase.get() {
                 Phase::Stranger if draining || age >= HANDSHAKE_TIMEOUT => seat.cut(),
-                // What has come already is still read and answered.
+                // Requests that have come already are still read and answered.
                 Phase::Reading if draining => sys::shutdown(seat.fd, libc::SHUT_RD),
                 Phase::Ending if age >= ANSWER_TIMEOUT => seat.cut(),
                 Phase::Writing if age >= WRITE_TIMEOUT => {
@@ -227,16 +236,16 @@ impl<S: ReplicaService> Core<S> {
     }
 }
 
-/// A connection's place on its core: entered at accept, given back on drop.
-struct Place<S: ReplicaService> {
-    core: Rc<Core<S>>,
+/// A connection's place in the table of its core, taken at accept and given back on drop.
+struct SeatGuard<S: ReplicaService> {
+    core: Rc<ReplicaCore<S>>,
     seat: Rc<Seat>,
     index: usize,
     stranger: bool,
 }
 
-impl<S: ReplicaService> Place<S> {
-    fn new(core: &Rc<Core<S>>, fd: RawFd) -> Self {
+impl<S: ReplicaService> SeatGuard<S> {
+    fn new(core: &Rc<ReplicaCore<S>>, fd: RawFd) -> Self {
         let identity = &core.config.identity;
         let desk = Desk::new(identity.topology_number, identity.features);
         let seat = Rc::new(Seat { fd, phase: Cell::new(Phase::Stranger), since: Cell::new(Instant::now()), desk });
@@ -258,7 +267,7 @@ impl<S: ReplicaService> Place<S> {
     }
 }
 
-impl<S: ReplicaService> Drop for Place<S> {
+impl<S: ReplicaService> Drop for SeatGuard<S> {
     fn drop(&mut self) {
         self.known();
         self.seat.desk.close();
@@ -274,7 +283,7 @@ impl<S: ReplicaService> Drop for Place<S> {
 /// A connection in its handshake.
 struct Connection<S: ReplicaService> {
     /// Before `stream`, so that the core forgets the descriptor before it is closed.
-    place: Place<S>,
+    place: SeatGuard<S>,
     stream: TcpStream,
     fd: RawFd,
 }
@@ -295,7 +304,8 @@ impl<S: ReplicaService> Connection<S> {
         }
     }
 
-    /// Who is there, or why not: `None` if there is nothing to be said.
+    /// Makes the handshake. The error is the reason why there is none, or `None` if there is
+    /// nothing to report.
     async fn shake_hands(&mut self, inbox: &mut Inbox) -> Result<Peer, Option<String>> {
         let core = Rc::clone(&self.place.core);
         let AcceptConfig { identity, members, wall_ms, .. } = &core.config;
@@ -320,7 +330,8 @@ impl<S: ReplicaService> Connection<S> {
                     inbox.consume(consumed);
                     return Ok(peer);
                 }
-                // Whether the sentence for the other side could be sent or not, there is ours.
+                // This is the sentence for our side, whether the one for the other side could be
+                // sent or not.
                 Err(error @ HandshakeError::Garbage) if inbox.bytes().starts_with(b"GET ") => {
                     return Err(Some(format!("{error}, but HTTP")));
                 }
@@ -331,22 +342,22 @@ impl<S: ReplicaService> Connection<S> {
     }
 }
 
-/// A connection whose peer is known.
+/// A connection whose handshake is complete.
 struct Answering<S: ReplicaService, R, W> {
     /// Before the socket, so that the core forgets the descriptor before it is closed.
-    place: Place<S>,
+    place: SeatGuard<S>,
     reader: R,
     writer: W,
     fd: RawFd,
     peer: Peer,
     inbox: Inbox,
-    /// Replies that are being sent.
+    /// The replies that are being sent.
     sending: Outbox,
 }
 
-/// Why a connection stops handling what it has read.
+/// Why a connection stops handling the requests it has read.
 enum Pause {
-    /// There is no whole frame more; the next one has at least so many bytes.
+    /// There is no further complete frame; the next one has at least this many bytes.
     Read(usize),
     /// Many replies wait to be sent.
     Send,
@@ -354,12 +365,12 @@ enum Pause {
     Answers,
 }
 
-/// The connection is of no use any more.
+/// The connection cannot be used any more.
 struct Over;
 
 impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> {
     async fn run(mut self) {
-        // Whoever says that it is over has said why.
+        // The reason has been reported where it was found.
         let _ = self.answer().await;
     }
 
@@ -383,7 +394,7 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
         }
     }
 
-    /// Gives all whole requests that were read to the service.
+    /// Passes all complete requests that were read to the service.
     fn serve(&mut self) -> Result<Pause, Over> {
         let (service, desk, peer) = (&*self.place.core.service, &self.place.seat.desk, self.peer);
         let limits = Limits { value_max: self.place.core.config.value_max, features: peer.features };
@@ -416,12 +427,12 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
         pause
     }
 
-    /// Sends the replies that are there.
+    /// Sends the replies that are ready.
     async fn send(&mut self, now: Instant) -> Result<(), Over> {
         send(&self.place, &mut self.writer, self.fd, &mut self.sending, now).await
     }
 
-    /// Reads more, and sends what is answered meanwhile. 0: the end.
+    /// Reads more, and meanwhile sends replies that become ready. Returns 0 at the end.
     async fn read(&mut self, need: usize, now: Instant) -> Result<usize, Over> {
         let Self { place, reader, writer, fd, inbox, sending, .. } = self;
         let seat = &place.seat;
@@ -446,7 +457,7 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
         }
     }
 
-    /// Sends the replies to everything that was asked, at the end.
+    /// Sends the replies to all remaining requests, at the end.
     async fn end(&mut self) -> Result<(), Over> {
         let (core, seat) = (Rc::clone(&self.place.core), Rc::clone(&self.place.seat));
         let begun = Instant::now();
@@ -461,10 +472,10 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
     }
 }
 
-/// Sends the replies that are there.
+/// Sends the replies that are ready.
 #[inline]
 async fn send<S: ReplicaService>(
-    place: &Place<S>,
+    place: &SeatGuard<S>,
     writer: &mut impl AsyncWriteRent,
     fd: RawFd,
     sending: &mut Outbox,

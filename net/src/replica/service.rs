@@ -1,4 +1,4 @@
-//! What a program gives the answering side: a [`ReplicaService`], and how it answers: now, or later.
+//! What a program gives the answering side: a [`ReplicaService`], and how it answers, now or later.
 //!
 //! ```text
 //! request ─▶ Replies ─┬─ answer, answer_shared, pong ─▶ outbox of the connection
@@ -6,16 +6,16 @@
 //!                                       └─ dropped ─▶ the connection ends
 //! ```
 //!
-//! Replies of one connection leave in the order in which they are given, which need not be that of their
-//! requests. An answer that is given at once is written where it leaves from, without an allocation; one
-//! that comes later costs a counted reference until then.
+//! Replies of one connection leave in the order in which they are given, which may differ from that
+//! of their requests. An answer that is given at once is written where it leaves from, without an
+//! allocation; one that comes later costs a counted reference until then.
 //!
-//! Owner: one core. Bound: [`UNANSWERED_MAX`] deferred replies of a connection, then nothing more is read
-//! from it; the memory of their values is the service's to bound.
+//! Owner: one core. Bound: a connection has at most [`UNANSWERED_MAX`] deferred replies, and
+//! nothing more is read from it meanwhile; the service must bound the memory of their values.
 //!
 //! Invariants:
 //! 1. Every request gets one reply, unless its connection ends.
-//! 2. A record that this node does not understand is not told to others: see [`Features`].
+//! 2. A record that this node does not understand is not passed on to others: see [`Features`].
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -29,74 +29,75 @@ use super::frame::{self, Reply, Request};
 use super::outbox::{COPY_MAX, Outbox};
 use super::wire::Bell;
 
-/// Requests of a connection whose replies were deferred: as many operations as a core has in flight by
-/// default, so that no asker is held up by this bound before its own.
+/// The most requests of a connection whose replies are deferred: as many operations as a core has
+/// in flight by default, so that this bound holds up no asker before its own does.
 pub const UNANSWERED_MAX: usize = 4096;
 
 /// The program behind the connections of one core.
 pub trait ReplicaService: 'static {
-    /// Serves one request of node `from`, whose membership has this epoch: with exactly one reply through
-    /// `replies`, now or later. A later one comes within a time that the service bounds: nobody else does.
+    /// Serves one request of node `from`, whose membership has this epoch, with exactly one reply
+    /// through `replies`, now or later. The service must bound the time until a later reply, since
+    /// nobody else does.
     fn request(&self, from: u16, epoch: u64, request: Request<'_>, replies: &mut Replies<'_>);
 
-    /// All whole requests of one read have been given: what was deferred for all of them together (as by
-    /// group commit) can begin.
+    /// All complete requests of one read have been passed: work that was deferred for all of them
+    /// together (such as a group commit) can begin.
     fn batch_end(&self) {}
 
-    /// Something that metrics count or a log tells.
+    /// Something has happened that metrics count or a log reports.
     fn event(&self, event: ReplicaEvent);
 
-    /// A task of the core goes on after it has waited; `now` has just been read.
+    /// A task of the core continues after it has waited; `now` has just been read.
     #[inline]
     fn resumed(&self, now: Instant) {
         let _ = now;
     }
 }
 
-/// Something that metrics count or a log tells.
+/// Something that metrics count or a log reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicaEvent {
     /// A connection was accepted.
     Accepted,
-    /// An accepted connection is gone.
+    /// An accepted connection has ended.
     Closed,
     /// A connection was closed at accept: there were `connections_max` already, or
     /// [`STRANGERS_MAX`](super::STRANGERS_MAX) without a handshake.
     Limit,
-    /// The handshake of a connection of this node is complete.
+    /// The handshake of a connection from this node is complete.
     Connected(u16),
-    /// There was no handshake, and why, in one sentence. Strangers can cause this as often as they like: a log has to
-    /// bound it.
+    /// There was no handshake, with the reason in one sentence. Strangers can cause this as often
+    /// as they like: a log must limit it.
     Refused(String),
-    /// A node broke the protocol and its connection is closed; in one sentence.
+    /// A node broke the protocol and its connection is closed.
     Violation {
-        /// The node.
+        /// The number of the node.
         node: u16,
-        /// What it did.
+        /// What it did, in one sentence.
         sentence: String,
     },
     /// A node took nothing of its replies for too long; its connection is closed.
     WriteTimeout,
-    /// Bytes received.
+    /// This many bytes were received.
     BytesIn(usize),
-    /// Bytes handed to the kernel.
+    /// This many bytes were handed to the kernel.
     BytesOut(usize),
 }
 
 /// Where the replies of one connection gather until its task sends them.
 pub(super) struct Desk {
     outbox: RefCell<Outbox>,
-    /// Rung when a deferred reply has been given, or given up, and when the connection is cut off.
+    /// Rung when a deferred reply has been given or given up, and when the connection is cut off.
     pub(super) bell: Bell,
-    /// Requests whose reply was deferred and is not here.
+    /// How many requests have a deferred reply that has not come yet.
     pub(super) unanswered: Cell<usize>,
-    /// A deferred reply was given up.
+    /// Whether a deferred reply was given up.
     pub(super) given_up: Cell<bool>,
-    /// Nothing leaves any more.
+    /// Whether the connection has ended, so that no reply leaves any more.
     closed: Cell<bool>,
     /// The epoch of the frames.
     epoch: u64,
-    /// What may be said in them.
+    /// What the frames may contain.
     features: Features,
 }
 
@@ -113,13 +114,14 @@ impl Desk {
         })
     }
 
-    /// Drops what waits, and whatever comes from now on.
+    /// Drops the replies that wait, and all that come from now on.
     pub(super) fn close(&self) {
         self.closed.set(true);
         self.outbox.take();
     }
 
-    /// Moves the replies that are there to `sending`, which is empty. `false`: there are none.
+    /// Moves the replies that are ready to `sending`, which must be empty; returns whether there
+    /// were any.
     #[inline]
     pub(super) fn take_replies(&self, sending: &mut Outbox) -> bool {
         let mut outbox = self.outbox.borrow_mut();
@@ -130,7 +132,7 @@ impl Desk {
         any
     }
 
-    /// Bytes of the replies that are there.
+    /// Bytes of the replies that are ready.
     #[inline]
     pub(super) fn reply_bytes(&self) -> usize {
         self.outbox.borrow().len()
@@ -163,7 +165,8 @@ impl Desk {
         frame::encode_reply(&mut self.outbox.borrow_mut().bytes, number, self.epoch, key_hash, reply);
     }
 
-    /// A record of a build that knew more: this one cannot say what is in it.
+    /// Refuses to pass on a record of a build that knew more, since this build cannot say what is
+    /// in it.
     #[cold]
     fn not_understood(&self, number: u64, key_hash: KeyHash) {
         self.encode(number, key_hash, &Reply::Outcome(Outcome::Refused(Refused::Failed)));
@@ -174,7 +177,7 @@ impl Desk {
 pub struct Replies<'a> {
     desk: &'a Rc<Desk>,
     number: u64,
-    /// Of the request's key, 0 if it has none.
+    /// The hash of the request's key; 0 if it has none.
     key_hash: KeyHash,
     given: bool,
 }
@@ -199,18 +202,18 @@ impl<'a> Replies<'a> {
         self.desk.answer(self.number, self.key_hash, &outcome.borrowed());
     }
 
-    /// Answers with a value that was found, which is not copied if it is large. `found` says everything
-    /// about it; a value in there is not looked at.
+    /// Answers with a value that was found; a large one is not copied. `found` says everything else
+    /// about it; a value in there is ignored.
     ///
     /// # Panics
-    /// As [`answer`](Self::answer).
+    /// In the same cases as [`answer`](Self::answer).
     pub fn answer_shared<B: AsRef<[u8]>>(&mut self, found: &Found<B>, value: Bytes) {
         self.give();
         self.desk.answer_shared(self.number, self.key_hash, &found.borrowed(), value);
     }
 
-    /// Answers a ping: with the wall clock in milliseconds since the Unix epoch, and the hybrid logical
-    /// clock.
+    /// Answers a ping with the wall clock, in milliseconds since the Unix epoch, and the hybrid
+    /// logical clock.
     ///
     /// # Panics
     /// If there has been a reply.
@@ -229,7 +232,7 @@ impl<'a> Replies<'a> {
         DeferredReply { desk: Rc::clone(self.desk), number: self.number, key_hash: self.key_hash, given: false }
     }
 
-    /// Whether there has been a reply, or will be.
+    /// Whether there has been a reply, or will be one.
     #[inline]
     pub(super) const fn is_given(&self) -> bool {
         self.given
@@ -242,8 +245,9 @@ impl<'a> Replies<'a> {
     }
 }
 
-/// A request whose answer comes later. Dropped without an answer, it ends the connection: the asker must
-/// not wait for what nobody will say. An answer to a connection that is gone is dropped.
+/// A request whose answer comes later. If this is dropped without an answer, the connection ends:
+/// the asker must not wait for an answer that nobody will give. An answer to a connection that has
+/// ended is dropped.
 #[must_use]
 pub struct DeferredReply {
     desk: Rc<Desk>,
@@ -253,7 +257,8 @@ pub struct DeferredReply {
 }
 
 impl DeferredReply {
-    /// Answers. All that are answered before the connection's task runs leave in one system call.
+    /// Answers the request. All answers that are given before the connection's task runs leave in
+    /// one system call.
     ///
     /// # Panics
     /// If the outcome does not fit into a frame.

@@ -1,9 +1,11 @@
-//! The system calls of the replica protocol that neither std nor monoio offers on a borrowed descriptor.
+//! The system calls of the replica protocol that neither std nor monoio offers on a borrowed
+//! descriptor.
 //!
-//! The functions are not inlined, so that a profile tells what is spent on replication from what is spent on clients.
+//! The functions are not inlined, so that a profile can tell the cost of replication from that of
+//! clients.
 //!
-//! Invariant 1: a descriptor passed here is open and ours: its owner is borrowed by the caller, or marks it as gone
-//! before it closes it.
+//! Invariant 1: a descriptor passed here is open and ours: its owner is borrowed by the caller, or
+//! the owner marks it as gone before closing it.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -12,7 +14,7 @@ use std::time::Duration;
 use crate::server::sys::send_now;
 pub(crate) use crate::server::sys::shutdown;
 
-/// Most parts of one [`replica_sendmsg`].
+/// The most parts of one [`replica_sendmsg`].
 pub(crate) const PARTS_MAX: usize = 64;
 
 /// Sends what fits into the socket's buffer now.
@@ -21,7 +23,8 @@ pub(crate) fn replica_send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     send_now(fd, bytes, 0)
 }
 
-/// Sends what fits of several parts, [`PARTS_MAX`] at most. By `syscall`, as [`send_now`].
+/// Sends what fits of several parts, at most [`PARTS_MAX`]. It uses `syscall`, as [`send_now`]
+/// does.
 #[inline(never)]
 pub(crate) fn replica_sendmsg(fd: RawFd, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
     let parts = &parts[..parts.len().min(PARTS_MAX)];
@@ -30,15 +33,15 @@ pub(crate) fn replica_sendmsg(fd: RawFd, parts: &[io::IoSlice<'_>]) -> io::Resul
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = parts.as_ptr().cast_mut().cast();
     message.msg_iovlen = parts.len() as _;
-    // SAFETY: `IoSlice` has the layout of `iovec`, by its documentation; the kernel only reads the slices, which are
-    // live during the call; invariant 1.
+    // SAFETY: `IoSlice` has the layout of `iovec`, by its documentation; the kernel only reads the
+    // slices, which are live during the call; invariant 1.
     #[allow(unsafe_code)]
     let sent =
         unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// A connect has come to its end, good or bad.
+/// Whether a connect has ended, with success or not.
 pub(crate) fn connect_ended(fd: RawFd) -> io::Result<bool> {
     let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
     // SAFETY: reads and writes one `pollfd`, during the call only; does not wait; invariant 1.
@@ -47,10 +50,10 @@ pub(crate) fn connect_ended(fd: RawFd) -> io::Result<bool> {
     if ready < 0 { Err(io::Error::last_os_error()) } else { Ok(ready > 0) }
 }
 
-/// Ends a connection whose peer acknowledges nothing, or keeps its window shut, for this long.
+/// Ends the connection if the peer acknowledges nothing, or keeps its window shut, for this long.
 pub(crate) fn set_user_timeout(fd: RawFd, timeout: Duration) {
     let milliseconds = libc::c_uint::try_from(timeout.as_millis()).unwrap_or(libc::c_uint::MAX);
-    // A socket that refuses still works; the protocol above has deadlines of its own.
+    // A socket that refuses this still works; the protocol above it has deadlines of its own.
     // SAFETY: reads one `c_uint`, whose size is given, during the call only; invariant 1.
     #[allow(unsafe_code)]
     unsafe {

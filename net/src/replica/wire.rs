@@ -1,8 +1,9 @@
-//! What both ends of a connection do with their socket: read into a buffer that grows for large frames, and send an
-//! outbox.
+//! What both ends of a connection do with their socket: they read into a buffer that grows for
+//! large frames, and send an outbox.
 //!
-//! Bounds: a buffer grows as data comes, up to the largest frame and [`READ_SIZE`]; what a length only claims costs
-//! nothing. Invariant: no read or write is dropped in flight; to end one, its socket is shut down.
+//! Bounds: a buffer grows as data arrives, up to the largest frame and [`READ_SIZE`]; a length that
+//! is only claimed costs nothing. Invariant: no read or write is dropped in flight; to end one, its
+//! socket is shut down.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -17,19 +18,19 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent};
 
 use super::outbox::{Outbox, Segment};
 
-/// The read buffer of a connection.
+/// Bytes of a connection's read buffer.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
 /// A peer that acknowledges nothing for this long is cut off: its connection ends.
 pub(crate) const USER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A handshake must be complete in this time.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(1);
-/// On epoll, reads after which everybody else gets a turn.
+/// On epoll, the number of reads after which all other tasks get their turn.
 const READS_A_TURN: u32 = 16;
-/// A yield in this many gives the turn to the timers, too: while the queue of tasks is never empty, monoio looks at
-/// none.
+/// One in this many yields also lets the timers run: while the queue of tasks is never empty,
+/// monoio checks none.
 const YIELDS_A_SLEEP: u32 = 32;
 
-/// Bytes that were read and are not handled yet.
+/// The bytes that were read and are not handled yet.
 pub(crate) struct Inbox {
     buffer: Vec<u8>,
     start: usize,
@@ -47,16 +48,17 @@ impl Inbox {
         &self.buffer[self.start..]
     }
 
-    /// The first `count` bytes are handled.
+    /// Marks the first `count` bytes as handled.
     #[inline]
     pub(crate) fn consume(&mut self, count: usize) {
         self.start += count;
     }
 
-    /// Reads more. 0: the end. A frame that is begun has `need` bytes, more than are here.
+    /// Reads more; returns 0 at the end. A frame that has begun has `need` bytes, more than have
+    /// been read.
     pub(crate) async fn read(&mut self, stream: &mut impl AsyncReadRent, need: usize) -> io::Result<usize> {
         if self.legacy {
-            // A ready read never gives up the turn there.
+            // On epoll, a read that is ready never gives up the turn.
             self.reads = self.reads.wrapping_add(1);
             if self.reads.is_multiple_of(READS_A_TURN * YIELDS_A_SLEEP) {
                 monoio::time::sleep(Duration::from_millis(1)).await;
@@ -65,7 +67,7 @@ impl Inbox {
             }
         }
         if self.buffer.capacity() > READ_SIZE && need <= READ_SIZE {
-            // The large frames are done with.
+            // The large frames have been handled.
             let rest = std::mem::replace(&mut self.buffer, Vec::with_capacity(READ_SIZE));
             self.buffer.extend_from_slice(&rest[self.start..]);
         } else if self.start > 0 {
@@ -73,7 +75,7 @@ impl Inbox {
         }
         self.start = 0;
         if self.buffer.len() == self.buffer.capacity() {
-            // Doubled at most, and only behind what has really come.
+            // The buffer at most doubles, and it grows only behind bytes that have really arrived.
             let more = need.saturating_sub(self.buffer.len()).clamp(READ_SIZE, self.buffer.len().max(READ_SIZE));
             self.buffer.reserve_exact(more);
         }
@@ -90,8 +92,9 @@ impl Inbox {
     }
 }
 
-/// Sends all of `outbox` and empties it: directly, and as long as the socket is full through the driver. `progress` is
-/// told each time the kernel took something of what had to wait.
+/// Sends all of `outbox` and empties it: directly at first, and through the driver as long as the
+/// socket is full. Calls `progress` each time the kernel has taken some of the bytes that had to
+/// wait.
 #[inline]
 pub(crate) async fn send_all(
     stream: &mut impl AsyncWriteRent,
@@ -127,13 +130,13 @@ pub(crate) async fn send_all(
     Ok(())
 }
 
-/// The operation can be tried again.
+/// Whether the operation can be tried again.
 pub(crate) fn may_go_on(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// Wakes one task of the same core, which runs after all that are ready by then. Rings before anybody waits are kept,
-/// as one.
+/// Wakes one task of the same core, which runs after all tasks that are ready by then. Rings that
+/// come while nobody waits are kept, as one.
 #[derive(Default)]
 pub(crate) struct Bell {
     rung: Cell<bool>,
@@ -150,7 +153,7 @@ impl Bell {
         }
     }
 
-    /// Forgets a ring.
+    /// Forgets a ring that nobody has waited for yet.
     pub(crate) fn hush(&self) {
         self.rung.set(false);
     }
@@ -161,7 +164,7 @@ impl Bell {
         poll_fn(|context| self.poll_rung(context)).await;
     }
 
-    /// As [`wait`](Self::wait), for those who wait for something else, too.
+    /// Polls as [`wait`](Self::wait) does, for tasks that wait for something else, too.
     #[inline]
     pub(crate) fn poll_rung(&self, context: &mut Context<'_>) -> Poll<()> {
         if self.rung.replace(false) {
@@ -175,7 +178,7 @@ impl Bell {
         Poll::Pending
     }
 
-    /// Waits for a ring, and no longer than until then.
+    /// Waits for a ring, but not longer than until `then`.
     pub(crate) async fn wait_until(&self, then: Instant) {
         let left = then.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -1,4 +1,4 @@
-//! Requests and replies to bytes.
+//! Encodes requests and replies as bytes.
 
 use koltso_model::{ATTRIBUTES_MAX, Found, KEY_MAX, KeyHash, Operation, Outcome, Record, Version, Want};
 
@@ -20,8 +20,8 @@ struct Fields {
     flags: u16,
 }
 
-/// Appends a frame whose body is `fixed`, then `parts`. `value` is the last part: length and checksum
-/// cover it, and it is appended only if `copy`.
+/// Appends a frame whose body is `fixed`, then `parts`. `value` is the last part: length and
+/// checksum cover it, but it is appended only if `copy` is set.
 #[inline]
 fn encode(out: &mut Vec<u8>, fields: Fields, fixed: &[u8], parts: [&[u8]; 2], value: &[u8], copy: bool) {
     let [key, attributes] = parts;
@@ -68,7 +68,7 @@ fn two(first: u64, second: u64) -> [u8; 16] {
     bytes
 }
 
-/// Clock, expiry and the length of the attributes.
+/// The clock, the expiry and the length of the attributes.
 #[inline]
 fn dated(version: Version, expires_at_ms: u64, attributes: &[u8]) -> [u8; 16] {
     assert!(expires_at_ms >> EXPIRY_BITS == 0, "an expiry has {EXPIRY_BITS} bits, and {expires_at_ms} has more");
@@ -79,7 +79,8 @@ fn dated(version: Version, expires_at_ms: u64, attributes: &[u8]) -> [u8; 16] {
 /// Appends a request.
 ///
 /// # Panics
-/// If something in it is longer than a frame has room for, or the key is empty: the caller has checked.
+/// If a part of it is longer than a frame has room for, or the key is empty: callers must have
+/// checked that.
 #[inline]
 pub fn encode_request(out: &mut Vec<u8>, number: u64, epoch: u64, request: &Request<'_>) {
     let fields = Fields { number, epoch, ..Fields::default() };
@@ -96,10 +97,10 @@ pub fn encode_request(out: &mut Vec<u8>, number: u64, epoch: u64, request: &Requ
     }
 }
 
-/// Appends an [`Operation::Write`] but for the bytes of the value, which have to follow.
+/// Appends an [`Operation::Write`] without the bytes of the value, which must follow.
 ///
 /// # Panics
-/// As [`encode_request`].
+/// In the same cases as [`encode_request`].
 pub fn encode_write_head(out: &mut Vec<u8>, number: u64, epoch: u64, record: &Record<&[u8]>) {
     write(out, Fields { number, epoch, ..Fields::default() }, record, false);
 }
@@ -113,11 +114,11 @@ fn write(out: &mut Vec<u8>, fields: Fields, record: &Record<&[u8]>, copy: bool) 
     encode(out, fields, &dated, [key, record.attributes], record.value, copy);
 }
 
-/// Appends a reply. `key_hash` is that of the request's key, 0 for [`Reply::Pong`].
+/// Appends a reply. `key_hash` is that of the request's key; 0 for [`Reply::Pong`].
 ///
 /// # Panics
-/// If something in it does not fit into a frame, a value is not as long as is said, or the reason of a
-/// refusal is one that no node gives another.
+/// If a part of it does not fit into a frame, a value is not as long as `value_len` says, or a
+/// refusal has a reason that no node gives to another.
 #[inline]
 pub fn encode_reply(out: &mut Vec<u8>, number: u64, epoch: u64, key_hash: KeyHash, reply: &Reply<'_>) {
     let fields = Fields { number, epoch, key_hash: key_hash.0, ..Fields::default() };
@@ -149,11 +150,11 @@ pub fn encode_reply(out: &mut Vec<u8>, number: u64, epoch: u64, key_hash: KeyHas
     }
 }
 
-/// Appends an [`Outcome::Found`] with `value` but for the bytes of the value, which have to follow.
-/// What `found` says of a value and its length is not looked at.
+/// Appends an [`Outcome::Found`] with `value`, without the bytes of the value, which must follow.
+/// What `found` says about a value and its length is ignored.
 ///
 /// # Panics
-/// If something in it does not fit into a frame.
+/// If a part of it does not fit into a frame.
 pub fn encode_found_head<B: AsRef<[u8]>>(
     out: &mut Vec<u8>,
     number: u64,

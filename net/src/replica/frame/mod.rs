@@ -1,33 +1,34 @@
 //! Frames of the replica protocol: bytes to requests and replies, and back.
 //!
 //! ```text
-//!  0 u32 checksum: CRC-32C of everything behind it     Write       clock u64, expires u48, length of
-//!  4 u32 length of the body, after the header                      the attributes u16, key, attributes,
-//!  8 u64 number of the request                                     value
-//! 16 u64 hash of the key; 0 in requests                Read        key              mark 1: with the value
-//! 24 u64 epoch of the sender's membership              Ping, Pong  wall clock u64, clock u64
-//! 32 u8  kind                                          Superseded  clock u64
-//! 33 u8  marks                                         Refused     -                marks: the reason
-//! 34 u16 length of the key                             Found       clock u64, expires u48, length of
-//! 36 u16 node of the version                                       the attributes u16, length of the
-//! 38 u16 flags of the record                                       value u32, attributes, value
-//!                                                                                   mark 1: value follows
-//!                                                      Absent      clock u64 or nothing
-//!                                                                                   mark 1: a tombstone's
+//!  0 u32 checksum: CRC-32C of all behind it     Write       clock u64, expires u48, length of
+//!  4 u32 length of the body, after the header               the attributes u16, key,
+//!  8 u64 number of the request                              attributes, value
+//! 16 u64 hash of the key; 0 in requests         Read        key            mark 1: with the value
+//! 24 u64 epoch of the sender's membership       Ping, Pong  wall clock u64, clock u64
+//! 32 u8  kind                                   Superseded  clock u64
+//! 33 u8  marks                                  Refused     -              marks: the reason
+//! 34 u16 length of the key                      Found       clock u64, expires u48, length of
+//! 36 u16 node of the version                                the attributes u16, length of the
+//! 38 u16 flags of the record                                value u32, attributes, value
+//!                                                                          mark 1: value follows
+//!                                               Absent      clock u64 or nothing
+//!                                                                          mark 1: a tombstone's
 //! ```
 //!
-//! Little-endian. A field that a kind does not have is zero, so that a frame has one encoding only.
+//! Numbers are little-endian. A field that a kind does not have is zero, so that a frame has only
+//! one encoding.
 //!
-//! Bounds: a key has 1 to [`KEY_MAX`] bytes, attributes have at most [`ATTRIBUTES_MAX`], a value has at
-//! most [`Limits::value_max`]. The lengths in the header are compared with these before anything else
-//! is looked at, then comes the checksum, then the rest. A frame costs no allocation in either
-//! direction. A request's key is hashed when it is parsed, and nowhere after that.
+//! Bounds: a key has 1 to [`KEY_MAX`] bytes, attributes have at most [`ATTRIBUTES_MAX`], a value
+//! has at most [`Limits::value_max`]. The lengths in the header are compared with these before
+//! anything else is read, then the checksum is verified, then the rest. A frame costs no allocation
+//! in either direction. A request's key is hashed when it is parsed, and nowhere after that.
 //!
-//! Invariant: what is parsed has no record flag and no attribute that the sender did not announce in
-//! its handshake ([`Limits::features`]).
+//! Invariant: what has been parsed has no record flag and no attribute that the sender did not
+//! announce in its handshake ([`Limits::features`]).
 //!
-//! Deliberately absent: I/O, compression, the meaning of versions. Tested in `frame/tests.rs` and by
-//! the `replica_frames` fuzz target.
+//! Deliberately absent: I/O, compression, the meaning of versions. Tested in `frame/tests.rs` and
+//! by the `replica_frames` fuzz target.
 
 mod encode;
 mod parse;
@@ -43,9 +44,9 @@ use super::features::Features;
 /// Bytes of the header.
 pub const HEADER: usize = 40;
 
-/// The bytes of a body that are neither key nor attributes nor value, at most.
+/// The most bytes of a body that are neither key nor attributes nor value.
 const FIXED_MAX: usize = 20;
-/// An expiry has 48 bits; the length of the attributes is above them.
+/// An expiry has 48 bits; the length of the attributes is in the 16 bits above them.
 const EXPIRY_BITS: u32 = 48;
 
 const WRITE: u8 = 1;
@@ -59,12 +60,12 @@ const ABSENT: u8 = 133;
 const DAMAGED: u8 = 134;
 const PONG: u8 = 135;
 
-/// What one node asks another.
+/// What one node asks of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request<'a> {
-    /// The node is to do this with its own copy of the key.
+    /// Asks the node to execute this on its own copy of the key.
     Execute(Operation<&'a [u8]>),
-    /// Is anybody there?
+    /// Asks whether the node is alive.
     Ping {
         /// The wall clock of the asker, milliseconds since the Unix epoch.
         wall_ms: u64,
@@ -78,7 +79,7 @@ pub enum Request<'a> {
 pub enum Reply<'a> {
     /// What came of the operation.
     Outcome(Outcome<&'a [u8]>),
-    /// Somebody is there.
+    /// The node is alive.
     Pong {
         /// The wall clock of the answerer, milliseconds since the Unix epoch.
         wall_ms: u64,
@@ -87,31 +88,31 @@ pub enum Reply<'a> {
     },
 }
 
-/// A request with what its frame says beside it.
+/// A request, with what else its frame says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestFrame<'a> {
-    /// Chosen by the asker, to know the reply by.
+    /// A number chosen by the asker, which the reply repeats.
     pub number: u64,
-    /// Of the asker's membership.
+    /// The epoch of the asker's membership.
     pub epoch: u64,
-    /// What it asks.
+    /// The request itself.
     pub request: Request<'a>,
 }
 
-/// A reply with what its frame says beside it.
+/// A reply, with what else its frame says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplyFrame<'a> {
-    /// Of the request.
+    /// The number of the request.
     pub number: u64,
-    /// Of the answerer's membership.
+    /// The epoch of the answerer's membership.
     pub epoch: u64,
-    /// Of the key that the request was about; 0 in a reply to a ping.
+    /// The hash of the key in the request; 0 in a reply to a ping.
     pub key_hash: KeyHash,
     /// The answer.
     pub reply: Reply<'a>,
 }
 
-/// The reason of a refusal as it stands in a frame. `None` for a reason that no node gives another.
+/// The code of a refusal's reason in a frame; `None` for a reason that no node gives to another.
 const fn refusal_code(refused: Refused) -> Option<u8> {
     match refused {
         Refused::DiskFull => Some(1),
@@ -124,7 +125,7 @@ const fn refusal_code(refused: Refused) -> Option<u8> {
     }
 }
 
-/// Those that a node gives another.
+/// The reasons that a node can give to another.
 const REFUSALS: [Refused; 6] = [
     Refused::DiskFull,
     Refused::Failed,
@@ -164,44 +165,44 @@ impl Limits {
 /// What a parser found at the beginning of some bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parsed<T> {
-    /// A whole frame.
+    /// A complete frame.
     Complete {
-        /// What it says.
+        /// The parsed frame.
         frame: T,
-        /// Bytes it takes.
+        /// How many bytes it takes.
         len: usize,
     },
-    /// The beginning of a frame.
+    /// Only the beginning of a frame.
     Partial {
-        /// Bytes there must be before it is worth looking again; more than there are, and never more than the longest
-        /// frame has.
+        /// How many bytes there must be before it is worth parsing again; more than there are, and
+        /// never more than the longest frame has.
         need: usize,
     },
-    /// No frame. What follows cannot be read either.
+    /// Not a valid frame. What follows cannot be read either.
     Bad(Violation),
 }
 
 /// What is wrong with a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
-    /// Longer than any frame.
+    /// The frame is longer than any valid one.
     #[error("a frame claims a body of {len} bytes, and the longest has {max}")]
     TooLong {
-        /// What it claims.
+        /// The length that it claims.
         len: u32,
         /// The bound.
         max: usize,
     },
-    /// A key longer than any.
+    /// The key is longer than any valid one.
     #[error("a frame claims a key of {0} bytes, and a key has at most {KEY_MAX}")]
     KeyTooLong(u16),
-    /// Bytes were changed on their way, or this is no frame.
+    /// Bytes were changed on their way, or this is not a frame.
     #[error("the checksum of a frame does not match its bytes")]
     Checksum,
-    /// A kind that is not known in this direction.
+    /// The kind is not known in this direction.
     #[error("a frame is of kind {0}, which is not one that is expected here")]
     Kind(u8),
-    /// Marks which the kind does not have.
+    /// The kind does not have these marks.
     #[error("a frame of kind {kind} has marks {marks:#x}, which are not known")]
     Marks {
         /// The kind.
@@ -209,33 +210,33 @@ pub enum Violation {
         /// The marks.
         marks: u8,
     },
-    /// Fields that contradict each other.
+    /// The fields contradict each other.
     #[error("a frame of kind {0} has fields that do not fit its length")]
     Shape(u8),
-    /// A request about no key.
+    /// The request has no key.
     #[error("a frame of kind {0} has an empty key")]
     EmptyKey(u8),
-    /// A value longer than any.
+    /// The value is longer than any valid one.
     #[error("a frame has a value of {len} bytes, and a value has at most {max}")]
     ValueTooLong {
-        /// What it has.
+        /// The length of the value.
         len: usize,
         /// The bound.
         max: usize,
     },
-    /// Something where there should be nothing.
+    /// A field that must be zero is not.
     #[error("a frame of kind {0} has something in a field that must be zero")]
     NotZero(u8),
-    /// Flags of a record that the sender did not announce in its handshake.
+    /// The record has flags that the sender did not announce in its handshake.
     #[error("a frame has a record with flags {0:#x}, and its sender did not announce that it knows them all")]
     UnknownFlags(u16),
-    /// An attribute that the sender did not announce in its handshake.
+    /// The record has an attribute that the sender did not announce in its handshake.
     #[error("a frame has an attribute of kind {0}, and its sender did not announce that it knows it")]
     UnknownAttribute(u8),
-    /// Attributes that are none.
+    /// The attributes of the record cannot be read.
     #[error("a frame has a record whose attributes cannot be read: {0}")]
     Attributes(AttributeError),
-    /// A tombstone where a value is.
+    /// A tombstone has a value.
     #[error("a frame of kind {0} has a tombstone and a value in one")]
     TombstoneWithValue(u8),
 }

@@ -1,4 +1,4 @@
-//! Bytes to requests and replies.
+//! Parses requests and replies from bytes.
 
 use koltso_model::{
     Attributes, Flags, Found, KEY_MAX, Key, KeyHash, Operation, Outcome, Record, Tombstone, Version, Want,
@@ -9,7 +9,7 @@ use super::{
     ReplyFrame, Request, RequestFrame, SUPERSEDED, Violation, WRITE, encode_reply, encode_request, refusal_of,
 };
 
-/// A frame whose lengths and checksum are right; of its other fields nothing is known yet.
+/// A frame whose lengths and checksum have been verified, but none of its other fields.
 struct Frame<'a> {
     number: u64,
     key_hash: u64,
@@ -37,7 +37,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-/// The frame at the beginning of `bytes`, its lengths and checksum verified.
+/// The frame at the beginning of `bytes`, with its lengths and checksum verified.
 #[inline]
 fn open(bytes: &[u8], frame_max: usize) -> Parsed<Frame<'_>> {
     if bytes.len() < HEADER {
@@ -72,7 +72,7 @@ fn open(bytes: &[u8], frame_max: usize) -> Parsed<Frame<'_>> {
     Parsed::Complete { frame, len }
 }
 
-/// Version, expiry, flags and attributes, and what is behind the attributes.
+/// Version, expiry, flags and attributes, and the bytes behind the attributes.
 struct Dated<'a> {
     version: Version,
     expires_at_ms: u64,
@@ -87,19 +87,19 @@ impl<'a> Frame<'a> {
         if self.marks & !known == 0 { Ok(()) } else { Err(Violation::Marks { kind: self.kind, marks: self.marks }) }
     }
 
-    /// A field that this kind does not have.
+    /// Checks that a field that this kind does not have is zero.
     #[inline]
     fn zero(&self, field: impl Into<u64>) -> Result<(), Violation> {
         if field.into() == 0 { Ok(()) } else { Err(Violation::NotZero(self.kind)) }
     }
 
-    /// The body has `len` bytes.
+    /// Checks that the body has `len` bytes.
     #[inline]
     fn has(&self, len: usize) -> Result<(), Violation> {
         if self.body.len() == len { Ok(()) } else { Err(Violation::Shape(self.kind)) }
     }
 
-    /// Splits what is behind the first `fixed` bytes of a request's body into the key and the rest.
+    /// Splits what follows the first `fixed` bytes of a request's body into the key and the rest.
     #[inline]
     fn key(&self, fixed: usize) -> Result<(&'a [u8], &'a [u8]), Violation> {
         if self.key_len == 0 {
@@ -155,7 +155,7 @@ fn value_within(value_len: usize, limits: Limits) -> Result<(), Violation> {
     }
 }
 
-/// The request at the beginning of `bytes`.
+/// Parses the request at the beginning of `bytes`.
 #[inline]
 #[must_use]
 pub fn parse_request(bytes: &[u8], limits: Limits) -> Parsed<RequestFrame<'_>> {
@@ -213,7 +213,7 @@ fn request<'a>(frame: &Frame<'a>, limits: Limits) -> Result<Request<'a>, Violati
     }
 }
 
-/// The reply at the beginning of `bytes`.
+/// Parses the reply at the beginning of `bytes`.
 #[inline]
 #[must_use]
 pub fn parse_reply(bytes: &[u8], limits: Limits) -> Parsed<ReplyFrame<'_>> {
@@ -303,8 +303,8 @@ fn found<'a>(frame: &Frame<'a>, limits: Limits) -> Result<Found<&'a [u8]>, Viola
     })
 }
 
-/// Reads any bytes in both directions, checks what must hold of the outcome, and writes what was read
-/// again, for fuzzing. Returns how many frames were whole.
+/// Parses any bytes in both directions, checks what must hold of the outcome, and encodes what was
+/// parsed again, for fuzzing. Returns how many frames were complete.
 ///
 /// # Panics
 /// If something that must hold does not.
