@@ -239,7 +239,7 @@ impl Scrape {
         let Some((count, longest)) = self.stalls else { return Ok(()) };
         counter(encoder, "koltso_core_stalls", "Turns of a data core that took longer than --stall-bound", count)?;
         let longest = ConstGauge::new(longest.as_secs_f64());
-        let (name, help) = ("koltso_core_stall_longest", "The longest of them since the start");
+        let (name, help) = ("koltso_core_stall_longest", "The longest turn of a data core since the start");
         longest.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), longest.metric_type())?)
     }
 
@@ -345,7 +345,7 @@ const PEER_GAUGES: [PeerFigure; 8] = [
     ("koltso_hints_pending", "Missed writes that wait for a peer", |cluster, node, _| {
         cluster.hints().map_or(0, |hints| hints.figures(node.at()).pending)
     }),
-    ("koltso_hints_bytes", "Bytes of these", |cluster, node, _| {
+    ("koltso_hints_bytes", "Bytes of missed writes that wait for a peer", |cluster, node, _| {
         cluster.hints().map_or(0, |hints| hints.figures(node.at()).bytes)
     }),
     ("koltso_hints_needs_repair", "1 after missed writes of a peer were given up", |cluster, node, _| {

@@ -537,7 +537,7 @@ impl Log {
         self.dropped += count;
         if !self.drop_was_said {
             self.drop_was_said = true;
-            tracing::warn!("hints for {} were dropped, it needs repair: {reason}", self.peer);
+            tracing::warn!("hints for {} were dropped, so it needs repair: {reason}", self.peer);
         }
         self.needs_repair = true;
         if !self.marker_on_disk {

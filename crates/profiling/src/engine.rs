@@ -122,7 +122,7 @@ fn capture(engine: CpuEngine, request: &CpuRequest, why: String) -> Result<Captu
     };
     let seconds = |ns: f64| ns / 1e9;
     capture.engine = format!(
-        "{why}{names}{note}; samples add up to {:.3} s of CPU, the scheduler accounts {:.3} s; lost {}, throttled {}",
+        "{why}{names}{note}; samples add up to {:.3} s of CPU, the scheduler accounts for {:.3} s; lost {}, throttled {}",
         seconds(capture.total(1) as f64),
         seconds(capture.accounted_ns as f64),
         capture.lost,

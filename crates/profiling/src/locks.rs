@@ -65,7 +65,7 @@ fn make(
         _ => ("named locks and waits", waits::LOCK_STACKS_MAX + waits::WAIT_STACKS_MAX),
     };
     capture.engine = format!(
-        "{of}: a sample each {} µs that a thread has waited, weighted to stand for all; at most {bound} distinct stacks",
+        "{of}: one sample for each {} µs that a thread has waited, weighted to stand for all; at most {bound} distinct stacks",
         waits::INTERVAL_NS / 1000
     );
     let own =

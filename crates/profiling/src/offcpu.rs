@@ -119,7 +119,10 @@ fn capture(request: &OffCpuRequest) -> Result<Capture, EngineError> {
             "; kernel functions have no names (CAP_SYSLOG, kptr_restrict), so waiting in io_uring is not told apart";
     }
     if paused_ns > 0 {
-        text += &format!("; {:.3} s were not captured, for more than {RATE_MAX} switches a second", seconds(paused_ns));
+        text += &format!(
+            "; {:.3} s were not captured: there were more than {RATE_MAX} switches a second",
+            seconds(paused_ns)
+        );
     }
     capture.engine = format!("{text}; lost {}, throttled {}", capture.lost, capture.throttled);
     Ok(capture)

@@ -188,7 +188,7 @@ async fn list(State(Debug { captures, formats, .. }): State<Debug>, RawQuery(que
         let asked = request::parse_again(&query).and_then(|(id, format)| Ok((kept(&captures, id)?, format)));
         return match asked {
             Ok((kept, Format::Heatmap)) if !kept.has_times() => {
-                refuse(StatusCode::BAD_REQUEST, &format!("Capture {} has no times, as a heatmap needs them.", kept.id))
+                refuse(StatusCode::BAD_REQUEST, &format!("Capture {} has no times, which a heatmap needs.", kept.id))
             }
             Ok((kept, format)) => on_thread_of_few(&formats, move || give(&kept, format)).await,
             Err(sentence) => refuse(StatusCode::BAD_REQUEST, &sentence),

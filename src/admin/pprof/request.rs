@@ -226,7 +226,7 @@ pub fn parse_addresses(text: &str) -> Result<Vec<u64>, String> {
         let digits = word.strip_prefix("0x").or_else(|| word.strip_prefix("0X")).unwrap_or(word);
         let shown = || word.chars().take(40).collect::<String>();
         u64::from_str_radix(digits, 16)
-            .map_err(|_| format!("Addresses are hexadecimal and joined by +, and `{}` is none.", shown()))
+            .map_err(|_| format!("Addresses are hexadecimal and joined by +, and `{}` is not one.", shown()))
     };
     words.into_iter().map(address).collect()
 }

@@ -358,7 +358,7 @@ fn reason(tally: &Tally) -> String {
         (count, format!("{count} failures of kind {name}"))
     });
     let most = refusals.chain(failures).max_by_key(|&(count, _)| count).filter(|&(count, _)| count > 0);
-    most.map_or("none was due or none ended".to_owned(), |(_, text)| text)
+    most.map_or("no request was due, or none ended".to_owned(), |(_, text)| text)
 }
 
 /// Runs all threads to their end; returns the counts, the seconds that they cover, and whether the

@@ -121,7 +121,7 @@ impl Profile {
             [url] if url.contains("://") => Plan::Node(self.ask(url, form)?),
             [file] => Plan::File(Path::new(file)),
             [base, new] => match [base, new].into_iter().find(|one| one.contains("://")) {
-                Some(url) => return Err(format!("the difference is one of two files, and {url} is a node")),
+                Some(url) => return Err(format!("a difference needs two files, and {url} is a node")),
                 None => Plan::Difference(Path::new(base), Path::new(new)),
             },
             _ => return Err("a node or a file is missing, such as http://127.0.0.1:1337".to_owned()),

@@ -39,8 +39,8 @@ pub fn capture(stalls: &Stalls, symbols: &mut Symbols) -> Capture {
     let mut capture = Capture::new(Event::Stalls, began_ms, types, 1);
     capture.duration_ns = now_ms.saturating_sub(began_ms) * 1_000_000;
     capture.engine = format!(
-        "signals to a core whose turn takes longer than {:?}, until it ends; the last {} of {} stalls, of {KEPT_MAX} that are kept at \
-         most; the longest was {:.1?}",
+        "signals to a core whose turn takes longer than {:?}, until it ends; the last {} of {} stalls ({KEPT_MAX} are kept at most); \
+         the longest took {:.1?}",
         stalls.bound(),
         kept.len(),
         stalls.count(),
