@@ -1,4 +1,5 @@
-//! What sampling costs an alloc/free pair, and what a sample costs: mimalloc bare and wrapped, in interleaved slices, the medians.
+//! What sampling costs an alloc/free pair, and what a sample costs: mimalloc bare and wrapped, in
+//! interleaved slices; prints the medians.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::hint::black_box;
@@ -33,7 +34,7 @@ fn main() {
         "{BATCH} live blocks of 64 bytes: {bare:.2} ns bare, {wrapped_batch:.2} ns sampled, {:+.2} ns a pair",
         wrapped_batch - bare
     );
-    // A gap is 64 MiB with the probability e^-128: each of these is a sample.
+    // A gap is longer than 64 MiB with the probability e^-128: each of these is a sample.
     for depth in [0, 27] {
         let (mut bare_ns, mut wrapped_ns) = (Vec::new(), Vec::new());
         for _ in 0..SLICES {
@@ -45,7 +46,7 @@ fn main() {
     }
 }
 
-/// Many live blocks, freed in another order: one in 64 lies where samples lie.
+/// Many live blocks, freed in another order: one in 64 has the address of a sample.
 #[inline(never)]
 fn batch_ns<A: GlobalAlloc>(allocator: &A) -> f64 {
     let layout = Layout::from_size_align(64, 8).expect("a small power of two");
@@ -59,10 +60,10 @@ fn batch_ns<A: GlobalAlloc>(allocator: &A) -> f64 {
                 *block = black_box(allocator.alloc(black_box(layout)));
             }
         }
-        // 577 is prime to the count: each block once.
+        // 577 and the count have no common factor, so each block is visited once.
         for i in 0..BATCH {
             #[expect(unsafe_code, reason = "calls an allocator")]
-            // SAFETY: allocated above, freed once.
+            // SAFETY: the block was allocated above and is freed once.
             unsafe {
                 allocator.dealloc(blocks[i * 577 % BATCH], layout);
             }

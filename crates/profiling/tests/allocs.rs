@@ -1,4 +1,4 @@
-//! The sampling allocator as the allocator of a program: this one.
+//! The sampling allocator, used as the allocator of this very program.
 #![allow(clippy::unwrap_used, unsafe_code)]
 
 mod names;
@@ -50,7 +50,7 @@ fn site_of_seventy(bytes: usize) {
 #[inline(never)]
 fn thirty_and_seventy() {
     for i in 0..1_000_000 {
-        // 1.2 to 40 KiB, in unlike pieces.
+        // Allocates 1.2 to 40 KiB in pieces of different sizes.
         if i % 2 == 0 {
             site_of_thirty(1200 + i % 7)
         } else {
@@ -73,9 +73,9 @@ fn sites_have_their_shares_and_totals_are_unbiased() {
     println!("share {share:.2} %, {} bytes for {}", thirty + seventy, true_thirty + true_seventy);
     assert!((share - 100.0 * true_thirty as f64 / (true_thirty + true_seventy) as f64).abs() < 3.0, "{share}");
     close(thirty + seventy, true_thirty + true_seventy, 5);
-    // Everything below this test's function has it in its stack: no stack loses its root.
+    // Everything that this function calls has it in its stack, so no stack has lost its root.
     close(with(&capture, ALLOC_SPACE, "thirty_and_seventy"), thirty + seventy, 1);
-    // The innermost frame is not the engine's.
+    // The innermost frame is not one of the engine's.
     for sample in &capture.samples {
         let leaf = capture.frame_at(capture.stack_at(sample.stack)[0]);
         assert!(!is_engine(leaf), "{leaf:?}");
@@ -137,7 +137,8 @@ fn a_realloc_is_a_free_and_an_alloc_and_keeps_the_bytes() {
             }
         }
     });
-    // 16 bytes, doubled until 2 MiB hold 500 000 numbers: 4 MiB less 16 bytes a vector.
+    // A vector starts with 16 bytes and is doubled until 2 MiB hold 500 000 numbers: that is 4 MiB
+    // less 16 bytes for each vector.
     close(with(&capture, ALLOC_SPACE, "grown"), 200 * ((4 << 20) - 16), 10);
     let inuse = with(&engine::heap(&mut Names), INUSE_SPACE, "grown");
     close(inuse, 10 * (2 << 20), 25);
@@ -153,7 +154,8 @@ fn zeroed_blocks_are_zero_and_alignments_are_kept() {
     for round in 0..300 {
         for shift in 0..=16 {
             let layout = Layout::from_size_align((1 << shift) + 700_000 * (round % 2), 1 << shift).unwrap();
-            // SAFETY: not empty; each block is freed once with its layout, and read and written within it.
+            // SAFETY: the layout is not empty; each block is freed once with its layout, and read
+            // and written within it.
             unsafe {
                 let dirty = alloc(layout);
                 assert!(dirty.addr().is_multiple_of(layout.align()));
@@ -169,17 +171,18 @@ fn zeroed_blocks_are_zero_and_alignments_are_kept() {
             }
         }
     }
-    // An impossible size is refused and counts nowhere.
+    // An impossible size is refused and counted nowhere.
     let huge = Layout::from_size_align(isize::MAX as usize - 63, 64).unwrap();
-    // SAFETY: not empty; nothing is given.
+    // SAFETY: the layout is not empty, and nothing is allocated.
     unsafe { assert!(ALLOCATOR.alloc(huge).is_null()) }
 }
 
 #[test]
 fn blocks_at_the_residue_that_are_no_samples_are_freed_as_usual() {
-    // Powers of two below a page: one block in 4096 / size lies at the residue, in memory that says whatever the program wrote.
+    // For powers of two below a page, one block in 4096 / size has the residue, in memory that
+    // contains whatever the program has written.
     let mut blocks: Vec<Box<[u64; 8]>> = (0..100_000).map(|i| Box::new([i; 8])).collect();
-    // The worst that a block can say of the next one: its address.
+    // The most confusing content that a block can have for the next one is that block's address.
     for block in &mut blocks {
         **block = [std::ptr::from_ref(&**block).addr() as u64 + 64; 8];
     }
@@ -199,7 +202,7 @@ struct AtTheEnd(Vec<u8>);
 
 impl Drop for AtTheEnd {
     fn drop(&mut self) {
-        // A thread-local's destructor: allocates and frees while the thread ends.
+        // The destructor of a thread-local, which allocates and frees while the thread ends.
         for i in 0..2000 {
             self.0 = hammered(i);
         }
@@ -234,7 +237,7 @@ fn ten_threads_hammer_free_each_others_blocks_and_end() {
     assert_eq!(with(&capture, INUSE_SPACE, "hammered"), 0);
     assert!(with(&capture, ALLOC_SPACE, "hammered") > 1 << 30);
     assert!(with(&capture, ALLOC_SPACE, "AtTheEnd") > 0);
-    // Nothing of a sample is sampled.
+    // Taking a sample is never sampled itself.
     assert!(!capture.frames().iter().any(is_engine));
 }
 
@@ -272,7 +275,7 @@ fn allocations_before_main_count() {
     close(with(&engine::allocs(&mut Names), ALLOC_SPACE, "site_before_main"), 1000 << 20, 10);
 }
 
-/// An allocator that allocates.
+/// An allocator that itself allocates.
 struct Nested;
 
 #[inline(never)]
@@ -280,7 +283,7 @@ fn in_a_sample() {
     drop(black_box(Vec::<u8>::with_capacity(64 << 20)));
 }
 
-// SAFETY: mimalloc's blocks.
+// SAFETY: the blocks are mimalloc's.
 unsafe impl GlobalAlloc for Nested {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         in_a_sample();
@@ -297,9 +300,10 @@ unsafe impl GlobalAlloc for Nested {
 #[inline(never)]
 fn outer_of_nested() {
     let sampling = Sampling::new(Nested);
-    // A gap is 64 MiB with the probability e^-128, and this alignment makes the sample ask the inner allocator.
+    // A gap is longer than 64 MiB with the probability e^-128, and this alignment makes the sample
+    // use the inner allocator.
     let layout = Layout::from_size_align(64 << 20, 4096).unwrap();
-    // SAFETY: not empty; freed once.
+    // SAFETY: the layout is not empty, and the block is freed once.
     unsafe { sampling.dealloc(black_box(sampling.alloc(layout)), layout) }
 }
 
@@ -309,7 +313,7 @@ fn what_is_allocated_while_a_sample_is_taken_is_no_sample() {
     assert_eq!(with(&capture, ALLOC_SPACE, "outer_of_nested"), 100 * (64 << 20));
     assert_eq!(with(&capture, ALLOC_OBJECTS, "outer_of_nested"), 100);
     assert_eq!(with(&capture, ALLOC_SPACE, "in_a_sample"), 0);
-    // Such an alignment is not followed into the live heap.
+    // Blocks with such an alignment are not in the live heap.
     assert_eq!(with(&capture, INUSE_SPACE, "outer_of_nested"), 0);
 }
 
@@ -336,7 +340,7 @@ fn a_timeline_tells_when_and_adds_up() {
     assert_eq!(of(&capture), of(&whole), "each sample is in one cell");
     assert!(with(&capture, INUSE_SPACE, "burst_of_allocations") == 0, "all was freed");
     assert!(capture.duration_ns >= 1_000_000_000 && capture.dropped == 0);
-    // All of the burst lies in the cells around its time, give or take what a busy machine delays.
+    // The whole burst is in the cells around its time, apart from what a busy machine delays.
     let near = capture.samples.iter().filter(|sample| {
         let stack = capture.stack_at(sample.stack).iter();
         stack.into_iter().any(|id| capture.frame_at(*id).function.contains("burst_of_allocations"))
@@ -345,7 +349,7 @@ fn a_timeline_tells_when_and_adds_up() {
         let ms = (sample.at_ns / 1_000_000) as i64;
         assert!((ms - at_ms).abs() < 200, "a sample at {ms} ms of a burst at {at_ms} ms");
     }
-    // Told to stop, it ends with what there is.
+    // Told to stop, it ends with the samples it has.
     let stop = std::sync::atomic::AtomicBool::new(true);
     assert!(engine::timeline(300, &stop, &mut Names).duration_ns < 1_000_000_000);
 }

@@ -1,4 +1,5 @@
-//! More stacks than the sampling allocator keeps apart: in a process of its own, since the table is one a process.
+//! More stacks than the sampling allocator keeps apart. This is a process of its own, since a
+//! process has one table.
 
 use std::hint::black_box;
 
@@ -18,10 +19,10 @@ impl Symbolise for Addresses {
     }
 }
 
-/// Large enough that a gap is longer with the probability e^-64.
+/// So large that a gap is longer with the probability e^-64.
 const BYTES: usize = 32 << 20;
 
-/// Another stack for each path of 14 turns: even and odd turns are in different functions.
+/// Gives each path of 14 turns a stack of its own: even and odd turns are in different functions.
 fn paths(path: u32, turns: u32) -> usize {
     match (turns, path & 1) {
         (0, _) => black_box(Vec::<u8>::with_capacity(BYTES)).capacity(),

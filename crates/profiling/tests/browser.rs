@@ -1,8 +1,9 @@
-//! The pages in a real browser: each test opens one in headless Chromium with a script of `tests/browser/` at its end, which uses the
-//! page as a person would and leaves what failed in the document.
+//! The pages in a real browser: each test opens one in headless Chromium, with a script of
+//! `tests/browser/` at its end that uses the page as a person would and leaves in the document what
+//! failed.
 //!
-//! `KOLTSO_SCREENSHOTS=FOLDER cargo test … pictures -- --ignored` draws all pages into a folder: both themes, a desk's and a
-//! telephone's width.
+//! `KOLTSO_SCREENSHOTS=FOLDER cargo test … pictures -- --ignored` draws all pages into a folder, in
+//! both themes and in the widths of a desktop and a telephone.
 
 mod common;
 
@@ -13,7 +14,7 @@ use std::process::Command;
 
 const HELPERS: &str = include_str!("browser/common.js");
 
-/// The browser's name; `None`, recorded as skipped, where there is none.
+/// The browser's name; `None`, which is recorded as skipped, if there is none.
 fn browser() -> Option<&'static str> {
     let found = ["chromium", "chromium-browser", "google-chrome"]
         .into_iter()
@@ -147,7 +148,8 @@ fn pictures() {
         for (theme, size) in [("light", "1280,800"), ("dark", "1280,800"), ("light", "390,844"), ("dark", "390,844")] {
             let folder = tempfile::tempdir().expect("a folder");
             let file = Path::new(&target).join(format!("{kind}-{theme}-{}.png", size.replace(',', "x")));
-            // Headless windows have a least width of about 500, so a telephone is a frame in one: scripts run inside it.
+            // Headless windows are at least about 500 wide, so a telephone is a frame in one:
+            // scripts run inside it.
             let script = format!("app.theme('{theme}'); {script}");
             std::fs::write(folder.path().join("inner.html"), with_script(&html, &script)).expect("a file");
             let (width, height) = size.split_once(',').expect("two numbers");

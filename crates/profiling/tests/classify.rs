@@ -28,7 +28,7 @@ const RULES: Rules = Rules {
     own: &["shop", "store"],
 };
 
-/// Threads, each with a stack, root first, and a value.
+/// Threads, each with its stack, root first, and a value.
 fn division(event: Event, samples: &[(&str, &str, i64)]) -> Division {
     let mut capture = Capture::new(event, 0, vec![ValueType::new("delay", "nanoseconds")], 0);
     for (index, &(thread, stack, value)) in samples.iter().enumerate() {
@@ -36,7 +36,7 @@ fn division(event: Event, samples: &[(&str, &str, i64)]) -> Division {
         common::add(&mut capture, index as u16, 0, stack, [value, 0, 0, 0]);
     }
     let divided = divide(&capture, 0, &RULES);
-    // A file says the same.
+    // The same capture read from a file gives the same division.
     let back = proto::decode(&proto::encode(&capture)).expect("what was encoded is decoded");
     assert_eq!(divide(&back, 0, &RULES), divided);
     let sum: i64 = divided.shares.iter().map(|share| share.user + share.kernel).sum();

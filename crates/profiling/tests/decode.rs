@@ -1,6 +1,8 @@
-//! profile.proto read back: what survives, what other programs write, what is refused, and a fuzz run for a moment.
+//! profile.proto read back: what survives, what other programs write, what is refused, and a short
+//! fuzz run.
 //!
-//! `KOLTSO_FUZZ_SECONDS` runs that longer, `KOLTSO_SEED` repeats it. With cargo-fuzz, the target `profile` is guided by coverage.
+//! `KOLTSO_FUZZ_SECONDS` makes that run longer, and `KOLTSO_SEED` repeats it. With cargo-fuzz, the
+//! target `profile` is guided by coverage.
 
 mod common;
 
@@ -15,7 +17,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::io::Write;
 use std::time::Instant;
 
-/// As Go 1.19 wrote them: a loop of half a second, and 64 blocks of a MiB that are kept.
+/// Files that Go 1.19 wrote: a loop of half a second, and 64 blocks of a MiB that are kept.
 const GO_CPU: &[u8] = include_bytes!("data/go-cpu.pb.gz");
 const GO_HEAP: &[u8] = include_bytes!("data/go-heap.pb.gz");
 
@@ -47,7 +49,8 @@ fn what_was_encoded_comes_back() {
         (capture.lost, capture.throttled, capture.dropped, capture.accounted_ns) = (3, 4, 5, 6_000_000);
         let back = again(&capture);
         for value in 0..capture.types.len() {
-            // An inlined frame whose caller is not in the stack is none any more: see `lonely` in tests/common.
+            // An inlined frame whose caller is not in the stack is not inlined any more: see
+            // `lonely` in tests/common.
             let expected = text::folded(&capture, value).replace("lonely_[i]", "lonely");
             assert_eq!(text::folded(&back, value), expected, "{name}");
             assert_eq!(back.total(value), capture.total(value), "{name}");
@@ -60,7 +63,7 @@ fn what_was_encoded_comes_back() {
         assert_eq!(threads(&back), threads(&capture), "{name}");
         assert_eq!(text::summary(&back), text::summary(&capture), "{name}");
         assert_eq!(back.accounted_ns, capture.accounted_ns, "{name}");
-        // Twice is once.
+        // Reading and writing twice gives the same as once.
         assert_eq!(text::folded(&again(&back), 0), text::folded(&back, 0), "{name}");
         assert_eq!(text::summary(&again(&back)), text::summary(&back), "{name}");
     }
@@ -100,7 +103,8 @@ fn profiles_of_go_are_shown() {
     assert!(page::diff(&cpu, &cpu, "Go").contains("main.spin"));
 }
 
-/// A profile such as other programs may write: plain, ids in no order, no mapping, one location without lines.
+/// A profile such as other programs may write: not gzipped, ids in no order, no mapping, one
+/// location without lines.
 fn foreign() -> message::Profile {
     let strings =
         ["", "wall", "seconds", "work", "main", "/opt/lib/libwork.so", "thread_name", "pool-1", "a", "b", "c"];
@@ -134,7 +138,7 @@ fn foreign() -> message::Profile {
 #[test]
 fn profiles_of_others_are_shown() {
     let capture = proto::decode(&foreign().encode_to_vec()).expect("a profile");
-    // The last type is the default; what there is no room for goes before it.
+    // The last type is the default; the types that do not fit come before it.
     let names: Vec<_> = capture.types.iter().map(|of| &*of.name).collect();
     assert_eq!((names, capture.default_type), (vec!["a", "b", "c", "wall"], 3));
     assert_eq!(capture.event, Event::Other);
@@ -150,7 +154,7 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
     gzip.finish().expect("a vector")
 }
 
-/// Messages of a field, one after the other, without the memory that they would take as messages.
+/// Many messages of one field, without the memory that they would take as messages.
 fn field(number: u8, content: &[u8], count: usize) -> Vec<u8> {
     let mut one = vec![number << 3 | 2];
     let mut left = content.len();
@@ -210,7 +214,7 @@ fn what_is_refused_is_one_sentence_with_the_number() {
         ("huge values", with(&|profile| profile.sample[0].value[4] = i64::MIN), "type wall add up to more than 2^62"),
     ];
     for (what, bytes, part) in cases {
-        // (A capture is too long to be printed.)
+        // A capture is too long to be printed.
         let error = proto::decode(&bytes).map(drop).expect_err(what).to_string();
         assert!(error.contains(part) && !error.contains('\n') && error.len() < 300, "{what}: {error}");
     }
@@ -227,7 +231,7 @@ fn what_is_refused_is_one_sentence_with_the_number() {
     assert!(matches!(frames, DecodeError::TooMany { what: "frames", most: 262_144 }), "{frames}");
 }
 
-/// Changes a field of the messages, so that the bytes stay a profile.
+/// Changes a field of the messages, so that the bytes remain a profile.
 fn disturb(profile: &mut message::Profile, rng: &mut Random) {
     let odd = [0, 1, -1, 7, 1 << 31, 1 << 61, i64::MAX, i64::MIN, rng.next() as i64][rng.below(9)];
     let sample = rng.below(profile.sample.len());
@@ -251,7 +255,7 @@ fn disturb(profile: &mut message::Profile, rng: &mut Random) {
     }
 }
 
-/// What is decoded can be shown in every form, and written and read again.
+/// Checks that what was decoded can be shown in every form, and written and read again.
 fn shown(capture: &Capture) {
     let value = capture.default_type;
     let html = page::flamegraph(capture, "fuzz");

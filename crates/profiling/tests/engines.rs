@@ -1,7 +1,8 @@
-//! The engines against threads whose doings are known. Tests that need what the machine does not permit say so and pass.
+//! The engines, tested with threads whose work is known. Tests for which the machine lacks
+//! permissions say so and pass.
 //!
-//! Shares are held against the threads' own CPU time (`schedstat`), so a busy machine does not matter. One test at a time: they share
-//! the process that is measured.
+//! Shares are compared with the threads' own CPU time (`schedstat`), so a busy machine does not
+//! matter. One test runs at a time, since they share the process that is measured.
 
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -44,7 +45,7 @@ fn a_hot_leaf(rounds: u64) -> u64 {
     black_box(x)
 }
 
-/// A thread that does something again and again, and its id.
+/// A thread that does the same work again and again, and its id.
 struct Worker {
     stop: Arc<AtomicBool>,
     tid: u32,
@@ -85,10 +86,10 @@ impl Drop for Worker {
     }
 }
 
-/// Waits 50 ms for work that does not come.
+/// Waits 50 ms for events that do not come.
 #[allow(unsafe_code)]
 fn idle_in_epoll() {
-    // SAFETY: a descriptor that is open between the calls, and room for the one event.
+    // SAFETY: the descriptor is open between the calls, and there is room for the one event.
     unsafe {
         let epoll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
         let mut event = libc::epoll_event { events: 0, u64: 0 };
@@ -97,25 +98,26 @@ fn idle_in_epoll() {
     }
 }
 
-/// Waits 50 ms for a completion; says whether io_uring may be used.
+/// Waits 50 ms for a completion; returns whether io_uring may be used.
 #[allow(unsafe_code)]
 fn idle_in_io_uring() -> bool {
     let Ok(mut ring) = io_uring::IoUring::new(2) else { return false };
     let time = io_uring::types::Timespec::new().nsec(50_000_000);
     let entry = io_uring::opcode::Timeout::new(&time).build();
-    // SAFETY: the kernel reads the time as the entry is submitted, below, while it lives.
+    // SAFETY: the kernel reads the time when the entry is submitted, below, while it still exists.
     unsafe { ring.submission().push(&entry).expect("room") };
     ring.submit_and_wait(1).is_ok()
 }
 
-/// All the time in `a_hot_leaf`.
+/// Spends all its time in `a_hot_leaf`.
 fn hot() -> Worker {
     Worker::new("hot", || {
         black_box(a_hot_leaf(20_000));
     })
 }
 
-/// A quarter of the rounds in `a_hot_leaf`, the others in `burn`, in short turns of uneven length.
+/// Spends a quarter of the rounds in `a_hot_leaf` and the others in `burn`, in short turns of
+/// uneven length.
 fn quarter() -> Worker {
     let mut turn = 0_u64;
     Worker::new("quarter", move || {
@@ -130,7 +132,7 @@ fn request(seconds: u32, hz: u32) -> CpuRequest {
     CpuRequest { seconds, hz, stop: Arc::default() }
 }
 
-/// Whether perf events may be used; recorded as skipped if not.
+/// Whether perf events may be used; if not, that is recorded as skipped.
 fn perf() -> bool {
     let (engine, why) = engine::cpu_engine();
     if engine != CpuEngine::Perf {
@@ -167,10 +169,12 @@ fn print(capture: &Capture) {
     }
 }
 
-/// The share of all CPU time that is in `a_hot_leaf`, against what the threads' own time says.
+/// Compares the share of all CPU time that is in `a_hot_leaf` with what the threads' own CPU time
+/// says.
 ///
-/// Within 3 points and 5 %. A sample is a throw of dice where others use the processors too, so there may be several captures, whose
-/// sums count: chance gets small, and what is wrong by design stays.
+/// It must agree within 3 points and 5 %. A sample is a throw of dice if others use the processors
+/// too, so there may be several captures, whose sums count: the part of chance gets small, and
+/// systematic errors stay.
 fn shares(engine: CpuEngine, hz: u32, seconds: u32) {
     const TRIES: u32 = 6;
     let (hot, quarter) = (hot(), quarter());
@@ -186,7 +190,7 @@ fn shares(engine: CpuEngine, hz: u32, seconds: u32) {
     panic!("{wrong:?} after {TRIES} captures: {sums:?}");
 }
 
-/// Nanoseconds: of samples, and as they are.
+/// Nanoseconds, by the samples and as they really are.
 #[derive(Debug, Default)]
 struct Sums {
     hot: f64,
@@ -217,7 +221,8 @@ fn measure(engine: CpuEngine, hz: u32, seconds: u32, hot: &Worker, quarter: &Wor
     let before = (hot.cpu_ns(), quarter.cpu_ns());
     let capture = engine::capture_cpu_by(engine, &request(seconds, hz)).expect("a capture");
     let used = ((hot.cpu_ns() - before.0) as f64, (quarter.cpu_ns() - before.1) as f64);
-    // What a quarter of the rounds is in time, here and now: the shortest of many short ones, which nobody interrupted.
+    // What a quarter of the rounds is in time, on this machine now: the shortest of many short
+    // measurements, which nobody interrupted.
     let time = |function: fn(u64) -> u64, rounds| {
         let once = |_| {
             let began = Instant::now();
@@ -230,7 +235,7 @@ fn measure(engine: CpuEngine, hz: u32, seconds: u32, hot: &Worker, quarter: &Wor
     let a_quarter = leaf / (leaf + other);
     print(&capture);
 
-    // What has to hold each time.
+    // These must hold each time.
     let roots = ["thread_start", "_start", "clone", "ret_from_fork"];
     let rooted = capture.samples.iter().filter(|sample| roots.iter().any(|root| has(&capture, sample, root)));
     let rooted = rooted.count() as f64 / capture.samples.len() as f64;
@@ -365,11 +370,11 @@ fn off_cpu_shows_who_waits_for_a_mutex_and_not_who_waits_for_work() {
 #[test]
 fn off_cpu_is_bounded_whatever_the_rate_of_switches() {
     let _alone = alone();
-    // Two threads that hand one byte to and fro: each hand-over is a switch.
+    // Two threads pass one byte back and forth: each hand-over is a switch.
     let ((mut from_one, mut to_two), (mut from_two, mut to_one)) =
         (std::io::pipe().expect("a pipe"), std::io::pipe().expect("a pipe"));
     let there = Worker::new("there", move || {
-        // Fails when the other has gone.
+        // This fails when the other thread has gone.
         let _ = to_two.write_all(&[1]).and_then(|()| from_two.read_exact(&mut [0]));
     });
     let back = Worker::new("back", move || {
@@ -378,7 +383,7 @@ fn off_cpu_is_bounded_whatever_the_rate_of_switches() {
     match offcpu::capture_off_cpu(&OffCpuRequest { seconds: 2, idle: false, stop: Arc::default() }) {
         Ok(capture) => {
             println!("{} samples; {}", capture.samples.len(), capture.engine);
-            // What a ring of each processor holds may come on top, each second.
+            // The contents of each processor's ring may come on top, each second.
             let beyond = 2048 * std::thread::available_parallelism().expect("processors").get();
             assert!(capture.samples.len() < 3 * (offcpu::RATE_MAX as usize + beyond));
             for tid in [there.tid, back.tid] {
@@ -389,7 +394,7 @@ fn off_cpu_is_bounded_whatever_the_rate_of_switches() {
         Err(error @ EngineError::Forbidden { .. }) => skip(error, Remedy::Root),
         Err(error) => panic!("{error}"),
     }
-    // Both are let go: whichever stops first closes its ends.
+    // Both threads may end: whichever stops first closes its ends.
     there.stop.store(true, Ordering::Relaxed);
     back.stop.store(true, Ordering::Relaxed);
 }

@@ -1,4 +1,4 @@
-//! Named locks under contention, named waits, and which capture has which.
+//! Named locks under contention, named waits, and which capture has which of them.
 #![allow(clippy::unwrap_used)]
 
 mod names;
@@ -74,7 +74,7 @@ fn contended_locks_have_their_shares() {
     // On a busy machine a waiter may come when the lock is free again.
     let waits = (with(&capture, 0, "lock:thirty"), with(&capture, 0, "lock:seventy"));
     assert!((40..=60).contains(&waits.0) && (40..=60).contains(&waits.1), "{waits:?}");
-    // The waiter's stack is below the label, and all of it is there.
+    // The waiter's stack is below the label, and it is complete.
     assert_eq!((with(&capture, 1, "waits_for_thirty"), with(&capture, 1, "waits_for_seventy")), (thirty, seventy));
     assert_eq!(with(&capture, 1, "contended_locks_have_their_shares"), thirty + seventy);
     for sample in &capture.samples {
@@ -130,7 +130,7 @@ fn short_waits_add_up() {
     let capture = locks::capture(Event::Mutex, &mut Names);
     let (contentions, delay) = (with(&capture, 0, "lock:short"), with(&capture, 1, "lock:short"));
     println!("{contentions} contentions, {delay} ns; outside {waited} ns, with 60000 uncontended calls");
-    // What is measured outside has the clock and the free locks in it.
+    // The time measured outside includes the clock and the free locks.
     assert!(delay as u64 <= waited + waited / 20 + 100_000 && delay as u64 * 2 >= waited.saturating_sub(60_000 * 100));
     assert!(contentions <= 70_000);
 }
@@ -143,7 +143,7 @@ fn waits_for_a_disk(ms: u64) {
 #[inline(never)]
 fn tells_of_requests(turn: u64) {
     waited_for(&"planted requests", Duration::from_millis(7 * (turn + 1)), 10);
-    // So that this is no tail call, which leaves no frame.
+    // Prevents a tail call, which leaves no frame.
     std::hint::black_box(turn);
 }
 
@@ -178,7 +178,7 @@ fn named_waits_are_in_block_only_and_locks_in_both() {
     let (disk, requests) = (with(&block, 1, "wait:planted disk"), with(&block, 1, "wait:planted requests"));
     assert_eq!((with(&block, 0, "wait:planted disk"), with(&block, 0, "wait:planted requests")), (10, 100));
     assert_eq!(requests, 7_000_000 * 55);
-    // Shares: planted, and as measured outside.
+    // The shares as planted, and as measured outside.
     let share = |disk: i64| 100.0 * disk as f64 / (disk + requests) as f64;
     assert!((share(disk) - share(disk_ns)).abs() < 3.0, "{} %, not {} %", share(disk), share(disk_ns));
     assert_eq!((with(&block, 1, "waits_for_a_disk"), with(&block, 1, "tells_of_requests")), (disk, requests));

@@ -1,4 +1,5 @@
-//! The pages as files: valid data, nothing that a name could break out of, no network, and their size.
+//! The pages as files: valid data, no name that can break out of its place, no network, and their
+//! size.
 
 mod common;
 

@@ -18,7 +18,7 @@ fn decoded(capture: &Capture) -> Profile {
     Profile::decode(&*bytes).expect("profile.proto")
 }
 
-/// What the format's description demands.
+/// Checks what the description of the format demands.
 fn check(profile: &Profile) {
     let strings = profile.string_table.len() as i64;
     assert_eq!(profile.string_table[0], "");
@@ -60,7 +60,7 @@ fn types(profile: &Profile) -> Vec<String> {
     profile.sample_type.iter().map(|of| format!("{}/{}", text(of.ty), text(of.unit))).collect()
 }
 
-/// `go tool pprof` on a profile; `None`, recorded as skipped, where there is no `go`.
+/// Runs `go tool pprof` on a profile; `None`, which is recorded as skipped, if there is no `go`.
 fn pprof(capture: &Capture, options: &[&str]) -> Option<String> {
     koltso_testkit::skip::tool("go", "golang-go")?;
     let folder = tempfile::tempdir().expect("a folder");
@@ -127,7 +127,7 @@ fn go_tool_pprof_reads_it() {
     let Some(top) = pprof(&common::small(), &["-top"]) else { return };
     assert!(top.contains("Type: cpu") && top.contains("Duration: 10s"), "{top}");
     let row = |name: &str| top.lines().find(|line| line.ends_with(name)).unwrap_or_else(|| panic!("{name}: {top}"));
-    // 26 of 100 samples; recursion counts once.
+    // These are 26 of 100 samples; recursion is counted once.
     let send: Vec<&str> = row(" tcp_sendmsg").split_whitespace().collect();
     assert_eq!((send[0], send[1], send[4]), ("26.03ms", "26.00%", "26.00%"), "{top}");
     assert_eq!(row(" recurse").split_whitespace().nth(4), Some("10.00%"), "{top}");

@@ -1,4 +1,5 @@
-//! Stalls of threads that are no real cores: counted, measured, named; bounded; and no wake-ups where nothing happens.
+//! Stalls of threads that are not real cores: counted, measured, named and bounded; and no wake-ups
+//! while nothing happens.
 //!
 //! The watcher asks for stacks by signals, and a process has one asker: the tests take turns.
 #![allow(clippy::unwrap_used)]
@@ -30,7 +31,7 @@ fn turn(core: &TurnRecorder, quiet: bool, work: impl FnOnce()) -> Duration {
     ended - began
 }
 
-/// Runs on a thread that is a core.
+/// Runs a function on a thread that is registered as a core.
 fn on_core<T: Send>(stalls: &Stalls, number: usize, run: impl FnOnce(&TurnRecorder) -> T + Send) -> T {
     std::thread::scope(|scope| {
         let body = || run(&stalls.join(number));
@@ -39,7 +40,7 @@ fn on_core<T: Send>(stalls: &Stalls, number: usize, run: impl FnOnce(&TurnRecord
     })
 }
 
-/// Waits until so many stalls are kept.
+/// Waits until this many stalls are kept.
 fn kept(stalls: &Stalls, count: usize) -> Vec<Arc<Stall>> {
     let begun = Instant::now();
     loop {
@@ -75,7 +76,7 @@ fn a_stall_is_counted_measured_and_named_whether_the_core_runs_or_waits() {
     let tells = reported.clone();
     let stalls = Stalls::watch(ms(20), move |stall| tells.lock().unwrap().push(stall.clone())).unwrap();
     let lasted = on_core(&stalls, 3, |core| {
-        // Whoever has just come may be looked at 5 ms later.
+        // The watcher may look at a core that has just joined up to 5 ms late.
         turn(core, false, || {});
         std::thread::sleep(ms(20));
         let slept = turn(core, false, || a_known_sleep(ms(200)));
@@ -107,7 +108,7 @@ fn a_stall_is_counted_measured_and_named_whether_the_core_runs_or_waits() {
     assert_eq!(capture.total(0), 2);
     let whole: u128 = list.iter().map(|stall| stall.duration.as_nanos()).sum();
     assert_eq!(u128::try_from(capture.total(1)).unwrap(), whole, "every nanosecond of a stall has a stack");
-    // The function's share: the first sample stands for what went before it, too.
+    // The function's share: the first sample also stands for the time before it.
     for function in ["a_known_sleep", "a_known_loop"] {
         let in_it = |stack: &[koltso_profiling::capture::FrameId]| {
             stack.iter().any(|&id| capture.frame_at(id).function.ends_with(function))
@@ -146,7 +147,7 @@ fn the_last_stalls_are_kept_and_all_are_counted() {
     on_core(&stalls, 0, |core| {
         let long_ago = Instant::now();
         for n in 0..KEPT_MAX + more {
-            // Over at once, but begun long ago: nothing to sample.
+            // The turn is over at once but began long ago: there is nothing to sample.
             core.began(long_ago, false);
             std::thread::sleep(Duration::from_micros(if n == 0 { 2000 } else { 200 }));
             core.ended(Instant::now());
@@ -163,7 +164,8 @@ fn the_last_stalls_are_kept_and_all_are_counted() {
     assert_eq!(capture.total(0), KEPT_MAX as i64);
 }
 
-/// Of the watcher's thread, which is the only one of that name while a test is alone.
+/// The wake-ups of the watcher's thread, which is the only one of that name while a test runs
+/// alone.
 fn watcher_switches() -> u64 {
     for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
         if std::fs::read_to_string(task.path().join("comm")).unwrap_or_default().trim() == "koltso-stalls" {
@@ -184,7 +186,7 @@ fn a_watcher_of_idle_cores_sleeps_and_wakes_for_a_turn() {
         std::thread::sleep(ms(1500));
         let before = watcher_switches();
         for _ in 0..30 {
-            // What timers and peers do does not wake it.
+            // Turns for timers and peers do not wake it.
             turn(core, true, || {});
             std::thread::sleep(ms(100));
         }

@@ -51,7 +51,7 @@ fn perf_script_is_what_other_tools_read() {
     let mut collapsed = Vec::new();
     folder.collapse(script.as_bytes(), &mut collapsed).expect("inferno reads it");
     let collapsed = String::from_utf8(collapsed).expect("text");
-    // The same stacks and times; perf's readers know no marks.
+    // The stacks and times are the same; perf's readers do not know the marks.
     let ours: BTreeSet<String> =
         text::folded(&capture, 1).lines().map(|line| line.replace("_[k]", "").replace("_[i]", "")).collect();
     let theirs: BTreeSet<String> = collapsed.lines().map(str::to_owned).collect();
@@ -120,7 +120,7 @@ fn differences_compare_as_shares() {
         let after = numbers.next().expect("two numbers");
         (numbers.next().expect("two numbers"), after)
     };
-    // 10 of 100 samples became 110 of 200; what stayed the same is half of its share.
+    // 10 of 100 samples became 110 of 200; a stack that stayed the same is half of its share.
     assert_eq!(values("compact;copy;memcpy"), (20 * common::PERIOD, 110 * common::PERIOD));
     assert_eq!(values("main;idle"), (2 * values("main;idle").1, values("main;idle").1));
     assert!(svg::difference(&base, &new, "a < b").contains("compact"));

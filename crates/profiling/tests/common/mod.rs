@@ -1,4 +1,4 @@
-//! Captures made from a seed: the same on every machine, with what makes formats stumble.
+//! Captures made from a seed: the same on every machine, with whatever formats may stumble over.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
@@ -19,7 +19,7 @@ pub(crate) const HOSTILE: [&str; 8] = [
     "",
 ];
 
-/// One nanosecond count for every sample of a CPU capture: 999 Hz.
+/// The nanoseconds of every sample of a CPU capture: 999 Hz.
 pub(crate) const PERIOD: i64 = 1_001_001;
 
 pub(crate) fn frame(function: &str, place: FramePlace, address: u64) -> Frame {
@@ -44,7 +44,8 @@ pub(crate) fn cpu() -> Capture {
     capture
 }
 
-/// Adds a sample with the stack that these names make, root first, on a thread at a time. A name may end in `_[k]` or `_[i]`.
+/// Adds a sample on a thread with the stack that these names make, root first. A name may end in
+/// `_[k]` or `_[i]`.
 pub(crate) fn add(capture: &mut Capture, thread: u16, at_ms: u64, stack: &str, values: [i64; 4]) {
     let mut ids: Vec<FrameId> = Vec::new();
     for name in stack.split(';') {
@@ -64,7 +65,8 @@ pub(crate) fn add(capture: &mut Capture, thread: u16, at_ms: u64, stack: &str, v
     capture.push(Sample { at_ns: at_ms * 1_000_000, thread: ThreadIndex(thread), cpu: thread, stack, values });
 }
 
-/// Ten stacks one can check by hand; 100 samples in all, 10 on each of 10 seconds, the last two seconds busy with compaction.
+/// Ten stacks that can be checked by hand: 100 samples in all, 10 in each of 10 seconds, of which
+/// the last two are busy with compaction.
 pub(crate) fn small() -> Capture {
     let mut capture = cpu();
     for second in 0..10u64 {
@@ -85,7 +87,8 @@ pub(crate) fn small() -> Capture {
     capture
 }
 
-/// Each hostile name as a frame, a thread, a file and a mapping; and a recursion as deep as a stack can be.
+/// Each hostile name as a frame, a thread, a file and a mapping, and a recursion as deep as a stack
+/// can be.
 pub(crate) fn hostile() -> Capture {
     let mut capture = cpu();
     capture.engine = HOSTILE[0].to_owned();
@@ -103,7 +106,7 @@ pub(crate) fn hostile() -> Capture {
         }
     }
     add(&mut capture, 0, 9999, &vec!["recurse"; 400].join(";"), [1, PERIOD, 0, 0]);
-    // Inlined frames without the frame they are inlined into, and an empty stack.
+    // Inlined frames without the frame into which they are inlined, and an empty stack.
     add(&mut capture, 0, 9999, "lonely_[i];alone_[i]", [1, PERIOD, 0, 0]);
     let none = capture.stack(&[]).expect("room");
     capture.push(Sample {
@@ -116,7 +119,8 @@ pub(crate) fn hostile() -> Capture {
     capture
 }
 
-/// As a loaded server gives them: many samples, stacks of about 30 frames which share their root ends.
+/// A capture such as a loaded server makes: many samples, and stacks of about 30 frames that share
+/// their root ends.
 pub(crate) fn large(samples: u64, seconds: u64) -> Capture {
     let mut capture = cpu();
     capture.duration_ns = seconds * 1_000_000_000;
@@ -135,7 +139,8 @@ pub(crate) fn large(samples: u64, seconds: u64) -> Capture {
         let mut stack = String::from("_start");
         let mut state = 1 + random.below(3);
         for level in 1..depth {
-            // Mostly one way on, sometimes another: a tree that is bushy where it is deep.
+            // It mostly continues in one way and sometimes in another: a tree that is bushy where
+            // it is deep.
             let way = if level > 6 && random.below(14) == 0 { random.below(1 + level / 6) } else { 0 };
             state = (state * 31 + way + level) % 900;
             let name = &names[state as usize];
@@ -154,7 +159,7 @@ pub(crate) fn large(samples: u64, seconds: u64) -> Capture {
     capture
 }
 
-/// A heap: four values, and bytes that do not share a factor.
+/// A heap: four values, and bytes without a common factor.
 pub(crate) fn heap() -> Capture {
     let types = ["alloc_objects", "alloc_space", "inuse_objects", "inuse_space"];
     let types = types.iter().zip(["count", "bytes"].into_iter().cycle()).map(|(name, unit)| ValueType::new(name, unit));

@@ -30,7 +30,7 @@ impl Symbolise for Names {
     }
 }
 
-/// The sum of a value over all stacks with a function.
+/// The sum of a value over all stacks that contain a function.
 pub fn with(capture: &Capture, value: usize, function: &str) -> i64 {
     let has = |sample: &&koltso_profiling::capture::Sample| {
         capture.stack_at(sample.stack).iter().any(|id| capture.frame_at(*id).function.contains(function))
