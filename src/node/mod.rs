@@ -50,7 +50,7 @@ impl Runtime {
     }
 }
 
-struct Engine {
+struct OpenStore {
     store: Arc<Store>,
     /// The writer of each core; `None` once the core has taken it.
     writers: Mutex<Vec<Option<Writer>>>,
@@ -74,7 +74,7 @@ pub struct Node {
     pub stalls: Option<Stalls>,
     /// How many cores have taken their writer and serve peers.
     joined: AtomicUsize,
-    engine: OnceLock<Engine>,
+    engine: OnceLock<OpenStore>,
     control: mpsc::Sender<Handover>,
 }
 
@@ -121,7 +121,7 @@ impl Node {
     /// called once.
     pub fn open(&self, store: Arc<Store>, writers: Vec<Writer>) {
         let writers = Mutex::new(&"writers", writers.into_iter().map(Some).collect());
-        let opened = self.engine.set(Engine { store, writers });
+        let opened = self.engine.set(OpenStore { store, writers });
         assert!(opened.is_ok(), "the engine is opened once");
     }
 

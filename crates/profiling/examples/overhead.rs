@@ -1,4 +1,5 @@
-//! What a CPU capture costs: CPU time of an operation with and without, in interleaved slices. A few seconds.
+//! What a CPU capture costs: CPU time of an operation with and without one, in interleaved slices.
+//! Takes a few seconds.
 //!
 //! `cargo run --release -p koltso-profiling --example overhead -- [perf|signals] [hz] [compute|syscall]`
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use koltso_profiling::engine::{self, CpuEngine, CpuRequest};
 
-/// Slices of each kind.
+/// The number of slices of each kind.
 const SLICES: usize = 6;
 const SLICE: Duration = Duration::from_millis(300);
 
@@ -24,7 +25,7 @@ fn compute() {
     black_box(x);
 }
 
-/// CPU nanoseconds of the process, with the capture's own thread.
+/// CPU nanoseconds of the process, including the capture's own thread.
 fn cpu_ns() -> u64 {
     let tasks = std::fs::read_dir("/proc/self/task").expect("proc").flatten();
     let read = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
