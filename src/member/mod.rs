@@ -1,16 +1,15 @@
 //! This node as a member of a cluster: the decisions of `koltso-cluster` joined with links, the engine and the disk.
 //!
-//! - `core.rs`: one core's coordinator, its links to the peers, the clients that wait.
+//! - `driver.rs`: one core's member, its links to the peers, the clients that wait.
 //! - `replica.rs`: what this node does for peers that coordinate.
-//! - `believe.rs`: what is not believed of a peer.
+//! - `clock_file.rs`: the wall clock, and the bound of the hybrid logical clock on disk.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
 //! - `replay.rs`: the connections over which missed writes are replayed.
 //!
 //! Every core has a coordinator and one link to each peer of its own, so that no request is handed from core to core.
 
-mod believe;
-pub mod clock;
-mod core;
+pub mod clock_file;
+mod driver;
 mod peers;
 mod replay;
 mod replica;
@@ -26,13 +25,11 @@ use koltso_net::server::Shared;
 use koltso_storage::Store;
 use socket2::Socket;
 
-pub use self::core::{Core, Submitted, Ticket};
+pub use self::driver::{MemberDriver, Submitted, Ticket};
 pub use self::peers::{PeerFigures, PeerState, Peers};
 
 use crate::settings;
 
-/// Clocks of two nodes may differ by this much, in ms; a peer whose clock differs by more is refused.
-pub const SKEW_MAX_MS: u64 = 500;
 /// The number of the protocol's topology generation. One, until topologies can change while serving.
 const TOPOLOGY_NUMBER: u64 = 1;
 /// Replica connections that the kernel holds until a core accepts them.

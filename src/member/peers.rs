@@ -12,8 +12,6 @@ use koltso_cluster::health::RoundTrips;
 use koltso_cluster::placement::NodeIndex;
 use koltso_instrument::Mutex;
 
-use super::SKEW_MAX_MS;
-
 /// The same sentence about a peer is logged again after this.
 const REPEAT: Duration = Duration::from_secs(60);
 /// Nodes that are started together find each other in this time, and nothing is said about it.
@@ -204,22 +202,6 @@ impl Peers {
         peer.skew_error_ms.store(error_ms, Ordering::Relaxed);
     }
 
-    /// A peer's clock was read, in the middle of a round trip.
-    ///
-    /// # Errors
-    /// A sentence, if it differs by more than the bound.
-    pub fn clock_seen(&self, node: NodeIndex, theirs: u64, ours: u64, round_trip_us: u64) -> Result<(), String> {
-        let error = (round_trip_us / 2).div_ceil(1_000);
-        let middle = ours.saturating_sub(round_trip_us / 2_000);
-        let skew = theirs as i64 - middle as i64;
-        self.skew_seen(node, skew, error);
-        if skew.unsigned_abs().saturating_sub(error) <= SKEW_MAX_MS {
-            return Ok(());
-        }
-        let direction = if skew > 0 { "ahead of" } else { "behind" };
-        Err(format!("its clock is {} ms {direction} this node's, more than the {SKEW_MAX_MS} allowed", skew.abs()))
-    }
-
     /// Somebody connected here and was refused, or broke the protocol.
     pub fn refused(&self, sentence: &str) {
         self.refusals.fetch_add(1, Ordering::Relaxed);
@@ -334,16 +316,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_beyond_the_bound_is_told_and_a_slow_answer_is_no_skew() {
+    fn the_skew_of_a_peer_is_known_once_it_was_seen() {
         let peers = Peers::new(vec!["http://a:1".into(), "http://b:1".into()], NodeIndex(0), 1);
         assert_eq!(peers.skew_ms(NodeIndex(1)), None);
-        assert!(peers.clock_seen(NodeIndex(1), 10_400, 10_000, 1_000).is_ok());
+        peers.skew_seen(NodeIndex(1), 400, 1);
         assert_eq!(peers.skew_ms(NodeIndex(1)), Some(400));
-        // Its answer was on the way for two seconds: nothing is known for sure.
-        assert!(peers.clock_seen(NodeIndex(1), 10_400, 11_000, 2_000_000).is_ok());
-        let day = 86_400_000;
-        let sentence = peers.clock_seen(NodeIndex(1), 10_000 + day, 10_000, 1_000).expect_err("a day off");
-        assert!(sentence.contains("86400000 ms ahead"), "{sentence}");
     }
 
     #[test]

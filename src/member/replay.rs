@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use koltso_cluster::plausibility;
+use koltso_cluster::skew::SKEW_MAX_MS;
 use koltso_hints::{Confirmed, Dial, Keeper, Options, Peer, Target};
 use koltso_model::{KeyHash, Operation, Outcome, Record, Refused, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::Connection;
 use koltso_net::replica::frame::{ReplyFrame, encode_request};
 use koltso_net::replica::{Identity, Reply, Request};
 
-use super::{Cluster, SKEW_MAX_MS, believe};
-use crate::member::clock::now_ms;
+use super::Cluster;
+use crate::member::clock_file::{now_ms, now_wall};
 
 /// How long a peer may take for the handshake, and for the confirmations of a window.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -94,7 +96,7 @@ fn confirmation(asked: KeyHash, frame: &ReplyFrame<'_>) -> Result<Confirmed, Str
         Reply::Outcome(outcome) => outcome,
         Reply::Pong { .. } => return Err("it answered a write as if it were a ping".to_owned()),
     };
-    believe::outcome(asked, frame.key_hash, outcome, now_ms())?;
+    plausibility::check(asked, frame.key_hash, outcome, now_wall())?;
     match outcome {
         Outcome::Applied | Outcome::Superseded(_) => Ok(Confirmed::Taken),
         // It never will take it, and everything behind it would wait.

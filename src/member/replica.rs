@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use koltso_model::{Found, Operation, Outcome, Record, Refused, VALUE_MAX_LIMIT};
+use koltso_cluster::member::{Clocks, Observer};
+use koltso_model::{Found, Operation, Outcome, Record, VALUE_MAX_LIMIT};
 use koltso_net::replica::{
     self as wire, AcceptConfig, DeferredReply, Identity, ReplicaEvent, ReplicaService, Replies, Request,
 };
 
+use super::Cluster;
 use super::peers::Served;
-use super::{Cluster, believe};
-use crate::member::clock::now_ms;
-use crate::node::Node;
+use crate::member::clock_file::{now_ms, now_wall};
 use crate::node::replica::{Contents, Executed, Replica};
 use crate::node::stalls::Turn;
 
@@ -28,7 +28,7 @@ use crate::node::stalls::Turn;
 const CONNECTIONS_MAX: usize = 4096;
 
 struct PeerService {
-    node: Arc<Node>,
+    observer: Observer,
     cluster: Arc<Cluster>,
     replica: Rc<Replica>,
     /// Unless nobody looks for stalls.
@@ -49,10 +49,9 @@ impl PeerService {
     }
 
     fn write(&self, record: &Record<&[u8]>, replies: &mut Replies<'_>) {
-        if record.version.clock == 0 || !believe::credible(record.version.clock, now_ms()) {
-            return replies.answer(&Outcome::<Bytes>::Refused(Refused::Failed));
+        if let Err(why) = self.observer.admit(now_wall(), record) {
+            return replies.answer(&Outcome::<Bytes>::Refused(why));
         }
-        self.node.clock.observe(record.version.clock);
         let outcome = self.replica.write(record);
         if self.replica.confirms_later() && !matches!(outcome, Outcome::Refused(_)) {
             self.unsynced.borrow_mut().push((replies.later(), outcome));
@@ -84,10 +83,8 @@ impl ReplicaService for PeerService {
             Request::Execute(Operation::Write(record)) => self.write(&record, replies),
             Request::Execute(read) => self.read(&read, replies),
             Request::Ping { clock, .. } => {
-                if believe::credible(clock, now_ms()) {
-                    self.node.clock.observe(clock);
-                }
-                replies.pong(now_ms(), self.node.clock.last());
+                let Clocks { wall_ms, clock } = self.observer.exchanged(now_wall(), clock);
+                replies.pong(wall_ms, clock);
             }
         }
     }
@@ -140,7 +137,7 @@ impl ReplicaService for PeerService {
 
 /// Serves peers on one core until the cluster's connections are drained.
 pub(super) async fn serve(
-    node: Arc<Node>,
+    observer: Observer,
     (cluster, replica, turn): (Arc<Cluster>, Rc<Replica>, Option<Rc<Turn>>),
     core: usize,
     listener: TcpListener,
@@ -154,7 +151,7 @@ pub(super) async fn serve(
         connections_max: CONNECTIONS_MAX,
     };
     let shared = cluster.shared.clone();
-    let service = Rc::new(PeerService { node, cluster, replica, turn, core, unsynced: RefCell::default() });
+    let service = Rc::new(PeerService { observer, cluster, replica, turn, core, unsynced: RefCell::default() });
     if let Err(e) = wire::serve(listener, service, config, shared).await {
         tracing::error!("this node cannot accept replica connections: {e}");
     }

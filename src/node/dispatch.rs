@@ -14,9 +14,10 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use koltso_cluster::coordinator::{self, Full, Shortage};
+use koltso_cluster::renewal::Renewal;
 use koltso_model::{Flags, Key, Operation, Outcome, Quorum, Record, Refused, Version, WallTime, Want};
 
-use crate::member::clock::{now_ms, now_wall};
+use crate::member::clock_file::{now_ms, now_wall};
 use crate::member::{self, Submitted, Ticket};
 use crate::node::Node;
 use crate::node::replica::{Contents, Executed, Later, Replica};
@@ -98,14 +99,14 @@ pub struct Dispatch {
     node: Arc<Node>,
     replica: Rc<Replica>,
     /// The core's part in the cluster; `None` on a single node.
-    cluster: Option<Rc<member::Core>>,
+    cluster: Option<Rc<member::MemberDriver>>,
     /// This node's number in versions.
     number: u16,
 }
 
 impl Dispatch {
     /// Makes the dispatcher of a core that has taken its writer and joined its cluster.
-    pub fn new(node: Arc<Node>, replica: Rc<Replica>, cluster: Option<Rc<member::Core>>) -> Self {
+    pub fn new(node: Arc<Node>, replica: Rc<Replica>, cluster: Option<Rc<member::MemberDriver>>) -> Self {
         let number = node.cluster.as_ref().map_or(0, |cluster| cluster.number());
         Self { node, replica, cluster, number }
     }
@@ -162,7 +163,8 @@ impl Dispatch {
     ) -> Result<Dispatched<R>, Full> {
         let mut then = Some(then);
         let mut finish = |answer: Answer<Contents<'_>>| then.take().expect("a request is answered once")(answer);
-        let is_enough = |cluster: &Rc<member::Core>| quorum.ack() == 1 && cluster.is_replica(key.hash(), quorum.from());
+        let is_enough =
+            |cluster: &Rc<member::MemberDriver>| quorum.ack() == 1 && cluster.is_replica(key.hash(), quorum.from());
         let cluster = self.cluster.as_ref();
         if cluster.is_none_or(is_enough) {
             let replicas = cluster.map(|_| (1, 1));
@@ -193,26 +195,29 @@ impl Dispatch {
         now: WallTime,
         then: impl FnOnce(Answer<Contents<'_>>) -> R,
     ) -> Result<Dispatched<R>, Full> {
-        let next_version = || Version::new(self.node.clock.next(now), self.number);
-        let version = next_version();
         let cluster = self.cluster.as_ref();
         let alone = cluster.is_none_or(|cluster| quorum.from() == 1 && cluster.is_replica(key.hash(), 1));
         let Some(cluster) = cluster.filter(|_| !alone) else {
             let (value, attributes) = (value.as_ref(), &[][..]);
-            let mut record = Record { key, value, version, expires_at_ms, flags, attributes };
-            let mut outcome = self.replica.write(&record);
-            if let Outcome::Superseded(newer) = outcome {
-                // Somebody whose clock is ahead was here: this write is later, and has to be newer.
-                self.node.clock.observe(newer.clock);
-                record.version = next_version();
-                outcome = self.replica.write(&record);
-            }
+            let mut record = Record { key, value, version: self.next_version(now), expires_at_ms, flags, attributes };
+            let mut renewal = Renewal::default();
+            let outcome = loop {
+                let outcome = self.replica.write(&record);
+                if let Outcome::Superseded(newer) = outcome {
+                    renewal.superseded(newer);
+                }
+                let Some(above) = renewal.again() else { break outcome };
+                self.node.clock.observe(above.clock);
+                record.version = self.next_version(now);
+            };
             let replicas = cluster.map(|_| (1, 1));
             return Ok(match self.replica.confirm(outcome) {
                 Executed::Now(outcome) => Dispatched::Now(then(Answer { result: Ok(outcome), replicas }.shared())),
                 Executed::Later(later) => Dispatched::Later(LaterAnswer(Source::Alone(later, replicas))),
             });
         };
+        // The member gives the version.
+        let version = Version::default();
         let record = match value {
             Contents::Shared(value) => {
                 Record { key: key.owned(), value, version, expires_at_ms, flags, attributes: Bytes::new() }
@@ -220,6 +225,10 @@ impl Dispatch {
             Contents::Borrowed(value) => Record { key, value, version, expires_at_ms, flags, attributes: &[] }.owned(),
         };
         Ok(submitted(cluster.write(record, quorum)?, then))
+    }
+
+    fn next_version(&self, now: WallTime) -> Version {
+        Version::new(self.node.clock.next(now), self.number)
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::admin::metrics::CoreMetrics;
 use crate::member::Cluster;
-use crate::member::clock::Clock;
+use crate::member::clock_file::Clock;
 use crate::settings::Config;
 
 /// A connection on its way from a data core to the control plane.

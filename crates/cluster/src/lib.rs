@@ -4,18 +4,26 @@
 //! What nodes say to each other are the values of `koltso-model`: an `Operation` goes to a replica, an `Outcome` comes back.
 //!
 //! Nothing here does I/O, looks at a clock, starts a thread or draws a random number: time and replies come in, messages
-//! and answers go out, as values. The program joins it with sockets and the engine (`src/cluster/`); the simulator in
+//! and answers go out, as values. The program joins it with sockets and the engine (`src/member/`); the simulator in
 //! `tests/simulation.rs` joins the same code with a virtual network, one seed and no threads.
 //!
+//! - [`member`]: one core's part in a cluster, whole; what the program and the simulator drive.
 //! - [`placement`]: key → partition → ranked nodes.
 //! - [`coordinator`]: PUT, DELETE and GET with `ack` of `from`.
 //! - [`health`]: latency, silence, circuits, probes, the hedge budget.
+//! - [`clock`]: versions; [`renewal`]: what a write does about a newer one.
+//! - [`plausibility`], [`skew`]: what is not believed of a peer.
 //! - [`pace`]: how fast missed writes are replayed.
 
+pub mod clock;
 pub mod coordinator;
 pub mod health;
+pub mod member;
 pub mod pace;
 pub mod placement;
+pub mod plausibility;
+pub mod renewal;
+pub mod skew;
 
 use koltso_model::WallTime;
 

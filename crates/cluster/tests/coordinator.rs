@@ -61,8 +61,7 @@ impl Scene {
         let name = any.name(ranked[me as usize - 'A' as usize]);
         let topology = Arc::new(Topology::new(&names, name).unwrap());
         let settings = Settings { deadline_micros: DEADLINE_MS * 1000, in_flight_max, in_flight_bytes_max: 64 << 20 };
-        let next = Box::new(|above, _| version(above + 1));
-        let coordinator = Coordinator::new(topology, settings, next);
+        let coordinator = Coordinator::new(topology, settings);
         Self {
             coordinator,
             ranked,
@@ -140,6 +139,17 @@ impl Scene {
         self.coordinator.replied(now, node, id, outcome, &mut self.actions);
     }
 
+    /// Gives the writes that are done again their versions: one above what a replica had.
+    fn renew(&mut self) {
+        let (renewals, others) =
+            std::mem::take(&mut self.actions).into_iter().partition(|action| matches!(action, Action::Renew { .. }));
+        self.actions = others;
+        for action in renewals {
+            let Action::Renew { id, above } = action else { unreachable!("partitioned just now") };
+            self.coordinator.renew(self.now(), id, version(above.clock + 1), &mut self.actions);
+        }
+    }
+
     fn event(&mut self, line: &str) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let letters: Vec<char> = words[1..].iter().filter_map(|word| word.chars().next()).collect();
@@ -179,6 +189,7 @@ impl Scene {
     /// What was done since the last call.
     fn done(&mut self) -> Vec<String> {
         let mut done = Vec::new();
+        self.renew();
         for action in std::mem::take(&mut self.actions) {
             done.push(match action {
                 Action::Send { to, id, operation } => {
@@ -201,6 +212,7 @@ impl Scene {
                         (Operation::Read { want: Want::Version, .. }, _) => format!("version {letter}"),
                     }
                 }
+                Action::Renew { .. } => unreachable!("given their versions just now"),
                 Action::Probe { .. } if !self.pings => continue,
                 Action::Probe { to } => format!("ping {}", self.letter(to)),
                 Action::Hint { to, record } => format!("hint {} {}", self.letter(to), record.version.clock),

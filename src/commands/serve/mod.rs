@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::admin::control;
 use crate::member::Cluster;
-use crate::member::clock::{self, now_ms};
+use crate::member::clock_file::{self, now_ms};
 use crate::node::stalls;
 use crate::node::{Node, Runtime};
 use crate::settings::{Config, Flags};
@@ -80,9 +80,9 @@ fn cannot_use_clock(data: &Path, e: &std::io::Error) -> Refused {
 /// A node that was away for longer than its peers remember deletes would bring deleted keys back.
 fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
     let (data, now) = (&node.config.data, now_ms());
-    let found = clock::bound_in(data).map_err(|e| cannot_use_clock(data, &e))?;
+    let found = clock_file::bound_in(data).map_err(|e| cannot_use_clock(data, &e))?;
     let grace = node.config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.tombstone_grace);
-    let away = found.map_or(Duration::ZERO, |bound| clock::away(bound, now));
+    let away = found.map_or(Duration::ZERO, |bound| clock_file::away(bound, now));
     if away > grace {
         let hours = |span: Duration| span.as_secs() / 3600;
         return Err(Refused(format!(

@@ -112,7 +112,7 @@ impl Api {
         let (store, writer) = self.node.take_writer(self.core)?;
         let replica = Rc::new(Replica::new(store, writer, self.node.config.sync));
         let cluster = self.node.cluster.as_ref().map(|cluster| {
-            member::Core::start(&self.node, cluster, self.core, replica.clone(), self.turn.clone())
+            member::MemberDriver::start(&self.node, cluster, self.core, replica.clone(), self.turn.clone())
                 .expect("the replica address was bound at the start, and nobody else can listen there")
         });
         self.node.core_joined();

@@ -42,12 +42,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Version, WallTime, Want};
+use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Version, Want};
 use smallvec::SmallVec;
 
 use crate::Now;
 use crate::health::Health;
 use crate::placement::{NodeIndex, Topology};
+use crate::renewal::Renewal;
 
 use self::reads::{Read, Seen};
 pub use self::types::{Action, Answer, Counters, Full, RequestId, Settings, Shortage, Token};
@@ -80,14 +81,10 @@ struct Place {
     op: Option<Op>,
 }
 
-/// Makes a version above a clock: `(clock, wall)`.
-pub type NextVersion = Box<dyn FnMut(u64, WallTime) -> Version>;
-
 /// The coordinator of one core.
 pub struct Coordinator {
     topology: Arc<Topology>,
     settings: Settings,
-    next_version: NextVersion,
     health: Health,
     counters: Counters,
     places: Vec<Place>,
@@ -144,12 +141,12 @@ impl Op {
 impl Coordinator {
     /// A coordinator without operations, whose peers are all down.
     #[must_use]
-    pub fn new(topology: Arc<Topology>, settings: Settings, next_version: NextVersion) -> Self {
+    pub fn new(topology: Arc<Topology>, settings: Settings) -> Self {
         assert!(settings.in_flight_max < PLACES_MAX);
         let health = Health::new(topology.nodes(), topology.me());
         let counters = Counters::default();
         let (places, free) = (Vec::new(), Vec::new());
-        Self { topology, settings, next_version, health, counters, places, free, bytes: 0, answered: 0 }
+        Self { topology, settings, health, counters, places, free, bytes: 0, answered: 0 }
     }
 
     /// How the peers are.
@@ -182,6 +179,11 @@ impl Coordinator {
         place.op.as_ref()
     }
 
+    fn live_op_mut(&mut self, id: RequestId) -> Option<&mut Op> {
+        let place = self.places.get_mut(id.place()).filter(|place| place.generation == id.generation())?;
+        place.op.as_mut()
+    }
+
     /// Writes a record (or a tombstone) to `from` replicas and answers after `ack`; `from` is at most the number of nodes.
     ///
     /// # Errors
@@ -195,7 +197,7 @@ impl Coordinator {
         actions: &mut Vec<Action>,
     ) -> Result<(), Full> {
         let hash = record.key.hash();
-        let work = Work::Write(Write { record, renewed: false, newer: None });
+        let work = Work::Write(Write { record, renewal: Renewal::default(), awaits_version: false });
         let place = self.begin(now, token, hash, quorum, work, actions)?;
         self.ask_writes(now, place, actions);
         Ok(())
@@ -312,9 +314,9 @@ impl Coordinator {
         outcome: Outcome<Bytes>,
         actions: &mut Vec<Action>,
     ) {
-        let (generation, place) = (id.generation(), id.place());
-        let mut op = self.places.get_mut(place).filter(|place| place.generation == generation);
-        let op = op.as_mut().and_then(|place| place.op.as_mut());
+        let place = id.place();
+        let slot = self.places.get_mut(place).filter(|place| place.generation == id.generation());
+        let op = slot.and_then(|place| place.op.as_mut());
         if node != self.topology.me() {
             let first = id.stage() == Stage::First as u8;
             let latency = op.as_ref().filter(|_| first).map(|op| now.micros.saturating_sub(op.begun));
@@ -332,13 +334,13 @@ impl Coordinator {
         op.busy |= matches!(outcome, Outcome::Refused(Refused::Busy));
         match &mut op.work {
             Work::Write(write) => {
-                if (id.stage() == Stage::Renewed as u8) != write.renewed {
+                if (id.stage() == Stage::Renewed as u8) != write.renewal.is_renewed() {
                     return;
                 }
                 match outcome {
                     Outcome::Applied => op.answered |= here,
                     Outcome::Superseded(version) => {
-                        write.newer = write.newer.max(Some(version));
+                        write.renewal.superseded(version);
                         op.answered |= here;
                     }
                     _ => op.failed |= here,

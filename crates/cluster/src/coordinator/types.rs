@@ -1,7 +1,7 @@
 //! What the coordinator takes and gives: names of requests, actions, answers, settings.
 
 use bytes::Bytes;
-use koltso_model::{Operation, Outcome, Record};
+use koltso_model::{Operation, Outcome, Record, Version};
 
 use crate::placement::NodeIndex;
 
@@ -71,6 +71,13 @@ pub enum Action {
         token: Token,
         /// For what.
         answer: Answer,
+    },
+    /// Make a version above this one, and call [`Coordinator::renew`](super::Coordinator::renew) with it.
+    Renew {
+        /// The write that has to be done again.
+        id: RequestId,
+        /// The newest version that a replica had.
+        above: Version,
     },
     /// Keep this record for a replica that missed it.
     Hint {

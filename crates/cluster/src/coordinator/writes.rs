@@ -3,15 +3,16 @@
 use bytes::Bytes;
 use koltso_model::{Operation, Outcome, Record, Version};
 
-use super::types::{Action, Stage};
-use super::{Coordinator, Work, all, bit, ranks};
+use super::types::{Action, RequestId, Stage};
+use super::{Coordinator, Op, Work, all, bit, ranks};
 use crate::Now;
+use crate::renewal::Renewal;
 
 pub(super) struct Write {
     pub(super) record: Record<Bytes>,
-    pub(super) renewed: bool,
-    /// The newest version that a replica had in place of this one.
-    pub(super) newer: Option<Version>,
+    pub(super) renewal: Renewal,
+    /// The version for doing it again is on its way.
+    pub(super) awaits_version: bool,
 }
 
 impl Coordinator {
@@ -40,32 +41,47 @@ impl Coordinator {
         let Work::Write(write) = &op.work else {
             return;
         };
-        let stage = if write.renewed { Stage::Renewed } else { Stage::First };
+        let stage = if write.renewal.is_renewed() { Stage::Renewed } else { Stage::First };
         let record = write.record.clone();
         for rank in ranks(to_ask) {
             self.send(now, place, rank, stage as u8, Operation::Write(record.clone()), actions);
         }
     }
 
+    /// A version above the one that a write asked for it with, see [`Action::Renew`]. The write may be gone by now.
+    pub fn renew(&mut self, now: Now, id: RequestId, version: Version, actions: &mut Vec<Action>) {
+        let Some(Op { work: Work::Write(write), .. }) = self.live_op_mut(id) else {
+            return;
+        };
+        if !std::mem::take(&mut write.awaits_version) {
+            return;
+        }
+        debug_assert!(version > write.record.version);
+        write.record.version = version;
+        self.ask_writes(now, id.place(), actions);
+    }
+
     pub(super) fn write_on(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
-        let Some(op) = self.places[place].op.as_mut() else {
+        let slot = &mut self.places[place];
+        let Some(op) = slot.op.as_mut() else {
             return;
         };
         let Work::Write(write) = &mut op.work else {
             return;
         };
+        if write.awaits_version {
+            return;
+        }
         if op.token.is_some() && op.answered.count_ones() >= u32::from(op.quorum.ack()) {
-            match write.newer {
-                Some(newer) if !write.renewed => {
-                    write.record.version = (self.next_version)(newer.clock, now.wall);
-                    debug_assert!(write.record.version > newer);
-                    write.renewed = true;
-                    (op.asked, op.answered, op.failed) = (0, 0, 0);
-                    self.counters.renewed += 1;
-                    return self.ask_writes(now, place, actions);
-                }
-                _ => self.answer(place, Ok(Outcome::Applied), actions),
+            if let Some(above) = write.renewal.again() {
+                write.awaits_version = true;
+                (op.asked, op.answered, op.failed) = (0, 0, 0);
+                self.counters.renewed += 1;
+                let id = RequestId::new(slot.generation, place, Stage::Renewed as u8);
+                actions.push(Action::Renew { id, above });
+                return;
             }
+            self.answer(place, Ok(Outcome::Applied), actions);
         } else if op.token.is_some() && op.short() > 0 {
             let short = op.short() as usize;
             let more = ranks(op.unasked()).take(short).fold(0, |set, rank| set | bit(rank));

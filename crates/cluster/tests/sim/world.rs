@@ -215,18 +215,10 @@ fn topology(nodes: usize, me: usize) -> Arc<Topology> {
     })
 }
 
-fn coordinator(plan: &Plan, me: usize, clock: &Rc<RefCell<Clock>>) -> Coordinator {
-    let topology = topology(plan.nodes, me);
-    let number = topology.number(NodeIndex(me as u8));
-    let clock = clock.clone();
-    let next = move |above: u64, wall: WallTime| {
-        let mut clock = clock.borrow_mut();
-        clock.observe(above);
-        Version::new(clock.next(wall), number)
-    };
+fn coordinator(plan: &Plan, me: usize) -> Coordinator {
     let settings =
         Settings { deadline_micros: DEADLINE, in_flight_max: plan.in_flight_max, in_flight_bytes_max: 64 << 20 };
-    Coordinator::new(topology, settings, Box::new(next))
+    Coordinator::new(topology(plan.nodes, me), settings)
 }
 
 fn quorum(ack: u8, from: u8) -> Quorum {
@@ -268,7 +260,7 @@ impl World {
                 life: 0,
                 paused: false,
                 backlog: Vec::new(),
-                coordinator: coordinator(&plan, me, &clock),
+                coordinator: coordinator(&plan, me),
                 clock,
                 engine: Engine::new(plan.storage),
                 missed: (0..count).map(|_| Missed::default()).collect(),
@@ -719,6 +711,15 @@ impl World {
                     if let Some(epoch) = self.link(node, to.at()).known {
                         self.send(Via { asker: node, peer: to.at(), epoch }, Msg::Ping);
                     }
+                }
+                Action::Renew { id, above } => {
+                    let clocks = self.clocks(node);
+                    let number = topology(self.plan.nodes, node).number(NodeIndex(node as u8));
+                    self.nodes[node].clock.borrow_mut().observe(above.clock);
+                    let version = Version::new(self.nodes[node].clock.borrow_mut().next(clocks.wall), number);
+                    let mut more = Vec::new();
+                    self.nodes[node].coordinator.renew(clocks, id, version, &mut more);
+                    queue.extend(more);
                 }
                 Action::Answer { token, answer } => self.answered(node, token as usize, answer),
                 Action::Hint { to, record } => self.hint(node, to.at(), record),
@@ -1284,7 +1285,7 @@ impl World {
             *offset = self.rng.range(0, 800) as i64 - 400;
         }
         node.clock.borrow_mut().restart(forgets);
-        node.coordinator = coordinator(&self.plan, index, &node.clock);
+        node.coordinator = coordinator(&self.plan, index);
         node.engine.reopen();
         node.up = true;
         node.busy_until = 0;

@@ -1,8 +1,6 @@
-//! Time and versions: the wall clock in milliseconds, and a hybrid logical clock over it.
+//! The wall clock, and the process's hybrid logical clock with the file that keeps its bound.
 //!
-//! Kulkarni et al., *Logical Physical Clocks* (2014): 48 bits of milliseconds since the Unix epoch, 16 bits of
-//! their fraction.
-//! Owner: one for the process, shared by all cores.
+//! The clock itself is `koltso_cluster::clock`. Owner: one for the process, shared by all cores.
 //!
 //! In a cluster, what a node gave out may live on at its peers only, so its own log does not say where to go on after a
 //! restart. Then a bound is kept in the file `clock` of the data folder ([`Clock::persist_in`]): 16 bytes, little-endian,
@@ -22,9 +20,10 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use koltso_cluster::clock::{BeyondBound, HybridClock};
 use koltso_instrument::{Mutex, waiting};
 use koltso_model::WallTime;
 
@@ -124,62 +123,59 @@ impl ClockFile {
     }
 }
 
-/// A hybrid logical clock.
+/// The clock and its file.
 #[derive(Debug)]
 pub struct Clock {
-    last: AtomicU64,
-    /// No clock above it is given out. It is beside `last`: who takes a clock has this cache line anyway.
-    bound: AtomicU64,
+    hybrid: Arc<HybridClock>,
     file: Mutex<Option<ClockFile>>,
 }
 
 impl Default for Clock {
     /// A clock that persists nothing.
     fn default() -> Self {
-        Self { last: AtomicU64::new(0), bound: AtomicU64::new(u64::MAX), file: Mutex::new(&"clock", None) }
+        Self { hybrid: Arc::default(), file: Mutex::new(&"clock", None) }
     }
 }
 
 impl Clock {
+    /// The clock without its file, for a core's member.
+    pub const fn hybrid(&self) -> &Arc<HybridClock> {
+        &self.hybrid
+    }
+
     /// Goes on above a clock that was seen: in the log, or at a peer. (The bound follows when a clock is given out.)
     pub fn observe(&self, clock: u64) {
-        self.last.fetch_max(clock, Ordering::AcqRel);
+        self.hybrid.observe(clock);
     }
 
     /// The greatest clock given out or observed.
     pub fn last(&self) -> u64 {
-        self.last.load(Ordering::Acquire)
+        self.hybrid.last()
     }
 
-    /// A new, greatest time. Where it runs ahead of the wall clock, it counts in 1/65 536 ms.
+    /// A new, greatest time.
     #[inline]
     pub fn next(&self, now: WallTime) -> u64 {
-        let physical = now.0;
-        let mut last = self.last.load(Ordering::Relaxed);
         loop {
-            let next = physical.max(last + 1);
-            if next > self.bound.load(Ordering::Acquire) {
-                self.extend(next);
-            }
-            match self.last.compare_exchange_weak(last, next, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return next,
-                Err(current) => last = current,
+            match self.hybrid.next(now) {
+                Ok(clock) => return clock,
+                Err(BeyondBound(needed)) => self.extend(needed),
             }
         }
     }
 
     /// Raises the bound to `needed` and as far ahead as usual. Whoever comes second finds it done.
     #[cold]
-    fn extend(&self, needed: u64) {
+    pub fn extend(&self, needed: u64) {
         let mut file = self.file.lock();
-        if needed <= self.bound.load(Ordering::Acquire) {
+        if needed <= self.hybrid.bound() {
             return;
         }
         if let Some(file) = &mut *file {
             let bound = needed.saturating_add(file.ahead);
             file.write(bound);
             // Invariant 2: other threads see the bound only now that it is written.
-            self.bound.store(bound, Ordering::Release);
+            self.hybrid.raise(bound);
         }
     }
 
@@ -221,7 +217,7 @@ impl Clock {
             File::open(folder)?.sync_all()?;
         }
         *slot = Some(ClockFile { file, written: bound, ahead, alive, complained: None });
-        self.bound.store(bound, Ordering::Release);
+        self.hybrid.lower(bound);
         Ok(found)
     }
 
@@ -233,12 +229,11 @@ impl Clock {
             return;
         };
         file.alive = now_ms << FRACTION_BITS;
-        let current = self.bound.load(Ordering::Acquire);
-        let bound = file.alive.max(self.last()).saturating_add(file.ahead).max(current);
+        let bound = file.alive.max(self.last()).saturating_add(file.ahead).max(self.hybrid.bound());
         // Where the wall clock has gone back there is nothing to raise, but perhaps a failed write to make good.
         if bound > file.written {
             file.write(bound);
-            self.bound.store(bound, Ordering::Release);
+            self.hybrid.raise(bound);
         }
     }
 
@@ -249,7 +244,7 @@ impl Clock {
             return;
         };
         let bound = self.last().max(file.alive);
-        self.bound.store(bound, Ordering::Release);
+        self.hybrid.lower(bound);
         file.write(bound);
         if let Err(e) = file.file.sync_data() {
             tracing::warn!("the clock's bound could not be synced at the end: {e}");
@@ -260,20 +255,6 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn it_only_goes_forward_whatever_the_wall_clock_does() {
-        let clock = Clock::default();
-        let mut last = 0;
-        for now in [5, 5, 5, 4, 0, 6, 1] {
-            let next = clock.next(WallTime::from_ms(now));
-            assert!(next > last && next >= now << 16);
-            last = next;
-        }
-        clock.observe(1 << 40);
-        assert_eq!(clock.next(WallTime::from_ms(1)), (1 << 40) + 1);
-        assert_eq!(clock.last(), (1 << 40) + 1);
-    }
 
     const HOUR: u64 = 3_600_000;
     const NOW: u64 = 1_700_000_000_000;
