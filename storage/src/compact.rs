@@ -258,15 +258,15 @@ fn give_back(parts: &Arc<Parts>, empty: Vec<Arc<IndexedSegment>>) -> Result<(), 
     for log in parts.logs.all() {
         syncing::sync_log(parts, &log).map_err(|_| WriteError::Failed)?;
     }
+    // In the mode "os" nobody else has seen to it that the names of the copies' segments survive.
+    parts.folder.sync(parts.env()).map_err(failed)?;
     for segment in empty {
         // The blocks come back when nobody holds the segment any more, so it is let go at once.
         parts.retire(&segment);
         parts.counters.compacted_segments.fetch_add(1, Ordering::Relaxed);
     }
-    if parts.keeps_names() {
-        parts.folder.sync(parts.env()).map_err(failed)?;
-    }
-    Ok(())
+    // Or an older version could be back after its tombstone was dropped, whose segment is next.
+    parts.folder.sync(parts.env()).map_err(failed)
 }
 
 /// Forgets a record that says "absent", if it may be forgotten.

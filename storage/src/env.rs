@@ -20,9 +20,9 @@ use memmap2::{Mmap, MmapOptions, MmapRaw};
 /// Everything that the engine asks of the system. Errors are what the system said.
 #[allow(clippy::missing_errors_doc)]
 pub trait Env: Send + Sync + 'static {
-    /// Makes a folder and those above it; one that is there already is fine.
+    /// Makes a folder in one that is there.
     fn create_folder(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(path)
+        fs::create_dir(path)
     }
 
     /// What lies in a folder, in no order.

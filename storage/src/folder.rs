@@ -14,6 +14,8 @@ use crate::env::{self, Env, FolderEntry, RealEnv};
 /// The format of the folder that this build writes.
 pub const FOLDER_FORMAT: u32 = 2;
 const FORMAT_FILE: &str = "FORMAT";
+/// What `FORMAT` is called until its content is on disk.
+const NEW_FORMAT_FILE: &str = "FORMAT-new";
 const LOCK_FILE: &str = "LOCK";
 
 /// Why a data folder cannot be used. Nothing in it was changed.
@@ -67,12 +69,35 @@ fn format_of(content: &str) -> Option<u32> {
     content.strip_prefix("koltso ")?.trim_end().parse().ok()
 }
 
-/// Whether a folder with this entry is in use by somebody. The lock file, an empty `FORMAT` (killed while it was made) and
-/// what `mkfs` leaves on a fresh file system do not count.
+/// Whether a folder with this entry is in use by somebody. The lock file, what is left of a start that ended before there was a
+/// `FORMAT`, and what `mkfs` leaves on a fresh file system do not count.
 fn says_something(entry: &FolderEntry) -> bool {
     let name = &entry.name;
     let unfinished = name == FORMAT_FILE && entry.len == 0;
-    name != LOCK_FILE && name != "lost+found" && !unfinished
+    name != LOCK_FILE && name != NEW_FORMAT_FILE && name != "lost+found" && !unfinished
+}
+
+/// The folder that a folder lies in.
+fn parent_of(path: &Path) -> Option<&Path> {
+    path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+}
+
+/// Makes a folder, and those above it where there are none. Their names survive a power loss as well, or what is in the folder
+/// would go with it.
+fn create(env: &dyn Env, path: &Path) -> io::Result<()> {
+    let parent = parent_of(path);
+    let made = env.create_folder(path).or_else(|e| match parent {
+        Some(parent) if e.kind() == io::ErrorKind::NotFound => {
+            create(env, parent)?;
+            env.create_folder(path)
+        }
+        _ => Err(e),
+    });
+    match (made, parent) {
+        (Ok(()), Some(parent)) => env.sync_folder(parent),
+        (Err(e), _) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        (made, _) => made,
+    }
 }
 
 impl Folder {
@@ -112,7 +137,7 @@ impl Folder {
                 Err(e) => return Err(io_error(e)),
             }
         }
-        env.create_folder(path).map_err(io_error)?;
+        create(env, path).map_err(io_error)?;
         let lock = match env.lock(&path.join(LOCK_FILE)) {
             Ok(lock) => lock,
             Err(TryLockError::WouldBlock) => return Err(FolderError::InUse(path.to_path_buf())),
@@ -121,10 +146,15 @@ impl Folder {
         let folder = Self { path: path.to_path_buf(), _lock: lock };
         if !existing {
             let write = || -> io::Result<()> {
-                let file = env.create(&path.join(FORMAT_FILE))?;
+                // Under another name until it is whole, or a loss of power could leave a folder that seems to be another's.
+                let unfinished = path.join(NEW_FORMAT_FILE);
+                let file = env.create(&unfinished)?;
                 env.write_at(&file, format!("koltso {FOLDER_FORMAT}\n").as_bytes(), 0)?;
                 env.sync(&file)?;
-                folder.sync(env)
+                env.rename(&unfinished, &path.join(FORMAT_FILE))?;
+                folder.sync(env)?;
+                // Whoever made the folder may have been killed before it did this.
+                parent_of(path).map_or(Ok(()), |parent| env.sync_folder(parent))
             };
             write().map_err(io_error)?;
         }

@@ -5,8 +5,10 @@
 //! | header and key | value | an intact record follows | verdict |
 //! |---|---|---|---|
 //! | intact | intact | | a record |
+//! | intact | not | yes, and sectors are missing | torn: skipped |
 //! | intact | not | yes | damaged: the index names it, so that it answers "damaged" and not with an older version |
 //! | intact | not | no | torn: cut off |
+//! | not | | yes, and sectors are missing | torn: skipped |
 //! | not | | yes | damaged, and nobody can say which key: counted, skipped |
 //! | not, or zeros | | no | the end; what is not zero there is torn and cut off |
 //!
@@ -16,7 +18,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -37,6 +38,9 @@ use crate::sidecar::Sidecar;
 
 /// Records that a thread takes in hand at once: 8 MiB while it sorts them.
 const PIECE: u32 = 256 << 10;
+
+/// What a disk writes at once, in bytes.
+const SECTOR: usize = 512;
 
 /// What opening found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -71,7 +75,7 @@ pub(crate) struct Scan {
     pub(crate) damaged: Vec<u32>,
     /// Where the records end.
     pub(crate) end: u32,
-    /// Bytes after the end that are not zero, as far as a torn record reaches.
+    /// Bytes after the end that are not zero, as far as a torn record reaches, and those of torn records before it.
     pub(crate) torn: u32,
 }
 
@@ -86,7 +90,13 @@ pub(crate) fn scan(bytes: &[u8], limit: usize, salt: u32) -> Scan {
             Ok(record) => {
                 let end = at + record.size();
                 if record.value_intact() {
-                    for (offset, header_intact) in doubtful.drain(..) {
+                    let doubted = std::mem::take(&mut doubtful);
+                    for (number, &(offset, header_intact)) in doubted.iter().enumerate() {
+                        let end = doubted.get(number + 1).map_or(at as u32, |&(next, _)| next);
+                        if lacks_a_write(&bytes[offset as usize..end as usize], offset) {
+                            scan.torn += end - offset;
+                            continue;
+                        }
                         if header_intact {
                             scan.offsets.push(offset);
                         }
@@ -109,8 +119,24 @@ pub(crate) fn scan(bytes: &[u8], limit: usize, salt: u32) -> Scan {
     }
     let rest = &bytes[(scan.end as usize).min(limit)..limit];
     let torn_end = rest.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
-    scan.torn = torn_end as u32;
+    scan.torn += torn_end as u32;
     scan
+}
+
+/// Whether `bytes`, which lie at `offset` of an unsealed segment and are no intact record, look as if the power had been lost
+/// before all their sectors were written: in one of these, the bytes from its start or those to its end are still zeros.
+///
+/// Such a record was not acknowledged in the mode "always", since no sync of it had completed, and what was before it stands.
+/// Bits that flipped in what had been written leave no zeros there, unless the value has them itself.
+fn lacks_a_write(bytes: &[u8], offset: u32) -> bool {
+    let begin = offset as usize;
+    let sectors = begin / SECTOR..(begin + bytes.len()).div_ceil(SECTOR);
+    sectors.into_iter().any(|sector| {
+        let from = (sector * SECTOR).max(begin) - begin;
+        let to = ((sector + 1) * SECTOR - begin).min(bytes.len());
+        let piece = &bytes[from..to];
+        piece.len() >= ALIGN && (piece[..ALIGN] == [0; ALIGN] || piece[piece.len() - ALIGN..] == [0; ALIGN])
+    })
 }
 
 /// The next place that is not zeros.
@@ -138,21 +164,6 @@ fn sequences(env: &dyn Env, folder: &Folder) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
-/// Whether there is nothing but zeros in a file.
-fn is_blank(env: &dyn Env, path: &Path) -> io::Result<bool> {
-    let file = env.open_to_read(path)?;
-    let len = env.len(&file)?;
-    let mut bytes = vec![0; 64 << 10];
-    for start in (0..len).step_by(bytes.len()) {
-        let piece = (len - start).min(bytes.len() as u64) as usize;
-        env.read_at(&file, &mut bytes[..piece], start)?;
-        if bytes[..piece].iter().any(|&b| b != 0) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 /// Removes what a crash left between two steps: half-written sidecars, and sidecars whose segment is gone.
 fn tidy(env: &dyn Env, folder: &Folder, sequences: &[u64]) -> io::Result<()> {
     for entry in env.list(folder.path())? {
@@ -167,6 +178,10 @@ fn tidy(env: &dyn Env, folder: &Folder, sequences: &[u64]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn has_sidecar(env: &dyn Env, folder: &Folder, sequence: u64) -> bool {
+    env.open_to_read(&path_of(folder.path(), sequence, "idx")).is_ok()
 }
 
 struct Opened {
@@ -184,14 +199,15 @@ fn open_one(
 ) -> Result<Option<Opened>, OpenError> {
     let segment = match Segment::open(env, folder.path(), sequence) {
         Ok(segment) => IndexedSegment::new(segment, slot),
-        Err(HeaderError::Damaged) => {
-            let path = path_of(folder.path(), sequence, "log");
-            // Made just before a crash or a power loss: not even the header had arrived.
-            if is_blank(env, &path).unwrap_or(false) {
-                let _ = env.remove(&path);
-            } else {
-                damage.report(sequence, 0);
-            }
+        // Made just before a crash or a power loss: not even the header had arrived, so nothing in it was ever synced. (What
+        // was sealed had been synced. Then it is damage.)
+        Err(HeaderError::Unwritten) if !has_sidecar(env, folder, sequence) => {
+            tracing::warn!("the segment {sequence:016x}.log was never written to the disk and is removed");
+            let _ = env.remove(&path_of(folder.path(), sequence, "log"));
+            return Ok(None);
+        }
+        Err(HeaderError::Damaged | HeaderError::Unwritten) => {
+            damage.report(sequence, 0);
             return Ok(None);
         }
         Err(newer @ HeaderError::Newer(_)) => {

@@ -64,6 +64,9 @@ pub(crate) struct Segment {
 pub(crate) enum HeaderError {
     #[error("it has no intact segment header")]
     Damaged,
+    /// A sector, or a part of one, that never got to the disk.
+    #[error("its header was not written")]
+    Unwritten,
     #[error("its segment format is {0}, and this build knows formats up to {FORMAT}")]
     Newer(u32),
     #[error(transparent)]
@@ -127,7 +130,7 @@ impl Segment {
         let file = env.open(&path)?;
         let mut bytes = [0; SEGMENT_HEADER as usize];
         if env.len(&file)? < u64::from(SEGMENT_HEADER) {
-            return Err(HeaderError::Damaged);
+            return Err(HeaderError::Unwritten);
         }
         env.read_at(&file, &mut bytes, 0)?;
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -137,7 +140,10 @@ impl Segment {
         }
         let size_fits = (PAGE..=SEGMENT_MAX).contains(&capacity) && capacity.is_multiple_of(PAGE);
         if !size_fits || bytes != header(sequence, salt, capacity) {
-            return Err(HeaderError::Damaged);
+            // None of these words is zero in a header.
+            let mut words = bytes[..32].chunks_exact(8);
+            let is_unwritten = words.any(|word| word == [0; 8]);
+            return Err(if is_unwritten { HeaderError::Unwritten } else { HeaderError::Damaged });
         }
         // A file cut short gets its size back; the rest reads as zeros, which is where the records end.
         if env.len(&file)? < u64::from(capacity) {

@@ -2,7 +2,6 @@
 //!
 //! Invariants: a sequence is never used twice in the life of a folder; a slot holds one segment at a time.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +20,36 @@ pub(crate) struct Segments {
     /// By sequence. Changed when one is made or given back.
     all: Mutex<Vec<Arc<IndexedSegment>>>,
     next_sequence: AtomicU64,
-    free_slots: Mutex<Vec<u32>>,
+    slots: Mutex<Slots>,
+}
+
+/// Which slots have no segment.
+struct Slots {
+    /// Some that had one.
+    free: Vec<u32>,
+    /// All from here on.
+    never_used: u32,
+}
+
+impl Slots {
+    /// Those that the segments of `taken` do not have.
+    fn beside(taken: &[Arc<IndexedSegment>]) -> Self {
+        let mut taken: Vec<u32> = taken.iter().map(|segment| segment.slot).collect();
+        taken.sort_unstable();
+        let never_used = taken.last().map_or(0, |last| last + 1);
+        let free = (0..never_used).rev().filter(|slot| taken.binary_search(slot).is_err()).collect();
+        Self { free, never_used }
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        self.free.pop().or_else(|| {
+            let slot = self.never_used;
+            (slot < SLOTS as u32).then(|| {
+                self.never_used += 1;
+                slot
+            })
+        })
+    }
 }
 
 /// Where segments are made.
@@ -34,12 +62,11 @@ pub(crate) struct Place<'a> {
 impl Segments {
     /// Those that recovery found and installed.
     pub(crate) fn new(found: Vec<Arc<IndexedSegment>>, next_sequence: u64) -> Self {
-        let taken: HashSet<u32> = found.iter().map(|segment| segment.slot).collect();
-        let free_slots = (0..SLOTS as u32).rev().filter(|slot| !taken.contains(slot)).collect();
+        let slots = Slots::beside(&found);
         Self {
             all: Mutex::new(&"segments", found),
             next_sequence: AtomicU64::new(next_sequence),
-            free_slots: Mutex::new(&"free segment slots", free_slots),
+            slots: Mutex::new(&"free segment slots", slots),
         }
     }
 
@@ -55,11 +82,11 @@ impl Segments {
 
     /// A new, installed segment of `size` bytes; with `durable_name`, its name survives a power loss.
     pub(crate) fn create(&self, place: &Place<'_>, size: u32, durable_name: bool) -> io::Result<Tail> {
-        let Some(slot) = self.free_slots.lock().pop() else {
+        let Some(slot) = self.slots.lock().take() else {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "all segment slots are taken"));
         };
         let made = self.make(place, size, durable_name).map(|segment| Arc::new(IndexedSegment::new(segment, slot)));
-        let segment = made.inspect_err(|_| self.free_slots.lock().push(slot))?;
+        let segment = made.inspect_err(|_| self.slots.lock().free.push(slot))?;
         place.index.install(segment.clone());
         self.all.lock().push(segment.clone());
         Ok(Tail::new(segment))
@@ -86,6 +113,6 @@ impl Segments {
         if let Err(e) = segment.unlink(place.env) {
             tracing::warn!("a compacted segment cannot be removed, it will be found again at the next start: {e}");
         }
-        self.free_slots.lock().push(segment.slot);
+        self.slots.lock().free.push(segment.slot);
     }
 }
