@@ -1,8 +1,11 @@
-"""Numbers out of what a load run left: what the load tool counted, two looks at the processes, and captures.
+"""Extracts numbers from what a load run left: the load tool's counts, two looks at the processes,
+and captures.
 
-For scripts/report.py. Captures are read by `koltso profile FILE --classes --json`, which knows what the functions are for; what
-`koltso bench` counted is in load.json, and wrk2 has only its text. What a file does not have becomes None, never a guess.
-scripts/division.py divides what classes share; the text of the rule, with its error, is in scripts/report.py.
+It is used by scripts/report.py. Captures are read by `koltso profile FILE --classes --json`, which
+knows what the functions are for; the counts of `koltso bench` are in load.json, and wrk2 has only
+its text. A value that a file does not have becomes None, never a guess. scripts/division.py divides
+the classes that HTTP and exchange share; the text of the rule, with its error, is in
+scripts/report.py.
 """
 
 import json
@@ -34,7 +37,7 @@ def milliseconds(text):
 
 
 def load(folder):
-    """What the load tool counted; latencies in ms."""
+    """What the load tool counted; latencies are in ms."""
     try:
         with open(os.path.join(folder, "load.json")) as file:
             counted = json.load(file)
@@ -57,7 +60,7 @@ def load(folder):
 
 
 def load_of_wrk2(text):
-    """The maximum is the recorder's own, of the last line."""
+    """The maximum is that of the recorder, from the last line."""
     def number(pattern):
         match = re.search(pattern, text, re.MULTILINE)
         return float(match[1]) if match else 0.0
@@ -85,7 +88,7 @@ def load_of_wrk2(text):
 
 
 def cpu(before, after, nodes, requests):
-    """Microseconds of CPU a request, from `capture.py cpu` before and after; the first of the nodes is the asked one."""
+    """Microseconds of CPU a request, from `capture.py cpu` before and after; the first node is the asked one."""
     tick_us = 1e6 / os.sysconf("SC_CLK_TCK") / max(requests, 1)
     user = system = asked = everything = 0
     for pid in map(str, nodes):
@@ -104,7 +107,7 @@ def cpu(before, after, nodes, requests):
 
 
 def window(folder, seconds, method):
-    """Requests that the node answered while CPU, allocations and locks were captured."""
+    """How many requests the node answered while CPU, allocations and locks were captured."""
     def answered(moment):
         pattern = r'^koltso_request_duration_seconds_count\{operation="%s"[^}]*\} (\d+)' % method
         with open(os.path.join(folder, "metrics." + moment)) as file:
@@ -116,7 +119,7 @@ def window(folder, seconds, method):
 
 
 def divided(koltso, folder, kind):
-    """A capture by classes and functions, as `koltso profile` has it; None where there is none."""
+    """A capture by classes and functions, as `koltso profile` prints it; None if there is none."""
     path = os.path.join(folder, kind + ".pb.gz")
     if not os.path.exists(path):
         return None
@@ -128,7 +131,7 @@ def divided(koltso, folder, kind):
 
 
 def classes(capture, folder, pid, ports):
-    """Where the asked node's CPU went: per cent by class. None where there is no capture, or no samples."""
+    """Where the asked node's CPU went, in per cent by class. None without a capture or samples."""
     if not capture or not capture["total"]:
         return None
     counts = division.operations(os.path.join(folder, "ss.before"), os.path.join(folder, "ss.after"), [pid], ports)[pid]
@@ -148,5 +151,5 @@ def classes(capture, folder, pid, ports):
 
 
 def top(capture):
-    """The largest sums of a capture, and what it leaves out of them. None where there is no capture."""
+    """The largest sums of a capture, and what it leaves out of them. None without a capture."""
     return capture and {"unit": capture["unit"], **capture["top"], "rows": capture["top"]["rows"][:TOP]}

@@ -5,11 +5,13 @@
     scripts/capture.py formats --port 1337 --into FOLDER                               # the same captures as pages and pictures
     scripts/capture.py cpu PID...                                                      # what the processes used so far, as JSON
 
-`during` takes CPU, allocations and locks at the same time, the heap after them, then off-CPU time; and, at the begin and the end
-of the first, the sockets of the machine and the node's metrics. The formats are asked for later, because making them takes CPU.
+`during` takes CPU, allocations and locks at the same time, the heap after them, then off-CPU time.
+At the beginning and the end of the first it also takes the sockets of the machine and the node's
+metrics. The formats are requested later, because making them takes CPU.
 
-Nothing here is fatal: what a node does not have (another version, no privilege) is noted in FOLDER/captures.json with the
-node's own sentence, and everything else goes on. Bounds: each answer has the time of its capture and a minute, and 64 MiB.
+Nothing here is fatal: what a node cannot give (another version, no privilege) is noted in
+FOLDER/captures.json with the node's own sentence, and everything else goes on. Bounds: each answer
+may take the time of its capture and a minute, and have 64 MiB.
 """
 
 import argparse
@@ -46,7 +48,7 @@ PROFILER_THREADS = ("koltso-capture", "koltso-profiler")
 
 
 def ask(port, path, seconds):
-    """(status, headers, body); status 0 and a sentence where there was no answer."""
+    """Returns (status, headers, body); status 0 and a sentence if there was no answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     try:
         connection.request("GET", path)
@@ -73,7 +75,7 @@ def write(folder, name, body):
 
 
 def capture(port, folder, name, seconds):
-    """Makes a capture, whose first file goes to the folder; what is to be said of it."""
+    """Makes a capture, whose first file goes to the folder; returns the note about it."""
     kind = KINDS[name]
     path = "/debug/pprof/" + kind.query.format(seconds=seconds)
     begun = time.monotonic()
@@ -101,7 +103,7 @@ def snapshot(port, folder, moment):
 
 
 def only_stalls_since(path, moment):
-    """Leaves those lines of a list of stalls that are of this run: a node keeps them from its start on."""
+    """Keeps only those lines of a list of stalls that belong to this run: a node lists them from its start on."""
     if not os.path.exists(path):
         return
     with open(path) as file:

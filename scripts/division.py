@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Says what the CPU of a Koltso cluster went into, from captures of its nodes and two snapshots of their sockets.
+"""Says what the CPU of a Koltso cluster was spent on, from captures of its nodes and two snapshots of their sockets.
 
     koltso profile http://127.0.0.1:1337 --hz 499 --out cpu-0.pb.gz          # of each node, at the same time
     koltso profile cpu-0.pb.gz --classes --json >cpu-0.json
     scripts/division.py --nodes 11,12,13 --ports 1337,1338,1339 --before ss.before --after ss.after cpu-0.json cpu-1.json cpu-2.json
 
---nodes are the processes, the first one being the node that the clients ask; --ports are their HTTP ports, in that order,
-with the replica ports 10000 above. The snapshots are of `ss -tinpOH`, from the begin and the end of the captures. What counts as
-what is said in src/admin/classes.rs; here the classes that HTTP and exchange share are divided between them, by the rule that
-scripts/bench-cluster.sh has above its section `profile`. Prints a table, tab-separated; then lines `name value` in per cent of all
-CPU of the cluster, what captures cost left out. scripts/report.py divides the captures of a report by the same rule.
+--nodes are the processes, the first one being the node that the clients ask; --ports are their HTTP
+ports, in that order, with the replica ports 10000 above. The snapshots are of `ss -tinpOH`, from
+the beginning and the end of the captures. src/admin/classes.rs says what counts as what; here the
+classes that HTTP and exchange share are divided between them, by the rule that
+scripts/bench-cluster.sh has above its section `profile`. This prints a table, tab-separated, then
+lines `name value` in per cent of all CPU of the cluster without the cost of captures.
+scripts/report.py divides the captures of a report by the same rule.
 """
 
 import argparse
@@ -56,7 +58,7 @@ def operations(before_path, after_path, nodes, http_ports):
 
 
 def http_shares(counts):
-    """HTTP's share of the classes that it has in common with the exchange. Through the ring only HTTP sends."""
+    """HTTP's part of the classes that it shares with the exchange. Only HTTP sends through the ring."""
     def share(http, exchange):
         return http / (http + exchange) if http + exchange else 0.0
     http, exchange = counts[True], counts[False]

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Fills a Koltso server with numbered keys, fast: several connections, batches of preformatted PUTs, one process.
 
-A connection sends a batch, waits for all its answers, and sends the next; so at most connections x batch requests are
-in flight. Every answer is counted, and those that are not 201 apart. Exits 0 if all were 201, 1 otherwise, 2 for wrong
-arguments. Keys are letters k up to the size, then eight digits, as scripts/lib.lua makes them; values are
-letters v, then the number.
+A connection sends a batch, waits for all its answers, and sends the next; so at most
+connections x batch requests are in flight. Every answer is counted, and those other than 201
+separately. Exits with 0 if all were 201, 1 otherwise, 2 for wrong arguments. Keys are letters k up
+to the size, then eight digits, as scripts/lib.lua makes them; values are letters v, then the number.
 
     scripts/load.py http://127.0.0.1:1337 --count 3000000 --key-size 8 --value-size 16
 """
@@ -81,7 +81,7 @@ class Connection:
         self.tail = b""  # the end of what came, where a status line may be cut in two
 
     def receive(self):
-        """Returns (answers, answers that are 201), or None when the server has closed."""
+        """Returns (answers, answers that are 201), or None if the server has closed the connection."""
         data = self.socket.recv(RECEIVE_SIZE)
         if not data:
             return None

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""What scripts/bench-profiling.sh works out of its runs.
+"""Computes the figures of scripts/bench-profiling.sh from its runs.
 
     scripts/profiling-figures.py beside overhead|latency <runs     a table, tab-separated
     scripts/profiling-figures.py builds <runs                      a table, tab-separated
 
-Runs are lines, tab-separated, in the order in which they were made: series, label, kind, values. A series is what was run in one
-go on one server. In `beside` each run is set against the mean of the nearest two runs of kind `none` before and after it in its
-series, and the runs of kind `none` against their own neighbours, in the same way: what equal runs differ by is the noise. A kind whose
-values begin with `-` was not measured, and what follows says why.
+Runs are lines, tab-separated, in the order in which they were made: series, label, kind, values. A
+series is what was run at one time on one server. In `beside`, each run is compared with the mean of
+the nearest two runs of kind `none` before and after it in its series, and the runs of kind `none`
+with their own neighbours in the same way: the difference between equal runs is the noise. If the
+values of a kind begin with `-`, it was not measured, and what follows says why.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def runs(lines):
 
 
 def beside(lines, compared):
-    """Of all runs: {(label, kind): [(values, [ratio of value i to the neighbours', for i in compared], base)]}, and what was not measured."""
+    """For all runs: {(label, kind): [(values, [ratio of value i to the neighbours', for i in compared], base)]}, and what was not measured."""
     of_series, found, missing = collections.OrderedDict(), collections.OrderedDict(), {}
     for series, label, kind, values in runs(lines):
         found.setdefault((label, kind), [])
@@ -58,7 +59,7 @@ def beside(lines, compared):
 
 
 def verdict(middle, most, equal, none=0.0):
-    """Of a middle value against a limit; `equal` are those of runs without a difference, which should have had `none`."""
+    """Judges a middle value by a limit; `equal` are the values of runs without a difference, which should have had `none`."""
     if middle <= most:
         return "yes"
     noise = median([abs(one - none) for one in equal])
@@ -108,7 +109,7 @@ def latency(lines):
 
 
 def builds(lines):
-    """CPU a request of the kinds `sampling` and `plain`, series by series; equal slices of a series are the noise. Values as of `overhead`."""
+    """CPU a request of the kinds `sampling` and `plain`, series by series; equal slices of a series show the noise. Values are those of `overhead`."""
     labels = collections.OrderedDict()
     for series, label, kind, values in runs(lines):
         of_kind = labels.setdefault(label, collections.OrderedDict()).setdefault(series, {"plain": [], "sampling": []})

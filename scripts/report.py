@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""The texts of a load report, for scripts/report.sh: reads what a run left, says what came out.
+"""The texts of a load report, for scripts/report.sh: reads what a run left and writes what it shows.
 
     scripts/report.py check --out DIR --port N        # before anything is started: one sentence and exit code 2
     scripts/report.py run FOLDER NAME=VALUE ...       # a run's README.md, machine.txt and run.json, from its raw files
     scripts/report.py summary DIR                     # DIR/README.md from all DIR/*/run.json; also after CONCLUSIONS.md was edited
 
-What a run's numbers mean is in scripts/analysis.py. `run` removes the raw files that are in no report (sockets, counters).
-DIR/CONCLUSIONS.md is written only where there is none. Nothing here starts or asks a server.
+The meaning of a run's numbers is in scripts/analysis.py. `run` removes the raw files that are in no
+report (sockets, counters). DIR/CONCLUSIONS.md is written only if it does not exist. Nothing here
+starts or asks a server.
 """
 
 import argparse
@@ -45,23 +46,23 @@ FILES = {
 RAW = ("load.json", "ss.before", "ss.after", "metrics.before", "metrics.after", "cpu.before", "cpu.after", "captures.json")
 KIND_NAMES = {"cpu": "CPU", "alloc": "Allocations", "lock": "Locks and waits", "offcpu": "Time off the CPU"}
 
-RULE = """The samples are those of the node that the load tool asked (the other two do storage and exchange only). Of each sample:
+RULE = """The samples are those of the node that the load tool asked (the other two do storage and exchange only). For each sample:
 
 1. Threads that seal, sync, compact and provision segments are storage. `koltso-capture` and `koltso-profiler` are the profiler.
-2. Else the innermost function of ours on the stack decides, also for kernel samples below it: `koltso_net::replica`,
+2. Otherwise the innermost function of ours on the stack decides, also for kernel samples below it: `koltso_net::replica`,
    `koltso::member`, `koltso_hints` and `koltso_cluster` are the exchange; the rest of `koltso_net`, `koltso::front`,
    `koltso::node::dispatch`, and `koltso::admin::status` and `metrics`, are HTTP; `koltso_storage`, `koltso::node::replica` and `commit`
-   are storage. What was inlined counts as what it was inlined into.
-3. What is left of a core's thread is the ring, its system calls and the event loop, which HTTP and exchange share. Sends through the
-   ring are HTTP's: frames to and from other nodes leave by `sendto` and `sendmsg`, whose stacks say so. Receives are divided by the
+   are storage. Inlined code counts as the function into which it was inlined.
+3. The rest of a core's thread is the ring, its system calls and the event loop, which HTTP and exchange share. Sends through the
+   ring are HTTP's: frames to and from other nodes leave by `sendto` and `sendmsg`, as their stacks show. Receives are divided by the
    data segments that the node's sockets took in during the capture (`ss -i`, before and after), all else by the ring's operations:
    segments in and out of HTTP, and segments in of the exchange.
 4. All other threads are "other".
 
 Kernel samples of HTTP and exchange are "kernel network": sockets, the ring, waking and going to sleep, and a few page faults.
 **Its error:** a segment is not an operation: a receive may bring several, so the division of receives and turns is an estimate; sends,
-which are most of it, are counted with their real cost. On loopback a send carries
-the receiver's protocol work with it. Without the privilege for kernel samples a system call is charged to its caller, and the kernel's
+which are most of it, are counted with their real cost. On loopback a send includes
+the receiver's protocol work. Without the privilege for kernel samples a system call is charged to its caller, and the kernel's
 rows are empty. `koltso profile FILE --classes` counts by the table of `src/admin/classes.rs`; `scripts/division.py` divides what is
 shared."""
 
@@ -76,7 +77,7 @@ def fail(sentence):
 
 
 def check(arguments):
-    """That the folder can be written and the ports are free, with nothing made or bound afterwards."""
+    """Checks that the folder can be written and the ports are free; makes and binds nothing that stays."""
     place = os.path.abspath(arguments.out)
     while not os.path.lexists(place):
         place = os.path.dirname(place)
@@ -109,7 +110,7 @@ def whole(number):
 
 
 def amount(value, unit):
-    """As the server's own texts have it."""
+    """Formats a value as the server's own texts do."""
     scales = {"nanoseconds": [(1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1, "ns")], "bytes": [(2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")]}
     if unit not in scales:
         return whole(value)
@@ -122,7 +123,7 @@ def cell(text):
 
 
 def table(head, rows, left=1):
-    """Markdown; the first `left` columns are text."""
+    """A table in Markdown; the first `left` columns are text."""
     lines = ["| %s |" % " | ".join(head), "|%s|" % "|".join("---" if i < left else "---:" for i in range(len(head)))]
     return "\n".join(lines + ["| %s |" % " | ".join(row) for row in rows]) + "\n"
 
@@ -231,13 +232,13 @@ def line(run):
 
 
 def missing(run, kind):
-    """Why a kind of capture is not there, or None."""
+    """Why there is no capture of a kind; None if there is one."""
     note = run["captures"].get(kind, {})
     return next(iter(note["missing"].values())) if note.get("status") != 200 else None
 
 
 def picture(run, kind, folder=""):
-    """The picture of a kind, which leads to its page."""
+    """The picture of a kind, with a link to its page."""
     shown = next((name for name in ("%s.png" % kind, "%s.svg" % kind) if name in run["files"]), None)
     page = "%s.html" % kind if "%s.html" % kind in run["files"] else shown
     if not shown:
@@ -247,7 +248,7 @@ def picture(run, kind, folder=""):
 
 
 def top_text(run, kind):
-    """What the functions with the largest shares are."""
+    """Which functions have the largest shares."""
     top = run["top"][kind]
     if top is None:
         return "Not available: %s\n" % (missing(run, kind) or run["captures"][kind]["missing"].get(

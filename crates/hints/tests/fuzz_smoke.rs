@@ -1,6 +1,7 @@
-//! The body of the fuzz target `hints`, over mutations of real segments, for a moment.
+//! The body of the fuzz target `hints`, run for a moment over mutations of real segments.
 //!
-//! `KOLTSO_FUZZ_SECONDS` runs it longer, `KOLTSO_SEED` repeats a run. With cargo-fuzz, `fuzz/` guides it by coverage.
+//! `KOLTSO_FUZZ_SECONDS` makes it run longer, and `KOLTSO_SEED` repeats a run. With cargo-fuzz,
+//! `fuzz/` guides it by coverage.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -39,7 +40,7 @@ impl Dial for Nobody {
     }
 }
 
-/// A segment as a keeper wrote it, and where each entry begins.
+/// A segment that a keeper has written, and the offset at which each entry begins.
 fn segment() -> (Vec<u8>, Vec<usize>) {
     let dir = tempfile::tempdir().unwrap();
     let peer = Peer { node: 0, url: "http://a:1".to_owned() };
@@ -100,12 +101,13 @@ fn a_segment_of_any_bytes_gives_its_intact_entries_and_no_panic() {
         let mut mutated = bytes.clone();
         if rng.below(2) == 0 {
             mutate(&mut mutated, &mut rng);
-            // An entry that is moved is none at its new place, so nothing can be found twice.
+            // An entry that is moved is not valid at its new place, so nothing can be found twice.
             let found = fuzz_segment(&mutated).map_or(0, |(count, _)| count);
             assert!(found <= HINTS, "{found} entries found of {HINTS}");
             least = least.min(found);
         } else {
-            // A field of an entry, with the checksum made right again: what is believed is written again as the same bytes.
+            // Changes a field of an entry and corrects the checksum: whatever is accepted must be
+            // written again as the same bytes.
             let begin = begins[rng.below(HINTS)];
             mutated[begin + 4 + rng.below(40)] ^= 1 << rng.below(8);
             fuzz_entry(&mut mutated, begin);

@@ -1,4 +1,4 @@
-//! Keepers beside peers that are slow, refuse, fail half way, or are not there.
+//! Keepers beside peers that are slow, that refuse, that fail half way, or that are not there.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -21,11 +21,11 @@ const URLS: [&str; 3] = ["http://127.0.0.1:1337", "http://127.0.0.1:1338", "http
 #[derive(Clone, Copy, PartialEq)]
 enum Mood {
     Takes,
-    /// Takes so many and refuses the rest.
+    /// Takes this many and refuses the rest.
     Refuses(usize),
-    /// Refuses every third.
+    /// Refuses every third record.
     RefusesSome,
-    /// Applies so many, then the connection breaks.
+    /// Applies this many, then the connection breaks.
     Breaks(usize),
     Slow(Duration),
     AnswersTooFew,
@@ -34,9 +34,9 @@ enum Mood {
 #[derive(Default)]
 struct State {
     up: bool,
-    /// Moods of the next windows, then it takes everything.
+    /// The moods of the next windows; after them it takes everything.
     moods: VecDeque<Mood>,
-    /// Where windows wait while it is set.
+    /// Windows wait while this is set.
     hangs: bool,
     taken: Vec<Record<Bytes>>,
     windows: Vec<usize>,
@@ -44,7 +44,7 @@ struct State {
     connections: usize,
 }
 
-/// All peers, which are one.
+/// All peers of a test, which are one.
 #[derive(Default)]
 struct Net {
     state: Mutex<State>,
@@ -202,7 +202,8 @@ fn refusals_breaks_and_wrong_answers_lose_nothing_and_let_nothing_overtake() {
     }
     until("all is replayed", || keeper.figures(1).pending == 0);
     let state = net.state.lock();
-    // What was applied and not confirmed comes again; nothing is left out, and nothing new comes before its turn.
+    // Records that were applied but not confirmed come again; none is left out, and no new one
+    // comes before its turn.
     let mut newest = 0;
     for number in state.taken.iter().map(number) {
         assert!(number <= newest, "{number} came after {newest}");
@@ -229,7 +230,7 @@ fn a_refused_hint_holds_up_those_behind_it() {
     net.state.lock().up = true;
     until("all is replayed", || keeper.figures(1).pending == 0);
     let numbers: Vec<u64> = net.state.lock().taken.iter().map(number).collect();
-    // Windows of eight; those behind a refused one come again with it.
+    // Windows have eight records; those behind a refused one come again with it.
     let windows = [&[0, 1, 3, 4, 6, 7][..], &[2, 3, 5, 6, 8, 9], &[4, 5, 7, 8], &[6, 7, 8, 9]].concat();
     assert_eq!(numbers, windows);
     assert_eq!((keeper.figures(1).replayed, keeper.figures(1).last_error), (10, None));
@@ -240,7 +241,7 @@ fn a_refused_hint_holds_up_those_behind_it() {
 fn a_peer_that_is_away_is_dialled_less_and_less() {
     let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
     let keeper = start(dir.path(), &net, Options { retry: Duration::from_millis(50), ..options() });
-    // New hints do not make it dial sooner.
+    // New hints do not make the keeper dial sooner.
     for number in 0..150 {
         keeper.keep(1, record(number, 100));
         std::thread::sleep(Duration::from_millis(10));
@@ -270,7 +271,7 @@ fn a_hundred_thousand_hints_drain_quickly() {
         for number in 0..1_000 {
             keeper.keep(1, record(thousand * 1_000 + number, 128));
         }
-        // So that the queue does not overflow on a machine with other things to do.
+        // Prevents an overflow of the queue on a machine with other things to do.
         while keeper.figures(1).pending > keeper.figures(1).bytes / 128 + 30_000 {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -320,7 +321,7 @@ fn a_full_queue_drops_and_never_blocks() {
         }
         let took = begun.elapsed();
         let figures = keeper.figures(1);
-        // The thread came back in between on a slow machine, and then there was room.
+        // On a slow machine the thread came back in between, and then there was room.
         if took < Duration::from_millis(300) {
             assert!(figures.needs_repair && figures.dropped > 0, "{figures:?}");
         }
@@ -360,7 +361,7 @@ fn stop_leaves_nothing_in_the_queue_and_the_next_start_replays_it() {
     keeper.stop();
     assert_eq!(up.state.lock().connections, 0);
 
-    // What was confirmed is not replayed by the one after.
+    // Confirmed hints are not replayed by the next keeper.
     let keeper = start(dir.path(), &up, options());
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(keeper.figures(1).replayed, 0);
@@ -382,7 +383,7 @@ fn stop_does_not_wait_for_a_peer_that_hangs() {
     assert_eq!(keeper.figures(1).pending, 1_000);
 }
 
-/// As after a kill: the files as they are while the keeper runs.
+/// The files are copied while the keeper runs, as a kill would leave them.
 #[test]
 fn what_was_appended_is_there_after_a_kill() {
     let (dir, down) = (tempfile::tempdir().unwrap(), net(false));
@@ -432,7 +433,7 @@ fn hints_past_their_age_are_dropped_while_the_peer_is_away() {
     keeper.stop();
 }
 
-/// Peers forget deletes in the end, so a write from before one must not come after that.
+/// Peers forget deletes in the end, so a write from before a delete must not come after that.
 #[test]
 fn hints_that_grew_too_old_while_their_holder_was_away_are_not_replayed() {
     fn hours_later() -> u64 {

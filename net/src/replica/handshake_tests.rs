@@ -1,4 +1,5 @@
-//! Two state machines that talk to each other, in pieces of any size, and what each says when they do not fit.
+//! Two state machines that talk to each other, in pieces of any size, and what each says if they do
+//! not fit together.
 
 use proptest::prelude::*;
 
@@ -44,7 +45,8 @@ impl Talk {
         }
     }
 
-    /// Lets them talk until neither has more to say; how it ended for the dialer and for the acceptor.
+    /// Lets them talk until neither has more to say; returns how it ended for the dialer and for
+    /// the acceptor.
     fn run(&self) -> (End, End) {
         let mut to_acceptor = Vec::new();
         let skew_max = Duration::from_millis(500);
@@ -138,7 +140,7 @@ fn those_who_do_not_fit_both_know_why() {
 fn another_version_is_refused_in_words_that_every_version_understands() {
     let us = identity(2);
     let mut bytes = hello(&identity(1), 2, 0, &[0; NONCE]);
-    // The hello of version 1 is shorter; nothing but its beginning is looked at.
+    // The hello of version 1 is shorter; only its beginning is read.
     bytes.truncate(bytes.len() - 24);
     bytes[12] -= 24;
     bytes[8] = 1;
@@ -160,7 +162,8 @@ fn an_acceptor_believes_no_proof_but_the_right_one() {
     let mut answer = Vec::new();
     let mut acceptor = Acceptor::new(&us, &[1, 2], [2; NONCE]);
     assert!(matches!(acceptor.feed(&hellos, 0, &mut answer), Ok(Progress::More { .. })));
-    // Its own proof, sent back to it; a short one; none, but a second hello.
+    // The acceptor's own proof, sent back to it; one that is too short; and a second hello instead
+    // of one.
     let own = answer[answer.len() - MESSAGE_HEADER - PROOF_LEN..].to_vec();
     let mut short = Vec::new();
     begin(&mut short, PROOF, 0, 4);

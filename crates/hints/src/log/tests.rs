@@ -1,4 +1,4 @@
-//! The log beside a model: a queue of the hints that it has to give back.
+//! The log beside a model: a queue of the hints that the log must give back.
 #![allow(clippy::unwrap_used)]
 
 use std::cell::Cell;
@@ -32,7 +32,7 @@ impl Rng {
 const BOUNDS: Bounds = Bounds { bytes_max: 16 << 10, age_max_ms: 10_000, segment_size: 2 << 10 };
 const WIDE: Bounds = Bounds { bytes_max: 1 << 30, age_max_ms: 10_000, segment_size: 2 << 10 };
 
-/// Everything about it follows from its number.
+/// A hint whose record follows from its number alone.
 fn hint(number: u64) -> Record<Bytes> {
     let mut rng = Rng(number);
     let len = if rng.below(40) == 0 { 3_000 } else { rng.below(300) };
@@ -60,13 +60,13 @@ fn number_of(record: &Record<Bytes>) -> u64 {
 
 fn open(folder: &Path, bounds: Bounds) -> Log {
     let mut log = Log::open(folder, "a peer", bounds).unwrap();
-    // No test pulls the plug.
+    // No test loses power.
     log.sync = |_| Ok(());
     log.load();
     log
 }
 
-/// Takes everything out of a log.
+/// Takes all hints out of a log.
 fn drain(log: &mut Log) -> Vec<u64> {
     let mut numbers = Vec::new();
     while log.pending() > 0 {
@@ -93,7 +93,7 @@ fn segments(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Of each intact entry: its file, its end, its number.
+/// The file, the end and the number of each intact entry.
 fn on_disk(folder: &Path) -> Vec<(PathBuf, u64, u64)> {
     let mut entries = Vec::new();
     for path in segments(folder) {
@@ -111,7 +111,7 @@ fn on_disk(folder: &Path) -> Vec<(PathBuf, u64, u64)> {
 }
 
 thread_local! {
-    /// How many bytes of a write reach the disk before it is full.
+    /// How many bytes can be written before the disk is full.
     static ROOM: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
@@ -132,11 +132,11 @@ struct Model {
     now_ms: u64,
     /// The number of the next hint.
     next: u64,
-    /// What the log has to give back, in this order.
+    /// The hints that the log must give back, in this order.
     pending: VecDeque<u64>,
-    /// `log.dropped()` as far as `pending` knows it.
+    /// The value of `log.dropped()` that `pending` takes into account already.
     dropped: u64,
-    /// Hints below this are confirmed.
+    /// Hints with lower numbers are confirmed.
     confirmed: u64,
 }
 
@@ -149,7 +149,7 @@ impl Model {
         Self { rng, dir, log, now_ms: 1_000_000, next: 0, pending, dropped: 0, confirmed: 0 }
     }
 
-    /// A bound may have taken the oldest.
+    /// A bound may have taken the oldest hints.
     fn see_drops(&mut self, others: u64) {
         let dropped = self.log.dropped() - self.dropped - others;
         self.pending.drain(..dropped as usize);
@@ -166,7 +166,7 @@ impl Model {
     }
 
     fn append_to_a_full_disk(&mut self) {
-        // Less than an entry, and sometimes more than a segment's header.
+        // These are fewer bytes than an entry has, and sometimes more than a segment's header has.
         ROOM.set(Some(self.rng.below(40) as usize));
         self.log.append(&hints(self.next..self.next + 1), self.now_ms);
         ROOM.set(None);
@@ -198,7 +198,8 @@ impl Model {
         );
     }
 
-    /// Opens what is on disk now. `survive` says which entries have to be there unless they were confirmed.
+    /// Opens what is on disk now. `survive` says which entries must be there unless they were
+    /// confirmed.
     fn reopen(&mut self, survive: &[u64]) {
         let copy = copy(self.dir.path());
         let found = drain(&mut open(copy.path(), BOUNDS));
@@ -209,7 +210,7 @@ impl Model {
         self.log.write = faulty_write;
         self.pending = found.into();
         self.dropped = 0;
-        // What was confirmed may be pending again, and is confirmed again.
+        // Confirmed hints may be pending again, and are then confirmed again.
         self.confirmed = self.pending.front().map_or(self.confirmed, |first| self.confirmed.min(*first));
     }
 
@@ -251,7 +252,7 @@ impl Model {
                 (whole, true)
             }
             _ => {
-                // Zeros that were there already are no damage.
+                // Zeros that were there already are not damage.
                 let differs = bytes[at as usize..].iter().position(|&byte| byte != 0);
                 bytes[at as usize..].fill(0);
                 bytes.extend([0; 50]);
@@ -342,7 +343,7 @@ fn past_the_bound_by_age_the_oldest_segments_go() {
     assert!((4..=6).contains(&oldest), "{oldest} are gone");
     assert!(log.needs_repair() && log.dropped() == oldest);
     assert_eq!(drain(&mut log), (oldest..10).collect::<Vec<u64>>());
-    // A clock that goes back makes nothing old.
+    // A clock that goes back does not make anything old.
     log.append(&hints(10..12), 20_000);
     log.tick(3);
     assert_eq!(log.pending(), 2);
@@ -434,7 +435,7 @@ fn damage_that_appears_while_it_runs_takes_the_rest_of_its_segment() {
     let expected: Vec<u64> = (0..=good.2).chain(bad.2 + lost..60).collect();
     assert_eq!(drain(&mut log), expected);
     assert_eq!((log.dropped(), log.needs_repair()), (lost, true));
-    // A file that somebody removed, and the active segment.
+    // A file that somebody has removed, and the active segment.
     log.append(&hints(60..61), 1);
     log.window(1, 1).unwrap();
     log.reader = None;

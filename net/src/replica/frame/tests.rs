@@ -1,4 +1,4 @@
-//! Frames there and back, cut, flipped, and made up.
+//! Frames encoded and parsed, cut, with flipped bits, and made up.
 
 use koltso_model::{Flags, Found, Key, Record, Tombstone, Version, Want};
 use proptest::prelude::*;
@@ -59,7 +59,7 @@ impl Made {
         self.numbers[1] >> 16
     }
 
-    /// Without the flag of a tombstone.
+    /// The flags of the record without that of a tombstone.
     fn flags(&self) -> Flags {
         Flags::from_bits(self.flags & !1)
     }
@@ -123,7 +123,8 @@ impl Made {
         }
     }
 
-    /// Parses in the direction of this frame: its length, what is needed, or what is wrong.
+    /// Parses in the direction of this frame; returns its length, how many bytes are needed, or
+    /// what is wrong.
     fn parse(&self, bytes: &[u8]) -> Parsed<()> {
         fn forget<T>(parsed: Parsed<T>) -> Parsed<()> {
             match parsed {
@@ -213,7 +214,7 @@ proptest! {
             bytes[16..24].fill(0);
             bytes[35] = 0;
             bytes[39] = 0;
-            // Attributes of up to 255 bytes, where the body is long enough for them.
+            // Attributes of up to 255 bytes, if the body is long enough for them.
             if let Some(byte) = bytes.get_mut(HEADER + 15) {
                 *byte = 0;
             }
@@ -240,7 +241,7 @@ proptest! {
 }
 
 impl<T> Parsed<T> {
-    /// Whether the frame is whole and what it is expected to be.
+    /// Whether the frame is complete and is what the test expects.
     fn is_complete_as(&self, expected: impl FnOnce(&T) -> bool) -> bool {
         matches!(self, Self::Complete { frame, .. } if expected(frame))
     }
@@ -252,7 +253,7 @@ fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Of the value `value` under the key `k`.
+/// A record with the value `value` under the key `k`.
 fn written(value: &[u8]) -> Record<&[u8]> {
     let (key, version) = (Key::new(&b"k"[..]), Version::new(1, 2));
     Record { key, value, version, expires_at_ms: 0, flags: Flags::new(1), attributes: &[] }
@@ -277,13 +278,13 @@ fn reply_of(outcome: Outcome<&[u8]>) -> Vec<u8> {
     bytes
 }
 
-/// Of a value of this length that does not follow.
+/// A found value of this length, which does not follow.
 fn found(value_len: u32) -> Found<&'static [u8]> {
     let (version, flags) = (Version::new(1, 2), Flags::new(1));
     Found { version, expires_at_ms: 0, flags, attributes: &[], value_len, value: None }
 }
 
-/// The frame with another byte at a place, and the checksum that belongs to it.
+/// The frame with another byte at a position, and the checksum that belongs to it.
 fn with(mut bytes: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
     bytes[at] = byte;
     sealed(bytes)
@@ -305,7 +306,7 @@ fn the_longest_of_everything_fits() {
     let (key, value) = (vec![7; KEY_MAX], vec![8; LIMITS.value_max]);
     let mut attributes = Vec::new();
     for kind in 0..8 {
-        // 8 times 2 and 126 are the most that there is room for.
+        // 8 times 2 and 126 are the most for which there is room.
         attributes.extend_from_slice(&[kind, 126]);
         attributes.extend_from_slice(&[9; 126]);
     }
@@ -341,7 +342,8 @@ fn what_is_wrong_behind_a_right_checksum_is_said() {
         (write_of(tombstone), Violation::TombstoneWithValue(WRITE)),
         (with(write_of(written(b"v")), 33, 1), Violation::Marks { kind: WRITE, marks: 1 }),
         (with(write_of(written(b"v")), 39, 1), Violation::UnknownFlags(0x100)),
-        // Attributes that are longer than the frame, longer than any, malformed, and not announced.
+        // Attributes that are longer than the frame, longer than any may be, malformed, or not
+        // announced.
         (with(write_of(written(b"v")), HEADER + 14, 3), Violation::Shape(WRITE)),
         (with(write_of(written(&[0; 300])), HEADER + 15, 0xff), Violation::Shape(WRITE)),
         (attributed(&[1, 2, 0]), Violation::Attributes(AttributeError::Length(1))),
