@@ -184,7 +184,7 @@ fn defaults_and_the_ends_of_ranges_are_values() {
 fn every_setting_reaches_the_configuration_from_each_place() {
     let secret = file_with("a-secret-that-is-a-token");
     let path = secret.path().display().to_string();
-    for (setting, (name, with, text, toml, _)) in samples() {
+    for (_, (name, with, text, toml, _)) in samples() {
         let (text, toml) = (text.replace("SECRET", &path), toml.replace("SECRET", &path));
         let without = checked(with).map(|config| everything(&config));
         let flag = checked(&format!("{with} --{name}={text}")).expect(name);
@@ -197,10 +197,36 @@ fn every_setting_reaches_the_configuration_from_each_place() {
             let by_file = checked(&format!("{with} --config {}", file.path().display()));
             assert_eq!(everything(&by_file.expect(name)), everything(&flag), "{key} = {toml}");
         }
-        let shows = !matches!(setting.status, Status::Absent);
-        let status = |config: &Config| in_force(config).to_string();
-        let was = checked(with).map_or_else(|_| String::new(), |config| status(&config));
-        assert_eq!(was != status(&flag), shows || *name == "node", "{name}: {}", status(&flag));
+    }
+}
+
+/// So two settings of one kind cannot be taken for each other: the one that is given is the one that is shown.
+#[test]
+fn a_setting_changes_what_is_shown_of_it_and_nothing_else() {
+    let secret = file_with("a-secret-that-is-a-token");
+    let path = secret.path().display().to_string();
+    for (setting, (name, with, text, ..)) in samples() {
+        let (key, also): (&str, &[&str]) = match (setting.name, &setting.status) {
+            ("node", _) => ("listen", &["replica_listen"]),
+            // Without it this node is alone, and shows nothing of a cluster.
+            ("cluster", _) => continue,
+            (_, Status::Named(key, _)) => (key, &[]),
+            _ => (&*name.replace('-', "_").leak(), &[]),
+        };
+        let was = in_force(&checked(with).expect(name));
+        let now = in_force(&checked(&format!("{with} --{name}={}", text.replace("SECRET", &path))).expect(name));
+        for (shown, value) in now.as_object().expect("an object") {
+            let changes = shown == key || also.contains(&shown.as_str());
+            assert_eq!(value != &was[shown], changes, "--{name} {text}: {shown} is {value} after {}", was[shown]);
+        }
+        let shown = now[key].as_str().map_or_else(|| now[key].to_string(), str::to_owned);
+        let expected = match setting.name {
+            "admin-token-file" | "cluster-secret-file" => "true",
+            // The largest unit that fits.
+            "tombstone-grace" => "240000h",
+            _ => text,
+        };
+        assert_eq!(shown, expected, "--{name} {text}");
     }
 }
 
@@ -299,6 +325,38 @@ fn errors_of_the_file_name_file_line_key_and_what_is_allowed() {
     let sentence = from_file(vec![b'#'; (1 << 20) + 1]).map(|_| ()).expect_err("large");
     assert!(sentence.contains("larger than 1 MiB"), "{sentence}");
     assert!(from_file(vec![b'#'; 1 << 20]).is_ok());
+}
+
+/// Whatever a file has in it, the answer is its settings or one printable line.
+#[test]
+fn a_harmed_file_is_settings_or_one_line() {
+    let mut random = koltso_testkit::Random::announced("a harmed file of settings");
+    let settings = samples().map(|(_, (name, _, _, toml, _))| format!("{name} = {toml}\n"));
+    let addresses = "[replica-addresses]\n\"http://127.0.0.1:1\" = \"127.0.0.1:7\"\n".to_owned();
+    let whole: String = settings.chain([addresses]).collect();
+    let file = file_with("");
+    let flags = || parse(["--config".as_ref(), file.path().as_os_str()]);
+    let (mut read, mut refused) = (0, 0);
+    for round in 0..1000 {
+        let mut bytes = whole.clone().into_bytes();
+        if round % 2 == 0 {
+            koltso_testkit::fuzz::mutate(&mut bytes, &mut random);
+        } else {
+            // One character, so that most of these are TOML still.
+            let at = random.below(bytes.len());
+            bytes[at] = random.between(b' ', b'~');
+        }
+        std::fs::write(file.path(), &bytes).expect("written");
+        match given(flags(), Vec::new()) {
+            Ok(_) => read += 1,
+            Err(sentence) => {
+                refused += 1;
+                let printable = !sentence.is_empty() && !sentence.contains(|c: char| c.is_control());
+                assert!(printable && sentence.chars().count() < 600, "{sentence:?} of {bytes:?}");
+            }
+        }
+    }
+    assert!(read > 0 && refused > 300, "{read} read, {refused} refused");
 }
 
 #[test]
