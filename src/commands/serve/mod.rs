@@ -20,6 +20,7 @@ use crate::member::clock_file::{self, now_ms};
 use crate::node::stalls;
 use crate::node::{Node, Runtime};
 use crate::settings::{Config, Flags};
+use crate::units::Span;
 
 /// How often the bound of the clock is written.
 const CLOCK_EVERY: Duration = Duration::from_millis(100);
@@ -84,12 +85,11 @@ fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
     let grace = node.config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.tombstone_grace);
     let away = found.map_or(Duration::ZERO, |bound| clock_file::away(bound, now));
     if away > grace {
-        let hours = |span: Duration| span.as_secs() / 3600;
         return Err(Refused(format!(
-            "this node was away for {} hours, and its peers remember deleted keys for {} (--tombstone-grace): start it with \
+            "this node was away for {}, and its peers remember deleted keys for {} (--tombstone-grace): start it with \
              an empty data folder, or deleted keys may come back",
-            hours(away),
-            hours(grace)
+            Span(away).rounded(),
+            Span(grace)
         )));
     }
     Ok(())
