@@ -1,8 +1,8 @@
-//! The checks that need more than one setting, or the machine: what the addresses lead to, what is
-//! in the files, and what the cluster is. The result is a [`Config`].
+//! The checks that need several settings or the machine: where addresses lead, what the named files
+//! contain, and which cluster the nodes form. The result is a [`Config`].
 //!
-//! The cluster: all nodes are given the same URLs in any order; sorted, they are the same list with
-//! the same indices everywhere. Names are resolved once, here.
+//! Every node of a cluster gets the same URLs in any order. Sorted, they are the same list with the
+//! same indices on every node. Names are resolved once, here.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -25,8 +25,8 @@ use super::{Flags, REPLICA_PORT_OFFSET};
 type Nodes = BTreeMap<String, HostPort>;
 
 impl Flags {
-    /// Everything that these flags, the environment and the configuration file say, with defaults
-    /// for the rest, checked. Warnings go to the log.
+    /// Reads the environment and the configuration file, too, fills in the defaults and checks
+    /// everything. Warnings go to the log.
     ///
     /// # Errors
     /// One sentence that says which setting is wrong, where it was given, and what it may be.
@@ -40,7 +40,7 @@ impl Flags {
     }
 }
 
-/// Fills in the defaults and checks what `Given` has not.
+/// Fills in the defaults and checks what the grammars cannot.
 pub(super) fn check(given: &Given) -> Result<Config, String> {
     let (cluster, listen) = cluster(given)?;
     // Bounds in the table keep them all below 2^41, and a `usize` has 64 bits where this runs.
@@ -65,7 +65,7 @@ pub(super) fn check(given: &Given) -> Result<Config, String> {
     })
 }
 
-/// What is in the file that a setting names, if it does.
+/// Reads the file that a setting names; `None` if the setting was not given.
 fn in_file<T>(
     given: &Given,
     setting: &Setting<FilePath>,
@@ -76,12 +76,12 @@ fn in_file<T>(
     read(&said.to_string(), &path).map(Some)
 }
 
-/// Where an address leads. `said` is where it was given.
+/// Resolves an address. `said` is the value with its place, for the error.
 fn address(said: &impl Display, text: &str) -> Result<SocketAddr, String> {
     resolve(text).map_err(|e| format!("{said} cannot be resolved: {e}"))
 }
 
-/// Where to listen for HTTP: as given, or else at `default`.
+/// The address to listen at for HTTP: the one that was given, or else `default`.
 fn listen_at(given: &Given, default: &str) -> Result<SocketAddr, String> {
     match given.said(&LISTEN) {
         Some(said) => address(said, &said.text.to_string_lossy()),
@@ -89,7 +89,7 @@ fn listen_at(given: &Given, default: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// The cluster, if there is one, and where to listen for HTTP.
+/// The cluster, if there is one, and the address to listen at for HTTP.
 fn cluster(given: &Given) -> Result<(Option<Cluster>, SocketAddr), String> {
     let Some(urls) = given.optional(&CLUSTER)? else {
         let needs = |what: &str| format!("{what} needs --{}, the list of all nodes", CLUSTER.name);
@@ -132,7 +132,7 @@ fn cluster(given: &Given) -> Result<(Option<Cluster>, SocketAddr), String> {
     Ok((Some(cluster), listen))
 }
 
-/// Which node this is, and where it listens.
+/// The index of this node in the cluster, and the address at which it listens for HTTP.
 fn self_among(nodes: &Nodes, given: &Given) -> Result<(usize, SocketAddr), String> {
     if let Some(wanted) = given.optional(&NODE)? {
         let me = nodes.values().position(|node| *node == wanted);
@@ -155,7 +155,7 @@ fn self_among(nodes: &Nodes, given: &Given) -> Result<(usize, SocketAddr), Strin
     Ok((me, bound))
 }
 
-/// The replica addresses that the file has, by the URLs of their nodes.
+/// The replica addresses of the file by the URLs of their nodes.
 fn replica_addresses(nodes: &Nodes, given: &Given) -> Result<Nodes, String> {
     let mut addresses = BTreeMap::new();
     for line in &given.replica_addresses {

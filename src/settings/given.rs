@@ -1,8 +1,8 @@
-//! What was given, by flag, by variable and in the file: the first of these that says something
-//! wins.
+//! The values that users give by flags, by variables and in the file. For each setting, a flag wins
+//! over a variable, and a variable over the file.
 //!
-//! All that is given is checked against its grammar, also where something else wins, so that a
-//! mistake does not wait for the day on which a flag is left out.
+//! Every value is checked against its grammar, even if another one wins: a mistake should not wait
+//! for the day on which somebody leaves out the flag that hides it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,13 +14,13 @@ use super::said::{Origin, Said};
 use super::table::{AnySetting, CONFIG, Default, Setting, TABLE};
 use super::variables;
 
-/// For each setting that was given, what won.
+/// The winning value of each setting that was given.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Given {
     said: BTreeMap<&'static str, Said>,
-    /// Only the file has them.
+    /// The lines of `[replica-addresses]`, which only the file has.
     pub replica_addresses: Vec<ReplicaAddress>,
-    /// What should be said to the user, once everything else is right.
+    /// Sentences for the log, once everything else turned out right.
     pub warnings: Vec<String>,
 }
 
@@ -28,15 +28,15 @@ fn setting(name: &str) -> Option<&'static AnySetting> {
     TABLE.iter().copied().find(|setting| setting.name == name)
 }
 
-/// Whether it is of its grammar.
+/// Checks a value against the grammar of its setting.
 fn check(said: &Said) -> Result<(), String> {
     let checked = setting(said.name).map_or(Ok(()), |setting| setting.grammar.check(&said.text));
     checked.map_err(|refusal| format!("{said} {refusal}"))
 }
 
 impl Given {
-    /// Everything that flags, environment and file say. Variables of settings that are not `wanted`
-    /// are ignored with a warning.
+    /// Collects the values of flags, environment and file. Variables of settings that are not
+    /// `wanted` are ignored with a warning.
     ///
     /// # Errors
     /// One sentence that names the flag, the variable, or file, line and key.
@@ -63,7 +63,7 @@ impl Given {
         Ok(given)
     }
 
-    /// Adds what does not win over anything that is there.
+    /// Adds values that win over nothing that is there already.
     fn add(&mut self, more: impl IntoIterator<Item = Said>) -> Result<(), String> {
         for said in more {
             check(&said)?;
@@ -72,7 +72,7 @@ impl Given {
         Ok(())
     }
 
-    /// As if it had been a flag; it wins over whatever was given.
+    /// Sets a value that wins over whatever was given, as if it were a flag.
     pub fn set<G>(&mut self, setting: &Setting<G>, text: impl Into<OsString>) {
         let said = Said { name: setting.name, text: text.into(), origin: Origin::Flag };
         self.said.insert(setting.name, said);
@@ -103,7 +103,7 @@ impl Given {
         setting.grammar.parse(text.as_ref()).map_err(refused)
     }
 
-    /// All of it as flags: read again, they are the same values.
+    /// The flags that give exactly these values again.
     pub fn to_args(&self) -> Vec<OsString> {
         let argument = |setting: &&AnySetting| {
             let said = self.said(setting)?;

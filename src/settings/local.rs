@@ -1,7 +1,8 @@
 //! The settings of the nodes that `koltso local` starts on this machine.
 //!
-//! It reads flags, variables and file as `serve` does, and gives each node all of its settings as
-//! flags. So a node needs neither the file nor the variables, and must not be given the latter.
+//! `local` reads flags, variables and file as `serve` does, and gives each node all of its settings
+//! as flags. So a node needs neither the file nor the variables, and `local` removes the variables
+//! from the environment of its nodes.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,9 +16,9 @@ use super::table::{CLUSTER, DATA, LISTEN, Local, NO_PIN, NODE, TABLE};
 
 /// One of the nodes.
 pub struct NodeSettings {
-    /// Its flags of `serve`.
+    /// The arguments of its `serve`.
     pub args: Vec<OsString>,
-    /// The same, checked.
+    /// What these arguments amount to.
     pub config: Config,
 }
 

@@ -1,16 +1,17 @@
-//! What the server was told: flags, then environment variables, then the configuration file, then
-//! defaults; all of it checked before anything is touched.
+//! The settings of the server: a flag wins over an environment variable, a variable over the
+//! configuration file, and the file over the default. All are checked before anything is touched.
 //!
-//! - `table.rs`: every setting, once. `grammar.rs`: what values look like, one grammar a kind.
-//! - `flags.rs`, `variables.rs`, `file.rs`: the table as flags, variables and keys. `said.rs`: a
-//!   value and where it was given, which every error names. `similar.rs`: "did you mean".
-//! - `given.rs`: which of them wins. `check.rs`: what needs more than one setting, or the machine.
-//! - `config.rs`: the result, plain values. `local.rs`: the settings of the nodes of `koltso
-//!   local`.
-//! - `address.rs`: hosts, ports and URLs. `secret.rs`: files with secrets.
+//! - `table.rs` has every setting once. `grammar.rs` has one grammar for each kind of value.
+//! - `flags.rs`, `variables.rs` and `file.rs` derive flags, variables and keys from the table.
+//!   `said.rs` is a value with the place where it was given, which every error names. `similar.rs`
+//!   finds what was probably meant by a wrong name.
+//! - `given.rs` decides which value wins. `check.rs` has the checks that need several settings or
+//!   the machine. `config.rs` is the result: plain values.
+//! - `local.rs` makes the settings of the nodes of `koltso local`. `address.rs` parses hosts, ports
+//!   and URLs. `secret.rs` reads files with secrets.
 //!
 //! Bounds: 64 nodes, a file of 1 MiB, a secret of 16 to 4096 bytes; the others are in the table.
-//! Tests: in each file, `tests.rs`, and `tests/command_line/` with real processes.
+//! Tests: in each file, in `tests.rs`, and with real processes in `tests/settings.rs`.
 
 mod address;
 mod check;

@@ -10,11 +10,11 @@ use super::said::{Origin, Said, VARIABLES, variable};
 use super::similar::most_similar;
 use super::table::{AnySetting, TABLE};
 
-/// What the environment says.
+/// What the environment has for us.
 #[derive(Debug, Default)]
 pub(super) struct Environment {
     pub said: Vec<Said>,
-    /// One sentence for each variable that was probably meant to be a setting and is none.
+    /// One sentence for each variable that is not a setting and was probably meant to be one.
     pub warnings: Vec<String>,
 }
 
@@ -41,8 +41,8 @@ pub(super) fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) ->
     environment
 }
 
-/// Whether a variable is one of ours, so that a process for which everything is said by flags must
-/// not get it.
+/// Whether a variable has the prefix of the settings. `koltso local` keeps these from its nodes,
+/// which get all their settings as flags.
 pub fn is_ours(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(VARIABLES.as_bytes())
 }
