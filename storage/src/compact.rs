@@ -23,7 +23,7 @@ use koltso_instrument::waiting;
 
 use crate::entry::Entry;
 use crate::error::WriteError;
-use crate::hash::KeyHash;
+use crate::hash::IndexHash;
 use crate::index::Find;
 use crate::indexed::IndexedSegment;
 use crate::log::Writer;
@@ -139,7 +139,7 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
             continue;
         }
         let mut droppable = segment.dead_bytes();
-        for entry in sidecar.entries().filter(|e| e.tombstone || e.expires) {
+        for entry in sidecar.entries().filter(|e| e.says_absent()) {
             if parts.threads.is_closing() {
                 return Vec::new();
             }
@@ -197,11 +197,11 @@ fn evacuate(
     if !segment.is_free() {
         let sidecar = segment.sidecar().expect("only sealed segments are chosen");
         // What can be dropped goes first: the copies made after it would stand in the way of that decision.
-        for entry in sidecar.entries().filter(|e| e.tombstone || e.expires) {
+        for entry in sidecar.entries().filter(|e| e.says_absent()) {
             drop_absent(parts, segment, entry.hash, entry.offset, now_ms);
         }
         // As they lie: in the order of their keys every single one would wait for memory, or for the disk.
-        let mut places: Vec<(u32, u32, KeyHash)> = sidecar.entries().map(|e| (e.offset, e.size, e.hash)).collect();
+        let mut places: Vec<(u32, u32, IndexHash)> = sidecar.entries().map(|e| (e.offset, e.size, e.hash)).collect();
         places.sort_unstable_by_key(|&(offset, ..)| offset);
         for (offset, size, hash) in places {
             if parts.threads.is_closing() {
@@ -270,7 +270,7 @@ fn give_back(parts: &Arc<Parts>, empty: Vec<Arc<IndexedSegment>>) -> Result<(), 
 }
 
 /// Forgets a record that says "absent", if it may be forgotten.
-fn drop_absent(parts: &Parts, segment: &IndexedSegment, hash: KeyHash, offset: u32, now_ms: u64) {
+fn drop_absent(parts: &Parts, segment: &IndexedSegment, hash: IndexHash, offset: u32, now_ms: u64) {
     let intact = segment.record(offset).ok().filter(|r| segment.header_intact(offset, r));
     let Some(record) = intact.filter(|record| parts.retention.is_over(record, now_ms)) else {
         return;
@@ -294,7 +294,7 @@ fn drop_absent(parts: &Parts, segment: &IndexedSegment, hash: KeyHash, offset: u
 /// Lets the index name the copy, if it still names the original.
 fn relocate(
     parts: &Parts,
-    hash: KeyHash,
+    hash: IndexHash,
     record: &Record<'_>,
     from: (&IndexedSegment, u32),
     to: (&IndexedSegment, u32),

@@ -5,7 +5,7 @@
 //!         tag of hash  segment's slot    offset / 8
 //! ```
 
-use crate::hash::{KeyHash, TAG_BITS, tag_of};
+use crate::hash::{IndexHash, TAG_BITS};
 use crate::record::ALIGN;
 use crate::segment::SEGMENT_MAX;
 
@@ -22,10 +22,10 @@ const _: () = assert!(SEGMENT_MAX as u64 == (ALIGN as u64) << OFFSET_BITS);
 pub(crate) struct Entry(u64);
 
 impl Entry {
-    pub(crate) fn new(hash: KeyHash, slot: u32, offset: u32) -> Self {
+    pub(crate) fn new(hash: IndexHash, slot: u32, offset: u32) -> Self {
         debug_assert!((slot as usize) < SLOTS && offset.is_multiple_of(ALIGN as u32) && offset < SEGMENT_MAX);
         let place = (u64::from(slot) << OFFSET_BITS) | u64::from(offset / ALIGN as u32);
-        Self((u64::from(tag_of(hash)) << (OFFSET_BITS + SLOT_BITS)) | place)
+        Self((u64::from(hash.tag()) << (OFFSET_BITS + SLOT_BITS)) | place)
     }
 
     pub(crate) const fn tag(self) -> u32 {

@@ -11,18 +11,21 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use memmap2::{Mmap, MmapOptions, MmapRaw};
 
+/// Permissions of files.
+const OWNER_ONLY: u32 = 0o600;
+
 /// Everything that the engine asks of the system. Errors are what the system said.
 #[allow(clippy::missing_errors_doc)]
 pub trait Env: Send + Sync + 'static {
-    /// Makes a folder in one that is there.
+    /// Makes a folder in one that is there, for its owner only.
     fn create_folder(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir(path)
+        fs::DirBuilder::new().mode(0o700).create(path)
     }
 
     /// What lies in a folder, in no order.
@@ -36,14 +39,14 @@ pub trait Env: Send + Sync + 'static {
         fs::read_dir(folder)?.map(entry).collect()
     }
 
-    /// Makes a file that must not exist yet, for reading and writing. Its name is durable after [`Env::sync_folder`].
+    /// Makes a file that must not exist yet, for reading and writing by its owner only. Its name is durable after [`Env::sync_folder`].
     fn create_new(&self, path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).create_new(true).open(path)
+        OpenOptions::new().read(true).write(true).create_new(true).mode(OWNER_ONLY).open(path)
     }
 
-    /// Makes a file, or empties the one that is there.
+    /// Makes a file for its owner only, or empties the one that is there.
     fn create(&self, path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)
+        OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(OWNER_ONLY).open(path)
     }
 
     /// Opens a file for reading and writing.
@@ -58,7 +61,7 @@ pub trait Env: Send + Sync + 'static {
 
     /// Opens a file, makes it if need be, and locks it (`flock`) for as long as the file is open.
     fn lock(&self, path: &Path) -> Result<File, TryLockError> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(OWNER_ONLY).open(path);
         let file = file.map_err(TryLockError::Error)?;
         file.try_lock()?;
         Ok(file)
@@ -82,6 +85,11 @@ pub trait Env: Send + Sync + 'static {
     /// The file's length, in bytes.
     fn len(&self, file: &File) -> io::Result<u64> {
         Ok(file.metadata()?.len())
+    }
+
+    /// Who may do what with the file, as bits of `st_mode` (0o777).
+    fn permissions(&self, path: &Path) -> io::Result<u32> {
+        Ok(fs::metadata(path)?.mode() & 0o777)
     }
 
     /// Bytes that the file occupies on disk.

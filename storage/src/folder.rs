@@ -1,7 +1,8 @@
 //! The data folder: who may use it, and which format it has.
 //!
-//! `LOCK` is held with `flock` while a process uses the folder; `FORMAT` holds `koltso 2`. Nothing is written before a
-//! folder is known to be ours, free and of a format that this build reads.
+//! `LOCK` is held with `flock` while a process uses the folder; `FORMAT` holds `koltso 2` and is written last, after
+//! `SECRET` ([`crate::secret`]). Nothing is written before a folder is known to be ours, free and of a format that this build
+//! reads.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use koltso_instrument::waiting;
 
 use crate::env::{self, Env, FolderEntry, RealEnv};
+use crate::secret::{NoSecret, SECRET_FILE, SECRET_NEW_FILE, Secret};
 
 /// The format of the folder that this build writes.
 pub const FOLDER_FORMAT: u32 = 2;
@@ -48,6 +50,24 @@ pub enum FolderError {
     /// There are files in it, and none of them says that they are ours.
     #[error("the folder {0} is not empty and holds no koltso data (no intact FORMAT file)")]
     Foreign(PathBuf),
+    /// Its secret is gone, and its sidecars need it.
+    #[error(
+        "the data folder {0} lacks its file {SECRET_FILE}: put it back from a copy of the folder, or remove the files *.idx \
+         as well, and the next start makes all of them anew from the log"
+    )]
+    SecretMissing(PathBuf),
+    /// Its secret is cut short or damaged.
+    #[error(
+        "the file {SECRET_FILE} in the data folder {0} is damaged: put it back from a copy of the folder, or remove it and the \
+         files *.idx, and the next start makes all of them anew from the log"
+    )]
+    SecretDamaged(PathBuf),
+    /// Others than the owner may read its secret.
+    #[error(
+        "others than its owner may read the file {SECRET_FILE} in the data folder {0}, which is to keep clients from choosing \
+         keys that are slow: take their permissions away (chmod 600)"
+    )]
+    SecretOpen(PathBuf),
     /// It cannot be made, read or written.
     #[error("the data folder {folder} cannot be used: {error}")]
     Io {
@@ -62,6 +82,7 @@ pub enum FolderError {
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    secret: Secret,
     _lock: File,
 }
 
@@ -69,12 +90,13 @@ fn format_of(content: &str) -> Option<u32> {
     content.strip_prefix("koltso ")?.trim_end().parse().ok()
 }
 
-/// Whether a folder with this entry is in use by somebody. The lock file, what is left of a start that ended before there was a
-/// `FORMAT`, and what `mkfs` leaves on a fresh file system do not count.
+/// Whether a folder with this entry is in use by somebody. What is left of a start that ended before there was a `FORMAT`, the
+/// lock file and a secret among it, and what `mkfs` leaves on a fresh file system do not count.
 fn says_something(entry: &FolderEntry) -> bool {
     let name = &entry.name;
     let unfinished = name == FORMAT_FILE && entry.len == 0;
-    name != LOCK_FILE && name != NEW_FORMAT_FILE && name != "lost+found" && !unfinished
+    let ours = [LOCK_FILE, NEW_FORMAT_FILE, SECRET_FILE, SECRET_NEW_FILE, "lost+found"];
+    !unfinished && !ours.iter().any(|ours| name == ours)
 }
 
 /// The folder that a folder lies in.
@@ -100,6 +122,10 @@ fn create(env: &dyn Env, path: &Path) -> io::Result<()> {
     }
 }
 
+fn is_sidecar(entry: &FolderEntry) -> bool {
+    Path::new(&entry.name).extension().is_some_and(|extension| extension == "idx")
+}
+
 impl Folder {
     /// Takes the folder, making it when it does not exist.
     ///
@@ -116,11 +142,12 @@ impl Folder {
     pub fn take_in(env: &dyn Env, path: &Path) -> Result<Self, FolderError> {
         let io_error = |error| FolderError::Io { folder: path.to_path_buf(), error };
         let foreign = || FolderError::Foreign(path.to_path_buf());
-        let existing = match env.list(path) {
-            Ok(entries) => entries.iter().any(says_something),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+        let entries = match env.list(path) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(io_error(e)),
         };
+        let existing = entries.iter().any(says_something);
         if existing {
             match env::read(env, &path.join(FORMAT_FILE)) {
                 Ok(content) => match std::str::from_utf8(&content).ok().and_then(format_of) {
@@ -137,13 +164,35 @@ impl Folder {
                 Err(e) => return Err(io_error(e)),
             }
         }
+        let secret = match Secret::read(env, path) {
+            Ok(secret) => Some(secret),
+            Err(NoSecret::Missing) if entries.iter().any(is_sidecar) => {
+                return Err(FolderError::SecretMissing(path.to_path_buf()));
+            }
+            // Nothing that is there depends on it.
+            Err(NoSecret::Missing) => None,
+            Err(NoSecret::Io(e)) => return Err(io_error(e)),
+            // Without a FORMAT file it is some file of somebody.
+            Err(_) if !existing => return Err(foreign()),
+            Err(NoSecret::Damaged) => return Err(FolderError::SecretDamaged(path.to_path_buf())),
+            Err(NoSecret::Open) => return Err(FolderError::SecretOpen(path.to_path_buf())),
+        };
         create(env, path).map_err(io_error)?;
         let lock = match env.lock(&path.join(LOCK_FILE)) {
             Ok(lock) => lock,
             Err(TryLockError::WouldBlock) => return Err(FolderError::InUse(path.to_path_buf())),
             Err(TryLockError::Error(e)) => return Err(io_error(e)),
         };
-        let folder = Self { path: path.to_path_buf(), _lock: lock };
+        let secret = match secret {
+            Some(secret) => secret,
+            None => {
+                if existing {
+                    tracing::warn!("the data folder had no file {SECRET_FILE} and no sidecars: a new secret is made");
+                }
+                Secret::make(env, path).map_err(io_error)?
+            }
+        };
+        let folder = Self { path: path.to_path_buf(), secret, _lock: lock };
         if !existing {
             let write = || -> io::Result<()> {
                 // Under another name until it is whole, or a loss of power could leave a folder that seems to be another's.
@@ -164,6 +213,11 @@ impl Folder {
     /// Makes new, removed and renamed names in it survive a power loss.
     pub(crate) fn sync(&self, env: &dyn Env) -> io::Result<()> {
         waiting(&"sync of a folder", || env.sync_folder(&self.path))
+    }
+
+    /// What the hashes in its sidecars are keyed with.
+    pub(crate) const fn secret(&self) -> &Secret {
+        &self.secret
     }
 
     /// Where it is.

@@ -1,8 +1,8 @@
 //! Where the newest record of each key lies: a striped hash table of 8-byte entries ([`crate::entry`]), and
 //! the table of segments.
 //!
-//! The key itself stays in the log and is compared there. A stripe is a partition of the key space; its lock is held for
-//! one look-up or one change.
+//! The key itself stays in the log and is compared there. A key's stripe and its tag are bits of its keyed hash, so nobody
+//! can choose keys that meet there; a stripe's lock is held for one look-up or one change.
 //!
 //! Invariants:
 //! 1. An entry names a slot that holds a segment, and an offset of a record that is wholly written there.
@@ -18,9 +18,11 @@ use koltso_instrument::{Mutex, MutexGuard};
 use koltso_model::Version;
 
 use crate::entry::{Entry, SLOTS};
-use crate::hash::{KeyHash, PARTITIONS, tag_of};
+use crate::hash::{IndexHash, STRIPES};
 use crate::indexed::IndexedSegment;
 use crate::record::Record;
+use crate::secret::Secret;
+use crate::sidecar::Known;
 use crate::slab::Slabs;
 use crate::table::Table;
 
@@ -34,16 +36,16 @@ pub enum Applied {
 }
 
 #[derive(Debug)]
-struct Partition {
+struct Keys {
     entries: Table,
     tombstones: u32,
 }
 
 #[derive(Debug)]
 #[repr(align(64))]
-struct Stripe(Mutex<Partition>);
+struct Stripe(Mutex<Keys>);
 
-// Lock, name and partition are one cache line: taking the lock brings in what a look-up needs next.
+// Lock, name and table are one cache line: taking the lock brings in what a look-up needs next.
 const _: () = assert!(size_of::<Stripe>() == 64);
 
 pub(crate) struct Index {
@@ -51,12 +53,13 @@ pub(crate) struct Index {
     segments: Box<[AtomicPtr<IndexedSegment>]>,
     /// What the stripes' tables lie in.
     slabs: Slabs,
+    secret: Secret,
 }
 
 /// A stripe under its lock.
 pub(crate) struct Locked<'a> {
     index: &'a Index,
-    partition: MutexGuard<'a, Partition>,
+    keys: MutexGuard<'a, Keys>,
 }
 
 /// A key's entry and the record it names.
@@ -69,7 +72,7 @@ pub(crate) struct Hit<'a> {
 
 /// A record that the index is to name.
 pub(crate) struct Place<'a> {
-    pub(crate) hash: KeyHash,
+    pub(crate) hash: IndexHash,
     pub(crate) version: Version,
     pub(crate) segment: &'a IndexedSegment,
     pub(crate) offset: u32,
@@ -99,15 +102,22 @@ pub(crate) enum Find<'a> {
 }
 
 impl Index {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(secret: Secret) -> Self {
         let slabs = Slabs::default();
         let stripe =
-            || Stripe(Mutex::new(&"index stripe", Partition { entries: Table::new_in(slabs.clone()), tombstones: 0 }));
+            || Stripe(Mutex::new(&"index stripe", Keys { entries: Table::new_in(slabs.clone()), tombstones: 0 }));
         Self {
-            stripes: (0..PARTITIONS).map(|_| stripe()).collect(),
+            stripes: (0..STRIPES).map(|_| stripe()).collect(),
             segments: (0..SLOTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
             slabs,
+            secret,
         }
+    }
+
+    /// Hashes a key.
+    #[inline]
+    pub(crate) fn hash(&self, key: &[u8]) -> IndexHash {
+        self.secret.hash(key)
     }
 
     /// Makes memory ready for tables that are about to grow.
@@ -117,8 +127,8 @@ impl Index {
 
     /// Makes room for `keys` keys in all, so that loading them does not grow every table several times.
     pub(crate) fn reserve(&self, keys: u64) {
-        // Partitions differ by the square root of their size; a twelfth more saves most of them the growth.
-        let each = keys / PARTITIONS as u64;
+        // Stripes differ by the square root of their size; a twelfth more saves most of them the growth.
+        let each = keys / STRIPES as u64;
         let each = (each + each / 12 + 1) as usize;
         for stripe in &self.stripes {
             stripe.0.lock().entries.reserve(each);
@@ -143,15 +153,15 @@ impl Index {
 
     /// The stripe of a hash, locked.
     #[inline]
-    pub(crate) fn lock(&self, hash: KeyHash) -> Locked<'_> {
-        Locked { index: self, partition: self.stripes[hash.partition()].0.lock() }
+    pub(crate) fn lock(&self, hash: IndexHash) -> Locked<'_> {
+        Locked { index: self, keys: self.stripes[hash.stripe()].0.lock() }
     }
 
     /// (entries, entries that are tombstones).
     pub(crate) fn counts(&self) -> (u64, u64) {
         self.stripes.iter().fold((0, 0), |(entries, tombstones), stripe| {
-            let partition = stripe.0.lock();
-            (entries + u64::from(partition.entries.len()), tombstones + u64::from(partition.tombstones))
+            let keys = stripe.0.lock();
+            (entries + u64::from(keys.entries.len()), tombstones + u64::from(keys.tombstones))
         })
     }
 }
@@ -192,10 +202,10 @@ impl Locked<'_> {
 
     /// Looks a key up.
     #[inline]
-    pub(crate) fn find(&self, hash: KeyHash, key: &[u8]) -> Find<'_> {
-        let tag = tag_of(hash);
+    pub(crate) fn find(&self, hash: IndexHash, key: &[u8]) -> Find<'_> {
+        let tag = hash.tag();
         let mut damaged = None;
-        let hit = self.partition.entries.find(tag, |entry| {
+        let hit = self.keys.entries.find(tag, |entry| {
             let segment = self.segment(entry);
             let record = segment.record(entry.offset()).ok();
             if record.is_some_and(|record| record.key() == key && segment.header_intact(entry.offset(), &record)) {
@@ -220,17 +230,17 @@ impl Locked<'_> {
     }
 
     /// Whether any entry has the tag of this hash: if not, the key is new.
-    pub(crate) fn has_tag(&self, hash: KeyHash) -> bool {
-        let tag = tag_of(hash);
-        self.partition.entries.find(tag, |_| true).is_some()
+    pub(crate) fn has_tag(&self, hash: IndexHash) -> bool {
+        let tag = hash.tag();
+        self.keys.entries.find(tag, |_| true).is_some()
     }
 
     /// Whether this very place is what the index names. A cursor may ask for a segment that left its slot, and the slot
     /// may have another since, with the same key at the same offset: so the segment is compared too.
     #[inline]
-    pub(crate) fn names(&self, hash: KeyHash, segment: &IndexedSegment, offset: u32) -> bool {
+    pub(crate) fn names(&self, hash: IndexHash, segment: &IndexedSegment, offset: u32) -> bool {
         let wanted = Entry::new(hash, segment.slot, offset);
-        self.partition.entries.contains(wanted) && ptr::eq(self.segment(wanted), segment)
+        self.keys.entries.contains(wanted) && ptr::eq(self.segment(wanted), segment)
     }
 
     /// The newest-wins step: from now on the index names the record of `key` at `place`, unless what it names already is
@@ -247,10 +257,13 @@ impl Locked<'_> {
             }
             // Its key cannot be read, but a sidecar may know whose it was. If not, both entries stay.
             Find::Damaged(entry, segment) => {
-                let known = segment.sidecar().and_then(|sidecar| sidecar.entry_at(entry.offset()));
-                match known.filter(|known| known.hash == place.hash) {
+                let known = segment.sidecar().and_then(|sidecar| sidecar.known_at(entry.offset()));
+                match known.filter(|known| known.is_of(key)).map(|known| known.entry) {
                     Some(known) if known.version > place.version => return Applied::Superseded(known.version),
-                    Some(known) => Some(Standing { entry, size: known.size as usize, tombstone: known.tombstone }),
+                    Some(known) => {
+                        let (size, tombstone) = (known.size as usize, known.flags.is_tombstone());
+                        Some(Standing { entry, size, tombstone })
+                    }
                     None => None,
                 }
             }
@@ -260,15 +273,15 @@ impl Locked<'_> {
         Applied::Newest
     }
 
-    /// As [`Locked::offer`], for a record whose key is damaged, so that there is only its hash, from a sidecar.
-    pub(crate) fn offer_damaged(&mut self, place: &Place<'_>) {
-        let tag = tag_of(place.hash);
+    /// As [`Locked::offer`], for a record whose key is damaged, so that there is only what a sidecar knows of it.
+    pub(crate) fn offer_damaged(&mut self, place: &Place<'_>, known: Option<&Known>) {
+        let tag = place.hash.tag();
         let of_same_key = |entry: Entry| {
             let segment = self.segment(entry);
             let record = segment.record(entry.offset()).ok();
-            record.is_some_and(|r| segment.header_intact(entry.offset(), &r) && KeyHash::of(r.key()) == place.hash)
+            record.is_some_and(|r| segment.header_intact(entry.offset(), &r) && known.is_some_and(|k| k.is_of(r.key())))
         };
-        let entry = self.partition.entries.find(tag, of_same_key);
+        let entry = self.keys.entries.find(tag, of_same_key);
         let standing = match entry {
             Some(entry) => match self.segment(entry).record(entry.offset()) {
                 Ok(record) if record.version() >= place.version => return,
@@ -298,22 +311,22 @@ impl Locked<'_> {
     }
 
     fn insert(&mut self, entry: Entry, tombstone: bool) {
-        self.partition.entries.insert(entry);
-        self.partition.tombstones += u32::from(tombstone);
+        self.keys.entries.insert(entry);
+        self.keys.tombstones += u32::from(tombstone);
     }
 
     /// Puts `new` in the place of `old`, which is there.
     pub(crate) fn replace(&mut self, old: Entry, new: Entry, was_tombstone: bool, is_tombstone: bool) {
-        assert!(self.partition.entries.replace(old, new), "the entry to replace is there, its stripe is locked");
-        let tombstones = self.partition.tombstones + u32::from(is_tombstone);
+        assert!(self.keys.entries.replace(old, new), "the entry to replace is there, its stripe is locked");
+        let tombstones = self.keys.tombstones + u32::from(is_tombstone);
         // A figure only; a sidecar may have lied about its records.
-        self.partition.tombstones = tombstones.saturating_sub(u32::from(was_tombstone));
+        self.keys.tombstones = tombstones.saturating_sub(u32::from(was_tombstone));
     }
 
     /// Takes an entry out, if it is there.
     pub(crate) fn remove(&mut self, entry: Entry, tombstone: bool) -> bool {
-        let removed = self.partition.entries.remove(entry);
-        self.partition.tombstones = self.partition.tombstones.saturating_sub(u32::from(removed && tombstone));
+        let removed = self.keys.entries.remove(entry);
+        self.keys.tombstones = self.keys.tombstones.saturating_sub(u32::from(removed && tombstone));
         removed
     }
 }

@@ -14,7 +14,7 @@ use koltso_instrument::waiting;
 use koltso_model::{ATTRIBUTES_MAX, Flags, KEY_MAX, Record, Version};
 
 use crate::error::WriteError;
-use crate::hash::KeyHash;
+use crate::hash::IndexHash;
 use crate::index::{Applied, Place};
 use crate::indexed::{IndexedSegment, Tail};
 use crate::logs::{LogState, SyncBatch};
@@ -100,12 +100,12 @@ impl Writer {
             self.ask_for_slice(Need::Value)?;
         }
         let offset = self.append(draft)?;
-        let hash = KeyHash::of(draft.key);
+        let hash = self.parts.index.hash(draft.key);
         Ok(self.publish(hash, draft, offset))
     }
 
     /// Makes an appended record the one that readers find, if none is newer.
-    fn publish(&self, hash: KeyHash, draft: &Draft<'_>, offset: u32) -> Applied {
+    fn publish(&self, hash: IndexHash, draft: &Draft<'_>, offset: u32) -> Applied {
         let (segment, version, size) = (self.tail.segment(), draft.version, draft.size());
         let place = Place { hash, version, segment, offset, size, tombstone: draft.flags.is_tombstone() };
         self.parts.index.lock(hash).offer(draft.key, &place)

@@ -29,7 +29,7 @@ use crate::entry::SLOTS;
 use crate::env::Env;
 use crate::error::OpenError;
 use crate::folder::Folder;
-use crate::hash::{KeyHash, PARTITIONS};
+use crate::hash::{IndexHash, STRIPES};
 use crate::index::{Index, Locked, Place};
 use crate::indexed::IndexedSegment;
 use crate::record::{ALIGN, Record};
@@ -217,7 +217,7 @@ fn open_one(
             return Err(OpenError::Io { folder: folder.path().to_path_buf(), error });
         }
     };
-    if let Some(sidecar) = Sidecar::open(env, folder.path(), &segment) {
+    if let Some(sidecar) = Sidecar::open(env, folder.path(), folder.secret(), &segment) {
         segment.set_written(sidecar.data_end.max(SEGMENT_HEADER));
         let newest_clock = sidecar.newest_clock;
         segment.note_clock(sidecar.oldest_clock);
@@ -327,10 +327,10 @@ pub(crate) fn recover(env: &dyn Env, folder: &Folder, index: &Index, damage: &Da
     Ok(Found { segments, unsealed, next_sequence, summary })
 }
 
-/// What the index has to know of a record, with the partition to sort by.
+/// What the index has to know of a record, with the stripe to sort by.
 #[derive(Clone, Copy, Default)]
 struct Light {
-    hash: u64,
+    hash: IndexHash,
     offset: u32,
     /// In bytes; the lowest bit says tombstone.
     size: u32,
@@ -344,8 +344,8 @@ fn load(index: &Index, segment: &IndexedSegment, range: Range<u32>) {
             // Only from an intact sidecar with wrong contents, but nothing may name a place outside the records.
             let end = u64::from(entry.offset) + u64::from(entry.size);
             let inside = entry.offset >= SEGMENT_HEADER && end <= u64::from(segment.written());
-            let size = entry.size | u32::from(entry.tombstone);
-            inside.then_some(Light { hash: entry.hash.0, offset: entry.offset, size })
+            let size = entry.size | u32::from(entry.flags.is_tombstone());
+            inside.then_some(Light { hash: entry.hash, offset: entry.offset, size })
         }));
         load_piece(index, segment, &piece);
         return;
@@ -355,26 +355,26 @@ fn load(index: &Index, segment: &IndexedSegment, range: Range<u32>) {
         piece.extend(offsets.iter().filter_map(|&offset| {
             let record = segment.record(offset).ok()?;
             let size = record.size() as u32 | u32::from(record.is_tombstone());
-            Some(Light { hash: KeyHash::of(record.key()).0, offset, size })
+            Some(Light { hash: index.hash(record.key()), offset, size })
         }));
         load_piece(index, segment, &piece);
     }
 }
 
-/// Sorts by partition first: each stripe is locked once and its table is in the cache for all that goes there, where
+/// Sorts by stripe first: each stripe is locked once and its table is in the cache for all that goes there, where
 /// record by record every single one would wait for memory.
 fn load_piece(index: &Index, segment: &IndexedSegment, piece: &[Light]) {
-    let mut starts = vec![0_u32; PARTITIONS + 1];
+    let mut starts = vec![0_u32; STRIPES + 1];
     for light in piece {
-        starts[KeyHash(light.hash).partition() + 1] += 1;
+        starts[light.hash.stripe() + 1] += 1;
     }
-    for partition in 0..PARTITIONS {
-        starts[partition + 1] += starts[partition];
+    for stripe in 0..STRIPES {
+        starts[stripe + 1] += starts[stripe];
     }
     let mut sorted = vec![Light::default(); piece.len()];
     let mut next = starts.clone();
     for light in piece {
-        let place = &mut next[KeyHash(light.hash).partition()];
+        let place = &mut next[light.hash.stripe()];
         sorted[*place as usize] = *light;
         *place += 1;
     }
@@ -383,7 +383,7 @@ fn load_piece(index: &Index, segment: &IndexedSegment, piece: &[Light]) {
         let Some(first) = lights.first() else {
             continue;
         };
-        let mut stripe = index.lock(KeyHash(first.hash));
+        let mut stripe = index.lock(first.hash);
         for light in lights {
             admit(&mut stripe, segment, light);
         }
@@ -392,7 +392,7 @@ fn load_piece(index: &Index, segment: &IndexedSegment, piece: &[Light]) {
 
 fn admit(stripe: &mut Locked<'_>, segment: &IndexedSegment, light: &Light) {
     let mut place = Place {
-        hash: KeyHash(light.hash),
+        hash: light.hash,
         version: Version::default(),
         segment,
         offset: light.offset,
@@ -410,9 +410,9 @@ fn admit(stripe: &mut Locked<'_>, segment: &IndexedSegment, light: &Light) {
             stripe.offer(record.key(), &place);
         }
         _ => {
-            let known = segment.sidecar().and_then(|sidecar| sidecar.entry_at(place.offset));
-            place.version = known.map_or(Version::default(), |entry| entry.version);
-            stripe.offer_damaged(&place);
+            let known = segment.sidecar().and_then(|sidecar| sidecar.known_at(place.offset));
+            place.version = known.map_or(Version::default(), |known| known.entry.version);
+            stripe.offer_damaged(&place, known.as_ref());
         }
     }
 }

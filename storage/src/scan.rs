@@ -8,9 +8,12 @@
 //! Bounds: some 100 bytes a segment, plus the sort of at most 32 768 records a log when it is opened. A record that is
 //! damaged is left out and reported.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use crate::hash::KeyHash;
+use koltso_model::KeyHash;
+
+use crate::hash::IndexHash;
 use crate::index::Find;
 use crate::indexed::IndexedSegment;
 use crate::lookup::{Lookup, Value, lookup};
@@ -45,8 +48,13 @@ pub enum Step<R> {
 #[derive(Debug)]
 enum Keys {
     Sidecar,
+    /// Some of a sidecar's entries, by their numbers.
+    Entries(Vec<u32>),
     Run(Run),
 }
+
+/// Where the first record of a key in the order of the segments lies, and the hash of the key where a sidecar has it.
+pub(crate) type FirstPlace = (Arc<IndexedSegment>, u32, Option<IndexHash>);
 
 /// One sorted list of records, and where the cursor is in it.
 #[derive(Debug)]
@@ -56,7 +64,7 @@ struct Source {
     next: u32,
     len: u32,
     /// Of the current record.
-    hash: Option<KeyHash>,
+    hash: Option<IndexHash>,
     offset: u32,
     prefix: u64,
 }
@@ -79,6 +87,7 @@ impl Source {
                 let sidecar = segment.sidecar()?;
                 (sidecar.len(), sidecar.lower_bound(segment, start))
             }
+            Keys::Entries(numbers) => (numbers.len() as u32, 0),
             Keys::Run(run) => {
                 let len = run.len() as u32;
                 (len, lower_bound(segment, len, |index| run[index as usize], start))
@@ -88,14 +97,14 @@ impl Source {
         source.advance(parts).then_some(source)
     }
 
-    fn offset_at(&self, index: u32) -> (u32, Option<KeyHash>) {
-        match &self.keys {
-            Keys::Run(run) => (run[index as usize], None),
-            Keys::Sidecar => {
-                let entry = self.segment.sidecar().expect("a sidecar stays attached").entry(index);
-                (entry.offset, Some(entry.hash))
-            }
-        }
+    fn offset_at(&self, index: u32) -> (u32, Option<IndexHash>) {
+        let number = match &self.keys {
+            Keys::Run(run) => return (run[index as usize], None),
+            Keys::Sidecar => index,
+            Keys::Entries(numbers) => numbers[index as usize],
+        };
+        let entry = self.segment.sidecar().expect("a sidecar stays attached").entry(number);
+        (entry.offset, Some(entry.hash))
     }
 
     /// Goes to the next intact record; `false` at the end. A damaged one that the index names is reported.
@@ -134,33 +143,60 @@ impl Source {
     }
 }
 
-fn sources(parts: &Parts, start: &[u8]) -> Result<Vec<Source>, ScanError> {
+/// The key orders of all segments from `start` on; of some partitions only, if so asked, and then from the first key on.
+fn sources(parts: &Parts, start: &[u8], partitions: Option<Range<usize>>) -> Result<Vec<Source>, ScanError> {
+    let sealed = |segment: &Arc<IndexedSegment>| {
+        let keys = match (&partitions, segment.sidecar()) {
+            (Some(partitions), Some(sidecar)) => Keys::Entries(sidecar.numbers_of(partitions)),
+            _ => Keys::Sidecar,
+        };
+        Source::open(parts, segment, keys, start)
+    };
+    let unsealed = |segment: &Arc<IndexedSegment>, run: Run| {
+        let run = match &partitions {
+            Some(partitions) => run.iter().copied().filter(|&offset| is_in(partitions, segment, offset)).collect(),
+            None => run,
+        };
+        Source::open(parts, segment, Keys::Run(run), start)
+    };
     // The list is taken whole under its lock. A segment made after that holds only what is written, or moved by
     // compaction, later: moved records are also in the segment they were moved from, which the list has.
     let segments = parts.segments.all();
     let mut sources = Vec::with_capacity(segments.len() + 8);
     for segment in &segments {
         if segment.sidecar().is_some() {
-            sources.extend(Source::open(parts, segment, Keys::Sidecar, start));
+            sources.extend(sealed(segment));
             continue;
         }
         match segment.order.snapshot(segment, BEHIND_MAX) {
-            Some(runs) => {
-                sources.extend(runs.into_iter().filter_map(|run| Source::open(parts, segment, Keys::Run(run), start)));
-            }
+            Some(runs) => sources.extend(runs.into_iter().filter_map(|run| unsealed(segment, run))),
             // Sealed between the two looks.
-            None if segment.sidecar().is_some() => sources.extend(Source::open(parts, segment, Keys::Sidecar, start)),
+            None if segment.sidecar().is_some() => sources.extend(sealed(segment)),
             None => return Err(ScanError::NotReady),
         }
     }
     Ok(sources)
 }
 
+/// Whether a record's key is in one of the partitions.
+fn is_in(partitions: &Range<usize>, segment: &IndexedSegment, offset: u32) -> bool {
+    let record = segment.record(offset).ok();
+    record.is_some_and(|record| partitions.contains(&KeyHash::of(record.key()).partition()))
+}
+
 impl Cursor {
     pub(crate) fn open(parts: Arc<Parts>, start: &[u8], end: Option<&[u8]>) -> Result<Self, ScanError> {
-        let sources = sources(&parts, start)?;
+        let sources = sources(&parts, start, None)?;
         let mut cursor =
             Self { parts, heap: sources, end: end.map(<[u8]>::to_vec), last: start.to_vec(), started: false };
+        cursor.heapify();
+        Ok(cursor)
+    }
+
+    /// Over the keys of some partitions, all of them.
+    pub(crate) fn open_partitions(parts: Arc<Parts>, partitions: Range<usize>) -> Result<Self, ScanError> {
+        let sources = sources(&parts, &[], Some(partitions))?;
+        let mut cursor = Self { parts, heap: sources, end: None, last: Vec::new(), started: false };
         cursor.heapify();
         Ok(cursor)
     }
@@ -174,7 +210,7 @@ impl Cursor {
         if self.started {
             start.push(0);
         }
-        self.heap = sources(&self.parts, &start)?;
+        self.heap = sources(&self.parts, &start, None)?;
         self.heapify();
         Ok(())
     }
@@ -193,6 +229,33 @@ impl Cursor {
 
     /// As [`Cursor::next`], but pauses once `looks` records were looked at, live or not; each look counts it down.
     pub fn step<R>(&mut self, now_ms: u64, looks: &mut u32, mut read: impl FnMut(&[u8], Value<'_>) -> R) -> Step<R> {
+        loop {
+            let (segment, offset, known_hash) = match self.next_place(looks) {
+                Step::Record(place) => place,
+                Step::Pause => return Step::Pause,
+                Step::End => return Step::End,
+            };
+            let Ok(record) = segment.record(offset) else {
+                continue;
+            };
+            let key = record.key();
+            let hash = known_hash.unwrap_or_else(|| self.parts.index.hash(key));
+            let stripe = self.parts.index.lock(hash);
+            if stripe.names(hash, &segment, offset) {
+                if let Lookup::Found(found) = lookup(&self.parts.damage, &segment, offset, &record, now_ms) {
+                    return Step::Record(read(key, found.value));
+                }
+            } else if let Find::Hit(hit) = stripe.find(hash, key)
+                && let Lookup::Found(found) =
+                    lookup(&self.parts.damage, hit.segment, hit.entry.offset(), &hit.record, now_ms)
+            {
+                return Step::Record(read(key, found.value));
+            }
+        }
+    }
+
+    /// Goes to the next key, whatever the index has to say to it.
+    pub(crate) fn next_place(&mut self, looks: &mut u32) -> Step<FirstPlace> {
         loop {
             let Some(source) = self.heap.first() else {
                 return Step::End;
@@ -219,19 +282,7 @@ impl Cursor {
             self.last.clear();
             self.last.extend_from_slice(key);
             self.advance();
-
-            let hash = known_hash.unwrap_or_else(|| KeyHash::of(key));
-            let stripe = self.parts.index.lock(hash);
-            if stripe.names(hash, &segment, offset) {
-                if let Lookup::Found(found) = lookup(&self.parts.damage, &segment, offset, &record, now_ms) {
-                    return Step::Record(read(key, found.value));
-                }
-            } else if let Find::Hit(hit) = stripe.find(hash, key)
-                && let Lookup::Found(found) =
-                    lookup(&self.parts.damage, hit.segment, hit.entry.offset(), &hit.record, now_ms)
-            {
-                return Step::Record(read(key, found.value));
-            }
+            return Step::Record((segment, offset, known_hash));
         }
     }
 

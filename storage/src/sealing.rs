@@ -61,8 +61,9 @@ fn seal(parts: &Parts, segment: &Arc<IndexedSegment>) -> io::Result<()> {
     for log in parts.logs.all() {
         log.was_synced(segment);
     }
-    Sidecar::write(parts.env(), parts.folder.path(), segment, &run, segment.order.damaged())?;
-    let Some(sidecar) = Sidecar::open(parts.env(), parts.folder.path(), segment) else {
+    let (env, folder, secret) = (parts.env(), parts.folder.path(), parts.folder.secret());
+    Sidecar::write(env, folder, secret, segment, &run, segment.order.damaged())?;
+    let Some(sidecar) = Sidecar::open(env, folder, secret, segment) else {
         return Err(io::Error::other("the sidecar that was just written cannot be read back"));
     };
     segment.attach(sidecar);

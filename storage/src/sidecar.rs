@@ -1,16 +1,22 @@
-//! The sorted key order of a sealed segment, in a file beside it: quick recovery, sorted ranges, later anti-entropy.
+//! The sorted key order of a sealed segment, in a file beside it: quick recovery, sorted ranges, and the
+//! keys of single partitions.
 //!
 //! ```text
-//! 0   8 bytes  "KOLTSOIX"               32  u32  entries            48  u64  oldest version's clock
-//! 8   u32      format version, 2        36  u32  end of the records 56  u32  entries with a tombstone
-//! 12  u32      CRC-32C of 16..128       40  u32  CRC-32C of entries 60  u32  entries with an expiry
-//! 16  u64      sequence of the segment  44  u32  damaged places
-//! 24  u32      salt of the segment      28  u32  zero
-//! 64  u64      newest version's clock     72..128  zeros
+//! 0   8 bytes  "KOLTSOIX"               32  u32  entries            56  u32  entries with a tombstone
+//! 8   u32      format version, 2        36  u32  end of the records 60  u32  entries with an expiry
+//! 12  u32      CRC-32C of 16..128       40  u32  CRC-32C of entries 64  u64  newest version's clock
+//! 16  u64      sequence of the segment  44  u32  damaged places     72  u64  fingerprint of the folder's secret
+//! 24  u32      salt of the segment      48  u64  oldest version's   80..128  zeros
+//! 28  u32      CRC-32C of the directory          clock
 //! 128          entries of 24 bytes, by key, the newest record of each key:
-//!              u64 key hash, u64 version's clock,
-//!              u64 from the low bits: 23 offset / 8, 23 size of the record / 8, 1 tombstone, 1 has an expiry, 16 node
+//!              u64 from the low bits: 16 flags, 12 partition, 36 index hash,
+//!              u64 version's clock,
+//!              u64 from the low bits: 23 offset / 8, 23 size of the record / 8, 1 has an expiry, 1 zero, 16 node
+//!              directory, 12 bytes an entry, ascending:
+//!              u64 public hash of the key, u32 number of its entry
 //! ```
+//!
+//! A start reads the entries; the directory is looked at, and its checksum compared, when somebody asks for partitions.
 //!
 //! The version is here and in the record, so that an older version is not taken for the newest where the record's header
 //! is damaged.
@@ -18,15 +24,19 @@
 //! Written whole to a temporary name and renamed, only after the segment's own bytes were synced: a sidecar that is
 //! there and intact means that its records are on disk. One that is not intact is ignored and made again.
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
-use koltso_model::Version;
+use koltso_model::{Flags, KeyHash, PARTITIONS, Version};
 use memmap2::Mmap;
 
 use crate::env::Env;
-use crate::hash::KeyHash;
+use crate::hash::IndexHash;
 use crate::record::{ALIGN, u32_at, u64_at};
+use crate::secret::Secret;
 use crate::segment::{SEGMENT_MAX, Segment, path_of};
 
 const MAGIC: &[u8; 8] = b"KOLTSOIX";
@@ -34,30 +44,59 @@ const FORMAT: u32 = 2;
 const HEADER: usize = 128;
 /// Entries are written in pieces of this many bytes.
 const BUFFER: usize = 64 << 10;
+/// Bytes of an entry, and of one of the directory.
 const ENTRY: usize = 24;
+const DIRECTORY_ENTRY: usize = 12;
+const PARTITION_SHIFT: u32 = 16;
 const PLACE_BITS: u32 = 23;
 const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
-const TOMBSTONE: u64 = 1 << (2 * PLACE_BITS);
-const EXPIRES: u64 = TOMBSTONE << 1;
+const EXPIRES: u64 = 1 << (2 * PLACE_BITS);
 const NODE_SHIFT: u32 = 2 * PLACE_BITS + 2;
 
 const _: () = assert!(NODE_SHIFT + 16 == 64 && SEGMENT_MAX as u64 / ALIGN as u64 == 1 << PLACE_BITS);
+const _: () = assert!(IndexHash::UNUSED + 1 == (PARTITIONS as u64) << PARTITION_SHIFT);
 
 /// One key of a sealed segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    pub(crate) hash: KeyHash,
+    pub(crate) hash: IndexHash,
+    pub(crate) partition: usize,
+    pub(crate) flags: Flags,
     pub(crate) version: Version,
     pub(crate) offset: u32,
     pub(crate) size: u32,
-    pub(crate) tombstone: bool,
     pub(crate) expires: bool,
+}
+
+impl Entry {
+    /// Whether the record says that its key is absent, or will one day.
+    pub(crate) const fn says_absent(&self) -> bool {
+        self.flags.is_tombstone() || self.expires
+    }
+}
+
+/// What is known of a record whose own header is damaged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    pub(crate) entry: Entry,
+    /// `None` if the directory is damaged, too.
+    key_hash: Option<KeyHash>,
+}
+
+impl Known {
+    /// Whether it was a record of `key`, whose index hash is the same.
+    pub(crate) fn is_of(&self, key: &[u8]) -> bool {
+        let hash = KeyHash::of(key);
+        self.key_hash.map_or(self.entry.partition == hash.partition(), |known| known == hash)
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct Sidecar {
     map: Mmap,
     count: u32,
+    /// Whether the directory is what was written, once somebody has looked.
+    directory_intact: OnceLock<bool>,
     pub(crate) data_end: u32,
     pub(crate) damaged: u32,
     pub(crate) oldest_clock: u64,
@@ -69,7 +108,7 @@ pub(crate) struct Sidecar {
 impl Sidecar {
     /// Opens and verifies the sidecar of `segment`; `None` when there is none that can be trusted.
     #[allow(unsafe_code)]
-    pub(crate) fn open(env: &dyn Env, folder: &Path, segment: &Segment) -> Option<Self> {
+    pub(crate) fn open(env: &dyn Env, folder: &Path, secret: &Secret, segment: &Segment) -> Option<Self> {
         let file = env.open_to_read(&path_of(folder, segment.sequence, "idx")).ok()?;
         let len = env.len(&file).ok()?;
         if len < HEADER as u64 || len > u64::from(u32::MAX) {
@@ -86,38 +125,47 @@ impl Sidecar {
             && u64_at(head, 16) == segment.sequence
             && u32_at(head, 24) == segment.salt()
             && data_end <= segment.capacity()
-            && len == HEADER as u64 + u64::from(count) * ENTRY as u64
-            && u32_at(head, 40) == crc32c::crc32c(&map[HEADER..]);
+            && u64_at(head, 72) == secret.fingerprint()
+            && len == HEADER as u64 + u64::from(count) * (ENTRY + DIRECTORY_ENTRY) as u64
+            && u32_at(head, 40) == crc32c::crc32c(&map[HEADER..HEADER + count as usize * ENTRY]);
         if !intact {
             return None;
         }
         let damaged = u32_at(head, 44);
         let (oldest_clock, newest_clock) = (u64_at(head, 48), u64_at(head, 64));
         let (tombstones, expiring) = (u32_at(head, 56), u32_at(head, 60));
-        Some(Self { map, count, data_end, damaged, oldest_clock, newest_clock, tombstones, expiring })
+        let directory_intact = OnceLock::new();
+        Some(Self { map, count, directory_intact, data_end, damaged, oldest_clock, newest_clock, tombstones, expiring })
     }
 
     /// Writes the sidecar of a segment whose records are `offsets`, sorted by key and newest first, one a key.
     pub(crate) fn write(
         env: &dyn Env,
         folder: &Path,
+        secret: &Secret,
         segment: &Segment,
         offsets: &[u32],
         damaged: u32,
     ) -> io::Result<()> {
         let temporary = path_of(folder, segment.sequence, "idx-new");
-        let result = Self::write_to(env, &temporary, segment, offsets, damaged)
+        let result = Self::write_to(env, &temporary, secret, segment, offsets, damaged)
             .and_then(|()| env.rename(&temporary, &path_of(folder, segment.sequence, "idx")));
         result.inspect_err(|_| {
             let _ = env.remove(&temporary);
         })
     }
 
-    /// Entries first, a buffer at a time, then the header over the place that was left for it.
-    fn write_to(env: &dyn Env, path: &Path, segment: &Segment, offsets: &[u32], damaged: u32) -> io::Result<()> {
-        let file = env.create(path)?;
-        let (mut out, mut at) = (Vec::with_capacity(BUFFER), HEADER as u64);
-        let (mut count, mut entries_crc) = (0_u32, 0_u32);
+    /// Entries and directory first, a buffer at a time, then the header over the place that was left for it.
+    fn write_to(
+        env: &dyn Env,
+        path: &Path,
+        secret: &Secret,
+        segment: &Segment,
+        offsets: &[u32],
+        damaged: u32,
+    ) -> io::Result<()> {
+        let mut out = Pieces::new(env, path)?;
+        let mut directory: Vec<(u64, u32)> = Vec::with_capacity(offsets.len());
         let (mut oldest, mut newest) = (u64::MAX, 0_u64);
         let (mut tombstones, mut expiring) = (0_u32, 0_u32);
         for &offset in offsets {
@@ -126,48 +174,51 @@ impl Sidecar {
             };
             oldest = oldest.min(record.version().clock);
             newest = newest.max(record.version().clock);
+            tombstones += u32::from(record.is_tombstone());
+            expiring += u32::from(record.expires_at_ms() != 0);
+            let key_hash = KeyHash::of(record.key());
+            directory.push((key_hash.0, directory.len() as u32));
+            let who = secret.hash(record.key()).bits()
+                | ((key_hash.partition() as u64) << PARTITION_SHIFT)
+                | u64::from(record.flags().bits());
             // A record is smaller than its segment, so both numbers are below 2^23.
             let mut place = u64::from(offset / ALIGN as u32);
             place |= (((record.size() / ALIGN) as u64) & PLACE_MASK) << PLACE_BITS;
             place |= u64::from(record.version().node) << NODE_SHIFT;
-            if record.is_tombstone() {
-                place |= TOMBSTONE;
-                tombstones += 1;
-            }
             if record.expires_at_ms() != 0 {
                 place |= EXPIRES;
-                expiring += 1;
             }
             let mut entry = [0; ENTRY];
-            entry[..8].copy_from_slice(&KeyHash::of(record.key()).0.to_le_bytes());
+            entry[..8].copy_from_slice(&who.to_le_bytes());
             entry[8..16].copy_from_slice(&record.version().clock.to_le_bytes());
             entry[16..].copy_from_slice(&place.to_le_bytes());
-            entries_crc = crc32c::crc32c_append(entries_crc, &entry);
-            count += 1;
-            if out.len() + ENTRY > BUFFER {
-                env.write_at(&file, &out, at)?;
-                at += out.len() as u64;
-                out.clear();
-            }
-            out.extend_from_slice(&entry);
+            out.push(&entry)?;
         }
-        env.write_at(&file, &out, at)?;
+        let entries_crc = out.take_crc();
+        directory.sort_unstable();
+        for (key_hash, number) in &directory {
+            let mut entry = [0; DIRECTORY_ENTRY];
+            entry[..8].copy_from_slice(&key_hash.to_le_bytes());
+            entry[8..].copy_from_slice(&number.to_le_bytes());
+            out.push(&entry)?;
+        }
+        let directory_crc = out.take_crc();
         let mut head = [0; HEADER];
         head[..8].copy_from_slice(MAGIC);
         head[8..12].copy_from_slice(&FORMAT.to_le_bytes());
         head[16..24].copy_from_slice(&segment.sequence.to_le_bytes());
-        head[24..28].copy_from_slice(&segment.salt().to_le_bytes());
-        let numbers = [count, segment.written(), entries_crc, damaged];
-        for (slot, number) in head[32..48].chunks_exact_mut(4).zip(numbers) {
+        let numbers = [segment.salt(), directory_crc, directory.len() as u32, segment.written(), entries_crc, damaged];
+        for (slot, number) in head[24..48].chunks_exact_mut(4).zip(numbers) {
             slot.copy_from_slice(&number.to_le_bytes());
         }
         head[48..56].copy_from_slice(&oldest.to_le_bytes());
         head[56..60].copy_from_slice(&tombstones.to_le_bytes());
         head[60..64].copy_from_slice(&expiring.to_le_bytes());
         head[64..72].copy_from_slice(&newest.to_le_bytes());
+        head[72..80].copy_from_slice(&secret.fingerprint().to_le_bytes());
         let crc = crc32c::crc32c(&head[16..]);
         head[12..16].copy_from_slice(&crc.to_le_bytes());
-        env.write_at(&file, &head, 0)
+        out.finish(&head)
     }
 
     pub(crate) const fn len(&self) -> u32 {
@@ -179,13 +230,14 @@ impl Sidecar {
     pub(crate) fn entry(&self, index: u32) -> Entry {
         let at = HEADER + index as usize * ENTRY;
         let bytes = &self.map[at..at + ENTRY];
-        let place = u64_at(bytes, 16);
+        let (who, place) = (u64_at(bytes, 0), u64_at(bytes, 16));
         Entry {
-            hash: KeyHash(u64_at(bytes, 0)),
+            hash: IndexHash::from_bits(who),
+            partition: (who >> PARTITION_SHIFT) as usize % PARTITIONS,
+            flags: Flags::from_bits(who as u16),
             version: Version::new(u64_at(bytes, 8), (place >> NODE_SHIFT) as u16),
             offset: (place & PLACE_MASK) as u32 * ALIGN as u32,
             size: ((place >> PLACE_BITS) & PLACE_MASK) as u32 * ALIGN as u32,
-            tombstone: place & TOMBSTONE != 0,
             expires: place & EXPIRES != 0,
         }
     }
@@ -194,14 +246,103 @@ impl Sidecar {
         (0..self.count).map(|index| self.entry(index))
     }
 
-    /// The entry of a place, for what a damaged record there was. Walks all entries.
-    pub(crate) fn entry_at(&self, offset: u32) -> Option<Entry> {
-        self.entries().find(|entry| entry.offset == offset)
+    /// What is known of the record at a place whose header is damaged. Walks everything.
+    pub(crate) fn known_at(&self, offset: u32) -> Option<Known> {
+        let number = self.entries().position(|entry| entry.offset == offset)? as u32;
+        let key_hash = self.has_directory().then(|| self.directory().find(|&(_, of)| of == number)).flatten();
+        Some(Known { entry: self.entry(number), key_hash: key_hash.map(|(hash, _)| hash) })
+    }
+
+    /// The numbers of the entries of some partitions, ascending, and so by key.
+    pub(crate) fn numbers_of(&self, partitions: &Range<usize>) -> Vec<u32> {
+        if !self.has_directory() {
+            return (0..self.count).filter(|&number| partitions.contains(&self.entry(number).partition)).collect();
+        }
+        let bound = |partition: usize| self.first_at(|hash| hash.partition() >= partition);
+        let numbers = (bound(partitions.start)..bound(partitions.end)).map(|at| self.directory_entry(at).1);
+        // A directory that lies with the right checksum names no entry behind the last one all the same.
+        let mut numbers: Vec<u32> = numbers.filter(|&number| number < self.count).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Whether the directory is what was written.
+    fn has_directory(&self) -> bool {
+        *self.directory_intact.get_or_init(|| {
+            let bytes = &self.map[HEADER + self.count as usize * ENTRY..];
+            let intact = u32_at(&self.map, 28) == crc32c::crc32c(bytes);
+            if !intact {
+                tracing::warn!("the directory of a sidecar is damaged: its entries are looked at one by one");
+            }
+            intact
+        })
+    }
+
+    /// Public hash of a key and number of its entry, at a place of the directory below [`Sidecar::len`].
+    fn directory_entry(&self, at: u32) -> (KeyHash, u32) {
+        let at = HEADER + self.count as usize * ENTRY + at as usize * DIRECTORY_ENTRY;
+        let bytes = &self.map[at..at + DIRECTORY_ENTRY];
+        (KeyHash(u64_at(bytes, 0)), u32_at(bytes, 8))
+    }
+
+    fn directory(&self) -> impl Iterator<Item = (KeyHash, u32)> + '_ {
+        (0..self.count).map(|at| self.directory_entry(at))
+    }
+
+    /// The first place in the directory for which `reached` holds, as it does for all that follow.
+    fn first_at(&self, reached: impl Fn(KeyHash) -> bool) -> u32 {
+        let (mut low, mut high) = (0, self.count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if reached(self.directory_entry(middle).0) { high = middle } else { low = middle + 1 }
+        }
+        low
     }
 
     /// The first entry whose key is at or after `key`, by binary search over the keys in the segment.
     pub(crate) fn lower_bound(&self, segment: &Segment, key: &[u8]) -> u32 {
         lower_bound(segment, self.count, |index| self.entry(index).offset, key)
+    }
+}
+
+/// A file behind the place of its header, written in pieces.
+struct Pieces<'a> {
+    env: &'a dyn Env,
+    file: File,
+    at: u64,
+    piece: Vec<u8>,
+    crc: u32,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(env: &'a dyn Env, path: &Path) -> io::Result<Self> {
+        Ok(Self { env, file: env.create(path)?, at: HEADER as u64, piece: Vec::with_capacity(BUFFER), crc: 0 })
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.piece.len() + bytes.len() > BUFFER {
+            self.flush()?;
+        }
+        self.crc = crc32c::crc32c_append(self.crc, bytes);
+        self.piece.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.env.write_at(&self.file, &self.piece, self.at)?;
+        self.at += self.piece.len() as u64;
+        self.piece.clear();
+        Ok(())
+    }
+
+    /// The checksum of what was pushed since it was asked for last.
+    fn take_crc(&mut self) -> u32 {
+        std::mem::take(&mut self.crc)
+    }
+
+    fn finish(mut self, head: &[u8; HEADER]) -> io::Result<()> {
+        self.flush()?;
+        self.env.write_at(&self.file, head, 0)
     }
 }
 

@@ -2,19 +2,20 @@
 //! threads in [`crate::background`].
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::background;
 use crate::damage::DamageLog;
 use crate::error::OpenError;
 use crate::folder::Folder;
-use crate::hash::KeyHash;
 use crate::health::Health;
 use crate::index::{Find, Index};
 use crate::log::Writer;
 use crate::logs::Logs;
 use crate::lookup::{Lookup, lookup};
 use crate::options::Options;
+use crate::partition::PartitionEntries;
 use crate::parts::Parts;
 use crate::recovery::{self, Recovered};
 use crate::retention::Retention;
@@ -52,7 +53,7 @@ impl Store {
         let io_error = |error| OpenError::Io { folder: options.folder.clone(), error };
         let env = &*options.env;
         let space = env.space(folder.path()).map_err(io_error)?;
-        let index = Index::new();
+        let index = Index::new(folder.secret().clone());
         let damage = DamageLog::default();
         let found = recovery::recover(env, &folder, &index, &damage)?;
         let parts = Arc::new(Parts {
@@ -84,7 +85,7 @@ impl Store {
     /// Looks `key` up and gives what was found to `read`, under the lock of the key's stripe: be short in there.
     #[inline]
     pub fn get<R>(&self, key: &[u8], now_ms: u64, read: impl FnOnce(Lookup<'_>) -> R) -> R {
-        let hash = KeyHash::of(key);
+        let hash = self.parts.index.hash(key);
         let stripe = self.parts.index.lock(hash);
         match stripe.find(hash, key) {
             Find::Hit(hit) => read(lookup(&self.parts.damage, hit.segment, hit.entry.offset(), &hit.record, now_ms)),
@@ -102,6 +103,15 @@ impl Store {
     /// [`ScanError::NotReady`] while the sealing thread is behind, for example right after a crash: try again soon.
     pub fn scan(&self, start: &[u8], end: Option<&[u8]>) -> Result<Cursor, ScanError> {
         Cursor::open(self.parts.clone(), start, end)
+    }
+
+    /// The newest record of each key in `partitions` (of the [`koltso_model::PARTITIONS`] that placement uses), tombstones
+    /// included, by key bytes. What is not sealed yet is read through, so ask for neighbours together.
+    ///
+    /// # Errors
+    /// [`ScanError::NotReady`], as [`Store::scan`].
+    pub fn partition_entries(&self, partitions: Range<usize>) -> Result<PartitionEntries, ScanError> {
+        PartitionEntries::open(self.parts.clone(), partitions)
     }
 
     /// Whether tombstones and expired records are kept beyond [`Options::tombstone_grace`]: while somebody may still bring older

@@ -185,7 +185,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hash::KeyHash;
+    use crate::hash::IndexHash;
 
     fn check(table: &Table, model: &[Entry]) {
         assert_eq!(table.len() as usize, model.len());
@@ -218,7 +218,7 @@ mod tests {
             let mut model: std::vec::Vec<Entry> = std::vec::Vec::new();
             for step in 0..if cfg!(miri) { 300 } else { 6_000_u32 } {
                 // Tags from the top of the range, so that the last bucket overflows into the first.
-                let hash = KeyHash(((1 << 24) - 1 - next(tags)) << 28);
+                let hash = IndexHash::from_bits(((1 << 24) - 1 - next(tags)) << 28);
                 let entry = Entry::new(hash, step >> 8, 64 + (step & 255) * 8);
                 match next(5) {
                     0 | 1 if !model.is_empty() => {
@@ -228,7 +228,7 @@ mod tests {
                     }
                     2 if !model.is_empty() => {
                         let at = next(model.len() as u64) as usize;
-                        let hash = KeyHash(u64::from(model[at].tag()) << 28);
+                        let hash = IndexHash::from_bits(u64::from(model[at].tag()) << 28);
                         let moved = Entry::new(hash, step >> 8, 64 + (step & 255) * 8);
                         assert!(table.replace(model[at], moved));
                         model[at] = moved;
@@ -251,9 +251,9 @@ mod tests {
         let mut table = Table::new_in(Slabs::default());
         assert!(table.find(7, |_| true).is_none());
         for offset in 1..200 {
-            table.insert(Entry::new(KeyHash(7 << 28), 0, offset * 8));
+            table.insert(Entry::new(IndexHash::from_bits(7 << 28), 0, offset * 8));
         }
         assert!(table.find(8, |_| true).is_none());
-        assert_eq!(table.find(7, |e| e.offset() == 80), Some(Entry::new(KeyHash(7 << 28), 0, 80)));
+        assert_eq!(table.find(7, |e| e.offset() == 80), Some(Entry::new(IndexHash::from_bits(7 << 28), 0, 80)));
     }
 }

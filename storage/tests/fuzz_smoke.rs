@@ -11,11 +11,18 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use common::{Seen, get, small, version};
-use koltso_storage::{Options, Store, Version, fuzz_record, fuzz_scan};
+use koltso_model::{Flags, Key, Record};
+use koltso_storage::{Options, PARTITIONS, Store, Version, fuzz_record, fuzz_scan};
 use koltso_testkit::fuzz::{mutate, time};
 use koltso_testkit::random::{Random, seed_or};
 
 const SEGMENT_HEADER: usize = 64;
+
+/// A record with flags and attributes, some of which have no meaning.
+fn with_attributes<'a>(key: &'a [u8], value: &'a [u8], version: Version) -> Record<&'a [u8]> {
+    let (flags, attributes) = (Flags::from_bits(0x5508), &[1, 3, b'a', b'/', b'b', 99, 1, 0][..]);
+    Record { key: Key::new(key), value, version, expires_at_ms: 0, flags, attributes }
+}
 
 /// A segment as the engine wrote it, its salt, and how many records are in it.
 fn segment() -> (Vec<u8>, u32, usize) {
@@ -29,6 +36,7 @@ fn segment() -> (Vec<u8>, u32, usize) {
         let version = Version::new(number + 1, (number % 3) as u16);
         match number % 7 {
             3 => writer.delete(&key, version).unwrap(),
+            0 | 4 => writer.apply(&with_attributes(&key, &value, version)).unwrap(),
             _ => writer.put(&key, &value, version, (number % 5) * 1_000).unwrap(),
         };
     }
@@ -72,7 +80,7 @@ fn a_record_is_read_from_any_bytes_or_refused() {
         let mut mutated = record[..512].to_vec();
         mutate(&mut mutated, &mut rng);
         match fuzz_record(&mutated, seed) {
-            // What was mutated lies behind its key.
+            // What was mutated lies behind its attributes.
             Some(found) => assert_eq!(found, unharmed),
             None => refused += 1,
         }
@@ -81,7 +89,7 @@ fn a_record_is_read_from_any_bytes_or_refused() {
 }
 
 /// Makes the checksums right again, so that what was mutated is believed: of the segment's header and its records where they
-/// were, of the sidecar's header and entries.
+/// were, of the sidecar's header, entries and directory.
 fn fix_segment(bytes: &mut [u8], offsets: &[usize]) {
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..64]);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
@@ -101,11 +109,19 @@ fn fix_segment(bytes: &mut [u8], offsets: &[usize]) {
 
 fn fix_sidecar(bytes: &mut [u8]) {
     if bytes.len() >= 128 {
-        let crc = crc32c::crc32c(&bytes[128..]);
+        let directory = 128 + entries_of(bytes) * 24;
+        let crc = crc32c::crc32c(&bytes[128..directory]);
         bytes[40..44].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[directory..]);
+        bytes[28..32].copy_from_slice(&crc.to_le_bytes());
         let crc = crc32c::crc32c(&bytes[16..128]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     }
+}
+
+/// The number of entries of a sidecar.
+fn entries_of(bytes: &[u8]) -> usize {
+    u32::from_le_bytes(bytes[32..36].try_into().unwrap()) as usize
 }
 
 #[test]
@@ -119,6 +135,7 @@ fn files_that_lie_with_right_checksums_make_no_panic() {
         let key = format!("key{}", number % 150).into_bytes();
         match number % 9 {
             3 => writer.delete(&key, version(number + 1)).unwrap(),
+            4 => writer.apply(&with_attributes(&key, &rng.bytes(200), version(number + 1))).unwrap(),
             _ => writer.put(&key, &rng.bytes(200), version(number + 1), (number % 5) * 1_000).unwrap(),
         };
     }
@@ -131,7 +148,8 @@ fn files_that_lie_with_right_checksums_make_no_panic() {
         .map(|log| {
             let bytes = fs::read(log.with_extension("idx")).unwrap();
             let place = |entry: &[u8]| u64::from_le_bytes(entry[16..24].try_into().unwrap());
-            bytes[128..].chunks(24).map(|entry| (place(entry) & ((1 << 23) - 1)) as usize * 8).collect()
+            let entries = bytes[128..128 + entries_of(&bytes) * 24].chunks(24);
+            entries.map(|entry| (place(entry) & ((1 << 23) - 1)) as usize * 8).collect()
         })
         .collect();
     let (begun, mut runs, mut refused) = (Instant::now(), 0_u64, 0_u64);
@@ -158,7 +176,8 @@ fn files_that_lie_with_right_checksums_make_no_panic() {
                 // Anything in the sidecar but the sizes of the records: compaction believes these. Whoever can write
                 // them with right checksums could as well delete the folder.
                 let at = 16 + rng.below(bytes.len() as u64 - 16) as usize;
-                let entry = at.checked_sub(128).map(|in_entries| in_entries % 24);
+                let of_entries = 128..128 + entries_of(&bytes) * 24;
+                let entry = of_entries.contains(&at).then(|| (at - 128) % 24);
                 if entry.is_none_or(|at| !(18..=21).contains(&at)) && !(32..36).contains(&at) {
                     bytes[at] ^= 1 << rng.below(8);
                 }
@@ -171,6 +190,9 @@ fn files_that_lie_with_right_checksums_make_no_panic() {
             continue;
         };
         let _ = common::scan(&store, b"k", None, 1);
+        if let Ok(mut listing) = store.partition_entries(0..PARTITIONS) {
+            while listing.next(|key, _, _| assert!(!key.is_empty())).is_some() {}
+        }
         let mut writer = store.writer().unwrap();
         for number in 0..150_u64 {
             let key = format!("key{number}").into_bytes();

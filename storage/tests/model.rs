@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{FakeEnv, Seen, copy_folder, cursor, get, rounds, scan, small};
-use koltso_storage::{Applied, Options, Store, Value, Version, Writer};
+use koltso_storage::{Applied, KeyHash, Options, PARTITIONS, Store, Value, Version, Writer};
 use koltso_testkit::random::{Random, seed_or as seed};
+use koltso_testkit::wait::soon;
 
 #[derive(Clone, Debug)]
 struct Record {
@@ -80,7 +81,46 @@ fn value_of(rng: &mut Random) -> Vec<u8> {
     rng.bytes(len as usize)
 }
 
+/// The listing of partitions: what is live is in it once, with its version; so are tombstones and expired records until
+/// compaction drops them, and nothing else.
+fn compare_partitions(store: &Store, model: &Model, now: u64, when: &str) {
+    let list = |partitions: std::ops::Range<usize>| {
+        let mut listing = store.partition_entries(partitions.clone());
+        soon("the newest records are sorted", || {
+            listing = store.partition_entries(partitions.clone());
+            listing.is_ok()
+        });
+        let mut listing = listing.unwrap();
+        let mut found: Vec<_> =
+            std::iter::from_fn(|| listing.next(|key, version, flags| (key.to_vec(), version, flags.is_tombstone())))
+                .collect();
+        found.sort();
+        found
+    };
+    let all = list(0..PARTITIONS);
+    assert!(all.windows(2).all(|pair| pair[0].0 != pair[1].0), "{when}: a key is listed twice");
+    for (key, version, tombstone) in &all {
+        let record = &model.records[key];
+        assert_eq!((*version, *tombstone), (record.version, record.value.is_none()), "{when}: {key:?}");
+    }
+    for (key, _) in model.live(&[0], None, now) {
+        assert!(all.binary_search_by(|(listed, ..)| listed.cmp(&key)).is_ok(), "{when}: {key:?} is not listed");
+    }
+    // Single ones, and one with its neighbours.
+    for (key, ..) in all.iter().step_by(1 + all.len() / 5) {
+        let partition = KeyHash::of(key).partition();
+        for wanted in [partition..partition + 1, partition.saturating_sub(100)..partition + 100] {
+            let of_them = |listed: &&(Vec<u8>, Version, bool)| wanted.contains(&KeyHash::of(&listed.0).partition());
+            let live = |listed: &&(Vec<u8>, Version, bool)| model.get(&listed.0, now) != Seen::Absent;
+            let expected: Vec<_> = all.iter().filter(of_them).filter(live).cloned().collect();
+            let found: Vec<_> = list(wanted.clone()).iter().filter(live).cloned().collect();
+            assert_eq!(found, expected, "{when}: partitions {wanted:?}");
+        }
+    }
+}
+
 fn compare(store: &Store, model: &Model, now: u64, when: &str) {
+    compare_partitions(store, model, now, when);
     for key in model.records.keys() {
         assert_eq!(get(store, key, now), model.get(key, now), "{when}: key {:?}", String::from_utf8_lossy(key));
     }
@@ -116,7 +156,8 @@ fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
             clock += rng.below(3);
             env.now_ms.store(clock, Ordering::SeqCst);
         }
-        let mut version = Version::new((clock << 16) | (step & 0xffff), 1);
+        // A fraction of the millisecond that does not ascend with the steps, and is the same for none of them.
+        let mut version = Version::new((clock << 16) | (step.wrapping_mul(0x9e37) & 0xffff), 1);
         if rng.one_in(8) {
             // Late, but within the grace time.
             version = Version::new(((clock - rng.below(grace_ms - 5)) << 16) | rng.below(0xffff), 2);

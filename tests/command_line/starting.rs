@@ -160,6 +160,37 @@ fn a_folder_of_an_older_newer_or_unknown_format_is_left_alone() {
     assert_eq!(server.connect().value("key").as_deref(), Some(&b"value"[..]));
 }
 
+#[test]
+fn a_folder_whose_secret_is_gone_cut_short_or_damaged_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let mut server = Launch::on(&data).start();
+    server.connect().store("key", "value");
+    server.terminate();
+    let path = data.join("SECRET");
+    let secret = std::fs::read(&path).unwrap();
+    let mut flipped = secret.clone();
+    flipped[20] ^= 1;
+    let refused = |what: &str| {
+        let sentence = assert_refused(what, &serve(&any_listen(), &data, &[]), folder.path());
+        for part in [data.to_str().unwrap(), "SECRET", "*.idx"] {
+            assert!(sentence.contains(part), "{what}: {part} is not named: {sentence}");
+        }
+    };
+    for (what, bytes) in [("empty", &[][..]), ("cut short", &secret[..20]), ("a flipped bit", &flipped)] {
+        std::fs::write(&path, bytes).unwrap();
+        refused(what);
+    }
+    std::fs::remove_file(&path).unwrap();
+    refused("gone");
+    // What the sentence says to do.
+    for sidecar in files::with_extension(&data, "idx") {
+        std::fs::remove_file(sidecar).unwrap();
+    }
+    server.start_again();
+    assert_eq!(server.connect().value("key").as_deref(), Some(&b"value"[..]));
+}
+
 /// Its file `clock` says until when a node lived. A start that is refused must not renew it: a node whose starts fail for
 /// longer than its peers remember deletes would come back with deleted keys.
 #[test]

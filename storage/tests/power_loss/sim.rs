@@ -94,7 +94,7 @@ impl Image {
         }
         std::fs::create_dir(folder).unwrap();
         for (name, bytes) in &self.files {
-            let file = File::create_new(folder.join(name)).unwrap();
+            let file = RealEnv.create_new(&folder.join(name)).unwrap();
             file.set_len(bytes.len() as u64).unwrap();
             for (number, page) in bytes.chunks(PAGE).enumerate() {
                 if page.iter().any(|&byte| byte != 0) {
