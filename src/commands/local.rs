@@ -29,6 +29,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::commands::say;
 use crate::commands::serve::cores;
 use crate::settings::{self, NodeSettings, REPLICA_PORT_OFFSET, SharedFlags};
 
@@ -67,7 +68,7 @@ pub fn run(local: Local) -> ExitCode {
     match local.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(code, sentence)) => {
-            eprintln!("koltso: {sentence}");
+            say(&format!("koltso: {sentence}"));
             ExitCode::from(code)
         }
     }
@@ -285,7 +286,7 @@ async fn watch(nodes: &mut [Node], signals: &mut Signals, addresses: Vec<SocketA
             answer = &mut healthy, if !ready => match answer {
                 Ok(Ok(())) => {
                     ready = true;
-                    eprintln!("cluster ready {}", urls.join(","));
+                    say(&format!("cluster ready {}", urls.join(",")));
                 }
                 Ok(Err(index)) => break refused(format!("{} was not ready in {READY_WITHIN:?}", nodes[index].name)),
                 Err(_) => break refused("the nodes cannot be watched: their health is unknown".to_owned()),

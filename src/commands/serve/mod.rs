@@ -15,6 +15,7 @@ use koltso_storage::{Folder, Options, Store};
 use tokio::sync::mpsc;
 
 use crate::admin::control;
+use crate::commands::say;
 use crate::member::Cluster;
 use crate::member::clock_file::{self, now_ms};
 use crate::node::stalls;
@@ -41,7 +42,7 @@ pub fn run(flags: Flags) -> ExitCode {
     match serve(flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Refused(sentence)) => {
-            eprintln!("koltso: {sentence}");
+            say(&format!("koltso: {sentence}"));
             ExitCode::from(2)
         }
     }
@@ -191,7 +192,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     while !node.all_joined() && !threads.iter().any(std::thread::JoinHandle::is_finished) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    eprintln!("ready http://{}", node.config.listen);
+    say(&format!("ready http://{}", node.config.listen));
 
     for thread in threads {
         match thread.join() {
