@@ -246,23 +246,27 @@ mod tests {
         }
     }
 
+    /// The string literals that are the first argument in calls of a function.
+    fn first_literals<'a>(source: &'a str, call: &'a str) -> impl Iterator<Item = &'a str> {
+        let calls = source.split(call).skip(1);
+        calls.filter_map(|call| call.trim_start().strip_prefix('"')?.split('"').next())
+    }
+
     /// The beginnings of the names that the sources give to threads.
     fn thread_names() -> BTreeSet<String> {
         let mut found = BTreeSet::new();
-        for file in crates().iter().flat_map(|(_, source)| files(source)) {
-            let text = fs::read_to_string(file).expect("a file");
-            for call in text.split(".name(").skip(1) {
-                let Some((_, rest)) = call.split_once('"') else { continue };
-                let (literal, _) = rest.split_once('"').unwrap_or_default();
-                let name = literal.split('{').next().unwrap_or_default();
-                if name == "koltso-" {
-                    // These are the threads of the storage, which one function starts.
-                    let spawned = text.split("spawn(\"").skip(1).filter_map(|call| call.split('"').next());
-                    found.extend(spawned.map(|name| format!("koltso-{name}").chars().take(15).collect::<String>()));
-                } else if name.starts_with("koltso-") {
-                    found.insert(name.chars().take(15).collect());
-                }
+        for (_, folder) in crates() {
+            let read = |file: PathBuf| fs::read_to_string(file).expect("a file");
+            let source: String = files(&folder).into_iter().map(read).collect();
+            let written = first_literals(&source, ".name(").chain(first_literals(&source, ".name(format!("));
+            let begins = written.map(|name| name.split('{').next().unwrap_or_default().to_owned());
+            let mut names: Vec<String> = begins.filter(|name| name.starts_with("koltso-")).collect();
+            if names.iter().any(|name| name == "koltso-") {
+                // The storage starts all its threads by one function, which gets the rest of the name.
+                names.retain(|name| name != "koltso-");
+                names.extend(first_literals(&source, "spawn(").map(|name| format!("koltso-{name}")));
             }
+            found.extend(names.into_iter().map(|name| name.chars().take(15).collect::<String>()));
         }
         found
     }
