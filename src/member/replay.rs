@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use koltso_cluster::plausibility;
 use koltso_cluster::skew::SKEW_MAX_MS;
-use koltso_hints::{Confirmed, Dial, Keeper, Options, Peer, Target};
-use koltso_model::{KeyHash, Operation, Outcome, Record, Refused, VALUE_MAX_LIMIT};
+use koltso_hints::{Dial, Keeper, Options, Peer, Target, Verdict};
+use koltso_model::{KeyHash, Operation, Record, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::Connection;
 use koltso_net::replica::frame::{ReplyFrame, encode_request};
 use koltso_net::replica::{Identity, Reply, Request};
@@ -68,7 +68,7 @@ impl Dial for Dialer {
 }
 
 impl Target for Line {
-    fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Confirmed>, String> {
+    fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Verdict>, String> {
         self.buffer.clear();
         for (number, record) in records.iter().enumerate() {
             let write = Request::Execute(Operation::Write(record.borrowed()));
@@ -91,19 +91,13 @@ impl Target for Line {
 }
 
 /// What a peer says to the write of a key.
-fn confirmation(asked: KeyHash, frame: &ReplyFrame<'_>) -> Result<Confirmed, String> {
+fn confirmation(asked: KeyHash, frame: &ReplyFrame<'_>) -> Result<Verdict, String> {
     let outcome = match &frame.reply {
         Reply::Outcome(outcome) => outcome,
         Reply::Pong { .. } => return Err("it answered a write as if it were a ping".to_owned()),
     };
     plausibility::check(asked, frame.key_hash, outcome, now_wall())?;
-    match outcome {
-        Outcome::Applied | Outcome::Superseded(_) => Ok(Confirmed::Taken),
-        // It never will take it, and everything behind it would wait.
-        Outcome::Refused(Refused::TooLarge) => Ok(Confirmed::Taken),
-        Outcome::Refused(_) => Ok(Confirmed::Refused),
-        _ => Err("it answered a write as if it were a read".to_owned()),
-    }
+    Ok(Verdict::of(outcome)?)
 }
 
 #[cfg(test)]

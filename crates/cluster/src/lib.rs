@@ -13,8 +13,9 @@
 //! - [`health`]: latency, silence, circuits, probes, the hedge budget.
 //! - [`clock`]: versions; [`renewal`]: what a write does about a newer one.
 //! - [`plausibility`], [`skew`]: what is not believed of a peer.
-//! - [`pace`]: how fast missed writes are replayed.
+//! - [`replay`]: how a peer gets what it missed, at which [`pace`]; [`backlog`]: the bound of what waits for that.
 
+pub mod backlog;
 pub mod clock;
 pub mod coordinator;
 pub mod health;
@@ -23,6 +24,7 @@ pub mod pace;
 pub mod placement;
 pub mod plausibility;
 pub mod renewal;
+pub mod replay;
 pub mod skew;
 
 use koltso_model::WallTime;

@@ -7,44 +7,39 @@
 //! ```
 //!
 //! Bounds: the queue by [`QUEUE_MAX`] and [`QUEUE_BYTES_MAX`], past which a hint is dropped and the peer needs repair; the files
-//! by [`Options`]; a window by the pace and [`WINDOW_BYTES`]; the pause after a failure by [`RETRY_MAX`]. While a target does
+//! by [`Options`]; what a replay sends, and when, by
+//! `koltso_cluster::replay`. While a target does
 //! not answer, hints wait in the queue: a target's deadline is part of the bound.
 //!
-//! Invariants: hints are appended in the order of the queue and sent in the order of the log; only the leading confirmed hints
-//! of a window are forgotten, so nothing overtakes a refused one; a connection that failed once is never used again.
+//! Invariants: hints are appended in the order of the queue and sent in the order of the log. What a peer's answers mean for them
+//! is decided by [`Replay`].
 //!
 //! Tested in `tests/keeper.rs`.
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use koltso_cluster::pace::Pace;
+use koltso_cluster::backlog::Backlog;
+use koltso_cluster::replay::{Replay, Settled, Step, Verdict};
 use koltso_instrument::{Mutex, waiting};
 use koltso_model::Record;
 
-use crate::log::{Bounds, Log, OncePerMinute};
+use crate::log::{Bounds, Log, OncePerMinute, Window};
 
 /// Most hints that wait to be appended, a peer: a second of a fast node's writes while the disk or the peer holds the thread up.
 pub const QUEUE_MAX: usize = 64 << 10;
 /// Most bytes of keys and values that wait to be appended, a peer.
 pub const QUEUE_BYTES_MAX: usize = 64 << 20;
-/// Most bytes of keys and values in one window, unless a single record is larger.
-pub const WINDOW_BYTES: u64 = 1 << 20;
 /// About as many bytes are appended in one write.
 pub const BATCH_BYTES: usize = 1 << 20;
-/// The longest pause after a failed dial or write.
-pub const RETRY_MAX: Duration = Duration::from_secs(2);
-
 /// The shortest, so that failing is not spinning.
 const RETRY_MIN: Duration = Duration::from_millis(1);
-/// A connection without pending hints is dropped after this.
-const IDLE: Duration = Duration::from_secs(10);
 /// How often the log is synced, its position kept and its bounds looked at, when there is reason to.
 const TICK: Duration = Duration::from_secs(1);
 /// After the first hint, others are waited for: one write and one wake-up then serve many.
@@ -72,21 +67,11 @@ pub trait Dial: Send + Sync + 'static {
 
 /// A connection to a peer, with deadlines of its own (at most half a second for a reply).
 pub trait Target: Send {
-    /// Sends all records, then waits for all confirmations: one for each record, in their order.
+    /// Sends all records, then waits for all answers: one for each record, in their order.
     ///
     /// # Errors
-    /// One sentence. The connection is dropped then, and none of the records counts as confirmed.
-    fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Confirmed>, String>;
-}
-
-/// What a peer says to one hint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Confirmed {
-    /// Applied, or superseded by a newer version. Also for a record that the peer will never take (larger than its
-    /// `--max-value`): any other answer would hold up what comes after it.
-    Taken,
-    /// Not now (its disk is full): it is sent again later.
-    Refused,
+    /// One sentence. The connection is dropped then, and none of the records counts as answered.
+    fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Verdict>, String>;
 }
 
 /// How hints are kept.
@@ -100,7 +85,7 @@ pub struct Options {
     pub segment_size: u64,
     /// Milliseconds since the Unix epoch.
     pub now_ms: fn() -> u64,
-    /// The pause after a failed dial or write, which doubles up to [`RETRY_MAX`].
+    /// The pause after a failed dial or write, which doubles up to `koltso_cluster::replay::RETRY_MAX_MICROS`.
     pub retry: Duration,
 }
 
@@ -146,10 +131,7 @@ enum Item {
 
 /// What a peer's thread and everybody else have in common.
 struct Shared {
-    queued: AtomicUsize,
-    queued_bytes: AtomicUsize,
-    /// Hints that did not fit the queue.
-    overflowed: AtomicU64,
+    backlog: Backlog,
     stopping: AtomicBool,
     published: Mutex<Published>,
 }
@@ -157,9 +139,7 @@ struct Shared {
 impl Default for Shared {
     fn default() -> Self {
         Self {
-            queued: AtomicUsize::new(0),
-            queued_bytes: AtomicUsize::new(0),
-            overflowed: AtomicU64::new(0),
+            backlog: Backlog::new(QUEUE_MAX, QUEUE_BYTES_MAX),
             stopping: AtomicBool::new(false),
             published: Mutex::new(&"figures of hints", Published::default()),
         }
@@ -236,13 +216,10 @@ impl Keeper {
                 options: options.clone(),
                 log,
                 target: None,
-                pace: Pace::default(),
-                pause: options.retry,
-                next_replay: Instant::now(),
+                origin: Instant::now(),
+                replay: Replay::new(0, options.retry.as_micros() as u64),
                 // At once: what has grown too old while this node was away is not replayed before it is looked at.
                 next_tick: Instant::now(),
-                used: Instant::now(),
-                replayed: 0,
                 overflow_seen: 0,
                 last_error: None,
                 caught_up: OncePerMinute::default(),
@@ -272,13 +249,11 @@ impl Keeper {
             return;
         };
         let bytes = record.len();
-        let queued = shared.queued.fetch_add(1, Ordering::Relaxed);
-        let queued_bytes = shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let fits = queued < QUEUE_MAX && queued_bytes + bytes <= QUEUE_BYTES_MAX;
-        if !fits || shared.stopping.load(Ordering::Relaxed) || sender.send(Item::Hint(record)).is_err() {
-            shared.queued.fetch_sub(1, Ordering::Relaxed);
-            shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            shared.overflowed.fetch_add(1, Ordering::Relaxed);
+        if !shared.backlog.admit(bytes) {
+            return;
+        }
+        if shared.stopping.load(Ordering::Relaxed) || sender.send(Item::Hint(record)).is_err() {
+            shared.backlog.drop_admitted(bytes);
         }
     }
 
@@ -297,10 +272,10 @@ impl Keeper {
             return Figures::default();
         };
         // First: a hint that leaves the queue is published before, so it may be counted twice for a moment, and never not at all.
-        let queued = shared.queued.load(Ordering::Acquire);
+        let queued = shared.backlog.count();
         let published = shared.published.lock();
         let mut figures = published.figures.clone();
-        let unseen = shared.overflowed.load(Ordering::Relaxed) - published.overflow_seen;
+        let unseen = shared.backlog.overflowed() - published.overflow_seen;
         drop(published);
         figures.pending += queued as u64;
         figures.dropped += unseen;
@@ -342,14 +317,10 @@ struct Worker {
     options: Options,
     log: Log,
     target: Option<Box<dyn Target>>,
-    pace: Pace,
-    /// After the next failure.
-    pause: Duration,
-    next_replay: Instant,
+    /// Of the replay's time.
+    origin: Instant,
+    replay: Replay,
     next_tick: Instant,
-    /// When the connection was last of use.
-    used: Instant,
-    replayed: u64,
     overflow_seen: u64,
     last_error: Option<String>,
     caught_up: OncePerMinute,
@@ -378,14 +349,7 @@ impl Worker {
                 self.log.tick((self.options.now_ms)());
                 self.next_tick = now + TICK;
             }
-            if self.log.pending() > 0 {
-                self.used = now;
-                if now >= self.next_replay {
-                    self.replay();
-                }
-            } else if self.used + IDLE <= now {
-                self.target = None;
-            }
+            self.replay();
             self.publish();
         }
         self.see_overflow();
@@ -395,17 +359,16 @@ impl Worker {
 
     /// `None`: not before something is queued.
     fn wakes_at(&self) -> Option<Instant> {
-        let pending = self.log.pending() > 0;
-        let replay = pending.then_some(self.next_replay);
+        let replay = self.replay.wakes_at(self.log.pending());
+        let replay = replay.map(|micros| self.origin + Duration::from_micros(micros));
         let tick = self.log.wants_tick().then_some(self.next_tick);
-        let idle = (!pending && self.target.is_some()).then_some(self.used + IDLE);
-        [replay, tick, idle].into_iter().flatten().min()
+        [replay, tick].into_iter().flatten().min()
     }
 
     /// Appends an item and all that is queued behind it. `false` when it is time to end.
     fn take(&mut self, item: Item) -> bool {
         // While a peer is down its hints come one at a time; while they are replayed, the replay is what gathers them.
-        if self.queue.is_empty() && matches!(item, Item::Hint(_)) && Instant::now() < self.next_replay {
+        if self.queue.is_empty() && matches!(item, Item::Hint(_)) && !self.replay.is_due(self.micros()) {
             thread::sleep(GATHER);
         }
         let mut batch = Vec::new();
@@ -436,72 +399,86 @@ impl Worker {
     fn append(&mut self, batch: &mut Vec<Record<Bytes>>, bytes: &mut usize) {
         self.log.append(batch, (self.options.now_ms)());
         self.publish();
-        self.shared.queued.fetch_sub(batch.len(), Ordering::Release);
-        self.shared.queued_bytes.fetch_sub(*bytes, Ordering::Relaxed);
+        self.shared.backlog.taken(batch.len(), *bytes);
         batch.clear();
         *bytes = 0;
     }
 
     /// Marks the peer when hints did not fit the queue.
     fn see_overflow(&mut self) {
-        let overflowed = self.shared.overflowed.load(Ordering::Relaxed);
+        let overflowed = self.shared.backlog.overflowed();
         if overflowed > self.overflow_seen {
             self.log.lose(overflowed - self.overflow_seen, "they came faster than the disk takes them");
             self.overflow_seen = overflowed;
         }
     }
 
+    /// The replay's time.
+    fn micros(&self) -> u64 {
+        self.origin.elapsed().as_micros() as u64
+    }
+
+    /// Does what the replay wants, up to one window.
     fn replay(&mut self) {
-        if let Err(sentence) = self.try_replay() {
-            self.target = None;
-            self.failed(sentence);
+        loop {
+            match self.replay.step(self.micros(), self.log.pending()) {
+                Step::Wait(_) => return,
+                Step::HangUp => self.target = None,
+                Step::Dial => match waiting(&"connection for hints", || self.dial.dial(self.node)) {
+                    Ok(target) => {
+                        self.target = Some(target);
+                        self.replay.connected();
+                    }
+                    Err(sentence) => return self.broke(sentence),
+                },
+                Step::Send { count_max, bytes_max } => {
+                    return match self.log.window(count_max, bytes_max) {
+                        Ok(window) => self.send(&window).unwrap_or_else(|sentence| self.broke(sentence)),
+                        Err(error) => {
+                            self.replay.unreadable(self.micros());
+                            self.complain(format!("the hints cannot be read now: {error}"));
+                        }
+                    };
+                }
+            }
         }
     }
 
-    /// Sends one window. An error is one of the connection, and ends it.
-    fn try_replay(&mut self) -> Result<(), String> {
-        if self.target.is_none() {
-            self.target = Some(waiting(&"connection for hints", || self.dial.dial(self.node))?);
-        }
-        let window = match self.log.window(self.pace.window(), WINDOW_BYTES) {
-            Ok(window) => window,
-            Err(error) => {
-                self.failed(format!("the hints cannot be read now: {error}"));
-                return Ok(());
-            }
-        };
+    /// Sends a window, and does as the peer answers. An error is one of the connection, and ends it.
+    fn send(&mut self, window: &Window) -> Result<(), String> {
         let (Some(target), false) = (&mut self.target, window.records.is_empty()) else {
             return Ok(());
         };
-        let begun = Instant::now();
-        let answers = waiting(&"replies to hints", || target.write(&window.records))?;
-        if answers.len() != window.records.len() {
-            return Err(format!("{} hints were answered with {} confirmations", window.records.len(), answers.len()));
+        self.replay.sent(self.origin.elapsed().as_micros() as u64);
+        let verdicts = waiting(&"replies to hints", || target.write(&window.records))?;
+        if verdicts.len() != window.records.len() {
+            return Err(format!("{} hints were answered with {} confirmations", window.records.len(), verdicts.len()));
         }
-        let taken = answers.iter().take_while(|answer| **answer == Confirmed::Taken).count();
-        self.log.confirm(&window, taken);
-        self.replayed += taken as u64;
-        if taken > 0 {
-            self.pause = self.options.retry;
+        let Settled { forget, lost } = self.replay.answered(self.micros(), &verdicts);
+        self.log.confirm(window, forget);
+        if lost > 0 {
+            self.log.lose(lost as u64, "the peer refuses them for good: they are larger than its format allows");
         }
-        if taken < answers.len() {
-            self.failed("the peer refuses its hints now".to_owned());
+        if forget < verdicts.len() {
+            self.complain("the peer refuses its hints now".to_owned());
             return Ok(());
         }
-        let rest = self.pace.confirmed(begun.elapsed().as_micros() as u64);
-        self.next_replay = Instant::now() + Duration::from_micros(rest);
         self.last_error = None;
         if self.log.pending() == 0 && self.caught_up.due() {
-            tracing::info!("{} has what it missed: {} hints replayed so far", self.url, self.replayed);
+            tracing::info!("{} has what it missed: {} hints replayed so far", self.url, self.replay.replayed());
         }
         Ok(())
     }
 
-    fn failed(&mut self, sentence: String) {
+    /// The connection failed, or could not be made.
+    fn broke(&mut self, sentence: String) {
+        self.target = None;
+        self.replay.failed(self.micros());
+        self.complain(sentence);
+    }
+
+    fn complain(&mut self, sentence: String) {
         tracing::debug!("hints for {} wait: {sentence}", self.url);
-        self.pace.failed();
-        self.next_replay = Instant::now() + self.pause;
-        self.pause = (self.pause * 2).min(RETRY_MAX.max(self.options.retry));
         self.last_error = Some(sentence);
     }
 
@@ -512,7 +489,7 @@ impl Worker {
         figures.pending = self.log.pending();
         figures.bytes = self.log.bytes();
         figures.needs_repair = self.log.needs_repair();
-        figures.replayed = self.replayed;
+        figures.replayed = self.replay.replayed();
         figures.dropped = self.log.dropped();
         figures.oldest_ms = self.log.oldest_ms();
         if figures.last_error != self.last_error {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use koltso_hints::{
-    Confirmed, Dial, Keeper, Options, Peer, QUEUE_BYTES_MAX, QUEUE_MAX, Target, WINDOW_BYTES, folder_name,
+    Dial, Keeper, Options, Peer, QUEUE_BYTES_MAX, QUEUE_MAX, Target, Verdict, WINDOW_BYTES, folder_name,
 };
 use koltso_model::{Flags, Key, Record, Version};
 use parking_lot::{Condvar, Mutex};
@@ -25,6 +25,8 @@ enum Mood {
     Refuses(usize),
     /// Refuses every third record.
     RefusesSome,
+    /// Will never take every third record, and takes the others.
+    RefusesSomeForGood,
     /// Applies this many, then the connection breaks.
     Breaks(usize),
     Slow(Duration),
@@ -74,7 +76,7 @@ impl Drop for Connection {
 }
 
 impl Target for Connection {
-    fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Confirmed>, String> {
+    fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Verdict>, String> {
         let mut state = self.0.state.lock();
         let deadline = Instant::now() + Duration::from_millis(500);
         while state.hangs {
@@ -91,15 +93,18 @@ impl Target for Connection {
             Mood::Refuses(count) | Mood::Breaks(count) => count.min(records.len()),
             _ => records.len(),
         };
-        let mut answers = vec![Confirmed::Taken; count];
+        let mut answers = vec![Verdict::Taken; count];
         if mood == Mood::RefusesSome {
-            answers.iter_mut().skip(2).step_by(3).for_each(|answer| *answer = Confirmed::Refused);
+            answers.iter_mut().skip(2).step_by(3).for_each(|answer| *answer = Verdict::NotNow);
         }
-        let taken = records.iter().zip(&answers).filter(|(_, answer)| **answer == Confirmed::Taken);
+        if mood == Mood::RefusesSomeForGood {
+            answers.iter_mut().skip(2).step_by(3).for_each(|answer| *answer = Verdict::Never);
+        }
+        let taken = records.iter().zip(&answers).filter(|(_, answer)| **answer == Verdict::Taken);
         state.taken.extend(taken.map(|(record, _)| record.clone()));
         match mood {
-            Mood::Takes | Mood::RefusesSome => {}
-            Mood::Refuses(_) => answers.resize(records.len(), Confirmed::Refused),
+            Mood::Takes | Mood::RefusesSome | Mood::RefusesSomeForGood => {}
+            Mood::Refuses(_) => answers.resize(records.len(), Verdict::NotNow),
             Mood::Breaks(_) => return Err("broken".to_owned()),
             Mood::AnswersTooFew => drop(answers.pop()),
             Mood::Slow(time) => {
@@ -178,6 +183,28 @@ fn what_a_peer_missed_reaches_it_in_order_when_it_is_back() {
     let figures = keeper.figures(1);
     assert_eq!((figures.replayed, figures.oldest_ms, figures.last_error), (1_000, 0, None));
     keeper.stop();
+    keeper.stop();
+}
+
+/// It is no delivery: the peer lacks these records, and says so by needing repair.
+#[test]
+fn a_hint_that_is_refused_for_good_is_lost_and_holds_up_no_other() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    for number in 0..6 {
+        keeper.keep(1, record(number, 100));
+    }
+    until("all are kept", || keeper.figures(1).pending == 6);
+    assert!(!keeper.figures(1).needs_repair);
+    {
+        let mut state = net.state.lock();
+        state.moods = [Mood::RefusesSomeForGood].into();
+        state.up = true;
+    }
+    until("nothing waits any more", || keeper.figures(1).pending == 0);
+    let figures = keeper.figures(1);
+    assert_eq!((figures.replayed, figures.dropped, figures.needs_repair), (4, 2, true));
+    assert!(net.state.lock().taken.iter().map(number).eq([0, 1, 3, 4]));
     keeper.stop();
 }
 

@@ -15,7 +15,7 @@
 //! of each connection.
 //!
 //! Bounds: [`OUTBOX_MAX`] bytes queued and one frame more, then [`Full`]; one attempt to connect
-//! each [`DIAL_GAP`]; [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer
+//! each [`DIAL_GAP`](redial::DIAL_GAP); [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer
 //! of up to the largest frame and 64 KiB.
 //!
 //! Invariants:
@@ -45,6 +45,7 @@ use super::frame::{self, Limits, Parsed, ReplyFrame, Request};
 use super::handshake::{Dialer, Identity, NONCE, Peer, Progress, Skew};
 use super::lost::LostReason;
 use super::outbox::{COPY_MAX, Outbox};
+use super::redial::{self, Redial};
 use super::sys;
 use super::wire::{Bell, HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
 
@@ -53,17 +54,9 @@ use super::wire::{Bell, HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
 pub const OUTBOX_MAX: usize = 32 * 1024 * 1024;
 /// If this many bytes are queued, requests do not wait for replies before they are sent.
 pub const HOLD_MAX: usize = 8 * 1024;
-/// The shortest time between the beginnings of two attempts.
-pub const DIAL_GAP: Duration = Duration::from_millis(20);
 /// How long an attempt waits for the peer's kernel.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The first pause before another attempt; it doubles with each attempt.
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// The longest pause.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// A connection that was up for this long was a good one: the next pause is the shortest one again.
-const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// The longest pause between two checks of a connect.
 const LOOK_MAX: Duration = Duration::from_millis(10);
 
@@ -224,7 +217,7 @@ impl<H: LinkHandler> Link<H> {
     #[inline]
     fn room(&self) -> Result<std::cell::RefMut<'_, Outbox>, Full> {
         let outbox = self.outbox.borrow_mut();
-        if outbox.len() + self.sending.get() >= OUTBOX_MAX || self.closed.get() {
+        if !redial::has_room(outbox.len() + self.sending.get(), OUTBOX_MAX) || self.closed.get() {
             return Err(Full);
         }
         Ok(outbox)
@@ -291,20 +284,17 @@ impl<H: LinkHandler> Link<H> {
     /// Keeps the connection up until [`close`](Self::close). Spawn it once, on a runtime with its
     /// timer enabled.
     pub async fn run(self: Rc<Self>) {
-        let mut backoff = BACKOFF_MIN;
+        let mut redial = Redial::default();
         while !self.closed.get() {
             let begun = Instant::now();
             self.state.set(LinkState::Dialing);
-            let why = match self.connect().await {
+            let (why, up_for) = match self.connect().await {
                 Ok((inbox, stream, peer)) => {
                     let up = Instant::now();
                     let why = self.converse(inbox, stream, peer).await;
-                    if up.elapsed() >= GOOD_AFTER {
-                        backoff = BACKOFF_MIN;
-                    }
-                    why
+                    (why, Some(up.elapsed()))
                 }
-                Err(why) => why,
+                Err(why) => (why, None),
             };
             self.state.set(LinkState::Down);
             self.outbox.borrow_mut().clear();
@@ -314,9 +304,9 @@ impl<H: LinkHandler> Link<H> {
             if self.closed.get() {
                 return;
             }
-            self.redial.wait_until(Instant::now() + jittered(backoff)).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
-            let gap = DIAL_GAP.saturating_sub(begun.elapsed());
+            let pause = redial.ended(up_for, getrandom::u32().unwrap_or(0));
+            self.redial.wait_until(Instant::now() + pause).await;
+            let gap = Redial::gap(begun.elapsed());
             if !gap.is_zero() {
                 monoio::time::sleep(gap).await;
             }
@@ -499,12 +489,6 @@ impl<H: LinkHandler> Link<H> {
             }
         }
     }
-}
-
-/// A random pause of half to all of `pause`, so that the nodes of a cluster do not dial in step.
-fn jittered(pause: Duration) -> Duration {
-    let random = getrandom::u32().unwrap_or(0);
-    pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
 /// Shuts a socket down after a time, unless it is put out before.

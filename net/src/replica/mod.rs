@@ -1,7 +1,7 @@
 //! The replica protocol between the nodes of a cluster, over monoio: binary frames, many in flight
 //! on few connections.
 //!
-//! [`frame`], [`handshake`] and [`Features`] are pure. [`Link`] is the asking side: one connection
+//! [`frame`], [`handshake`], [`redial`] and [`Features`] are pure. [`Link`] is the asking side: one connection
 //! from a core to a peer. [`serve`] is the answering side; it answers through a [`ReplicaService`],
 //! which may take its time for each request. [`blocking`] asks from a thread without a runtime.
 //! `docs/replica-protocol.md` describes the bytes, and what they protect against.
@@ -20,6 +20,7 @@ pub mod handshake;
 mod link;
 mod lost;
 mod outbox;
+pub mod redial;
 mod server;
 mod service;
 mod sys;
@@ -28,7 +29,8 @@ mod wire;
 pub use features::Features;
 pub use frame::{Reply, Request};
 pub use handshake::{Identity, NodeId, Skew};
-pub use link::{CONNECT_TIMEOUT, DIAL_GAP, Full, HOLD_MAX, Link, LinkConfig, LinkHandler, LinkState, OUTBOX_MAX};
+pub use link::{CONNECT_TIMEOUT, Full, HOLD_MAX, Link, LinkConfig, LinkHandler, LinkState, OUTBOX_MAX};
 pub use lost::LostReason;
+pub use redial::DIAL_GAP;
 pub use server::{AcceptConfig, STRANGERS_MAX, serve};
 pub use service::{DeferredReply, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX};
