@@ -75,10 +75,10 @@ now_us() {
   printf '%s' "${now/[.,]/}"
 }
 
-# Prints the first of COUNT ports in a row (1 by default) that are free and whose replica ports
+# Prints the first of COUNT ports in a row that are free and whose replica ports
 # (10000 above) are free too; all of them are below the range from which the kernel assigns ports.
-free_port() { # free_port [COUNT]
-  python3 - "${1:-1}" <<'PYTHON'
+free_port() { # free_port COUNT
+  python3 - "$1" <<'PYTHON'
 import contextlib, random, socket, sys
 for _ in range(200):
     port = random.randrange(11000, 22000)
@@ -149,7 +149,7 @@ wait_for_port() { # wait_for_port PORT SECONDS PID NAME LOG
 start_koltso() { # start_koltso DATA_FOLDER [FLAG...]
   local data=$1 log begun
   shift
-  PORT=$(free_port)
+  PORT=$(free_port 1)
   log=$WORK/koltso-$PORT.log
   begun=$(now_us)
   start_pinned "$log" "$KOLTSO" serve --listen "127.0.0.1:$PORT" --data "$data" --threads 1 "$@"
@@ -175,7 +175,7 @@ check_pinned() { # check_pinned PID
 start_nginx() { # start_nginx VALUE_SIZE: sets also MASTER, which is what stop_server takes
   local folder=$WORK/nginx body
   mkdir -p "$folder"
-  PORT=$(free_port)
+  PORT=$(free_port 1)
   body=$(printf '%*s' "$1" '')
   cat >"$folder/nginx.conf" <<CONF
 $( ((EUID == 0)) && echo 'user root;')
@@ -206,7 +206,7 @@ CONF
 start_redis() {
   local folder=$WORK/redis
   mkdir -p "$folder"
-  PORT=$(free_port)
+  PORT=$(free_port 1)
   start_pinned "$folder/log" redis-server --port "$PORT" --bind 127.0.0.1 --dir "$folder" --save '' \
     --appendonly yes --appendfsync everysec --auto-aof-rewrite-percentage 0 --daemonize no
   wait_for_port "$PORT" 10 "$PID" Redis "$folder/log"

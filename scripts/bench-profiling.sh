@@ -391,7 +391,7 @@ section_latency() {
         start_alone
       else
         start_cluster
-        fill
+        fill "$KEYS"
         warm
         QUERY=(--ack 2 --from 3)
       fi

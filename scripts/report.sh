@@ -241,7 +241,7 @@ plan_captures
 progress 'starting three nodes'
 start_cluster
 progress "filling $KEYS keys, three copies each, values of $VALUE_SIZE bytes"
-fill
+fill "$KEYS"
 for run in "${RUN_LIST[@]}"; do run_one "$run"; done
 progress 'stopping the nodes'
 stop_cluster
