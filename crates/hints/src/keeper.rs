@@ -1,4 +1,5 @@
-//! One thread a peer, which owns the peer's hint log: it appends what is queued, and replays while the peer takes it.
+//! One thread for each peer, which owns the peer's hint log: it appends the hints in its queue, and
+//! replays them while the peer takes them.
 //!
 //! ```text
 //! any thread ── keep ──▶ queue ──▶ koltso-hints-N ──▶ log (files)
@@ -6,13 +7,13 @@
 //!                              window ──┘  └── confirmed        Dial, Target: the caller's
 //! ```
 //!
-//! Bounds: the queue by [`QUEUE_MAX`] and [`QUEUE_BYTES_MAX`], past which a hint is dropped and the peer needs repair; the files
-//! by [`Options`]; what a replay sends, and when, by
-//! `koltso_cluster::replay`. While a target does
-//! not answer, hints wait in the queue: a target's deadline is part of the bound.
+//! Bounds: [`QUEUE_MAX`] and [`QUEUE_BYTES_MAX`] for the queue, beyond which a hint is dropped and
+//! the peer needs repair; [`Options`] for the files; `koltso_cluster::replay` for what a replay
+//! sends, and when. While a target does not answer, hints wait in the queue: a target's deadline is
+//! part of the bound.
 //!
-//! Invariants: hints are appended in the order of the queue and sent in the order of the log. What a peer's answers mean for them
-//! is decided by [`Replay`].
+//! Invariants: hints are appended in the order of the queue and sent in the order of the log.
+//! [`Replay`] decides what a peer's answers mean for them.
 //!
 //! Tested in `tests/keeper.rs`.
 
@@ -32,65 +33,69 @@ use koltso_model::Record;
 
 use crate::log::{Bounds, Log, OncePerMinute, Window};
 
-/// Most hints that wait to be appended, a peer: a second of a fast node's writes while the disk or the peer holds the thread up.
+/// The most hints that wait to be appended for one peer: a second of a fast node's writes, while
+/// the disk or the peer holds up the thread.
 pub const QUEUE_MAX: usize = 64 << 10;
-/// Most bytes of keys and values that wait to be appended, a peer.
+/// The most bytes of keys and values that wait to be appended for one peer.
 pub const QUEUE_BYTES_MAX: usize = 64 << 20;
-/// About as many bytes are appended in one write.
+/// About how many bytes are appended in one write.
 pub const BATCH_BYTES: usize = 1 << 20;
-/// The shortest, so that failing is not spinning.
+/// The shortest pause after a failure, so that a thread that keeps failing does not spin.
 const RETRY_MIN: Duration = Duration::from_millis(1);
-/// How often the log is synced, its position kept and its bounds looked at, when there is reason to.
+/// How often the log is synced, its position written and its bounds checked, if there is a reason
+/// to.
 const TICK: Duration = Duration::from_secs(1);
-/// After the first hint, others are waited for: one write and one wake-up then serve many.
+/// After the first hint the thread waits this long for others: one write and one wake-up then serve
+/// many.
 const GATHER: Duration = Duration::from_millis(1);
-/// How long [`Keeper::stop`] waits: a target's reply, and what is queued.
+/// How long [`Keeper::stop`] waits: for a target's reply, and for the hints in the queue.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
 /// A node that can miss writes.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Its index in the topology.
+    /// The node's index in the topology.
     pub node: usize,
-    /// Its HTTP address, which names its folder.
+    /// The node's HTTP address, which names its folder.
     pub url: String,
 }
 
 /// Makes connections to peers.
 pub trait Dial: Send + Sync + 'static {
-    /// Connects to a peer, within about half a second.
+    /// Connects to a peer within about half a second.
     ///
     /// # Errors
     /// One sentence that says why it cannot be reached.
     fn dial(&self, node: usize) -> Result<Box<dyn Target>, String>;
 }
 
-/// A connection to a peer, with deadlines of its own (at most half a second for a reply).
+/// A connection to a peer with deadlines of its own (at most half a second for a reply).
 pub trait Target: Send {
     /// Sends all records, then waits for all answers: one for each record, in their order.
     ///
     /// # Errors
-    /// One sentence. The connection is dropped then, and none of the records counts as answered.
+    /// One sentence. The connection is then dropped, and none of the records counts as answered.
     fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Verdict>, String>;
 }
 
 /// How hints are kept.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Most bytes of hint files, a peer; the oldest are dropped past it.
+    /// The most bytes of hint files for one peer; beyond it, the oldest are dropped.
     pub bytes_max: u64,
     /// Hints older than this by `now_ms` are dropped, up to an eighth of it late.
     pub age_max: Duration,
     /// About the size of a segment file, in bytes; at most a quarter of `bytes_max` is used.
     pub segment_size: u64,
-    /// Milliseconds since the Unix epoch.
+    /// Reads the time of day, in milliseconds since the Unix epoch.
     pub now_ms: fn() -> u64,
-    /// The pause after a failed dial or write, which doubles up to `koltso_cluster::replay::RETRY_MAX_MICROS`.
+    /// The pause after a failed dial or write, which doubles up to
+    /// `koltso_cluster::replay::RETRY_MAX_MICROS`.
     pub retry: Duration,
 }
 
 impl Options {
-    /// 1 GiB and 3 hours a peer, in segments of 8 MiB; a first pause of 200 ms.
+    /// 1 GiB and 3 hours for each peer, in segments of 8 MiB, and a first pause of 200 ms.
     #[must_use]
     pub fn new(now_ms: fn() -> u64) -> Self {
         Self {
@@ -103,20 +108,22 @@ impl Options {
     }
 }
 
-/// What is known of a peer's hints.
+/// The state of a peer's hints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Hints that the peer has not confirmed, with those in the queue.
+    /// How many hints the peer has not confirmed, including those in the queue.
     pub pending: u64,
     /// Bytes of its hint files.
     pub bytes: u64,
-    /// It missed more than its hints hold; until an operator removes the file `needs-repair`.
+    /// Whether it missed more than its hints contain; until an operator removes the file
+    /// `needs-repair`.
     pub needs_repair: bool,
-    /// Hints that it confirmed since the start.
+    /// How many hints it has confirmed since the start.
     pub replayed: u64,
-    /// Hints that were lost since the start: past a bound, on a full disk, damaged.
+    /// How many hints were lost since the start: beyond a bound, on a full disk, or damaged.
     pub dropped: u64,
-    /// About when the oldest pending hint was written, in milliseconds since the Unix epoch; 0 when there is none.
+    /// About when the oldest pending hint was written, in milliseconds since the Unix epoch; 0 if
+    /// there is none.
     pub oldest_ms: u64,
     /// Why the last attempt at replaying failed; `None` after one that succeeded.
     pub last_error: Option<String>,
@@ -124,19 +131,19 @@ pub struct Figures {
 
 enum Item {
     Hint(Record<Bytes>),
-    /// Somebody knows that the peer has missed more than its hints say.
+    /// The peer has missed more than its hints say, for this reason.
     Mark(String),
     Stop,
 }
 
-/// What a peer's thread and everybody else have in common.
-struct Shared {
+/// What a peer's thread and the callers share.
+struct QueueState {
     backlog: Backlog,
     stopping: AtomicBool,
     published: Mutex<Published>,
 }
 
-impl Default for Shared {
+impl Default for QueueState {
     fn default() -> Self {
         Self {
             backlog: Backlog::new(QUEUE_MAX, QUEUE_BYTES_MAX),
@@ -146,27 +153,28 @@ impl Default for Shared {
     }
 }
 
-/// What the thread says of itself, after each turn.
+/// What the thread reports about itself, after each turn.
 #[derive(Default)]
 struct Published {
     figures: Figures,
-    /// How many of `overflowed` are in the figures.
+    /// How many of `overflowed` are included in the figures.
     overflow_seen: u64,
 }
 
 struct Queue {
     node: usize,
     sender: Sender<Item>,
-    shared: Arc<Shared>,
+    shared: Arc<QueueState>,
     thread: Mutex<Option<(JoinHandle<()>, Receiver<()>)>>,
 }
 
-/// Keeps hints for peers. Dropping it stops the threads too, but waits for nothing.
+/// Keeps hints for peers. Dropping it also stops the threads, but waits for nothing.
 pub struct Keeper {
     queues: Vec<Queue>,
 }
 
-/// The name of the folder for a peer's hints: its URL's host and port, with anything unusual as `_`.
+/// The name of the folder for a peer's hints: its URL's host and port, with `_` for anything
+/// unusual.
 #[must_use]
 pub fn folder_name(url: &str) -> String {
     let address = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -176,13 +184,14 @@ pub fn folder_name(url: &str) -> String {
 }
 
 impl Keeper {
-    /// Takes the peers' folders in `folder` (`hints` in the data folder, which this process has taken before: the engine
-    /// does not take a folder with files that it does not know), and starts their threads.
-    /// What was left by the process before is read through and replayed by these.
+    /// Takes the peers' folders in `folder` (`hints` in the data folder, which this process must
+    /// have taken before, since the engine does not take a folder with files that it does not
+    /// know), and starts their threads, which read and replay the hints that the previous process
+    /// left.
     ///
     /// # Errors
-    /// One sentence: where a folder cannot be used, holds hints of a newer format (they are left alone), or two peers would
-    /// share one.
+    /// One sentence, if a folder cannot be used, contains hints of a newer format (which are left
+    /// alone), or would be shared by two peers.
     pub fn start(folder: &Path, peers: Vec<Peer>, dial: Arc<dyn Dial>, options: Options) -> io::Result<Arc<Self>> {
         let options = Options { retry: options.retry.max(RETRY_MIN), ..options };
         let mut names: Vec<String> = Vec::new();
@@ -205,7 +214,7 @@ impl Keeper {
         for (log, peer) in logs {
             let (sender, queue) = crossbeam_channel::unbounded();
             let (ended, has_ended) = crossbeam_channel::bounded(0);
-            let shared = Arc::new(Shared::default());
+            let shared = Arc::new(QueueState::default());
             shared.published.lock().figures.needs_repair = log.needs_repair();
             let worker = Worker {
                 node: peer.node,
@@ -218,7 +227,8 @@ impl Keeper {
                 target: None,
                 origin: Instant::now(),
                 replay: Replay::new(0, options.retry.as_micros() as u64),
-                // At once: what has grown too old while this node was away is not replayed before it is looked at.
+                // It is due at once: hints that grew too old while this node was away must be
+                // dropped before any is replayed.
                 next_tick: Instant::now(),
                 overflow_seen: 0,
                 last_error: None,
@@ -238,11 +248,12 @@ impl Keeper {
         self.queues.iter().find(|queue| queue.node == node)
     }
 
-    /// Keeps a record that a peer missed. Never blocks, from any thread. When the peer's queue is full, or after
-    /// [`Self::stop`], the hint is dropped and counted, and the peer needs repair.
+    /// Keeps a record that a peer missed. Any thread may call it, and it never blocks. If the
+    /// peer's queue is full, or after [`Self::stop`], the hint is dropped and counted, and the peer
+    /// needs repair.
     ///
-    /// The record's buffers live until it is appended, normally for about a millisecond. Nothing is kept for a node that is
-    /// no peer.
+    /// The record's buffers live until it is appended, normally for about a millisecond. Nothing is
+    /// kept for a node that is not a peer.
     pub fn keep(&self, node: usize, record: Record<Bytes>) {
         let Some(Queue { sender, shared, .. }) = self.queue(node) else {
             debug_assert!(false, "node {node} is no peer");
@@ -257,21 +268,23 @@ impl Keeper {
         }
     }
 
-    /// Marks a peer as needing repair, for a reason that this crate cannot know: it was away for longer than hints are kept.
+    /// Marks a peer as needing repair, for a reason that this crate cannot know, such as that it
+    /// was away for longer than hints are kept.
     pub fn mark(&self, node: usize, reason: &str) {
         if let Some(queue) = self.queue(node) {
-            // After a stop there is nobody to note it.
+            // After a stop there is no thread to note it.
             let _ = queue.sender.send(Item::Mark(reason.to_owned()));
         }
     }
 
-    /// What is known of a peer's hints; nothing of a node that is no peer.
+    /// The state of a peer's hints; empty for a node that is not a peer.
     #[must_use]
     pub fn figures(&self, node: usize) -> Figures {
         let Some(Queue { shared, .. }) = self.queue(node) else {
             return Figures::default();
         };
-        // First: a hint that leaves the queue is published before, so it may be counted twice for a moment, and never not at all.
+        // The queue is read first: a hint is published before it leaves the queue, so for a moment
+        // it may be counted twice, but never not at all.
         let queued = shared.backlog.count();
         let published = shared.published.lock();
         let mut figures = published.figures.clone();
@@ -283,8 +296,9 @@ impl Keeper {
         figures
     }
 
-    /// Appends what is queued, syncs, keeps the positions, and ends the threads; within about two seconds, or a thread whose
-    /// disk or target hangs is left behind. More than once is fine. To be called when nobody keeps hints any more.
+    /// Appends the hints in the queues, syncs, writes the positions, and ends the threads, within
+    /// about two seconds; a thread whose disk or target hangs is left behind. It may be called more
+    /// than once. Call it when nobody keeps hints any more.
     pub fn stop(&self) {
         for queue in &self.queues {
             if !queue.shared.stopping.swap(true, Ordering::SeqCst) {
@@ -301,23 +315,23 @@ impl Keeper {
                 );
                 continue;
             }
-            // In the server a panic ends the process; elsewhere it must not pass unnoticed.
+            // In the server a panic ends the process; elsewhere it must not go unnoticed.
             assert!(thread.join().is_ok() || thread::panicking(), "a thread of hints had panicked");
         }
     }
 }
 
-/// A peer's thread.
+/// The thread of a peer.
 struct Worker {
     node: usize,
     url: String,
     queue: Receiver<Item>,
-    shared: Arc<Shared>,
+    shared: Arc<QueueState>,
     dial: Arc<dyn Dial>,
     options: Options,
     log: Log,
     target: Option<Box<dyn Target>>,
-    /// Of the replay's time.
+    /// The origin of the replay's time.
     origin: Instant,
     replay: Replay,
     next_tick: Instant,
@@ -357,7 +371,7 @@ impl Worker {
         self.publish();
     }
 
-    /// `None`: not before something is queued.
+    /// When the thread must wake up; `None` if only something in the queue needs to wake it.
     fn wakes_at(&self) -> Option<Instant> {
         let replay = self.replay.wakes_at(self.log.pending());
         let replay = replay.map(|micros| self.origin + Duration::from_micros(micros));
@@ -365,15 +379,17 @@ impl Worker {
         [replay, tick].into_iter().flatten().min()
     }
 
-    /// Appends an item and all that is queued behind it. `false` when it is time to end.
+    /// Appends an item and all that is queued behind it. Returns `false` if the thread must end.
     fn take(&mut self, item: Item) -> bool {
-        // While a peer is down its hints come one at a time; while they are replayed, the replay is what gathers them.
+        // While a peer is down its hints come one at a time; while they are replayed, the replay
+        // itself gathers them.
         if self.queue.is_empty() && matches!(item, Item::Hint(_)) && !self.replay.is_due(self.micros()) {
             thread::sleep(GATHER);
         }
         let mut batch = Vec::new();
         let mut bytes = 0;
-        // What comes meanwhile is for the next time, or a flood would keep the replay from its turn.
+        // Items that come meanwhile are for the next time; otherwise a flood would keep the replay
+        // from its turn.
         let mut left = self.queue.len();
         let mut next = Some(item);
         let mut goes_on = true;
@@ -404,7 +420,7 @@ impl Worker {
         *bytes = 0;
     }
 
-    /// Marks the peer when hints did not fit the queue.
+    /// Marks the peer if hints did not fit into the queue.
     fn see_overflow(&mut self) {
         let overflowed = self.shared.backlog.overflowed();
         if overflowed > self.overflow_seen {
@@ -444,7 +460,8 @@ impl Worker {
         }
     }
 
-    /// Sends a window, and does as the peer answers. An error is one of the connection, and ends it.
+    /// Sends a window, and does what the peer's answers ask for. An error is one of the connection,
+    /// and ends it.
     fn send(&mut self, window: &Window) -> Result<(), String> {
         let (Some(target), false) = (&mut self.target, window.records.is_empty()) else {
             return Ok(());
@@ -470,7 +487,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The connection failed, or could not be made.
+    /// The connection has failed, or could not be made.
     fn broke(&mut self, sentence: String) {
         self.target = None;
         self.replay.failed(self.micros());

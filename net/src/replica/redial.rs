@@ -1,16 +1,17 @@
 //! What a link decides without a socket: when it dials again, and how much may wait for the peer.
 //!
-//! Pure, so that a simulator runs the same decisions. Owner: one link. Times are [`Duration`]s, chance is an argument.
+//! Pure, so that a simulator runs the same decisions. Owner: one link. Times are [`Duration`]s, and
+//! chance is an argument.
 
 use std::time::Duration;
 
-/// Least time between the beginnings of two attempts.
+/// The shortest time between the beginnings of two attempts.
 pub const DIAL_GAP: Duration = Duration::from_millis(20);
 /// The first pause before another attempt; it doubles with each.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// A connection that was up for this long was a good one: the pauses begin small again.
+/// A connection that was up for this long was a good one: the next pause is the shortest one again.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
 /// The pauses between attempts to connect.
@@ -26,9 +27,10 @@ impl Default for Redial {
 }
 
 impl Redial {
-    /// An attempt has ended, or the connection that it led to, which was up for `up_for`. Returns how long to wait before the
-    /// next attempt, unless a request or the peer's arrival asks for it earlier. `chance` is any number: the pause is half to
-    /// all of what it could be, so that the nodes of a cluster do not dial in step.
+    /// Notes the end of an attempt, or of the connection to which it led and which was up for
+    /// `up_for`. Returns how long to wait before the next attempt, unless a request or the peer's
+    /// arrival asks for it earlier. `chance` is any number: the pause is half to all of its full
+    /// length, so that the nodes of a cluster do not dial in step.
     pub fn ended(&mut self, up_for: Option<Duration>, chance: u32) -> Duration {
         if up_for.is_some_and(|up| up >= GOOD_AFTER) {
             self.backoff = BACKOFF_MIN;
@@ -39,14 +41,15 @@ impl Redial {
         pause
     }
 
-    /// How long the next attempt has to wait in any case, when the last one began so long ago.
+    /// How long the next attempt must wait in any case, if the last one began this long ago.
     #[must_use]
     pub const fn gap(begun_ago: Duration) -> Duration {
         DIAL_GAP.saturating_sub(begun_ago)
     }
 }
 
-/// Whether one more request may be queued behind `queued` bytes: one frame more than `max` is the most that waits.
+/// Whether one more request may be queued behind `queued` bytes: one frame more than `max` is the
+/// most that waits.
 #[must_use]
 #[inline]
 pub const fn has_room(queued: usize, max: usize) -> bool {
