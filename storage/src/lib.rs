@@ -29,6 +29,7 @@
 //! thread for a page fault. The bytes on disk are in `docs/log-format.md`.
 
 mod background;
+mod bytes;
 mod compact;
 mod damage;
 mod entry;

@@ -25,6 +25,7 @@
 
 use koltso_model::{ATTRIBUTES_MAX, Attributes, Flags, KEY_MAX, VALUE_MAX_LIMIT, Version};
 
+use crate::bytes::{u32_at, u64_at};
 use crate::error::WriteError;
 
 /// Bytes before the key.
@@ -151,21 +152,6 @@ pub(crate) struct Record<'a> {
     /// Bytes between key and value.
     block_len: u16,
     value_len: u32,
-}
-
-// Copied as a whole: from single bytes the compiler makes single loads.
-#[inline]
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut le = [0; 4];
-    le.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(le)
-}
-
-#[inline]
-pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut le = [0; 8];
-    le.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(le)
 }
 
 impl<'a> Record<'a> {

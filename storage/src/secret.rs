@@ -16,9 +16,9 @@ use std::path::Path;
 
 use siphasher::sip::SipHasher13;
 
+use crate::bytes::u32_at;
 use crate::env::{self, Env};
 use crate::hash::IndexHash;
-use crate::record::u32_at;
 
 /// The file's name in the data folder.
 pub(crate) const SECRET_FILE: &str = "SECRET";

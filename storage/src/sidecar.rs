@@ -33,9 +33,10 @@ use std::sync::OnceLock;
 use koltso_model::{Flags, KeyHash, PARTITIONS, Version};
 use memmap2::Mmap;
 
+use crate::bytes::{u32_at, u64_at};
 use crate::env::Env;
 use crate::hash::IndexHash;
-use crate::record::{ALIGN, u32_at, u64_at};
+use crate::record::ALIGN;
 use crate::secret::Secret;
 use crate::segment::{SEGMENT_MAX, Segment, path_of};
 

@@ -18,6 +18,9 @@ pub const SAMPLES_MAX: usize = 1 << 21;
 /// The most frames of one stack; deeper stacks lose their root end.
 pub const DEPTH_MAX: usize = 192;
 
+/// The name of the mapping that contains kernel frames.
+pub const KERNEL_MAPPING: &str = "[kernel.kallsyms]";
+
 /// What was captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Event {
@@ -280,6 +283,16 @@ impl Capture {
     #[must_use]
     pub fn frames(&self) -> &[Frame] {
         &self.frames
+    }
+
+    /// A thread's name, or its number if it has none.
+    #[must_use]
+    pub fn thread_name(&self, thread: ThreadIndex) -> Cow<'_, str> {
+        match self.threads.get(usize::from(thread.0)) {
+            Some(thread) if thread.name.is_empty() => Cow::Owned(format!("thread {}", thread.tid)),
+            Some(thread) => Cow::Borrowed(&thread.name),
+            None => Cow::Borrowed("unknown thread"),
+        }
     }
 
     /// The stack that has this id, leaf first.

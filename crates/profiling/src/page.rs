@@ -11,12 +11,13 @@
 //! and the columns of values, divided by their common divisor.
 //!
 //! Invariants: text that comes from names reaches the page only inside JSON strings without `<`,
-//! `>` and `&`, or [`escaped`]; the page denies itself the network (Content-Security-Policy).
+//! `>` and `&`, or [`escaped`](crate::markup::escaped); the page denies itself the network (Content-Security-Policy).
 //! Bound: [`NODES_MAX`]; the page says what was cut. The page leaves out values of 0 and less,
 //! since they have no width. Tested in `tests/page.rs` and, in a real browser, in
 //! `tests/browser.rs`.
 
 use crate::capture::{Capture, FrameId, FramePlace, Sample};
+use crate::markup;
 use crate::svg::is_standard;
 use crate::text;
 use std::collections::HashMap;
@@ -57,12 +58,6 @@ pub fn diff(base: &Capture, new: &Capture, title: &str) -> String {
     page("diff", &[base, new], title)
 }
 
-/// Escapes text for HTML, including attributes.
-#[must_use]
-pub fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
-}
-
 /// Makes a page. The types are those of the last capture; if there are two captures, the first is
 /// the base.
 fn page(kind: &str, captures: &[&Capture], title: &str) -> String {
@@ -75,7 +70,7 @@ fn page(kind: &str, captures: &[&Capture], title: &str) -> String {
     {
         html.push_str(before);
         match key {
-            "title" => html.push_str(&escaped(title)),
+            "title" => html.push_str(&markup::escaped(title)),
             "style" => html.push_str(STYLE),
             "data" => html.push_str(&data),
             "script" => SCRIPTS.iter().for_each(|script| html.push_str(script)),
@@ -164,7 +159,7 @@ impl Forest {
                 for (value, place) in values.iter_mut().zip(&places) {
                     *value = place.map_or(0, |place| sample.values[place]);
                 }
-                let thread = self.thread(&text::thread_name(capture, sample.thread));
+                let thread = self.thread(&capture.thread_name(sample.thread));
                 Row { at_ms: sample.at_ns / 1_000_000, node, thread, values }
             })
             .collect();

@@ -17,15 +17,11 @@ pub use decode::{DecodeError, INFLATED_MAX, MESSAGE_MAX, decode};
 /// The messages of profile.proto.
 pub use pprof::protos as message;
 
-use crate::capture::{Capture, Frame, FrameId, FramePlace, ThreadIndex, ValueType};
-use crate::text::thread_name;
+use crate::capture::{Capture, Frame, FrameId, FramePlace, KERNEL_MAPPING, ThreadIndex, ValueType};
 use flate2::{Compression, write::GzEncoder};
 use message::Message;
 use std::collections::HashMap;
 use std::io::Write;
-
-/// The name of the mapping that contains kernel frames.
-pub const KERNEL_MAPPING: &str = "[kernel.kallsyms]";
 
 /// The beginning of the comment that says what was captured and what is missing from it: `koltso
 /// event=cpu samples=2970 lost=0 …`.
@@ -52,7 +48,7 @@ pub fn profile(capture: &Capture) -> message::Profile {
     let locations: Vec<Vec<u64>> = capture.stacks().iter().map(|stack| builder.locations(capture, stack)).collect();
     let key = builder.string("thread");
     let threads: Vec<i64> = (0..capture.threads.len())
-        .map(|index| builder.string(&thread_name(capture, ThreadIndex(index as u16))))
+        .map(|index| builder.string(&capture.thread_name(ThreadIndex(index as u16))))
         .collect();
     let samples = capture.folded().into_iter().map(|sample| {
         let name = threads.get(usize::from(sample.thread.0)).copied();

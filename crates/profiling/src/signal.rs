@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use crate::capture::{Capture, Event, ValueType};
 use crate::collect::{Collected, Raw};
-use crate::engine::{CpuRequest, EngineError};
+use crate::cpu_request::{CpuRequest, EngineError};
 use crate::symbols::Symbols;
 use crate::threads;
 

@@ -66,7 +66,7 @@ fn empty(title: &str) -> String {
          xmlns=\"http://www.w3.org/2000/svg\"><rect width=\"100%\" height=\"100%\" fill=\"#fbfbf9\"/>\
          <text x=\"600\" y=\"35\" font-family=\"sans-serif\" font-size=\"17\" text-anchor=\"middle\">{}</text>\
          <text x=\"600\" y=\"65\" font-family=\"sans-serif\" font-size=\"13\" text-anchor=\"middle\">no samples</text></svg>\n",
-        crate::page::escaped(title)
+        crate::markup::escaped(title)
     )
 }
 

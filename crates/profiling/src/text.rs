@@ -5,8 +5,7 @@
 //! left out (the difference of two states of the heap has such values). Tested in `tests/text.rs`,
 //! with inferno as another reader.
 
-use crate::capture::{Capture, Frame, FramePlace, Sample, ThreadIndex};
-use crate::proto::KERNEL_MAPPING;
+use crate::capture::{Capture, Frame, FramePlace, KERNEL_MAPPING, Sample, ThreadIndex};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -26,7 +25,7 @@ pub fn folded(capture: &Capture, value: usize) -> String {
         if sample.values[value] <= 0 {
             continue;
         }
-        let mut line = one_word(&thread_name(capture, sample.thread)).into_owned();
+        let mut line = one_word(&capture.thread_name(sample.thread)).into_owned();
         for id in capture.stack_at(sample.stack).iter().rev() {
             line.push(';');
             line.push_str(&names[id.0 as usize]);
@@ -62,7 +61,7 @@ fn perf_script_of(capture: &Capture, bytes_max: usize) -> String {
         let Sample { at_ns, cpu, .. } = *sample;
         let tid = capture.threads.get(usize::from(sample.thread.0)).map_or(0, |thread| thread.tid);
         let name =
-            thread_name(capture, sample.thread).replace(|char: char| char.is_whitespace() || ":;".contains(char), "_");
+            capture.thread_name(sample.thread).replace(|char: char| char.is_whitespace() || ":;".contains(char), "_");
         _ = write!(text, "{name} {tid} [{:03}] ", if cpu == u16::MAX { 0 } else { cpu });
         _ = write!(text, "{:>6}.{:06}: ", at_ns / 1_000_000_000, at_ns / 1_000 % 1_000_000);
         _ = writeln!(text, "{:>10} {event}: ", sample.values[capture.default_type]);
@@ -162,7 +161,7 @@ pub fn top(capture: &Capture, value: usize) -> String {
     threads.sort_unstable_by_key(|&(thread, sum)| (std::cmp::Reverse(sum), thread));
     _ = writeln!(text, "\n{:>12} {:>7}  thread", "total", "");
     for (thread, sum) in threads {
-        let name = thread_name(capture, thread).replace(char::is_control, "?");
+        let name = capture.thread_name(thread).replace(char::is_control, "?");
         _ = writeln!(text, "{:>12} {:>7}  {name}", amount(sum, &kind.unit), share(sum, total));
     }
     text
@@ -226,15 +225,6 @@ pub(crate) fn marked(frame: &Frame) -> Cow<'_, str> {
         FramePlace::User | FramePlace::Label => Cow::Borrowed(&frame.function),
         FramePlace::Kernel => Cow::Owned(format!("{}_[k]", frame.function)),
         FramePlace::Inlined => Cow::Owned(format!("{}_[i]", frame.function)),
-    }
-}
-
-/// A thread's name, or its number if it has none.
-pub(crate) fn thread_name(capture: &Capture, thread: ThreadIndex) -> Cow<'_, str> {
-    match capture.threads.get(usize::from(thread.0)) {
-        Some(thread) if thread.name.is_empty() => Cow::Owned(format!("thread {}", thread.tid)),
-        Some(thread) => Cow::Borrowed(&thread.name),
-        None => Cow::Borrowed("unknown thread"),
     }
 }
 

@@ -272,7 +272,7 @@ async fn index(State(Debug { captures, .. }): State<Debug>, RawQuery(query): Raw
     let running = if running.is_empty() { "none".to_owned() } else { running.join(", ") };
     let body = format!(
         include_str!("index.html"),
-        engine = page::escaped(&engine),
+        engine = koltso_profiling::markup::escaped(&engine),
         running = running,
         kept_max = KEPT_MAX,
         kept_mib = KEPT_BYTES_MAX >> 20,

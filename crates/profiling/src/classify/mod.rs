@@ -20,7 +20,7 @@
 mod names;
 
 use crate::capture::{Capture, Event, Frame, FrameId, FramePlace};
-use crate::text::{marked, thread_name};
+use crate::text::marked;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 
@@ -183,7 +183,7 @@ pub fn divide(capture: &Capture, value: usize, rules: &Rules) -> Division {
             continue;
         }
         total += weight;
-        let thread = thread_name(capture, sample.thread);
+        let thread = capture.thread_name(sample.thread);
         let ids = capture.stack_at(sample.stack);
         let frames: Vec<&Frame> = ids.iter().map(|&id| capture.frame_at(id)).collect();
         let stack = Stack { event: capture.event, thread: &thread, ids, frames: &frames };

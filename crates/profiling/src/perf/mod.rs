@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crate::capture::{Capture, Event as What, ValueType};
 use crate::collect::{Collected, Raw};
-use crate::engine::{CpuRequest, EngineError};
+use crate::cpu_request::{CpuRequest, EngineError};
 use crate::symbols::Symbols;
 use crate::threads;
 use abi::Attr;
