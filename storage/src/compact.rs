@@ -253,20 +253,21 @@ fn give_back(parts: &Arc<Parts>, empty: Vec<Arc<IndexedSegment>>) -> Result<(), 
         WriteError::Failed
     };
     for segment in parts.seal_queue.all().iter().filter(|s| s.sidecar().is_none()) {
+        segment.settle(parts.env()).map_err(|e| parts.health.refuse(e))?;
         waiting(&"sync of an unsealed segment", || segment.sync(parts.env())).map_err(failed)?;
     }
     for log in parts.logs.all() {
         syncing::sync_log(parts, &log).map_err(|_| WriteError::Failed)?;
     }
-    // In the mode "os" nobody else has seen to it that the names of the copies' segments survive.
+    // The names of the copies' segments survive from here on, which in the mode "os" nobody else has seen to. And names that were
+    // removed before stay away: or an older version could be back, whose tombstone was dropped since and goes now.
     parts.folder.sync(parts.env()).map_err(failed)?;
     for segment in empty {
         // The blocks come back when nobody holds the segment any more, so it is let go at once.
         parts.retire(&segment);
         parts.counters.compacted_segments.fetch_add(1, Ordering::Relaxed);
     }
-    // Or an older version could be back after its tombstone was dropped, whose segment is next.
-    parts.folder.sync(parts.env()).map_err(failed)
+    Ok(())
 }
 
 /// Forgets a record that says "absent", if it may be forgotten.

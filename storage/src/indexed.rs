@@ -2,10 +2,14 @@
 //!
 //! Owner: shared; each figure says who changes it. Invariant: a segment is sealed once, and only when it has no [`Tail`].
 
+use std::io;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use koltso_instrument::Mutex;
+
+use crate::env::Env;
 use crate::order::Order;
 use crate::record::Draft;
 use crate::segment::{SEGMENT_HEADER, Segment};
@@ -24,6 +28,8 @@ pub(crate) struct IndexedSegment {
     /// Sorted runs of what was written, until the sidecar takes over.
     pub(crate) order: Order,
     sidecar: OnceLock<Sidecar>,
+    /// Another process wrote it and did not seal it: see [`IndexedSegment::settle`].
+    unsettled: Mutex<bool>,
 }
 
 impl Deref for IndexedSegment {
@@ -44,7 +50,24 @@ impl IndexedSegment {
             quarantined: AtomicBool::new(false),
             order: Order::default(),
             sidecar: OnceLock::new(),
+            unsettled: Mutex::new(&"unsettled segment", false),
         }
+    }
+
+    /// States that recovery had to read it through.
+    pub(crate) fn was_found_unsealed(&mut self) {
+        *self.unsettled.get_mut() = true;
+    }
+
+    /// Makes sure that the next sync covers everything in it. If a sync failed in the process that wrote it, the kernel may take
+    /// pages for clean that are not on disk, and the next sync would succeed without them.
+    pub(crate) fn settle(&self, env: &dyn Env) -> io::Result<()> {
+        let mut unsettled = self.unsettled.lock();
+        if *unsettled {
+            self.write_again(env)?;
+            *unsettled = false;
+        }
+        Ok(())
     }
 
     /// Bytes of records, live or dead.
@@ -153,15 +176,12 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io;
     use std::path::Path;
     use std::sync::mpsc;
     use std::thread;
 
-    use koltso_instrument::Mutex;
-
     use super::*;
-    use crate::env::{Env, RealEnv};
+    use crate::env::RealEnv;
     use crate::segment::SLICE;
     use koltso_model::{Flags, Version};
 

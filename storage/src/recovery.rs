@@ -197,7 +197,7 @@ fn open_one(
     sequence: u64,
     damage: &DamageLog,
 ) -> Result<Option<Opened>, OpenError> {
-    let segment = match Segment::open(env, folder.path(), sequence) {
+    let mut segment = match Segment::open(env, folder.path(), sequence) {
         Ok(segment) => IndexedSegment::new(segment, slot),
         // Made just before a crash or a power loss: not even the header had arrived, so nothing in it was ever synced. (What
         // was sealed had been synced. Then it is damage.)
@@ -227,6 +227,7 @@ fn open_one(
         segment.attach(sidecar);
         return Ok(Some(Opened { segment: Arc::new(segment), scan: None, newest_clock }));
     }
+    segment.was_found_unsealed();
     let end = segment.data_end(env);
     let mut scan = scan(segment.recovery_bytes(), end as usize, segment.salt());
     segment.set_written(scan.end);

@@ -55,6 +55,7 @@ pub(crate) fn run(parts: &Parts) {
 fn seal(parts: &Parts, segment: &Arc<IndexedSegment>) -> io::Result<()> {
     segment.order.extend(segment, true);
     let run = segment.order.finish(segment);
+    segment.settle(parts.env())?;
     // Not to be tried again: after a failed sync the kernel may have dropped the pages, and the next one succeeds.
     waiting(&"sync of a sealed segment", || segment.sync(parts.env())).inspect_err(|e| parts.health.fail(e))?;
     parts.health.check()?;

@@ -173,6 +173,18 @@ impl Segment {
         &self.file
     }
 
+    /// Writes what was written once more, so that the kernel has to put it on disk at the next sync whatever it believes.
+    pub(crate) fn write_again(&self, env: &dyn Env) -> io::Result<()> {
+        let mut buffer = vec![0; PIECE as usize];
+        for start in (0..self.written()).step_by(buffer.len()) {
+            let piece = self.bytes(start, (start + PIECE).min(self.written()));
+            let copy = &mut buffer[..piece.len()];
+            copy.copy_from_slice(piece);
+            env.write_at(&self.file, copy, u64::from(start))?;
+        }
+        Ok(())
+    }
+
     /// Puts what was written on stable storage.
     pub(crate) fn sync(&self, env: &dyn Env) -> io::Result<()> {
         env.sync(&self.file)

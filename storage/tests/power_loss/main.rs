@@ -18,6 +18,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod faults;
 mod history;
 mod sim;
 
@@ -33,6 +34,7 @@ use common::{Seen, get, rounds, scan, small};
 use history::{Acknowledged, Attempt, History};
 use koltso_storage::{Env, Options, Store, SyncBatch, SyncMode, Version, Writer};
 use koltso_testkit::random::{Random, seed_or as seed};
+use koltso_testkit::wait::soon;
 use sim::{Image, PowerEnv};
 
 /// How far back a version may come late; compaction keeps tombstones that long.
@@ -114,7 +116,11 @@ struct Client {
 
 impl Client {
     fn new(store: &Store) -> Self {
-        Self { writer: store.writer().unwrap(), waiting: VecDeque::new(), sync: None }
+        Self::with(store.writer().unwrap())
+    }
+
+    fn with(writer: Writer) -> Self {
+        Self { writer, waiting: VecDeque::new(), sync: None }
     }
 
     /// Acknowledges what is durable.
@@ -222,6 +228,19 @@ impl Workload {
             None => client.writer.delete(&key, version).unwrap(),
         };
         client.waiting.push_back(Waiting { position: client.writer.position(), key, version });
+    }
+
+    /// Writes a value, or a tombstone, in order.
+    fn put(&mut self, client: &mut Client, key: &[u8], value: Option<Vec<u8>>) {
+        self.clock += 1;
+        let version = Version::new(self.clock << 16, 1);
+        let attempt = Attempt { value: value.as_deref().map(Arc::from), expires_at_ms: 0 };
+        self.history.lock().unwrap().begin(key, version, attempt);
+        match &value {
+            Some(value) => client.writer.put(key, value, version, 0).unwrap(),
+            None => client.writer.delete(key, version).unwrap(),
+        };
+        client.waiting.push_back(Waiting { position: client.writer.position(), key: key.to_vec(), version });
     }
 
     /// One life of the store, until its process ends one way or another.
@@ -464,4 +483,47 @@ fn compaction_in_the_mode_os_loses_nothing_that_was_on_disk() {
     let seed = seed("compaction_in_the_mode_os_loses_nothing_that_was_on_disk", 3);
     let counts = lose_often(seed, 500 * rounds(1), |seed| Workload::of(Random::seeded(seed), SyncMode::Os));
     assert!(counts.compacted > 0, "{counts:?}");
+}
+
+/// The older version lies in a segment that compaction removed, the tombstone in one that it removed after that. If the first
+/// name could come back without the second, so would the key.
+#[test]
+fn a_deleted_key_does_not_come_back_with_the_name_of_a_removed_segment() {
+    let mut workload = Workload::of(Random::seeded(7), SyncMode::Always);
+    workload.seen_one_in = 3;
+    let folder = workload.dir.path().join("data");
+    let env = workload.env(&folder);
+    let (store, _) = Store::open(options(&folder, env.clone(), SyncMode::Always)).unwrap();
+    let mut client = Client::new(&store);
+    let mut counts = Counts::default();
+    for round in 0..rounds(8) {
+        let key = |number: u64| format!("round{round}/{number}").into_bytes();
+        // Values in segments of their own, then their tombstones among others.
+        for number in 0..10 {
+            workload.put(&mut client, &key(number), Some(vec![1; 3_000]));
+        }
+        for number in 0..10 {
+            workload.put(&mut client, &key(number), None);
+        }
+        // Compaction moves a tombstone that cannot go yet, so its log has to roll as well: it gets something to move.
+        soon("tombstones are dropped", || {
+            for _ in 0..8 {
+                let filler = format!("filler{}", workload.random.below(16)).into_bytes();
+                workload.put(&mut client, &filler, Some(vec![2; 2_000]));
+            }
+            client.writer.sync().unwrap();
+            client.acknowledge(&workload.history);
+            workload.clock += 2 * GRACE_MS;
+            env.now_ms.store(workload.clock, Ordering::SeqCst);
+            workload.lose(&env);
+            workload.look(&mut counts, 0);
+            store.stats().tombstones < 10
+        });
+        for _ in 0..20 {
+            workload.lose(&env);
+            workload.look(&mut counts, 0);
+        }
+    }
+    println!("{counts:?}");
+    assert!(store.stats().compacted_segments > 20, "{:?}", store.stats());
 }

@@ -14,9 +14,7 @@
 //!
 //! What is not in it: a sector that loses bytes which did not change (see `docs/log-format.md` for what is assumed).
 
-#![allow(dead_code)]
-
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -69,7 +67,7 @@ pub const CALLS: [Call; 14] = [
     Call::List,
 ];
 
-/// Calls of this kind fail from the `after`th on, `times` times.
+/// Calls of this kind fail from the `after`th on (1 is the next), `times` times.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
     pub call: Call,
@@ -112,6 +110,8 @@ struct Tracked {
     platter: Vec<u8>,
     /// What the kernel takes to be on disk: it writes a page only when it differs from this.
     clean: Vec<u8>,
+    /// Pages that were written since, whether they changed or not.
+    written: BTreeSet<usize>,
     /// Number of the newest sync that has completed.
     synced: u64,
 }
@@ -136,8 +136,10 @@ struct State {
     settled: u64,
     folder_is_durable: bool,
     syncs: u64,
-    calls: HashMap<u8, u64>,
-    faults: Vec<Fault>,
+    fault: Option<Fault>,
+    /// Calls of its kind since it was set, and how many of these failed.
+    count: u64,
+    hits: u64,
 }
 
 type Observer = Box<dyn Fn(&PowerEnv) + Send + Sync>;
@@ -185,7 +187,9 @@ impl Tracked {
     /// Numbers of the pages that the kernel would have to write.
     fn dirty(&self, current: &[u8]) -> Vec<usize> {
         let pages = current.len().max(self.clean.len()).div_ceil(PAGE);
-        (0..pages).filter(|&number| differ(page(current, number), page(&self.clean, number))).collect()
+        let is_dirty =
+            |number| self.written.contains(&number) || differ(page(current, number), page(&self.clean, number));
+        (0..pages).filter(|&number| is_dirty(number)).collect()
     }
 
     /// One page gets to the disk.
@@ -193,6 +197,7 @@ impl Tracked {
         let (from, to) = (number * PAGE, (number + 1) * PAGE);
         copy(&mut self.platter, content, from, to);
         copy(&mut self.clean, content, from, to);
+        self.written.remove(&number);
     }
 
     /// Everything in `content` is on disk, as far as the kernel does not take it to be there already.
@@ -212,6 +217,7 @@ impl Tracked {
             }
         }
         self.clean = content.to_vec();
+        self.written.clear();
     }
 
     /// What a disk may hold of it.
@@ -330,14 +336,15 @@ impl State {
     }
 
     fn fault(&mut self, call: Call) -> io::Result<()> {
-        let count = self.calls.entry(call as u8).or_default();
-        *count += 1;
-        let count = *count;
-        let hit = |fault: &&Fault| fault.call == call && (fault.after..fault.after + fault.times).contains(&count);
-        match self.faults.iter().find(hit) {
-            Some(fault) => Err(io::Error::from_raw_os_error(fault.code)),
-            None => Ok(()),
+        let Some(fault) = self.fault.filter(|fault| fault.call == call) else {
+            return Ok(());
+        };
+        self.count += 1;
+        if !(fault.after..fault.after + fault.times).contains(&self.count) {
+            return Ok(());
         }
+        self.hits += 1;
+        Err(io::Error::from_raw_os_error(fault.code))
     }
 }
 
@@ -353,15 +360,19 @@ impl PowerEnv {
             settled: 0,
             folder_is_durable: folder.exists(),
             syncs: 0,
-            calls: HashMap::new(),
-            faults: Vec::new(),
+            fault: None,
+            count: 0,
+            hits: 0,
         };
         for entry in std::fs::read_dir(folder).into_iter().flatten() {
             let entry = entry.unwrap();
             let file = File::open(entry.path()).unwrap();
             let (name, number) = (entry.file_name().into_string().unwrap(), file.metadata().unwrap().ino());
             let content = std::fs::read(entry.path()).unwrap();
-            state.files.insert(number, Tracked { file, platter: content.clone(), clean: content, synced: 0 });
+            state.files.insert(
+                number,
+                Tracked { file, platter: content.clone(), clean: content, written: BTreeSet::new(), synced: 0 },
+            );
             state.durable.insert(name, number);
         }
         state.current = state.durable.clone();
@@ -383,15 +394,18 @@ impl PowerEnv {
         self.state().image()
     }
 
-    /// Calls fail as said, besides those that do already.
+    /// Calls fail as said, counted from now on.
     pub fn fail(&self, fault: Fault) {
         let mut state = self.state();
-        state.calls.remove(&(fault.call as u8));
-        state.faults.push(fault);
+        (state.count, state.hits) = (0, 0);
+        state.fault = Some(fault);
     }
 
-    pub fn heal(&self) {
-        self.state().faults.clear();
+    /// No call fails any more; how many did.
+    pub fn heal(&self) -> u64 {
+        let mut state = self.state();
+        state.fault = None;
+        state.hits
     }
 
     /// What comes with every call: the kernel writes back, somebody loses power, or the call fails.
@@ -421,7 +435,10 @@ impl PowerEnv {
             return;
         }
         let file = file.try_clone().unwrap();
-        state.files.insert(number, Tracked { file, platter: Vec::new(), clean: Vec::new(), synced: 0 });
+        state.files.insert(
+            number,
+            Tracked { file, platter: Vec::new(), clean: Vec::new(), written: BTreeSet::new(), synced: 0 },
+        );
         state.changed(Change::Made(name, number));
     }
 }
@@ -513,7 +530,12 @@ impl Env for PowerEnv {
 
     fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.call(Call::Write)?;
-        RealEnv.write_at(file, bytes, offset)
+        RealEnv.write_at(file, bytes, offset)?;
+        if let Some(tracked) = self.state().files.get_mut(&file.metadata()?.ino()) {
+            let end = offset as usize + bytes.len();
+            tracked.written.extend(offset as usize / PAGE..end.div_ceil(PAGE));
+        }
+        Ok(())
     }
 
     fn allocate(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
