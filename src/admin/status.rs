@@ -6,7 +6,7 @@ use crate::member::Cluster;
 use crate::node::{Node, Runtime};
 use crate::settings::{in_force, stall_bound_text};
 
-/// The nodes of the cluster, as this one sees them.
+/// The nodes of the cluster, as this node sees them.
 fn members(cluster: &Cluster) -> serde_json::Value {
     let peers = cluster.peers.nodes().map(|node| {
         let peer = cluster.peers.figures(node);
@@ -46,7 +46,7 @@ fn members(cluster: &Cluster) -> serde_json::Value {
     })
 }
 
-/// The document, indented for people.
+/// The document, indented so that people can read it.
 pub fn document(node: &Node) -> String {
     let config = &node.config;
     let cluster = config.cluster.as_ref();
@@ -75,7 +75,7 @@ pub fn document(node: &Node) -> String {
         Runtime::IoUring(flags) => Some(flags),
         Runtime::Epoll => None,
     };
-    // In a cluster, the name that the others have for it.
+    // In a cluster, this is the name by which the other nodes know this one.
     let url = cluster.map_or_else(|| format!("http://{}", config.listen), |c| c.nodes[c.me].url.clone());
     let stalls = node.stalls.as_ref().map(|stalls| {
         json!({
@@ -91,7 +91,7 @@ pub fn document(node: &Node) -> String {
         "runtime": node.runtime.name(),
         "ring_flags": ring_flags,
         "connections": node.connections.connections(),
-        // Null where nobody looks.
+        // Null when stall detection is off (`--stall-bound 0`).
         "stalls": stalls,
         "storage": storage,
         "cluster": node.cluster.as_deref().map(members),

@@ -141,8 +141,8 @@ impl Dispatch {
             Action::Read(want) => self.read(key, quorum, want, then),
             Action::Put { value, ttl_ms } => {
                 let now = now_wall();
-                // The millisecond of the acceptance has already begun: only from the next one on has the
-                // key its whole time.
+                // The millisecond of the acceptance has already begun: only from the next one on
+                // has the key its whole time.
                 let expires_at_ms = ttl_ms.map_or(0, |ttl| now.ms() + 1 + ttl);
                 self.write(key, quorum, value, (expires_at_ms, Flags::new(quorum.from())), now, then)
             }

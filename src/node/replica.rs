@@ -94,7 +94,8 @@ const fn refused(error: &WriteError) -> Refused {
 }
 
 impl Replica {
-    /// Takes a core's writer; in the mode "always" also starts its group commit. On the core's runtime.
+    /// Takes a core's writer; in the mode "always" it also starts the core's group commit. Must be
+    /// called on the core's runtime.
     pub fn new(store: Arc<Store>, writer: Writer, sync: SyncMode) -> Self {
         let writer = Rc::new(RefCell::new(Some(writer)));
         let commit = (sync == SyncMode::Always).then(|| {
@@ -135,7 +136,8 @@ impl Replica {
             Here(R),
             Large(Version, u64, Flags, Unverified),
         }
-        // One of the two places below calls it: the first under the stripe's lock, the second without.
+        // One of the two places below calls it: the first under the stripe's lock, the second
+        // without.
         let mut then = Some(then);
         let mut finish = |outcome: Outcome<Contents<'_>>| then.take().expect("an outcome is given once")(outcome);
         let read = self.store.get(key.bytes(), now_ms, |read| {

@@ -1,8 +1,9 @@
 //! `koltso serve`: from the flags to a serving node, and back down when it is told to stop.
 //!
-//! The order matters. Everything that can be wrong with what the user said is found before anything is touched: flags,
-//! then the address, then the folder. Listeners serve while the log is recovered, and answer 503. At the end the cores
-//! finish what is in flight, the log is synced and sealed, and the process exits with 0.
+//! The order matters. Everything that can be wrong in the settings is found before anything is
+//! touched: flags first, then the address, then the folder. Listeners accept requests while the log
+//! is recovered, and answer 503. At the end the cores finish what is in flight, the log is synced
+//! and sealed, and the process exits with 0.
 
 pub mod cores;
 
@@ -25,10 +26,10 @@ use crate::units::Span;
 
 /// How often the bound of the clock is written.
 const CLOCK_EVERY: Duration = Duration::from_millis(100);
-/// And after so many times the peers are looked at.
+/// The peers are checked after this many writes of the bound.
 const CLOCKS_A_LOOK: u32 = 10;
 
-/// What went wrong before the node served; exit code 2.
+/// What went wrong before the node served, in one sentence; the exit code is 2.
 struct Refused(String);
 
 impl From<String> for Refused {
@@ -51,15 +52,16 @@ pub fn run(flags: Flags) -> ExitCode {
 /// Gives freed memory back to the system.
 #[allow(unsafe_code)]
 fn give_memory_back() {
-    // SAFETY: mimalloc is the allocator of this program (`main.rs`), and collecting is allowed on any of its threads.
+    // SAFETY: mimalloc is the allocator of this program (`main.rs`), and collecting is allowed on
+    // any of its threads.
     unsafe { libmimalloc_sys::mi_collect(true) }
 }
 
-/// The allocator is built not to use huge pages, which it would only fill in part, and forbids them to the whole process
-/// by that. The index asks for them, and fills them.
+/// Allows huge pages again. The allocator is built not to use them, since it would fill them only
+/// in part, and thereby forbids them to the whole process; the index asks for them and fills them.
 #[allow(unsafe_code)]
 fn allow_huge_pages() {
-    // SAFETY: a plain system call without pointers.
+    // SAFETY: this system call takes no pointers.
     let _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0) };
 }
 
@@ -69,7 +71,7 @@ fn options(config: &Config) -> Options {
         value_max: config.max_value,
         compaction_rate: config.compaction_rate,
         memory_freed: give_memory_back,
-        // Alone, this node makes all versions itself, and none arrives late.
+        // If this node is alone it makes all versions itself, and none arrives late.
         tombstone_grace: config.cluster.as_ref().map_or(Duration::ZERO, |cluster| cluster.tombstone_grace),
         ..Options::new(&config.data)
     }
@@ -79,7 +81,8 @@ fn cannot_use_clock(data: &Path, e: &std::io::Error) -> Refused {
     Refused(format!("the file clock in the data folder {} cannot be used: {e}", data.display()))
 }
 
-/// A node that was away for longer than its peers remember deletes would bring deleted keys back.
+/// Refuses to start after an absence longer than peers remember deletes, since the node would bring
+/// deleted keys back.
 fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
     let (data, now) = (&node.config.data, now_ms());
     let found = clock_file::bound_in(data).map_err(|e| cannot_use_clock(data, &e))?;
@@ -96,8 +99,10 @@ fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Versions go on above those of an earlier life, and the bound of the clock is kept ahead of it, so that no core has to do
-/// that; the same thread looks after the peers. Once nothing can keep the node from serving: a start that fails must not make the node look as if it had been there.
+/// Continues versions above those of an earlier life, and keeps the bound of the clock ahead of it,
+/// so that no core has to do that; the same thread looks after the peers. This must be called when
+/// nothing can keep the node from serving any more: a start that fails must not make the node look
+/// as if it had been there.
 fn go_on_with_the_clock(node: &Arc<Node>) -> Result<(), Refused> {
     let data = &node.config.data;
     node.clock.persist_in(data, now_ms()).map_err(|e| cannot_use_clock(data, &e))?;
