@@ -1,6 +1,6 @@
 //! `koltso local`: a whole cluster on this machine, each node a process of its own.
 //!
-//! Node i of N (from 1) serves on 127.0.0.1, port PORT + i - 1, and keeps its data in DIR/node-i.
+//! NodeProcess i of N (from 1) serves on 127.0.0.1, port PORT + i - 1, and keeps its data in DIR/node-i.
 //! All other settings of `serve`, from flags, variables and file, are passed on, each as a flag.
 //! Errors in them, or in an address, are found before anything is started.
 //!
@@ -75,14 +75,14 @@ pub fn run(local: Local) -> ExitCode {
 }
 
 /// A node that was started.
-struct Node {
+struct NodeProcess {
     /// The name of the node in messages: `node 2 (http://127.0.0.1:1338)`.
     name: String,
     child: Child,
     ended: Option<ExitStatus>,
 }
 
-impl Node {
+impl NodeProcess {
     fn start(name: String, args: &[OsString]) -> Result<Self, String> {
         let mut command = Command::new(executable());
         command.arg("serve").args(args).stdin(Stdio::null());
@@ -237,7 +237,7 @@ impl Local {
             let mut signals = Signals::catch().map_err(cannot)?;
             let mut started = Vec::with_capacity(nodes.len());
             for (number, NodeSettings { args, config }) in (1..).zip(&nodes) {
-                match Node::start(format!("node {number} (http://{})", config.listen), args) {
+                match NodeProcess::start(format!("node {number} (http://{})", config.listen), args) {
                     Ok(node) => started.push(node),
                     Err(sentence) => {
                         let _ = drain(&mut started, &mut signals, false).await;
@@ -252,7 +252,7 @@ impl Local {
 }
 
 /// Watches the nodes from their start to their end.
-async fn watch(nodes: &mut [Node], signals: &mut Signals, addresses: Vec<SocketAddr>) -> Result<(), Failure> {
+async fn watch(nodes: &mut [NodeProcess], signals: &mut Signals, addresses: Vec<SocketAddr>) -> Result<(), Failure> {
     let urls: Vec<String> = addresses.iter().map(|address| format!("http://{address}")).collect();
     let (sender, mut healthy) = oneshot::channel();
     let ask = move || {
@@ -271,7 +271,7 @@ async fn watch(nodes: &mut [Node], signals: &mut Signals, addresses: Vec<SocketA
             _ = signals.interrupt.recv() => return drain(nodes, signals, ready).await,
             _ = signals.child.recv() => {
                 let ended: Vec<usize> = (0..nodes.len()).filter(|&index| nodes[index].has_just_ended()).collect();
-                let alive = nodes.iter().any(Node::lives);
+                let alive = nodes.iter().any(NodeProcess::lives);
                 if let Some(&first) = ended.first().filter(|_| !ready) {
                     break refused(format!("{} did not start: {}", nodes[first].name, nodes[first].end()));
                 }
@@ -299,8 +299,8 @@ async fn watch(nodes: &mut [Node], signals: &mut Signals, addresses: Vec<SocketA
 
 /// Ends the nodes that live. A node that was not ready yet may have had no handler for the signal,
 /// and nothing to drain.
-async fn drain(nodes: &mut [Node], signals: &mut Signals, ready: bool) -> Result<(), Failure> {
-    let mut draining: Vec<&mut Node> = nodes.iter_mut().filter(|node| node.lives()).collect();
+async fn drain(nodes: &mut [NodeProcess], signals: &mut Signals, ready: bool) -> Result<(), Failure> {
+    let mut draining: Vec<&mut NodeProcess> = nodes.iter_mut().filter(|node| node.lives()).collect();
     draining.iter().for_each(|node| node.terminate());
     let all_end = async {
         loop {
