@@ -6,7 +6,7 @@
 //! reading while its replies are not taken, so a caller that sends a lot before it receives
 //! anything must leave no more than about a thousand requests unanswered.
 //!
-//! Tested in `tests/replica.rs`.
+//! Tested in `tests/replica/`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

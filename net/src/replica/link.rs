@@ -26,7 +26,7 @@
 //! 3. `fd` is set only while that socket is open.
 //!
 //! Deliberately absent: which request a reply belongs to, deadlines of requests, health. Tested in
-//! `tests/replica.rs`.
+//! `tests/replica/`.
 
 use std::cell::{Cell, RefCell};
 use std::io;

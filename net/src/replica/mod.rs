@@ -10,7 +10,7 @@
 //! and wait has a bound, which is named in the file that has it.
 //!
 //! Deliberately absent: storage, placement, quorums, health of peers, deadlines of requests,
-//! encryption. Tested in each file, in `tests/replica.rs` over real sockets on both drivers, and by
+//! encryption. Tested in each file, in `tests/replica/` over real sockets on both drivers, and by
 //! the `replica_frames` fuzz target.
 
 pub mod blocking;

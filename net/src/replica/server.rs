@@ -21,7 +21,7 @@
 //! 3. A seat's descriptor is open while the seat is in the table.
 //!
 //! Deliberately absent: storage, deadlines of requests, a limit for one peer. Tested in
-//! `tests/replica.rs`.
+//! `tests/replica/`.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;

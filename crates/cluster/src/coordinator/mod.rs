@@ -31,7 +31,7 @@
 //! 3. With `ack` ≥ quorum, `Found` and `Absent` are answered only after a quorum has the version, or a newer one.
 //! 4. No replica beyond the first `from` of the key's ranking is ever asked.
 //!
-//! Tested by `tests/coordinator.rs` (scenarios) and `tests/simulation.rs` (seeds). Left out: writes that were confirmed by
+//! Tested by `tests/coordinator/` (scenarios) and `tests/simulation.rs` (seeds). Left out: writes that were confirmed by
 //! fewer than `ack` replicas are not undone; they may be seen later, as the answer says.
 
 mod reads;
