@@ -1,6 +1,6 @@
 //! `koltso local`: a whole cluster on this machine, each node a process of its own.
 //!
-//! NodeProcess i of N (from 1) serves on 127.0.0.1, port PORT + i - 1, and keeps its data in DIR/node-i.
+//! Node i of N (from 1) serves on 127.0.0.1, port PORT + i - 1, and keeps its data in DIR/node-i.
 //! All other settings of `serve`, from flags, variables and file, are passed on, each as a flag.
 //! Errors in them, or in an address, are found before anything is started.
 //!
