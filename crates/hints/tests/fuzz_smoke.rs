@@ -6,31 +6,16 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use koltso_hints::{Dial, Keeper, Options, Peer, Target, fuzz_entry, fuzz_segment};
 use koltso_model::{Flags, Key, Record, Version};
+use koltso_testkit::fuzz::{mutate, time};
+use koltso_testkit::random::{Random, seed_or};
 
 const HEADER: usize = 32;
 const HINTS: usize = 60;
-
-/// splitmix64 (Steele, Lea, Flood 2014).
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-}
 
 struct Nobody;
 
@@ -65,38 +50,13 @@ fn segment() -> (Vec<u8>, Vec<usize>) {
     (bytes, begins)
 }
 
-fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
-    for _ in 0..=rng.below(4) {
-        if bytes.len() < 16 {
-            return;
-        }
-        let at = rng.below(bytes.len() - 8);
-        let len = rng.below(200).min(bytes.len() - at);
-        match rng.below(6) {
-            0 => bytes[at] ^= 1 << rng.below(8),
-            1 => bytes[at..at + len].fill(rng.next() as u8),
-            2 => bytes[at..at + 8].copy_from_slice(&rng.next().to_le_bytes()),
-            3 => bytes.truncate(at),
-            4 => drop(bytes.splice(at..at, vec![rng.next() as u8; len])),
-            _ => {
-                let copy = bytes[at..at + len].to_vec();
-                let to = rng.below(bytes.len());
-                drop(bytes.splice(to..to, copy));
-            }
-        }
-    }
-}
-
 #[test]
 fn a_segment_of_any_bytes_gives_its_intact_entries_and_no_panic() {
-    let seed = std::env::var("KOLTSO_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    println!("hint segment: KOLTSO_SEED={seed}");
-    let seconds = std::env::var("KOLTSO_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    let mut rng = Rng(seed);
+    let mut rng = Random::seeded(seed_or("a_segment_of_any_bytes_gives_its_intact_entries_and_no_panic", 1));
     let (bytes, begins) = segment();
     assert_eq!(fuzz_segment(&bytes), Some((HINTS, bytes.len() as u64)), "unharmed, it is read whole");
     let (begun, mut runs, mut believed, mut least) = (Instant::now(), 0_u64, 0_u64, HINTS);
-    while begun.elapsed() < Duration::from_secs(seconds) {
+    while begun.elapsed() < time() {
         runs += 1;
         let mut mutated = bytes.clone();
         if rng.below(2) == 0 {

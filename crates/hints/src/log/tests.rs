@@ -8,33 +8,17 @@ use std::path::Path;
 
 use bytes::Bytes;
 use koltso_model::{Flags, Key, Version};
+use koltso_testkit::random::{Random, seed_or};
 use tempfile::TempDir;
 
 use super::*;
-
-/// splitmix64 (Steele, Lea, Flood 2014).
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
 
 const BOUNDS: Bounds = Bounds { bytes_max: 16 << 10, age_max_ms: 10_000, segment_size: 2 << 10 };
 const WIDE: Bounds = Bounds { bytes_max: 1 << 30, age_max_ms: 10_000, segment_size: 2 << 10 };
 
 /// A hint whose record follows from its number alone.
 fn hint(number: u64) -> Record<Bytes> {
-    let mut rng = Rng(number);
+    let mut rng = Random::seeded(number);
     let len = if rng.below(40) == 0 { 3_000 } else { rng.below(300) };
     let tombstone = rng.below(5) == 0;
     let flags = Flags::new(number as u8 % 5 + 1);
@@ -126,7 +110,7 @@ fn faulty_write(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
 }
 
 struct Model {
-    rng: Rng,
+    rng: Random,
     dir: TempDir,
     log: Log,
     now_ms: u64,
@@ -145,7 +129,7 @@ impl Model {
         let dir = tempfile::tempdir().unwrap();
         let mut log = open(dir.path(), BOUNDS);
         log.write = faulty_write;
-        let (pending, rng) = (VecDeque::new(), Rng(seed));
+        let (pending, rng) = (VecDeque::new(), Random::seeded(seed));
         Self { rng, dir, log, now_ms: 1_000_000, next: 0, pending, dropped: 0, confirmed: 0 }
     }
 
@@ -189,7 +173,7 @@ impl Model {
     }
 
     fn tick(&mut self) {
-        self.now_ms += if self.rng.below(20) == 0 { 11_000 } else { self.rng.below(1_000) };
+        self.now_ms += if self.rng.one_in(20) { 11_000 } else { self.rng.below(1_000_u64) };
         self.log.tick(self.now_ms);
         self.see_drops(0);
         assert!(
@@ -204,7 +188,7 @@ impl Model {
         let copy = copy(self.dir.path());
         let found = drain(&mut open(copy.path(), BOUNDS));
         let lost = survive.iter().filter(|number| **number >= self.confirmed && !found.contains(number));
-        assert_eq!(lost.copied().collect::<Vec<u64>>(), [], "not given back");
+        assert_eq!(lost.copied().collect::<Vec<u64>>(), [0_u64; 0], "not given back");
         assert!(found.is_sorted() && found.iter().all(|number| survive.contains(number)));
         self.log = open(self.dir.path(), BOUNDS);
         self.log.write = faulty_write;
@@ -277,11 +261,9 @@ impl Model {
 
 #[test]
 fn what_was_appended_comes_back_in_order_until_it_is_confirmed() {
-    let seed = std::env::var("KOLTSO_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    println!("hint log: KOLTSO_SEED={seed}");
-    let rounds = if std::env::var_os("KOLTSO_TEST_LONG").is_some() { 400 } else { 20 };
-    for round in 0..rounds {
-        let mut model = Model::new(seed * 1_000 + round);
+    let seed = seed_or("what_was_appended_comes_back_in_order_until_it_is_confirmed", 1);
+    for round in 0..koltso_testkit::volume(20, 400) {
+        let mut model = Model::new(seed.wrapping_mul(1_000).wrapping_add(round));
         for _ in 0..300 {
             match model.rng.below(16) {
                 0..=5 => model.append(),
