@@ -65,7 +65,10 @@ impl Parts {
 
     /// Gives a segment back that no index entry names.
     pub(crate) fn retire(&self, segment: &Arc<IndexedSegment>) {
-        self.segments.retire(&self.place(), segment);
+        if let Err(e) = self.segments.retire(&self.place(), segment) {
+            tracing::warn!("a compacted segment cannot be removed, it will be found again at the next start: {e}");
+            self.retention.segment_left_behind();
+        }
     }
 
     /// Takes a rolled segment for sealing. Its tail ends here, so nobody writes to it any more.

@@ -9,11 +9,13 @@ use crate::record::Record;
 pub(crate) struct Retention {
     grace: Duration,
     kept: AtomicBool,
+    /// A segment that was given back lies in the folder all the same.
+    left_behind: AtomicBool,
 }
 
 impl Retention {
     pub(crate) const fn new(grace: Duration) -> Self {
-        Self { grace, kept: AtomicBool::new(false) }
+        Self { grace, kept: AtomicBool::new(false), left_behind: AtomicBool::new(false) }
     }
 
     /// See [`crate::Store::keep_tombstones`].
@@ -21,9 +23,14 @@ impl Retention {
         self.kept.store(keep, Ordering::Relaxed);
     }
 
+    /// A segment could not be removed, so the next start finds what is in it. Until then nothing may be dropped that is newer.
+    pub(crate) fn segment_left_behind(&self) {
+        self.left_behind.store(true, Ordering::Relaxed);
+    }
+
     /// Whether a record only says "absent", and that for longer than it has to.
     pub(crate) fn is_over(&self, record: &Record<'_>, now_ms: u64) -> bool {
-        if self.kept.load(Ordering::Relaxed) {
+        if self.kept.load(Ordering::Relaxed) || self.left_behind.load(Ordering::Relaxed) {
             return false;
         }
         let grace = self.grace.as_millis() as u64;

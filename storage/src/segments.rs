@@ -105,14 +105,13 @@ impl Segments {
         Ok(segment)
     }
 
-    /// Gives a segment back that no index entry names.
-    pub(crate) fn retire(&self, place: &Place<'_>, segment: &Arc<IndexedSegment>) {
+    /// Gives a segment back that no index entry names. An error means that its files are still there.
+    pub(crate) fn retire(&self, place: &Place<'_>, segment: &Arc<IndexedSegment>) -> io::Result<()> {
         let retired = place.index.retire(segment.slot);
         assert!(Arc::ptr_eq(&retired, segment));
         self.all.lock().retain(|other| !Arc::ptr_eq(other, segment));
-        if let Err(e) = segment.unlink(place.env) {
-            tracing::warn!("a compacted segment cannot be removed, it will be found again at the next start: {e}");
-        }
+        let removed = segment.unlink(place.env);
         self.slots.lock().free.push(segment.slot);
+        removed
     }
 }

@@ -110,25 +110,7 @@ impl Asked<'_> {
 
     #[cold]
     fn refused(&self, why: Refused, out: &mut Vec<u8>) -> Answered {
-        let (status, sentence) = match why {
-            Refused::TooLarge => (413, "The value is larger than the log has room for."),
-            Refused::DiskFull => {
-                (507, "The disk is full: the write was not done, and writes come back when there is room.")
-            }
-            Refused::Failed => (503, "The disk failed, and nothing is written until the store is opened again."),
-            Refused::DiskError => {
-                (503, "The disk answered with an error: the write was not done, and the log of the node says more.")
-            }
-            Refused::NoResources => {
-                (503, "The node has no file descriptors or no memory left for the write, which was not done.")
-            }
-            Refused::NotReady => (503, "The node is draining: it finishes what is in flight and stops."),
-            Refused::Busy => (
-                503,
-                "Values that wait for their clients fill the memory that this core has for them \
-                 (--max-in-flight-bytes); try again in a second.",
-            ),
-        };
+        let (status, sentence) = refusal_of(why);
         self.refuse(out, status, sentence)
     }
 
@@ -154,6 +136,29 @@ impl Asked<'_> {
     }
 }
 
+/// What a replica refuses, as a status and a sentence for whoever asked.
+const fn refusal_of(why: Refused) -> (u16, &'static str) {
+    match why {
+        Refused::TooLarge => (413, "The value is larger than the log has room for."),
+        Refused::DiskFull => {
+            (507, "The disk is full: the write was not done, and writes come back when there is room.")
+        }
+        Refused::Failed => (503, "The disk failed, and nothing is written until the store is opened again."),
+        Refused::DiskError => {
+            (503, "The disk answered with an error: the write was not done, and the log of the node says more.")
+        }
+        Refused::NoResources => {
+            (503, "The node has no file descriptors or no memory left for the write, which was not done.")
+        }
+        Refused::NotReady => (503, "The node is draining: it finishes what is in flight and stops."),
+        Refused::Busy => (
+            503,
+            "Values that wait for their clients fill the memory that this core has for them \
+                 (--max-in-flight-bytes); try again in a second.",
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,5 +171,16 @@ mod tests {
         assert!(matches(Some(b"\"x\", W/\"0000000000001234-0007\""), &tag));
         assert!(!matches(Some(b"\"0000000000001234-0008\""), &tag));
         assert!(!matches(None, &tag));
+    }
+
+    #[test]
+    fn a_full_disk_a_broken_one_and_missing_resources_are_told_apart() {
+        let (full, sentence) = refusal_of(Refused::DiskFull);
+        assert!(full == 507 && sentence.contains("full"));
+        let others = [Refused::DiskError, Refused::NoResources, Refused::Failed].map(refusal_of);
+        for (number, (status, sentence)) in others.into_iter().enumerate() {
+            assert!(status == 503 && !sentence.contains("full"), "{sentence}");
+            assert!(others[..number].iter().all(|(_, other)| *other != sentence), "{sentence} is said twice");
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use koltso_storage::{OpenError, Store, SyncMode, WriteError};
 use koltso_testkit::random::{Random, seed_or as seed};
+use koltso_testkit::wait::soon;
 
-use crate::common::rounds;
+use crate::common::{Seen, get, rounds};
 use crate::history::Attempt;
 use crate::sim::{CALLS, Call, Fault, PowerEnv};
 use crate::{Client, Counts, Waiting, Workload, options};
@@ -156,5 +157,35 @@ fn what_a_failed_sync_left_is_written_again_before_it_is_believed() {
         }
         workload.look(&mut counts, 0);
         assert!(counts.images >= 10);
+    }
+}
+
+/// Compaction gives a segment with older versions back, but its file stays: the tombstones of what is in it must stay as well.
+#[test]
+fn a_segment_that_cannot_be_removed_keeps_the_tombstones_of_what_is_in_it() {
+    let mut workload = Workload::of(Random::seeded(8), SyncMode::Always);
+    let folder = workload.dir.path().join("data");
+    let env = workload.env(&folder);
+    let open = || Store::open(options(&folder, env.clone(), SyncMode::Always)).unwrap().0;
+    let store = open();
+    let mut client = Client::new(&store);
+    let key = |number: u64| format!("deleted{number}").into_bytes();
+    for number in 0..10 {
+        workload.put(&mut client, &key(number), Some(vec![1; 3_000]));
+    }
+    for number in 0..10 {
+        workload.put(&mut client, &key(number), None);
+    }
+    env.fail(Fault { call: Call::Remove, code: libc::EIO, after: 1, times: 3 });
+    soon("many segments are compacted", || {
+        workload.churn(&mut client, &env);
+        store.stats().compacted_segments > 40
+    });
+    assert_eq!(env.heal(), 3);
+    drop((client, store));
+    let store = open();
+    for number in 0..10 {
+        let seen = get(&store, &key(number), workload.clock);
+        assert!(seen == Seen::Absent, "key {number} is back");
     }
 }

@@ -243,6 +243,18 @@ impl Workload {
         client.waiting.push_back(Waiting { position: client.writer.position(), key: key.to_vec(), version });
     }
 
+    /// Writes records that others replace soon, some of which compaction has to move, and lets the grace time pass.
+    fn churn(&mut self, client: &mut Client, env: &PowerEnv) {
+        for _ in 0..8 {
+            let filler = format!("filler{}", self.random.below(16_u64)).into_bytes();
+            self.put(client, &filler, Some(vec![2; 2_000]));
+        }
+        client.writer.sync().unwrap();
+        client.acknowledge(&self.history);
+        self.clock += 2 * GRACE_MS;
+        env.now_ms.store(self.clock, Ordering::SeqCst);
+    }
+
     /// One life of the store, until its process ends one way or another.
     fn live(&mut self, folder: &Path, env: &Arc<PowerEnv>, counts: &mut Counts) {
         counts.lives += 1;
@@ -507,14 +519,7 @@ fn a_deleted_key_does_not_come_back_with_the_name_of_a_removed_segment() {
         }
         // Compaction moves a tombstone that cannot go yet, so its log has to roll as well: it gets something to move.
         soon("tombstones are dropped", || {
-            for _ in 0..8 {
-                let filler = format!("filler{}", workload.random.below(16)).into_bytes();
-                workload.put(&mut client, &filler, Some(vec![2; 2_000]));
-            }
-            client.writer.sync().unwrap();
-            client.acknowledge(&workload.history);
-            workload.clock += 2 * GRACE_MS;
-            env.now_ms.store(workload.clock, Ordering::SeqCst);
+            workload.churn(&mut client, &env);
             workload.lose(&env);
             workload.look(&mut counts, 0);
             store.stats().tombstones < 10
