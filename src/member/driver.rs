@@ -44,8 +44,6 @@ const CLOSE_MAX: Duration = Duration::from_secs(2);
 const SERVE_MAX: Duration = Duration::from_secs(1);
 /// How often figures are published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
-/// The request number of pings; no operation has it, since generations begin at 0 and places end before.
-const PING: u64 = u64::MAX;
 
 /// See the module.
 pub struct MemberDriver {
@@ -188,9 +186,9 @@ impl Host for CoreHost<'_> {
         link.execute(id.0, operation).map_err(|_| QueueFull)
     }
 
-    fn ping(&mut self, to: NodeIndex, Clocks { wall_ms, clock }: Clocks) {
+    fn ping(&mut self, to: NodeIndex, id: RequestId, Clocks { wall_ms, clock }: Clocks) {
         if let Some(Some(link)) = self.0.links.borrow().get(to.at()) {
-            let _ = link.request(PING, &wire::Request::Ping { wall_ms, clock });
+            let _ = link.request(id.0, &wire::Request::Ping { wall_ms, clock });
         }
     }
 
@@ -417,7 +415,7 @@ impl LinkHandler for MemberDriver {
                 member.replied(now, node, RequestId(frame.number), frame.key_hash, outcome)
             }
             wire::Reply::Pong { wall_ms, clock } => {
-                let Some(skew) = member.ponged(now, node, Clocks { wall_ms, clock }) else {
+                let Some(skew) = member.ponged(now, node, RequestId(frame.number), Clocks { wall_ms, clock }) else {
                     return Ok(());
                 };
                 self.cluster.peers.skew_seen(node, skew.offset_ms, skew.error_ms);

@@ -63,6 +63,8 @@ pub struct Peer {
     /// Since when nothing was heard, while something is unanswered.
     waiting_since: u64,
     probe_sent: Option<u64>,
+    /// Probes sent so far: the number of the last one. A pong of an earlier one, which stalled on its way, tells no round trip.
+    probes: u32,
     next_probe: u64,
     /// Moving average of the round trips, in µs.
     latency: u64,
@@ -90,6 +92,7 @@ impl Default for Peer {
             unanswered: 0,
             waiting_since: 0,
             probe_sent: None,
+            probes: 0,
             next_probe: 0,
             latency: LATENCY_AT_START,
             p95: 2 * LATENCY_AT_START,
@@ -209,10 +212,18 @@ impl Peer {
         self.probe_sent = None;
     }
 
+    /// The number of the last probe.
+    pub(crate) const fn last_probe(&self) -> u32 {
+        self.probes
+    }
+
     /// A pong: everything that was sent before its ping has been answered.
-    pub(crate) fn probed(&mut self, now: u64) -> Option<u64> {
+    pub(crate) fn probed(&mut self, now: u64, number: u32) -> Option<u64> {
         self.heard(now);
         self.unanswered = 0;
+        if number != self.probes {
+            return None;
+        }
         let sent = self.probe_sent.take()?;
         let round_trip = now.saturating_sub(sent);
         if round_trip <= SILENCE_MICROS {
@@ -248,6 +259,7 @@ impl Peer {
                 self.waiting_since = now;
             }
             self.probe_sent = Some(now);
+            self.probes = self.probes.wrapping_add(1);
             self.next_probe = now + if self.open { PROBE_MICROS } else { PING_MICROS };
         }
         Tick { probe, opened }
@@ -345,11 +357,25 @@ mod tests {
         assert_eq!(peer.tick(11 * MS + SILENCE_MICROS, 0), Tick { probe: true, opened: true });
         assert!(!peer.usable());
         // The pong of a peer that was stopped for a while comes late, and asks for another probe.
-        peer.probed(900 * MS);
+        peer.probed(900 * MS, peer.last_probe());
         assert!(!peer.usable());
         assert!(peer.tick(900 * MS, 0).probe);
-        peer.probed(901 * MS);
+        peer.probed(901 * MS, peer.last_probe());
         assert!(peer.usable());
+    }
+
+    /// Found by the simulation: the pong of a probe that was given up came with that of the next, and its clock seemed late.
+    #[test]
+    fn a_pong_of_an_earlier_probe_tells_no_round_trip() {
+        let mut peer = connected();
+        assert!(peer.tick(1000 * MS, 0).probe);
+        let first = peer.last_probe();
+        assert!(peer.tick(2001 * MS + PROBE_MICROS, 0).probe, "the first was given up");
+        let second = peer.last_probe();
+        assert_ne!(first, second);
+        assert_eq!(peer.probed(2150 * MS, first), None);
+        assert!(!peer.usable(), "it is back, or slow");
+        assert_eq!(peer.probed(2151 * MS + PROBE_MICROS, second), Some(150 * MS));
     }
 
     #[test]

@@ -432,9 +432,9 @@ impl Coordinator {
         self.health.peer_mut(node).heard(now.micros);
     }
 
-    /// The answer to a probe. Returns how long it took, in µs, if one was under way.
-    pub fn probed(&mut self, now: Now, node: NodeIndex) -> Option<u64> {
-        self.health.peer_mut(node).probed(now.micros)
+    /// The answer to a probe. Returns how long it took, in µs, if it was still awaited.
+    pub fn probed(&mut self, now: Now, node: NodeIndex, id: RequestId) -> Option<u64> {
+        self.health.peer_mut(node).probed(now.micros, id.generation())
     }
 
     /// Deadlines, hedges, silence, probes. To be called every few milliseconds.
@@ -447,7 +447,8 @@ impl Coordinator {
             }
             let tick = self.health.peer_mut(node).tick(now.micros, asleep);
             if tick.probe {
-                actions.push(Action::Probe { to: node });
+                let id = RequestId::ping(self.health.peer(node).last_probe());
+                actions.push(Action::Probe { to: node, id });
             }
             if tick.opened {
                 for place in 0..self.places.len() {

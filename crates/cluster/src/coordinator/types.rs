@@ -21,6 +21,11 @@ impl RequestId {
         Self(u64::from(generation) << 32 | (place as u64) << 8 | u64::from(stage))
     }
 
+    /// The name of a ping: no operation has its place.
+    pub(super) const fn ping(number: u32) -> Self {
+        Self((number as u64) << 32 | ((PLACES_MAX as u64 - 1) << 8))
+    }
+
     pub(super) const fn place(self) -> usize {
         (self.0 >> 8) as usize & (PLACES_MAX - 1)
     }
@@ -64,6 +69,8 @@ pub enum Action {
     Probe {
         /// The peer.
         to: NodeIndex,
+        /// Goes with the pong.
+        id: RequestId,
     },
     /// Answer the client.
     Answer {

@@ -58,8 +58,9 @@ pub trait Host {
     /// [`QueueFull`]: it was not sent, and will not be.
     fn send(&mut self, to: NodeIndex, id: RequestId, operation: &Operation<Bytes>) -> Result<(), QueueFull>;
 
-    /// Sends a ping, if that can be done: a queue that is full says as much as a missing answer.
-    fn ping(&mut self, to: NodeIndex, clocks: Clocks);
+    /// Sends a ping, if that can be done: a queue that is full says as much as a missing answer. Its pong comes back through
+    /// [`Member::ponged`] with the same `id`.
+    fn ping(&mut self, to: NodeIndex, id: RequestId, clocks: Clocks);
 
     /// Answers a client.
     fn answer(&mut self, token: Token, answer: Answer);
@@ -252,9 +253,9 @@ impl Member {
     }
 
     /// A peer's pong. Returns what the round trip says of its wall clock, if the ping was still awaited.
-    pub fn ponged(&mut self, now: Now, from: NodeIndex, clocks: Clocks) -> Option<ClockSkew> {
+    pub fn ponged(&mut self, now: Now, from: NodeIndex, id: RequestId, clocks: Clocks) -> Option<ClockSkew> {
         self.observer.exchanged(now.wall, clocks.clock);
-        let round_trip = self.coordinator.probed(now, from)?;
+        let round_trip = self.coordinator.probed(now, from, id)?;
         Some(ClockSkew::measured(clocks.wall_ms, now.wall.ms(), round_trip))
     }
 
@@ -305,8 +306,8 @@ impl Member {
                             self.coordinator.failed(now, to, id, &mut self.gathered);
                         }
                     }
-                    Action::Probe { to } => {
-                        host.ping(to, Clocks { wall_ms: now.wall.ms(), clock: self.clock.last() });
+                    Action::Probe { to, id } => {
+                        host.ping(to, id, Clocks { wall_ms: now.wall.ms(), clock: self.clock.last() });
                     }
                     Action::Renew { id, above } => {
                         self.clock.observe(above.clock);

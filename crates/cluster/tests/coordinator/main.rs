@@ -46,6 +46,8 @@ struct Scene {
     last: BTreeMap<char, (RequestId, Operation<Bytes>)>,
     actions: Vec<Action>,
     pings: bool,
+    /// The last ping of each.
+    pinged: BTreeMap<char, RequestId>,
 }
 
 fn version(clock: u64) -> Version {
@@ -75,6 +77,7 @@ impl Scene {
             last: BTreeMap::new(),
             actions: Vec::new(),
             pings: false,
+            pinged: BTreeMap::new(),
         }
     }
 
@@ -170,7 +173,8 @@ impl Scene {
                 self.coordinator.failed(now, self.node(letters[0]), id, &mut self.actions);
             }
             "pong" => {
-                self.coordinator.probed(now, self.node(letters[0]));
+                let id = self.pinged[&letters[0]];
+                self.coordinator.probed(now, self.node(letters[0]), id);
             }
             "wait" => {
                 for _ in 0..words[1].parse().unwrap() {
@@ -217,8 +221,13 @@ impl Scene {
                     }
                 }
                 Action::Renew { .. } => unreachable!("given their versions just now"),
-                Action::Probe { .. } if !self.pings => continue,
-                Action::Probe { to } => format!("ping {}", self.letter(to)),
+                Action::Probe { to, id } => {
+                    self.pinged.insert(self.letter(to), id);
+                    if !self.pings {
+                        continue;
+                    }
+                    format!("ping {}", self.letter(to))
+                }
                 Action::Hint { to, record } => format!("hint {} {}", self.letter(to), record.version.clock),
                 Action::Answer { token, answer } => {
                     assert!(token <= self.tokens);

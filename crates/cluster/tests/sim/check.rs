@@ -144,6 +144,11 @@ impl History {
         }
     }
 
+    /// Whether a node coordinated the write of a version.
+    pub fn is_coordinator(&self, key: usize, version: Version, node: usize) -> bool {
+        self.written.get(&(key, version)).is_some_and(|&(token, _)| self.ops[token].node == node)
+    }
+
     fn raise(&mut self, key: usize, from: u8, replicas: u8, version: Version) {
         let floor = &mut self.floors[key][usize::from(from)][usize::from(replicas)];
         *floor = version.max(*floor);

@@ -1,9 +1,9 @@
-//! A node's storage and its clock: what survives a crash.
+//! A node's storage: what survives a crash.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use koltso_model::{Found, Outcome, Record, Refused, Tombstone, Version, WallTime, Want};
+use koltso_model::{Found, Outcome, Record, Refused, Tombstone, Version, Want};
 use koltso_storage::{Applied, Env, Lookup, Options, Store, Stored, SyncMode, Value, Writer};
 use tempfile::TempDir;
 
@@ -30,6 +30,8 @@ pub enum Engine {
 pub struct Real {
     // In this order: the writer goes before its store, the folder last.
     open: Option<(Writer, Store)>,
+    /// As recovery found it.
+    newest_clock: u64,
     folder: TempDir,
 }
 
@@ -59,7 +61,7 @@ impl Engine {
         match storage {
             Storage::Memory => Self::Memory(BTreeMap::new()),
             Storage::Real => {
-                let mut real = Real { open: None, folder: tempfile::tempdir().unwrap() };
+                let mut real = Real { open: None, newest_clock: 0, folder: tempfile::tempdir().unwrap() };
                 real.reopen();
                 Self::Real(Box::new(real))
             }
@@ -85,6 +87,14 @@ impl Engine {
         match self {
             Self::Memory(map) => map.get(key).map(|slot| &slot.record),
             Self::Real(_) => None,
+        }
+    }
+
+    /// The newest clock in it, which a clock goes on above after a restart.
+    pub fn newest_clock(&self) -> u64 {
+        match self {
+            Self::Memory(map) => map.values().map(|slot| slot.record.version.clock).max().unwrap_or(0),
+            Self::Real(real) => real.newest_clock,
         }
     }
 
@@ -168,7 +178,8 @@ impl Real {
             drop(writer);
             drop(store);
         }
-        let (store, _) = Store::open(options(&self.folder)).unwrap();
+        let (store, recovered) = Store::open(options(&self.folder)).unwrap();
+        self.newest_clock = recovered.newest_clock;
         self.open = Some((store.writer().unwrap(), store));
     }
 
@@ -211,40 +222,5 @@ impl Real {
                 Outcome::Found(Found { version, expires_at_ms, flags, attributes, value_len, value })
             }
         })
-    }
-}
-
-/// A hybrid logical clock as the server has it, with a bound on disk that it never passes without moving it first.
-#[derive(Debug, Default)]
-pub struct Clock {
-    last: u64,
-    bound: u64,
-}
-
-/// How far ahead the bound is written: half a second.
-const AHEAD: u64 = 500 << 16;
-
-impl Clock {
-    pub fn next(&mut self, wall: WallTime) -> u64 {
-        self.last = wall.0.max(self.last + 1);
-        self.keep()
-    }
-
-    pub fn observe(&mut self, clock: u64) {
-        self.last = self.last.max(clock);
-        self.keep();
-    }
-
-    fn keep(&mut self) -> u64 {
-        if self.last >= self.bound {
-            self.bound = self.last + AHEAD;
-        }
-        self.last
-    }
-
-    /// After a crash: above everything that it may have given out.
-    pub fn restart(&mut self, forgets: bool) {
-        self.last = if forgets { 0 } else { self.bound };
-        self.bound = if forgets { 0 } else { self.bound };
     }
 }

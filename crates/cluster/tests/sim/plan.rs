@@ -1,6 +1,7 @@
 //! What a run is: everything about it that is not decided event by event, made from the seed.
 
-use super::rng::Rng;
+use koltso_testkit::Random;
+use koltso_testkit::random::mixed;
 
 /// Which promises a run is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub enum Kind {
     Break,
 }
 
-/// A defect put in on purpose, to see that the checks notice. Not in the product: in the engine or the driver of the
+/// A defect put in on purpose, to see that the checks notice. Not in what ships: in the engine, the host or the keeper of the
 /// simulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
@@ -60,6 +61,20 @@ pub enum Mutation {
     IgnoresHints,
     /// A delete forgets the key, instead of remembering that it is deleted.
     NoTombstones,
+    /// What peers write does not advance the clock.
+    IgnoresServedClocks,
+    /// The bound of the clock is raised and not written.
+    BoundNotPersisted,
+    /// Hints are forgotten when they are sent.
+    ForgetsUnconfirmedHints,
+    /// Hints that the peer cannot take now count as taken.
+    PassesRefusedHints,
+    /// The answers to a window are taken for those of other hints.
+    ConfirmsTheWrongHints,
+    /// A queue of hints that overflowed does not say so.
+    HidesOverflow,
+    /// A reply counts for another replica, too.
+    CountsRepliesTwice,
 }
 
 #[derive(Clone, Debug)]
@@ -89,10 +104,16 @@ pub struct Plan {
     pub doubled: u64,
     /// Each wall clock's offset in ms and drift in millionths.
     pub clocks: Vec<(i64, i64)>,
-    /// Whether nodes advance their clocks with each version they see, or only where the coordinator asks for it.
-    pub observes: bool,
+    /// The most that a wall clock is off when it is set, in ms.
+    pub skew_max: u64,
+    /// How far ahead the bound of a clock is written, in its units.
+    pub clock_ahead: u64,
     pub in_flight_max: usize,
+    /// Hints that wait to be appended, and bytes that wait in an outbox.
     pub hints_max: usize,
+    pub outbox_max: usize,
+    /// Bytes on their way that the kernels of a connection hold; the rest waits in its outbox.
+    pub socket_max: usize,
     /// One `from` and no reads, so that only hints bring what was missed.
     pub writes_only: bool,
     /// Requests per second of each healthy node, in [`Mode::Steady`].
@@ -101,14 +122,14 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(seed: u64, mode: Mode) -> Self {
-        let mut rng = Rng::new(seed ^ 0x706c_616e);
+        let mut random = Random::seeded(mixed(seed ^ 0x706c_616e));
         let alone = matches!(mode, Mode::Available | Mode::Steady);
         let nodes = match mode {
             Mode::Steady => 3,
-            Mode::Available => rng.pick(&[3, 3, 4, 5]),
-            _ => rng.range(2, 5) as usize,
+            Mode::Available => *random.choose(&[3, 3, 4, 5]),
+            _ => random.between(2, 5) as usize,
         };
-        let ailing_max = if mode == Mode::Available && nodes == 5 { rng.range(1, 2) as usize } else { 1 };
+        let ailing_max = if mode == Mode::Available && nodes == 5 { random.between(1, 2) as usize } else { 1 };
         let all = [
             Kind::Pause,
             Kind::Crash,
@@ -122,12 +143,14 @@ impl Plan {
             Kind::Break,
         ];
         // Each run has its own mixture, so that rare combinations come up.
-        let mut faults: Vec<Kind> = all.iter().copied().filter(|_| rng.one_in(2)).collect();
+        let mut faults: Vec<Kind> = all.iter().copied().filter(|_| random.one_in(2_u64)).collect();
         if alone {
             faults = vec![Kind::Pause, Kind::Crash, Kind::Vanish, Kind::CutNode, Kind::Slow, Kind::Full];
         }
-        let skew = rng.pick(&[0, 5, 400]);
-        let clocks = (0..nodes).map(|_| (rng.range(0, 2 * skew) as i64 - skew as i64, rng.range(0, 1000) as i64 - 500));
+        // Two clocks may differ by half a second.
+        let skew = *random.choose(&[0_u64, 5, 240]);
+        let clocks = (0..nodes)
+            .map(|_| (random.between(0, 2 * skew) as i64 - skew as i64, random.between(0, 1000) as i64 - 500));
         let clocks = clocks.collect();
         Self {
             seed,
@@ -137,19 +160,22 @@ impl Plan {
             looks_inside: true,
             nodes,
             ailing_max,
-            keys: rng.range(1, 5) as usize,
-            clients: rng.range(2, 10) as usize,
-            think: rng.pick(&[500, 2_000, 8_000, 20_000]),
-            faults_until: rng.range(1_000_000, 2_500_000),
-            fault_every: rng.pick(&[20_000, 80_000, 250_000]),
+            keys: random.between(1, 5) as usize,
+            clients: random.between(2, 10) as usize,
+            think: *random.choose(&[500, 2_000, 8_000, 20_000]),
+            faults_until: random.between(1_000_000, 2_500_000),
+            fault_every: *random.choose(&[20_000, 80_000, 250_000]),
             faults,
-            delay: (rng.range(20, 200), rng.pick(&[20, 100, 1_000]), rng.pick(&[0, 1_000, 20_000])),
-            lost: rng.pick(&[0, 2_000, 50_000]),
-            doubled: rng.pick(&[0, 2_000, 100_000]),
+            delay: (random.between(20, 200), *random.choose(&[20, 100, 1_000]), *random.choose(&[0, 1_000, 20_000])),
+            lost: *random.choose(&[0, 2_000, 50_000]),
+            doubled: *random.choose(&[0, 2_000, 100_000]),
             clocks,
-            observes: rng.one_in(2),
-            in_flight_max: rng.pick(&[6, 512, 512]),
-            hints_max: rng.pick(&[20, 5_000, 5_000]),
+            in_flight_max: *random.choose(&[6, 512, 512]),
+            outbox_max: if alone { 32 << 10 } else { *random.choose(&[400, 32 << 10]) },
+            socket_max: if alone { 16 << 10 } else { *random.choose(&[200, 16 << 10]) },
+            skew_max: 240,
+            clock_ahead: *random.choose(&[3, 1 << 16, 400 << 16]),
+            hints_max: *random.choose(&[20, 5_000, 5_000]),
             writes_only: false,
             rate: 0,
         }

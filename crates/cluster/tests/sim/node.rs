@@ -1,0 +1,456 @@
+//! A node: the member that ships, and the host that carries out what it decides in this world.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use koltso_cluster::Now;
+use koltso_cluster::clock::HybridClock;
+use koltso_cluster::coordinator::{Answer, RequestId, Settings, Token};
+use koltso_cluster::health::{HEDGE_BURST, HEDGE_SHARE};
+use koltso_cluster::member::{Clocks, Host, Member, Observer, QueueFull};
+use koltso_cluster::placement::NodeIndex;
+use koltso_model::{Operation, Outcome, Record, Refused, Version, WallTime};
+
+use super::check::What;
+use super::engine::Engine;
+use super::hints::PeerHints;
+use super::network::{Msg, Via};
+use super::plan::{Mutation, Plan};
+use super::world::{DEADLINE, TICK, Work, World, topology};
+
+pub struct Node {
+    pub up: bool,
+    /// It is down as a machine without power is: it answers nothing.
+    pub vanished: bool,
+    pub life: u32,
+    pub paused: bool,
+    pub backlog: Vec<Work>,
+    /// Away while it is driven.
+    pub member: Option<Box<Member>>,
+    clock: Arc<HybridClock>,
+    observer: Observer,
+    /// The clock's bound, as its file has it.
+    bound: u64,
+    /// The greatest clock that its member saw in this life, and that it ever gave out.
+    seen: u64,
+    given: u64,
+    pub engine: Engine,
+    /// By peer.
+    pub hints: Vec<PeerHints>,
+    /// Peers that have connected to it since its last tick, as bits.
+    pub arrivals: u64,
+    /// µs for each request, and when it is done with those it has.
+    pub service: u64,
+    pub busy_until: u64,
+    pub full: bool,
+    pub ailing: u32,
+    /// When it has recovered from its last fault.
+    pub well_at: u64,
+    pub open: BTreeSet<usize>,
+    pub reads: u64,
+}
+
+/// A clock that goes on above what its file and log say, with a new bound, which the file has then.
+fn clock(plan: &Plan, bound: &mut u64, newest: u64, wall: WallTime) -> Arc<HybridClock> {
+    let last = newest.max(*bound);
+    *bound = last.max(wall.0) + plan.clock_ahead;
+    Arc::new(HybridClock::bounded(last, *bound))
+}
+
+fn member(plan: &Plan, me: usize, clock: &Arc<HybridClock>) -> Option<Box<Member>> {
+    let settings =
+        Settings { deadline_micros: DEADLINE, in_flight_max: plan.in_flight_max, in_flight_bytes_max: 64 << 20 };
+    Some(Box::new(Member::new(topology(plan.nodes, me), settings, clock.clone())))
+}
+
+impl Node {
+    pub fn new(plan: &Plan, me: usize, wall: WallTime) -> Self {
+        let mut bound = 0;
+        let clock = clock(plan, &mut bound, 0, wall);
+        Self {
+            up: true,
+            vanished: false,
+            life: 0,
+            paused: false,
+            backlog: Vec::new(),
+            member: member(plan, me, &clock),
+            observer: Observer::new(clock.clone()),
+            clock,
+            bound,
+            seen: 0,
+            given: 0,
+            engine: Engine::new(plan.storage),
+            hints: (0..plan.nodes).map(|_| PeerHints::new(plan, 0)).collect(),
+            arrivals: 0,
+            service: 0,
+            busy_until: 0,
+            full: false,
+            ailing: 0,
+            well_at: 0,
+            open: BTreeSet::new(),
+            reads: 0,
+        }
+    }
+
+    pub fn member(&self) -> &Member {
+        self.member.as_ref().expect("nobody looks at a member that is driven")
+    }
+
+    pub fn crash(&mut self, plan: &Plan, now: u64, vanished: bool) {
+        if plan.mutation == Mutation::LosesWhatItConfirmed {
+            self.engine.forget(now.saturating_sub(20_000));
+        }
+        self.up = false;
+        self.vanished = vanished;
+        self.paused = false;
+        self.backlog.clear();
+        self.open.clear();
+        self.life += 1;
+        for hints in &mut self.hints {
+            hints.crash(plan, now);
+        }
+    }
+
+    pub fn restart(&mut self, plan: &Plan, me: usize, wall: WallTime) {
+        self.engine.reopen();
+        let forgets = plan.mutation == Mutation::ForgetsClock;
+        let newest = if forgets { 0 } else { self.engine.newest_clock() };
+        if forgets {
+            self.bound = 0;
+        }
+        self.clock = clock(plan, &mut self.bound, newest, wall);
+        self.observer = Observer::new(self.clock.clone());
+        self.member = member(plan, me, &self.clock);
+        self.up = true;
+        self.vanished = false;
+        self.seen = 0;
+        self.arrivals = 0;
+        self.busy_until = 0;
+        self.reads = 0;
+    }
+}
+
+/// What a member's decisions lead to in this world.
+pub struct SimHost<'a> {
+    world: &'a mut World,
+    node: usize,
+}
+
+impl Host for SimHost<'_> {
+    fn execute(&mut self, _now: Now, id: RequestId, operation: &Operation<Bytes>) -> Option<Outcome<Bytes>> {
+        let node = self.node;
+        self.world.check_send(node, node, id, operation);
+        if let Some(at) = self.world.service(node) {
+            self.world.on(node, at, Work::ServeSelf(id, operation.clone()));
+            return None;
+        }
+        Some(self.world.execute(node, id, operation))
+    }
+
+    fn send(&mut self, to: NodeIndex, id: RequestId, operation: &Operation<Bytes>) -> Result<(), QueueFull> {
+        self.world.check_send(self.node, to.at(), id, operation);
+        self.world.queue(self.node, to.at(), Msg::Request { id, operation: operation.clone() })
+    }
+
+    fn ping(&mut self, to: NodeIndex, id: RequestId, clocks: Clocks) {
+        // A queue that is full says as much as a missing pong.
+        let _ = self.world.queue(self.node, to.at(), Msg::Ping { id, clocks });
+    }
+
+    fn answer(&mut self, token: Token, answer: Answer) {
+        self.world.answered(self.node, token as usize, answer);
+    }
+
+    fn hint(&mut self, to: NodeIndex, record: Record<Bytes>) {
+        self.world.hint(self.node, to.at(), record);
+    }
+
+    fn persist_clock(&mut self, needed: u64) {
+        let bound = needed + self.world.plan.clock_ahead;
+        self.world.stats.bounds += 1;
+        let persists = self.world.plan.mutation != Mutation::BoundNotPersisted;
+        let node = &mut self.world.nodes[self.node];
+        if persists {
+            node.bound = bound;
+        }
+        node.clock.raise(bound);
+    }
+}
+
+impl World {
+    /// Gives a node's member an event, and a host to carry out what comes of it.
+    pub fn with_member<R>(&mut self, node: usize, event: impl FnOnce(&mut Member, Now, &mut SimHost<'_>) -> R) -> R {
+        let now = self.clocks(node);
+        let mut member = self.nodes[node].member.take().expect("a member is driven by one event at a time");
+        let result = event(&mut member, now, &mut SimHost { world: self, node });
+        let in_flight = member.coordinator().in_flight();
+        self.nodes[node].member = Some(member);
+        if in_flight > self.plan.in_flight_max {
+            self.fail("bounds", None, format!("{node} has {in_flight} operations in flight"));
+        }
+        result
+    }
+
+    /// When a slow node is done with one more request; `None` if it is not slow.
+    pub fn service(&mut self, node: usize) -> Option<u64> {
+        let service = self.nodes[node].service;
+        if service == 0 {
+            return None;
+        }
+        let at = self.nodes[node].busy_until.max(self.now) + self.random.around(service);
+        self.nodes[node].busy_until = at;
+        Some(at)
+    }
+
+    // ---- requests ----
+
+    /// A peer's request.
+    pub fn serve(&mut self, node: usize, via: Via, msg: Msg) {
+        let wall = self.clocks(node).wall;
+        let answer = match msg {
+            Msg::Request { id, operation } => {
+                let key_hash = operation.key().hash();
+                let outcome = self.admit(node, wall, Some(id), via.asker, &operation);
+                Msg::Reply { id, key_hash, outcome }
+            }
+            Msg::Hint { window, at, record } => {
+                let outcome = self.admit(node, wall, None, via.asker, &Operation::Write(record));
+                Msg::HintReply { window, at, outcome }
+            }
+            Msg::Ping { id, clocks } => {
+                self.nodes[node].seen = self.nodes[node].seen.max(clocks.clock);
+                Msg::Pong { id, clocks: self.nodes[node].observer.exchanged(wall, clocks.clock) }
+            }
+            Msg::Reply { .. } | Msg::HintReply { .. } | Msg::Pong { .. } => unreachable!("these are answers"),
+        };
+        self.transmit(via, answer);
+    }
+
+    fn admit(
+        &mut self,
+        node: usize,
+        wall: WallTime,
+        id: Option<RequestId>,
+        asker: usize,
+        operation: &Operation<Bytes>,
+    ) -> Outcome<Bytes> {
+        if let Operation::Write(record) = operation
+            && self.plan.mutation != Mutation::IgnoresServedClocks
+            && let Err(why) = self.nodes[node].observer.admit(wall, record)
+        {
+            let key = self.key_index[record.key.shared()];
+            self.fail("versions are plausible", Some(key), format!("{node} refuses {record:?}: {why:?}"));
+        }
+        if let Operation::Write(record) = operation {
+            self.nodes[node].seen = self.nodes[node].seen.max(record.version.clock);
+        }
+        self.apply(node, id, asker, operation)
+    }
+
+    /// What a node's own replica does for its member.
+    pub fn execute(&mut self, node: usize, id: RequestId, operation: &Operation<Bytes>) -> Outcome<Bytes> {
+        let outcome = self.apply(node, Some(id), node, operation);
+        self.trace_reply(node, id, node, &outcome);
+        self.learn(node, outcome)
+    }
+
+    /// What a replica does.
+    fn apply(
+        &mut self,
+        node: usize,
+        id: Option<RequestId>,
+        asker: usize,
+        operation: &Operation<Bytes>,
+    ) -> Outcome<Bytes> {
+        let (mutation, now) = (self.plan.mutation, self.now);
+        let record = match operation {
+            Operation::Read { key, want } => return self.nodes[node].engine.read(key.bytes(), *want),
+            Operation::Write(record) => record,
+        };
+        if self.nodes[node].full && !record.flags.is_tombstone() {
+            return Outcome::Refused(Refused::DiskFull);
+        }
+        if mutation == Mutation::ConfirmsWithoutApplying && node == asker
+            || mutation == Mutation::IgnoresHints && id.is_none()
+            || mutation == Mutation::IgnoresRepairs && id.is_some_and(|id| id.0 as u8 >= 3)
+        {
+            return Outcome::Applied;
+        }
+        let outcome = self.nodes[node].engine.write(record, now, mutation);
+        let key = self.key_index[record.key.shared()];
+        self.say(Some(key), || format!("{node} takes {:?} of {asker}: {outcome:?}", record.version));
+        outcome
+    }
+
+    // ---- replies ----
+
+    /// An outcome on its way to the member, which will have seen its version.
+    fn learn(&mut self, node: usize, outcome: Outcome<Bytes>) -> Outcome<Bytes> {
+        if self.plan.mutation == Mutation::SupersededIsApplied && matches!(outcome, Outcome::Superseded(_)) {
+            return Outcome::Applied;
+        }
+        let clock = outcome.version().map_or(0, |version| version.clock);
+        self.nodes[node].seen = self.nodes[node].seen.max(clock);
+        outcome
+    }
+
+    /// An answer of a peer.
+    pub fn heard(&mut self, node: usize, via: Via, msg: Msg) {
+        let peer = NodeIndex(via.peer as u8);
+        match msg {
+            Msg::Reply { id, key_hash, outcome } => {
+                self.note(4 ^ id.0.rotate_left(8) ^ node as u64);
+                self.trace_reply(node, id, via.peer, &outcome);
+                let outcome = self.learn(node, outcome);
+                let other = self.credited_too(node, via.peer, id);
+                let done = self.with_member(node, |member, now, host| {
+                    let mut done = member.replied(now, peer, id, key_hash, outcome.borrowed());
+                    if let Some(other) = other {
+                        done = done.and(member.replied(now, other, id, key_hash, outcome.borrowed()));
+                    }
+                    member.carry_out(now, host);
+                    done
+                });
+                if let Err(sentence) = done {
+                    self.fail("replies are believed", None, format!("{node} of {}: {sentence}", via.peer));
+                }
+            }
+            Msg::Pong { id, clocks } => {
+                self.nodes[node].seen = self.nodes[node].seen.max(clocks.clock);
+                let skew = self.with_member(node, |member, now, _| member.ponged(now, peer, id, clocks));
+                if let Some(Err(sentence)) = skew.map(|skew| skew.check()) {
+                    self.fail("clocks are judged right", None, format!("{node} of {}: {sentence}", via.peer));
+                }
+            }
+            Msg::HintReply { window, at, outcome } => self.hint_answered(node, via.peer, window, at, &outcome),
+            Msg::Request { .. } | Msg::Hint { .. } | Msg::Ping { .. } => unreachable!("these are requests"),
+        }
+    }
+
+    /// A defect: a reply counts for another replica, too.
+    fn credited_too(&self, node: usize, peer: usize, id: RequestId) -> Option<NodeIndex> {
+        if self.plan.mutation != Mutation::CountsRepliesTwice {
+            return None;
+        }
+        let token = self.owners.get(&(node, self.nodes[node].life, id.0 >> 8))?;
+        let op = &self.history.ops[*token];
+        let replicas = &self.ranked[op.key][..usize::from(op.from)];
+        replicas.iter().find(|&&other| other != peer && other != node).map(|&other| NodeIndex(other as u8))
+    }
+
+    fn trace_reply(&mut self, node: usize, id: RequestId, peer: usize, outcome: &Outcome<Bytes>) {
+        if self.tracing {
+            let life = self.nodes[node].life;
+            let owner = self.owners.get(&(node, life, id.0 >> 8)).copied();
+            let key = owner.map(|token| self.history.ops[token].key);
+            self.say(key, || format!("{node} hears of {peer} for {owner:?} stage {}: {outcome:?}", id.0 as u8));
+        }
+    }
+
+    // ---- time ----
+
+    pub fn tick(&mut self, node: usize) {
+        let at = self.now + TICK;
+        self.on(node, at, Work::Tick);
+        self.with_member(node, |member, now, host| member.tick(now, host));
+        let arrivals = std::mem::take(&mut self.nodes[node].arrivals);
+        for peer in self.peers(node).filter(|peer| arrivals >> peer & 1 == 1) {
+            self.dial_now(node, peer);
+        }
+        self.keep_hints(node);
+        self.check_node(node);
+    }
+
+    // ---- checks ----
+
+    pub fn check_send(&mut self, node: usize, to: usize, id: RequestId, operation: &Operation<Bytes>) {
+        self.note(5 ^ id.0.rotate_left(8) ^ (to as u64) << 4 ^ node as u64);
+        let name = (node, self.nodes[node].life, id.0 >> 8);
+        let beginning = self.beginning;
+        let token = match self.owners.get(&name) {
+            Some(&token) => token,
+            None => {
+                let Some(token) = beginning else {
+                    return self.fail("no replica beyond from", None, format!("{id:?} of {node} belongs to nothing"));
+                };
+                self.beginning = None;
+                self.owners.insert(name, token);
+                token
+            }
+        };
+        let (key, from, what, known) = {
+            let op = &self.history.ops[token];
+            (op.key, usize::from(op.from), op.what, op.version)
+        };
+        self.say(Some(key), || format!("{node} asks {to} for {token} stage {}: {operation:?}", id.0 as u8));
+        if *operation.key().shared() != self.keys[key] || !self.ranked[key][..from].contains(&to) {
+            self.fail("no replica beyond from", Some(key), format!("{node} asks {to} for {token}: {operation:?}"));
+        }
+        let Operation::Write(record) = operation else { return };
+        if matches!(what, What::Put | What::Delete) {
+            if record.version != known {
+                self.check_version(node, token, record.version);
+            }
+            if usize::from(record.flags.from()) != from {
+                self.fail("a record knows its from", Some(key), format!("{token}: {record:?}"));
+            }
+            let done = self.history.versioned(token, record.version);
+            self.must(done);
+        }
+        let writer = self.history.writer(key, record).map(|_| ());
+        self.must(writer);
+    }
+
+    /// A version that a node gives out is above all that it gave out in any life, and above all that it saw in this one.
+    fn check_version(&mut self, node: usize, token: usize, version: Version) {
+        let key = self.history.ops[token].key;
+        let Node { seen, given, .. } = self.nodes[node];
+        if version.clock <= given {
+            let text = format!("{node} gives {token} {version:?}, and gave out {given} before");
+            self.fail("a clock goes forward", Some(key), text);
+        } else if version.clock <= seen {
+            let text = format!("{node} gives {token} {version:?}, and has seen {seen}");
+            self.fail("a clock goes on above what it saw", Some(key), text);
+        }
+        self.nodes[node].given = version.clock;
+    }
+
+    fn check_node(&mut self, node: usize) {
+        for &token in &self.nodes[node].open {
+            let op = &self.history.ops[token];
+            if op.begun.is_some_and(|begun| self.now - begun >= DEADLINE) {
+                let key = op.key;
+                return self.fail("answered by the deadline", Some(key), format!("{token} is not, at {node}"));
+            }
+        }
+        let health = self.nodes[node].member().coordinator().health();
+        let (mut unanswered, mut hedges) = (0, 0);
+        for peer in 0..self.plan.nodes {
+            unanswered = unanswered.max(health.peer(NodeIndex(peer as u8)).unanswered());
+            hedges += health.peer(NodeIndex(peer as u8)).hedges;
+        }
+        // What outbox and kernels hold, a few requests of each operation, and those of operations that are gone.
+        let most = 1024 + self.plan.in_flight_max * 4;
+        if unanswered as usize > most {
+            self.fail("bounds", None, format!("{node} counts {unanswered} unanswered requests"));
+        }
+        let reads = self.nodes[node].reads;
+        if hedges > reads / u64::from(HEDGE_SHARE) + u64::from(HEDGE_BURST) {
+            self.fail("bounds", None, format!("{node} hedged {hedges} of {reads} reads"));
+        }
+    }
+
+    /// Adds what a member counted in its life.
+    pub fn count(&mut self, node: usize) {
+        let coordinator = self.nodes[node].member().coordinator();
+        self.stats.renewed += coordinator.counters().renewed;
+        self.stats.waited_repairs += coordinator.counters().repairs_waited_for;
+        for peer in 0..self.plan.nodes {
+            let peer = coordinator.health().peer(NodeIndex(peer as u8));
+            self.stats.hedges += peer.hedges;
+            self.stats.repairs += peer.repairs;
+            self.stats.opened += peer.opened;
+        }
+    }
+}
