@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use koltso_net::http::{Head, Reply};
 use koltso_net::server::{Admit, Event, Limits, Outcome, Service, Shared, serve};
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
@@ -15,11 +16,18 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 struct Constant;
 
 impl Service for Constant {
-    fn admit(&self, _: &Head<'_>, _: &mut Reply<'_>) -> Admit {
-        Admit::Body
+    type Admitted = ();
+
+    fn admit(&self, _: &Head<'_>, _: &mut Reply<'_>) -> Admit<()> {
+        Admit::Body(())
     }
 
     fn call(&self, _: &Head<'_>, _: &[u8], reply: &mut Reply<'_>) -> Outcome {
+        reply.value(b"\"1\"", b"hello, world");
+        Outcome::Done
+    }
+
+    fn call_admitted(&self, (): (), _: Bytes, reply: &mut Reply<'_>) -> Outcome {
         reply.value(b"\"1\"", b"hello, world");
         Outcome::Done
     }

@@ -82,6 +82,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
+    use bytes::Bytes;
     use koltso_net::http::{Head, Reply};
     use koltso_net::server::{self, Admit, Event, Limits, Outcome, Service, Shared};
     use koltso_profiling::stalls;
@@ -117,12 +118,19 @@ mod tests {
     }
 
     impl Service for Blocking {
-        fn admit(&self, _: &Head<'_>, _: &mut Reply<'_>) -> Admit {
-            Admit::Body
+        type Admitted = ();
+
+        fn admit(&self, _: &Head<'_>, _: &mut Reply<'_>) -> Admit<()> {
+            Admit::Body(())
         }
 
         fn call(&self, head: &Head<'_>, _: &[u8], reply: &mut Reply<'_>) -> Outcome {
             a_known_stall(head.path);
+            reply.text(200, "done");
+            Outcome::Done
+        }
+
+        fn call_admitted(&self, (): (), _: Bytes, reply: &mut Reply<'_>) -> Outcome {
             reply.text(200, "done");
             Outcome::Done
         }

@@ -88,6 +88,11 @@ impl ReplyContext {
         Self { version: Version::Http11, head: false, keep_alive: false, date: *date.text(), extra: ExtraLine::NONE }
     }
 
+    /// Makes the answer one of another time.
+    pub fn set_date(&mut self, date: &Date) {
+        self.date = *date.text();
+    }
+
     /// Adds a header line to the answer, whatever it will be.
     pub fn set_extra(&mut self, line: ExtraLine) {
         self.extra = line;

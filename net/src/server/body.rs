@@ -8,17 +8,18 @@
 
 use std::rc::Rc;
 
+use bytes::Bytes;
 use monoio::buf::IoBufMut;
 use monoio::io::AsyncReadRent;
 
+use super::answers::Answers;
 use super::connection::{Connection, Gone, Next};
-use super::core::Reservation;
+use super::core::{Core, Reservation, Seat};
 use super::output::may_go_on;
 use super::requests::{Called, Overload, call, overloaded, refuse};
 use super::{Admit, Event, Service};
 use crate::http::chunked::Decoder;
-use crate::http::head::{self, BadRequest};
-use crate::http::{Framing, Head, Parsed, Reply, ReplyContext};
+use crate::http::{Framing, Head, Reply, ReplyContext};
 
 /// The first allocation for a body.
 const FIRST_STEP: usize = 64 * 1024;
@@ -29,100 +30,85 @@ const CHUNK_ROOM: usize = 16 * 1024;
 /// The rest of a refused body is read over up to this size; past it the connection closes.
 const SKIP_MAX: u64 = 64 * 1024;
 
-/// The decision before the body.
-enum Plan<S: Service> {
-    Collect {
-        body: Expected,
-        head_len: usize,
-        ask: bool,
-        reservation: Reservation<S>,
-    },
-    /// Answered: read over the rest of the request.
-    Skip {
-        length: usize,
-    },
-    Next(Next),
+/// A request whose body is still to come.
+pub(super) struct Awaited<S: Service> {
+    admitted: S::Admitted,
+    /// Of the answer.
+    context: ReplyContext,
+    is_urgent: bool,
+    framing: Framing,
+    head_len: usize,
+    /// The client waits for `100 Continue`.
+    ask: bool,
+    reservation: Reservation<S>,
 }
 
-/// How the body ends.
-enum Expected {
-    Length(usize),
-    Chunks,
+/// Decides on the request at the beginning of `bytes`, whose body is not wholly there.
+#[cold]
+pub(super) fn plan<S: Service>(
+    core: &Rc<Core<S>>,
+    seat: &mut Seat<S>,
+    answers: &mut Answers,
+    head: &Head<'_>,
+    bytes: &[u8],
+) -> Next<S> {
+    let here = bytes.len() - head.head_len;
+    let ask = head.expect_continue && here == 0;
+    let mut reservation = Reservation::new(core);
+    let (reserved, left) = match head.body {
+        Framing::Length(length) => (reservation.grow(length as usize), length - here as u64),
+        _ => (reservation.grow(here), u64::MAX),
+    };
+    let mut context = ReplyContext::new(head, &core.date());
+    let open = context.keep_alive && !core.shared.draining();
+    // A client that waits for 100 may or may not send the body after a refusal: only closing is unambiguous.
+    context.keep_alive = open && left <= SKIP_MAX && !ask;
+    if core.requests_full() {
+        overloaded(core, answers, context, Overload::Requests);
+    } else if !reserved {
+        overloaded(core, answers, context, Overload::Bodies);
+    } else {
+        let mut reply = Reply::new(&mut answers.bytes, context);
+        match core.service.admit(head, &mut reply) {
+            Admit::Body(admitted) => {
+                let (is_urgent, framing, head_len) = (core.service.is_urgent(head), head.body, head.head_len);
+                let context = ReplyContext::new(head, &core.date());
+                let awaited = Awaited { admitted, context, is_urgent, framing, head_len, ask, reservation };
+                return Next::Body(Box::new(awaited));
+            }
+            Admit::HandOff => return Next::HandOff(bytes.to_vec()),
+            Admit::Answered => {
+                context = reply.context();
+                let tag = reply.tagged();
+                seat.begin_request();
+                answers.tags.push(tag);
+            }
+        }
+    }
+    match head.body {
+        Framing::Length(length) if context.keep_alive => Next::Skip { length: head.head_len + length as usize },
+        _ => Next::Linger,
+    }
 }
 
 impl<S: Service> Connection<S> {
     /// Serves the request at `start`. `None`: it has been served, go on with the buffer.
-    pub(super) async fn body(&mut self) -> Result<Option<Next>, Gone> {
-        match self.plan() {
-            Plan::Next(next) => Ok(Some(next)),
-            Plan::Skip { length } => {
-                self.flush().await?;
-                self.skip(length).await?;
-                Ok(None)
-            }
-            Plan::Collect { body, head_len, ask, reservation } => {
-                self.flush().await?;
-                self.answers = self.seat.core.take_answers();
-                if ask {
-                    let mut interim = b"HTTP/1.1 100 Continue\r\n\r\n".to_vec();
-                    self.send(&mut interim, false).await?;
-                }
-                match body {
-                    Expected::Length(length) => self.collect(head_len, length, reservation).await,
-                    Expected::Chunks => self.decode(head_len, reservation).await,
-                }
-            }
+    pub(super) async fn body(&mut self, awaited: Awaited<S>) -> Result<Option<Next<S>>, Gone> {
+        self.flush().await?;
+        self.answers = self.seat.core.take_answers();
+        if awaited.ask {
+            let mut interim = b"HTTP/1.1 100 Continue\r\n\r\n".to_vec();
+            self.send(&mut interim, false).await?;
+        }
+        match awaited.framing {
+            Framing::Length(length) => self.collect(awaited, length as usize).await,
+            _ => self.decode(awaited).await,
         }
     }
 
-    fn plan(&mut self) -> Plan<S> {
-        let core = Rc::clone(&self.seat.core);
-        let bytes = &self.buffer[self.start..];
-        // It has been parsed a moment ago, but a head borrows the buffer and cannot wait for the rest.
-        let Parsed::Complete(head) = head::parse(bytes, core.limits.header_max) else {
-            unreachable!("a head that was whole stays whole");
-        };
-        let here = bytes.len() - head.head_len;
-        let ask = head.expect_continue && here == 0;
-        let mut reservation = Reservation::new(&core);
-        let (body, reserved, left) = match head.body {
-            Framing::Length(length) => {
-                let length = length as usize;
-                (Expected::Length(length), reservation.grow(length), length as u64 - here as u64)
-            }
-            _ => (Expected::Chunks, reservation.grow(here), u64::MAX),
-        };
-        let mut context = ReplyContext::new(&head, &core.date());
-        let open = context.keep_alive && !core.shared.draining();
-        // A client that waits for 100 may or may not send the body after a refusal: only closing is unambiguous.
-        context.keep_alive = open && left <= SKIP_MAX && !ask;
-        let mut reply = Reply::new(&mut self.answers.bytes, context);
-        if core.requests_full() {
-            overloaded(&core, &mut self.answers, context, Overload::Requests);
-        } else if !reserved {
-            overloaded(&core, &mut self.answers, context, Overload::Bodies);
-        } else {
-            match core.service.admit(&head, &mut reply) {
-                Admit::Body => {
-                    return Plan::Collect { body, head_len: head.head_len, ask, reservation };
-                }
-                Admit::HandOff => return Plan::Next(Next::HandOff(bytes.to_vec())),
-                Admit::Answered => {
-                    context = reply.context();
-                    let tag = reply.tagged();
-                    self.seat.begin_request();
-                    self.answers.tags.push(tag);
-                }
-            }
-        }
-        match head.body {
-            Framing::Length(length) if context.keep_alive => Plan::Skip { length: head.head_len + length as usize },
-            _ => Plan::Next(Next::Linger),
-        }
-    }
-
-    /// Reads over `length` bytes from `start`.
-    async fn skip(&mut self, length: usize) -> Result<(), Gone> {
+    /// Sends the answer and reads over `length` bytes from `start`.
+    pub(super) async fn skip(&mut self, length: usize) -> Result<(), Gone> {
+        self.flush().await?;
         let mut left = length;
         loop {
             let here = self.buffer.len() - self.start;
@@ -139,12 +125,8 @@ impl<S: Service> Connection<S> {
     }
 
     /// Collects a body of known length.
-    async fn collect(
-        &mut self,
-        head_len: usize,
-        length: usize,
-        reservation: Reservation<S>,
-    ) -> Result<Option<Next>, Gone> {
+    async fn collect(&mut self, awaited: Awaited<S>, length: usize) -> Result<Option<Next<S>>, Gone> {
+        let head_len = awaited.head_len;
         let body_at = self.start + head_len;
         let mut body = Vec::with_capacity(length.min(FIRST_STEP.max(self.buffer.len() - body_at)));
         body.extend_from_slice(&self.buffer[body_at..]);
@@ -168,28 +150,29 @@ impl<S: Service> Connection<S> {
             }
         }
         self.resumed();
-        let next = self.call_with(head_len, &body, head_len);
-        drop(reservation);
-        Ok(next)
+        Ok(self.call_with(awaited, body, head_len))
     }
 
     /// Collects a chunked body: raw bytes come behind the head in the read buffer and are decoded from there.
-    async fn decode(&mut self, head_len: usize, mut reservation: Reservation<S>) -> Result<Option<Next>, Gone> {
+    async fn decode(&mut self, mut awaited: Awaited<S>) -> Result<Option<Next<S>>, Gone> {
         self.buffer.drain(..self.start);
         self.start = 0;
-        let core = Rc::clone(&self.seat.core);
+        let (core, head_len) = (Rc::clone(&self.seat.core), awaited.head_len);
         let mut decoder = Decoder::new(core.limits.body_max);
         let mut body = Vec::new();
         loop {
             let progress = match decoder.feed(&self.buffer[head_len..], &mut body) {
                 Ok(progress) => progress,
-                Err(error) => return Ok(Some(self.refuse_body(head_len, &error.into()))),
+                Err(error) => {
+                    let context = self.last_context(awaited.context);
+                    return Ok(Some(refuse(&core, &mut self.answers, context, &error.into())));
+                }
             };
             if progress.done {
-                return Ok(self.call_with(head_len, &body, head_len + progress.consumed));
+                return Ok(self.call_with(awaited, body, head_len + progress.consumed));
             }
-            if !reservation.grow(body.capacity()) {
-                let context = self.context_of(head_len);
+            if !awaited.reservation.grow(body.capacity()) {
+                let context = self.last_context(awaited.context);
                 overloaded(&core, &mut self.answers, context, Overload::Bodies);
                 return Ok(Some(Next::Linger));
             }
@@ -203,22 +186,22 @@ impl<S: Service> Connection<S> {
     }
 
     /// Calls the service with a body that was collected; the request takes `length` bytes of the read buffer.
-    fn call_with(&mut self, head_len: usize, body: &[u8], length: usize) -> Option<Next> {
+    fn call_with(&mut self, awaited: Awaited<S>, body: Vec<u8>, length: usize) -> Option<Next<S>> {
         let core = Rc::clone(&self.seat.core);
-        let bytes = &self.buffer[self.start..self.start + head_len];
-        let Parsed::Complete(head) = head::parse(bytes, core.limits.header_max) else {
-            unreachable!("a head that was whole stays whole");
-        };
-        let mut context = ReplyContext::new(&head, &core.date());
+        let Awaited { admitted, mut context, is_urgent, framing, head_len, .. } = awaited;
+        context.set_date(&core.date());
         context.keep_alive &= !core.shared.draining();
-        match call(&core, &mut self.seat, &mut self.answers, context, &head, body) {
+        let body = Bytes::from(body);
+        let its_body = body.clone();
+        let serve = |reply: &mut Reply<'_>| core.service.call_admitted(admitted, its_body, reply);
+        match call(&core, &mut self.seat, &mut self.answers, context, || is_urgent, serve) {
             Called::Next => {
                 self.consume(length);
                 None
             }
             Called::HandOff => {
-                let mut read = bytes.to_vec();
-                frame_again(&head, body, &mut read);
+                let mut read = self.buffer[self.start..self.start + head_len].to_vec();
+                frame_again(framing, &body, &mut read);
                 read.extend_from_slice(&self.buffer[self.start + length..]);
                 Some(Next::HandOff(read))
             }
@@ -229,26 +212,17 @@ impl<S: Service> Connection<S> {
         }
     }
 
-    fn refuse_body(&mut self, head_len: usize, bad: &BadRequest) -> Next {
-        let context = self.context_of(head_len);
-        refuse(&self.seat.core, &mut self.answers, context, bad)
-    }
-
-    /// The context of the last answer, to the request at `start`.
-    fn context_of(&self, head_len: usize) -> ReplyContext {
-        let core = &self.seat.core;
-        let mut context = match head::parse(&self.buffer[self.start..self.start + head_len], core.limits.header_max) {
-            Parsed::Complete(head) => ReplyContext::new(&head, &core.date()),
-            _ => ReplyContext::unread(&core.date()),
-        };
+    /// The context of a connection's last answer.
+    fn last_context(&self, mut context: ReplyContext) -> ReplyContext {
+        context.set_date(&self.seat.core.date());
         context.keep_alive = false;
         context
     }
 }
 
 /// Writes a collected body as it could have come.
-fn frame_again(head: &Head<'_>, body: &[u8], out: &mut Vec<u8>) {
-    if head.body != Framing::Chunked {
+fn frame_again(framing: Framing, body: &[u8], out: &mut Vec<u8>) {
+    if framing != Framing::Chunked {
         out.extend_from_slice(body);
         return;
     }

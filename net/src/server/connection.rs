@@ -4,6 +4,7 @@
 //! read ─▶ handle ─▶ Read: flush, read again         (all whole requests are answered)
 //!            ▲  ├─▶ Flush: flush, go on             (the batch is full)
 //!            │  ├─▶ Body: collect the body, go on   (body.rs)
+//!            │  ├─▶ Skip: read over it, go on       (body.rs)
 //!            └──┼── Stream: stream, go on           (output.rs)
 //!               ├─▶ Close, Linger: flush, end
 //!               └─▶ HandOff: flush, give the socket away
@@ -26,6 +27,7 @@ use monoio::io::AsyncReadRent;
 use monoio::net::TcpStream;
 
 use super::answers::Answers;
+use super::body::Awaited;
 use super::core::Seat;
 use super::deadlines::Phase;
 use super::output::may_go_on;
@@ -59,11 +61,19 @@ pub(super) struct Connection<S: Service> {
 }
 
 /// What to do when no more requests can be handled at once.
-pub(super) enum Next {
+pub(super) enum Next<S: Service> {
     Read,
     Flush,
-    Body,
-    Stream { source: Box<dyn Source>, context: ReplyContext, tag: u16 },
+    Body(Box<Awaited<S>>),
+    /// Answered: `length` bytes from the request's first one are still to be read over.
+    Skip {
+        length: usize,
+    },
+    Stream {
+        source: Box<dyn Source>,
+        context: ReplyContext,
+        tag: u16,
+    },
     Close,
     Linger,
     HandOff(Vec<u8>),
@@ -111,9 +121,14 @@ impl<S: Service> Connection<S> {
                         self.resumed();
                         self.handle()
                     }
-                    Next::Body => match self.body().await {
+                    Next::Body(awaited) => match self.body(*awaited).await {
                         Ok(Some(next)) => next,
                         Ok(None) => self.handle(),
+                        Err(Gone) if self.request_expired() => return self.refuse_late().await,
+                        Err(Gone) => return,
+                    },
+                    Next::Skip { length } => match self.skip(length).await {
+                        Ok(()) => self.handle(),
                         Err(Gone) if self.request_expired() => return self.refuse_late().await,
                         Err(Gone) => return,
                     },

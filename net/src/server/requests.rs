@@ -7,26 +7,27 @@ use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::answers::Answers;
+use super::body::plan;
 use super::connection::{Connection, Next};
 use super::core::{Core, Seat};
 use super::{Event, Outcome, Service, sys};
 use crate::http::chunked::Decoder;
 use crate::http::head::{self, BadRequest};
-use crate::http::{Framing, Head, Parsed, Reply, ReplyContext, Version};
+use crate::http::{Framing, Parsed, Reply, ReplyContext, Version};
 
 /// What became of a request that the service was called for.
-pub(super) enum Called {
+pub(super) enum Called<S: Service> {
     /// Answered; the connection goes on.
     Next,
     /// Answered, or about to be: see [`Next`].
-    Other(Next),
+    Other(Next<S>),
     /// To be handed off, from its first byte.
     HandOff,
 }
 
 impl<S: Service> Connection<S> {
     /// Handles whole requests from the buffer until there is none, the batch is full, or something else is to be done.
-    pub(super) fn handle(&mut self) -> Next {
+    pub(super) fn handle(&mut self) -> Next<S> {
         if self.start == self.buffer.len() {
             return Next::Read;
         }
@@ -70,7 +71,7 @@ impl<S: Service> Connection<S> {
                     let length = length as usize;
                     (&rest[..length], length)
                 }
-                Framing::Length(_) => return Next::Body,
+                Framing::Length(_) => return plan(&core, &mut self.seat, &mut self.answers, &head, bytes),
                 Framing::Chunked => {
                     let mut data = Vec::new();
                     match Decoder::new(limits.body_max).feed(rest, &mut data) {
@@ -78,7 +79,7 @@ impl<S: Service> Connection<S> {
                             decoded = data;
                             (&decoded[..], progress.consumed)
                         }
-                        Ok(_) => return Next::Body,
+                        Ok(_) => return plan(&core, &mut self.seat, &mut self.answers, &head, bytes),
                         Err(error) => {
                             return refuse(&core, &mut self.answers, context, &error.into());
                         }
@@ -86,8 +87,9 @@ impl<S: Service> Connection<S> {
                 }
             };
             let length = head.head_len + body_len;
-            let called = call(&core, &mut self.seat, &mut self.answers, context, &head, body);
-            match called {
+            let is_urgent = || core.service.is_urgent(&head);
+            let serve = |reply: &mut Reply<'_>| core.service.call(&head, body, reply);
+            match call(&core, &mut self.seat, &mut self.answers, context, is_urgent, serve) {
                 Called::Next => self.consume(length),
                 Called::HandOff => return Next::HandOff(bytes.to_vec()),
                 Called::Other(next) => {
@@ -99,7 +101,7 @@ impl<S: Service> Connection<S> {
     }
 
     /// A close with input left must linger, or the answer may be lost.
-    pub(super) fn close_or_linger(&self, next: Next) -> Next {
+    pub(super) fn close_or_linger(&self, next: Next<S>) -> Next<S> {
         match next {
             Next::Close if self.start < self.buffer.len() || self.seat.core.shared.draining() => Next::Linger,
             next => next,
@@ -131,22 +133,22 @@ impl<S: Service> Connection<S> {
     }
 }
 
-/// Calls the service for a whole request.
+/// Has the service `serve` a whole request.
 #[inline]
 pub(super) fn call<S: Service>(
     core: &Core<S>,
     seat: &mut Seat<S>,
     answers: &mut Answers,
     context: ReplyContext,
-    head: &Head<'_>,
-    body: &[u8],
-) -> Called {
-    if core.requests_full() && !core.service.is_urgent(head) {
+    is_urgent: impl FnOnce() -> bool,
+    serve: impl FnOnce(&mut Reply<'_>) -> Outcome,
+) -> Called<S> {
+    if core.requests_full() && !is_urgent() {
         overloaded(core, answers, context, Overload::Requests);
         return if context.keep_alive { Called::Next } else { Called::Other(Next::Close) };
     }
     let mut reply = Reply::new(&mut answers.bytes, context);
-    let outcome = core.service.call(head, body, &mut reply);
+    let outcome = serve(&mut reply);
     let (tag, context) = (reply.tagged(), reply.context());
     if let Outcome::HandOff = outcome {
         return Called::HandOff;
@@ -179,7 +181,7 @@ pub(super) fn refuse<S: Service>(
     answers: &mut Answers,
     mut context: ReplyContext,
     bad: &BadRequest,
-) -> Next {
+) -> Next<S> {
     match bad.status {
         // Counted when the deadline struck.
         408 => {}

@@ -16,15 +16,25 @@ use crate::http::{Head, Reply};
 use super::sink::Sink;
 
 /// The program behind the connections of one core.
+///
+/// A request that is here as a whole is given to [`call`](Self::call). Of one whose body is still to come the service
+/// sees the head in [`admit`](Self::admit), and makes of it whatever it needs to serve the request in
+/// [`call_admitted`](Self::call_admitted): so a head is parsed once, and nobody holds on to its buffer.
 pub trait Service: 'static {
+    /// What is left of the head of a request whose body is still to come.
+    type Admitted: 'static;
+
     /// Decides on a request whose body is not yet wholly here, before the body is read.
     ///
     /// To refuse, write the final answer to `reply` and return [`Admit::Answered`]. The rest of a small body is read over
     /// and the connection kept; otherwise the answer says `Connection: close`.
-    fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit;
+    fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit<Self::Admitted>;
 
     /// Serves a whole request: writes the answer to `reply`, or says what follows.
     fn call(&self, head: &Head<'_>, body: &[u8], reply: &mut Reply<'_>) -> Outcome;
+
+    /// Serves a request that was admitted, whose body was collected in memory of its own: the service may keep it.
+    fn call_admitted(&self, admitted: Self::Admitted, body: Bytes, reply: &mut Reply<'_>) -> Outcome;
 
     /// Whether a request is served also when `requests_in_flight_max` is reached: what people look at when a server is
     /// overloaded, and what is never in flight for long.
@@ -54,9 +64,9 @@ pub trait Service: 'static {
 
 /// The decision on a request whose body is still to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admit {
-    /// Read the body, then call.
-    Body,
+pub enum Admit<A> {
+    /// Read the body, then call with it and this.
+    Body(A),
     /// The answer is written; the body is of no interest.
     Answered,
     /// Give the connection to [`Service::hand_off`].

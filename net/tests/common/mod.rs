@@ -43,16 +43,32 @@ impl Seen {
 
 pub struct TestService(Arc<Seen>);
 
-fn number(head: &Head<'_>, name: &str, default: usize) -> usize {
-    query::pairs(head.query).find(|(known, _)| *known == name).map_or(default, |(_, value)| value.parse().unwrap())
-}
-
 pub fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 31 % 251) as u8).collect()
 }
 
+/// What the service makes of a request's head.
+pub struct Parsed {
+    method: String,
+    path: String,
+    query: String,
+}
+
+impl Parsed {
+    fn of(head: &Head<'_>) -> Self {
+        Self { method: head.method_name.to_owned(), path: head.path.to_owned(), query: head.query.to_owned() }
+    }
+
+    fn number(&self, name: &str, default: usize) -> usize {
+        let found = query::pairs(&self.query).find(|(known, _)| *known == name);
+        found.map_or(default, |(_, value)| value.parse().unwrap())
+    }
+}
+
 impl Service for TestService {
-    fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit {
+    type Admitted = Parsed;
+
+    fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit<Parsed> {
         *self.0.admitted.lock().unwrap() += 1;
         match head.path {
             "/refuse" => {
@@ -61,23 +77,46 @@ impl Service for TestService {
                 Admit::Answered
             }
             "/hand-off-early" => Admit::HandOff,
-            _ => Admit::Body,
+            _ => Admit::Body(Parsed::of(head)),
         }
     }
 
     fn call(&self, head: &Head<'_>, body: &[u8], reply: &mut Reply<'_>) -> Outcome {
-        let tag = number(head, "tag", 0) as u16;
+        Self::answer(&Parsed::of(head), body, reply)
+    }
+
+    fn call_admitted(&self, admitted: Parsed, body: Bytes, reply: &mut Reply<'_>) -> Outcome {
+        Self::answer(&admitted, &body, reply)
+    }
+
+    fn finished(&self, tag: u16, _: Duration) {
+        self.0.finished.lock().unwrap().push(tag);
+    }
+
+    fn event(&self, event: Event) {
+        self.0.events.lock().unwrap().push(event);
+    }
+
+    fn hand_off(&self, socket: TcpStream, read_so_far: Vec<u8>) {
+        self.0.handed_off.lock().unwrap().push((socket, read_so_far));
+    }
+}
+
+impl TestService {
+    fn answer(request: &Parsed, body: &[u8], reply: &mut Reply<'_>) -> Outcome {
+        let number = |name, default| request.number(name, default);
+        let tag = number("tag", 0) as u16;
         reply.tag(tag);
-        let n = number(head, "n", 0);
-        let text = format!("{} {} {}", head.method_name, head.path, head.query);
-        match head.path {
+        let n = number("n", 0);
+        let text = format!("{} {} {}", request.method, request.path, request.query);
+        match &*request.path {
             "/echo" | "/refuse" => reply.value(b"\"e\"", body),
             "/value" => {
                 reply.value_head(b"\"v\"", n as u64);
                 return Outcome::Value(Bytes::from(pattern(n)));
             }
             "/later" => {
-                let (context, ms) = (reply.context(), number(head, "ms", 0));
+                let (context, ms) = (reply.context(), number("ms", 0));
                 let pause = Box::pin(async move {
                     if ms > 0 {
                         monoio::time::sleep(Duration::from_millis(ms as u64)).await;
@@ -98,9 +137,9 @@ impl Service for TestService {
                 reply.stream_head("text/plain");
                 return Outcome::Stream(Box::new(Pieces {
                     left: n,
-                    size: number(head, "size", 1000),
-                    wait: number(head, "wait", 0) as u64,
-                    abort: number(head, "abort", 0) == 1,
+                    size: number("size", 1000),
+                    wait: number("wait", 0) as u64,
+                    abort: number("abort", 0) == 1,
                 }));
             }
             "/hand-off" => return Outcome::HandOff,
@@ -111,18 +150,6 @@ impl Service for TestService {
             _ => reply.text(200, &text),
         }
         Outcome::Done
-    }
-
-    fn finished(&self, tag: u16, _: Duration) {
-        self.0.finished.lock().unwrap().push(tag);
-    }
-
-    fn event(&self, event: Event) {
-        self.0.events.lock().unwrap().push(event);
-    }
-
-    fn hand_off(&self, socket: TcpStream, read_so_far: Vec<u8>) {
-        self.0.handed_off.lock().unwrap().push((socket, read_so_far));
     }
 }
 

@@ -18,6 +18,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use koltso_cluster::coordinator::Full;
 use koltso_model::{Key, Want};
 use koltso_net::http::{Head, Method, Reply};
@@ -164,21 +165,31 @@ impl Api {
         if kind == RequestKind::Other {
             return self.not_allowed(head, ENTITY_METHODS, reply);
         }
-        let entity = match Entity::of(head, self.node.nodes()) {
-            Ok(entity) => entity,
-            Err(refusal) => return self.refuse(kind, &refusal, reply),
-        };
-        let action = match head.method {
-            Method::Put => Action::Put { value: Contents::Borrowed(body), ttl_ms: entity.ttl_ms },
-            Method::Delete => Action::Delete,
-            Method::Head => Action::Read(Want::Version),
+        match Entity::of(head, self.node.nodes()) {
+            Ok(entity) => self.serve_entity(kind, &entity, head.if_none_match, Contents::Borrowed(body), reply),
+            Err(refusal) => self.refuse(kind, &refusal, reply),
+        }
+    }
+
+    fn serve_entity(
+        &self,
+        kind: RequestKind,
+        entity: &Entity<'_>,
+        if_none_match: Option<&[u8]>,
+        body: Contents<'_>,
+        reply: &mut Reply<'_>,
+    ) -> Outcome {
+        let action = match kind {
+            RequestKind::Put => Action::Put { value: body, ttl_ms: entity.ttl_ms },
+            RequestKind::Delete => Action::Delete,
+            RequestKind::Head => Action::Read(Want::Version),
             _ => Action::Read(Want::Value),
         };
         let Some(dispatch) = self.dispatch() else {
             return self.refuse(kind, &recovering(), reply);
         };
         let cluster = self.node.cluster.as_deref();
-        let (context, if_none_match) = (reply.context(), head.if_none_match);
+        let context = reply.context();
         let asked = Asked { context, kind, if_none_match, cluster };
         let request = ClientRequest { key: Key::new(&*entity.key), quorum: entity.quorum, action };
         match dispatch.dispatch(request, |answer| asked.answer(answer, reply.buffer())) {
@@ -206,10 +217,13 @@ impl Api {
         if head.method != Method::Get {
             return self.not_allowed(head, "GET", reply);
         }
-        let range = match Range::of(head) {
-            Ok(range) => range,
-            Err(refusal) => return self.refuse(RequestKind::Range, &refusal, reply),
-        };
+        match Range::of(head) {
+            Ok(range) => self.serve_range(range, reply),
+            Err(refusal) => self.refuse(RequestKind::Range, &refusal, reply),
+        }
+    }
+
+    fn serve_range(&self, range: Range, reply: &mut Reply<'_>) -> Outcome {
         let Some(dispatch) = self.dispatch() else {
             return self.refuse(RequestKind::Range, &recovering(), reply);
         };
@@ -224,18 +238,43 @@ fn recovering() -> Refusal {
     Refusal { status: 503, sentence: "The node is still recovering its data.".into() }
 }
 
+/// A request that was parsed before its body came.
+pub enum Admitted {
+    /// On `/v0/entity`.
+    Entity {
+        /// By its method.
+        kind: RequestKind,
+        /// From its query.
+        entity: Entity<'static>,
+        /// From its head.
+        if_none_match: Option<Box<[u8]>>,
+    },
+    /// On `/v0/entities`.
+    Range(Range),
+}
+
 impl Service for Api {
-    fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit {
+    type Admitted = Admitted;
+
+    fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit<Admitted> {
         let outcome = match route(head.path) {
             Route::Control => return Admit::HandOff,
             Route::Nowhere => self.nowhere(head, reply),
             Route::Entity if kind(head.method) == RequestKind::Other => self.not_allowed(head, ENTITY_METHODS, reply),
             Route::Entity => match Entity::of(head, self.node.nodes()) {
                 Ok(_) if self.dispatch().is_none() => self.refuse(kind(head.method), &recovering(), reply),
-                Ok(_) => return Admit::Body,
+                Ok(entity) => {
+                    let (kind, if_none_match) = (kind(head.method), head.if_none_match.map(Box::from));
+                    return Admit::Body(Admitted::Entity { kind, entity: entity.into_owned(), if_none_match });
+                }
                 Err(refusal) => self.refuse(kind(head.method), &refusal, reply),
             },
-            Route::Entities | Route::Health => return Admit::Body,
+            Route::Entities if head.method != Method::Get => self.not_allowed(head, "GET", reply),
+            Route::Entities => match Range::of(head) {
+                Ok(range) => return Admit::Body(Admitted::Range(range)),
+                Err(refusal) => self.refuse(RequestKind::Range, &refusal, reply),
+            },
+            Route::Health => self.health(head, reply),
         };
         debug_assert!(matches!(outcome, Outcome::Done));
         Admit::Answered
@@ -249,6 +288,15 @@ impl Service for Api {
             Route::Health => self.health(head, reply),
             Route::Control => Outcome::HandOff,
             Route::Nowhere => self.nowhere(head, reply),
+        }
+    }
+
+    fn call_admitted(&self, admitted: Admitted, body: Bytes, reply: &mut Reply<'_>) -> Outcome {
+        match admitted {
+            Admitted::Entity { kind, entity, if_none_match } => {
+                self.serve_entity(kind, &entity, if_none_match.as_deref(), Contents::Shared(body), reply)
+            }
+            Admitted::Range(range) => self.serve_range(range, reply),
         }
     }
 

@@ -72,6 +72,11 @@ fn key_of<'a>(name: &str, value: Option<&'a str>) -> Result<Cow<'a, [u8]>, Refus
 }
 
 impl<'a> Entity<'a> {
+    /// The same parameters, with a key of their own.
+    pub fn into_owned(self) -> Entity<'static> {
+        Entity { key: Cow::Owned(self.key.into_owned()), quorum: self.quorum, ttl_ms: self.ttl_ms }
+    }
+
     /// Parses the query of a request to a cluster of `nodes` nodes, 1 to [`NODES_MAX`].
     ///
     /// # Errors
