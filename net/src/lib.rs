@@ -13,7 +13,9 @@
 //! Tested in each file and, over real sockets on both of monoio's drivers, in `tests/`;
 //! `examples/constant.rs` measures the speed.
 
+mod connections;
 pub mod http;
 pub mod replica;
 pub mod server;
+mod transport;
 pub mod turn;

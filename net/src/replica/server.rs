@@ -18,12 +18,11 @@
 //! Invariants:
 //! 1. Every request gets one reply, unless the connection ends.
 //! 2. No read or write is dropped in flight: deadlines and the drain shut the socket down.
-//! 3. A seat's descriptor is open while the seat is in the table.
 //!
 //! Deliberately absent: storage, deadlines of requests, a limit for one peer. Tested in
 //! `tests/replica/`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener;
@@ -43,7 +42,7 @@ use super::outbox::Outbox;
 use super::service::{Desk, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX};
 use super::sys;
 use super::wire::{HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
-use crate::server::{Shared, accept_until_drained};
+use crate::connections::{self, Connections, Host, Place, Shared, Times, Verdict, Wake};
 
 /// The most connections of a core that have not completed a handshake.
 pub const STRANGERS_MAX: usize = 64;
@@ -58,14 +57,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often deadlines are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
-/// How often a drain checks whether the last connection is gone.
-const DRAIN_STEP: Duration = Duration::from_millis(5);
 /// How long requests in flight may take after a drain has begun; then their connections are shut
 /// down.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// The time that connections get to end after that.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
-
 /// The settings of the answering side.
 #[derive(Debug, Clone)]
 pub struct AcceptConfig {
@@ -94,31 +88,18 @@ pub async fn serve<S: ReplicaService>(
     config: AcceptConfig,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
-    let core = Rc::new(ReplicaCore {
-        service,
-        config,
-        shared: Arc::clone(&shared),
-        seats: RefCell::default(),
-        free: RefCell::default(),
-        connections: Cell::new(0),
-        strangers: Cell::new(0),
-        sweeping: Cell::new(false),
-    });
-    accept_until_drained(listener, &shared, |stream| core.accepted(stream)).await?;
-    core.drain().await;
-    Ok(())
+    let times = Times { sweep_interval: SWEEP_INTERVAL, drain_timeout: DRAIN_TIMEOUT };
+    let connections = Connections::new(shared, times);
+    let core = Rc::new(ReplicaCore { service, config, connections, strangers: Cell::new(0) });
+    connections::serve(&core, listener, |stream| core.accepted(stream)).await
 }
 
 /// What the connections of a core share.
-struct ReplicaCore<S> {
+struct ReplicaCore<S: ReplicaService> {
     service: Rc<S>,
     config: AcceptConfig,
-    shared: Arc<Shared>,
-    seats: RefCell<Vec<Option<Rc<Seat>>>>,
-    free: RefCell<Vec<usize>>,
-    connections: Cell<usize>,
+    connections: Connections<Self>,
     strangers: Cell<usize>,
-    sweeping: Cell<bool>,
 }
 
 /// What a connection is waiting for.
@@ -134,156 +115,86 @@ enum Phase {
     Writing,
     /// It waits for deferred replies, after which it ends.
     Ending,
-    /// It waits for nothing: it has been cut off.
-    Cut,
 }
 
-struct Seat {
-    fd: RawFd,
-    phase: Cell<Phase>,
-    since: Cell<Instant>,
-    desk: Rc<Desk>,
-}
+impl<S: ReplicaService> Host for ReplicaCore<S> {
+    type Phase = Phase;
+    type Waits = Rc<Desk>;
+    type Event = ReplicaEvent;
+    const PROTOCOL: &'static str = "replica";
 
-impl Seat {
-    /// Enters `phase`, which began at `since`. A connection that was cut off stays so.
-    #[inline]
-    fn set(&self, phase: Phase, since: Instant) {
-        if self.phase.get() != Phase::Cut {
-            self.phase.set(phase);
-            self.since.set(since);
+    fn connections(&self) -> &Connections<Self> {
+        &self.connections
+    }
+
+    fn judge(&self, phase: Phase, age: Duration, draining: bool) -> Verdict<ReplicaEvent> {
+        match phase {
+            Phase::Stranger if draining || age >= HANDSHAKE_TIMEOUT => Verdict::CutAll(None),
+            // Requests that have come already are still read and answered.
+            Phase::Reading if draining => Verdict::CutInput(None),
+            Phase::Ending if age >= ANSWER_TIMEOUT => Verdict::CutAll(None),
+            Phase::Writing if age >= WRITE_TIMEOUT => Verdict::CutAll(Some(ReplicaEvent::WriteTimeout)),
+            _ => Verdict::Wait,
         }
     }
 
-    #[inline]
-    fn is_cut(&self) -> bool {
-        self.phase.get() == Phase::Cut
+    fn event(&self, event: ReplicaEvent) {
+        self.service.event(event);
     }
 
-    /// Ends the connection, whatever it is waiting for.
-    fn cut(&self) {
-        sys::shutdown(self.fd, libc::SHUT_RDWR);
-        self.phase.set(Phase::Cut);
-        self.desk.bell.ring();
+    fn closed(&self) {
+        self.service.event(ReplicaEvent::Closed);
+    }
+}
+
+impl Wake for Rc<Desk> {
+    fn wake(&self) {
+        self.bell.ring();
     }
 }
 
 impl<S: ReplicaService> ReplicaCore<S> {
     fn accepted(self: &Rc<Self>, stream: TcpStream) {
-        if self.strangers.get() >= STRANGERS_MAX || !self.shared.enter(self.config.connections_max) {
+        let identity = &self.config.identity;
+        let place = (self.strangers.get() < STRANGERS_MAX)
+            .then(|| {
+                let desk = Desk::new(identity.topology_number, identity.features);
+                let phase = (Phase::Stranger, Instant::now());
+                Place::take(self, &stream, self.config.connections_max, phase, desk)
+            })
+            .flatten();
+        let Some(place) = place else {
             self.service.event(ReplicaEvent::Limit);
             return;
-        }
+        };
         let fd = stream.as_raw_fd();
-        // Otherwise a reply may wait for an acknowledgement that the peer delays. A socket that
-        // refuses this still works.
-        let _ = stream.set_nodelay(true);
         sys::set_user_timeout(fd, USER_TIMEOUT);
         self.service.event(ReplicaEvent::Accepted);
-        let connection = Connection { place: SeatGuard::new(self, fd), stream, fd };
-        if !self.sweeping.replace(true) {
-            monoio::spawn(Rc::clone(self).sweep_while_connected());
-        }
-        monoio::spawn(connection.run());
-    }
-
-    async fn sweep_while_connected(self: Rc<Self>) {
-        while self.connections.get() > 0 {
-            monoio::time::sleep(SWEEP_INTERVAL).await;
-            self.sweep();
-        }
-        self.sweeping.set(false);
-    }
-
-    /// Ends connections that have waited too long and, in a drain, those that wait for more
-    /// requests.
-    fn sweep(&self) {
-        let (now, draining) = (Instant::now(), self.shared.draining());
-        for seat in self.seats.borrow().iter().flatten() {
-            let age = now.saturating_duration_since(seat.since.get());
-            match seat.phase.get() {
-                Phase::Stranger if draining || age >= HANDSHAKE_TIMEOUT => seat.cut(),
-                // Requests that have come already are still read and answered.
-                Phase::Reading if draining => sys::shutdown(seat.fd, libc::SHUT_RD),
-                Phase::Ending if age >= ANSWER_TIMEOUT => seat.cut(),
-                Phase::Writing if age >= WRITE_TIMEOUT => {
-                    seat.cut();
-                    self.service.event(ReplicaEvent::WriteTimeout);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    async fn drain(&self) {
-        let begun = Instant::now();
-        let mut hard = false;
-        while self.connections.get() > 0 {
-            self.sweep();
-            if !hard && begun.elapsed() >= DRAIN_TIMEOUT {
-                hard = true;
-                self.seats.borrow().iter().flatten().for_each(|seat| seat.cut());
-            }
-            if begun.elapsed() >= DRAIN_TIMEOUT + DRAIN_GRACE {
-                tracing::warn!(
-                    connections = self.connections.get(),
-                    "replica connections left unfinished by the drain"
-                );
-                return;
-            }
-            monoio::time::sleep(DRAIN_STEP).await;
-        }
+        monoio::spawn(Connection { stranger: Stranger::new(self), place, stream, fd }.run());
     }
 }
 
-/// A connection's place in the table of its core, taken at accept and given back on drop.
-struct SeatGuard<S: ReplicaService> {
-    core: Rc<ReplicaCore<S>>,
-    seat: Rc<Seat>,
-    index: usize,
-    stranger: bool,
-}
+/// One of the core's connections without a handshake, counted until it is dropped.
+struct Stranger<S: ReplicaService>(Rc<ReplicaCore<S>>);
 
-impl<S: ReplicaService> SeatGuard<S> {
-    fn new(core: &Rc<ReplicaCore<S>>, fd: RawFd) -> Self {
-        let identity = &core.config.identity;
-        let desk = Desk::new(identity.topology_number, identity.features);
-        let seat = Rc::new(Seat { fd, phase: Cell::new(Phase::Stranger), since: Cell::new(Instant::now()), desk });
-        let mut seats = core.seats.borrow_mut();
-        let index = core.free.borrow_mut().pop().unwrap_or_else(|| {
-            seats.push(None);
-            seats.len() - 1
-        });
-        seats[index] = Some(Rc::clone(&seat));
-        core.connections.set(core.connections.get() + 1);
+impl<S: ReplicaService> Stranger<S> {
+    fn new(core: &Rc<ReplicaCore<S>>) -> Self {
         core.strangers.set(core.strangers.get() + 1);
-        Self { core: Rc::clone(core), seat, index, stranger: true }
-    }
-
-    fn known(&mut self) {
-        if std::mem::replace(&mut self.stranger, false) {
-            self.core.strangers.set(self.core.strangers.get() - 1);
-        }
+        Self(Rc::clone(core))
     }
 }
 
-impl<S: ReplicaService> Drop for SeatGuard<S> {
+impl<S: ReplicaService> Drop for Stranger<S> {
     fn drop(&mut self) {
-        self.known();
-        self.seat.desk.close();
-        let core = &self.core;
-        core.seats.borrow_mut()[self.index] = None;
-        core.free.borrow_mut().push(self.index);
-        core.connections.set(core.connections.get() - 1);
-        core.shared.leave();
-        core.service.event(ReplicaEvent::Closed);
+        self.0.strangers.set(self.0.strangers.get() - 1);
     }
 }
 
 /// A connection in its handshake.
 struct Connection<S: ReplicaService> {
+    stranger: Stranger<S>,
     /// Before `stream`, so that the core forgets the descriptor before it is closed.
-    place: SeatGuard<S>,
+    place: Place<ReplicaCore<S>>,
     stream: TcpStream,
     fd: RawFd,
 }
@@ -293,13 +204,13 @@ impl<S: ReplicaService> Connection<S> {
         let mut inbox = Inbox::new();
         match self.shake_hands(&mut inbox).await {
             Ok(peer) => {
-                self.place.known();
-                self.place.core.service.event(ReplicaEvent::Connected(peer.node));
+                drop(self.stranger);
+                self.place.host.service.event(ReplicaEvent::Connected(peer.node));
                 let (reader, writer) = self.stream.into_split();
                 let sending = Outbox::default();
                 Answering { place: self.place, reader, writer, fd: self.fd, peer, inbox, sending }.run().await;
             }
-            Err(Some(sentence)) => self.place.core.service.event(ReplicaEvent::Refused(sentence)),
+            Err(Some(sentence)) => self.place.host.service.event(ReplicaEvent::Refused(sentence)),
             Err(None) => {}
         }
     }
@@ -307,7 +218,7 @@ impl<S: ReplicaService> Connection<S> {
     /// Makes the handshake. The error is the reason why there is none, or `None` if there is
     /// nothing to report.
     async fn shake_hands(&mut self, inbox: &mut Inbox) -> Result<Peer, Option<String>> {
-        let core = Rc::clone(&self.place.core);
+        let core = Rc::clone(&self.place.host);
         let AcceptConfig { identity, members, wall_ms, .. } = &core.config;
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(|error| Some(format!("there is no randomness: {error}")))?;
@@ -316,7 +227,7 @@ impl<S: ReplicaService> Connection<S> {
         loop {
             match inbox.read(&mut self.stream, 0).await {
                 Ok(count) if count > 0 => core.service.event(ReplicaEvent::BytesIn(count)),
-                _ if self.place.seat.phase.get() == Phase::Cut && !core.shared.draining() => {
+                _ if self.place.seat.is_cut() && !core.connections.shared().draining() => {
                     return Err(Some("there was no handshake in time".to_owned()));
                 }
                 _ => return Err(None),
@@ -345,7 +256,7 @@ impl<S: ReplicaService> Connection<S> {
 /// A connection whose handshake is complete.
 struct Answering<S: ReplicaService, R, W> {
     /// Before the socket, so that the core forgets the descriptor before it is closed.
-    place: SeatGuard<S>,
+    place: Place<ReplicaCore<S>>,
     reader: R,
     writer: W,
     fd: RawFd,
@@ -375,7 +286,7 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
     }
 
     async fn answer(&mut self) -> Result<(), Over> {
-        let (core, seat) = (Rc::clone(&self.place.core), Rc::clone(&self.place.seat));
+        let (core, seat) = (Rc::clone(&self.place.host), Rc::clone(&self.place.seat));
         loop {
             let now = Instant::now();
             core.service.resumed(now);
@@ -384,8 +295,8 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
             self.send(now).await?;
             match pause {
                 Pause::Send => {}
-                Pause::Answers => seat.desk.bell.wait().await,
-                Pause::Read(_) if core.shared.draining() => return self.end().await,
+                Pause::Answers => seat.waits().bell.wait().await,
+                Pause::Read(_) if core.connections.shared().draining() => return self.end().await,
                 Pause::Read(need) => match self.read(need, now).await? {
                     0 => return self.end().await,
                     count => core.service.event(ReplicaEvent::BytesIn(count)),
@@ -396,8 +307,8 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
 
     /// Passes all complete requests that were read to the service.
     fn serve(&mut self) -> Result<Pause, Over> {
-        let (service, desk, peer) = (&*self.place.core.service, &self.place.seat.desk, self.peer);
-        let limits = Limits { value_max: self.place.core.config.value_max, features: peer.features };
+        let (service, desk, peer) = (&*self.place.host.service, self.place.seat.waits(), self.peer);
+        let limits = Limits { value_max: self.place.host.config.value_max, features: peer.features };
         let mut any = false;
         let pause = loop {
             if desk.unanswered.get() >= UNANSWERED_MAX {
@@ -441,13 +352,13 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
         loop {
             let read_or_rung = poll_fn(|context| match read.as_mut().poll(context) {
                 Poll::Ready(read) => Poll::Ready(Some(read)),
-                Poll::Pending => seat.desk.bell.poll_rung(context).map(|()| None),
+                Poll::Pending => seat.waits().bell.poll_rung(context).map(|()| None),
             });
             if let Some(read) = read_or_rung.await {
                 return read.map_err(|_| Over);
             }
             let now = Instant::now();
-            place.core.service.resumed(now);
+            place.host.service.resumed(now);
             if send(place, writer, *fd, sending, now).await.is_err() {
                 seat.cut();
                 let _ = read.await;
@@ -459,11 +370,11 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
 
     /// Sends the replies to all remaining requests, at the end.
     async fn end(&mut self) -> Result<(), Over> {
-        let (core, seat) = (Rc::clone(&self.place.core), Rc::clone(&self.place.seat));
+        let (core, seat) = (Rc::clone(&self.place.host), Rc::clone(&self.place.seat));
         let begun = Instant::now();
-        while seat.desk.unanswered.get() > 0 && !seat.is_cut() {
+        while seat.waits().unanswered.get() > 0 && !seat.is_cut() {
             seat.set(Phase::Ending, begun);
-            seat.desk.bell.wait().await;
+            seat.waits().bell.wait().await;
             let now = Instant::now();
             core.service.resumed(now);
             self.send(now).await?;
@@ -472,25 +383,31 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
     }
 }
 
+impl<S: ReplicaService, R, W> Drop for Answering<S, R, W> {
+    fn drop(&mut self) {
+        self.place.seat.waits().close();
+    }
+}
+
 /// Sends the replies that are ready.
 #[inline]
 async fn send<S: ReplicaService>(
-    place: &SeatGuard<S>,
+    place: &Place<ReplicaCore<S>>,
     writer: &mut impl AsyncWriteRent,
     fd: RawFd,
     sending: &mut Outbox,
     now: Instant,
 ) -> Result<(), Over> {
     let seat = &place.seat;
-    if seat.is_cut() || seat.desk.given_up.get() {
+    if seat.is_cut() || seat.waits().given_up.get() {
         return Err(Over);
     }
-    if !seat.desk.take_replies(sending) {
+    if !seat.waits().take_replies(sending) {
         return Ok(());
     }
     let count = sending.len();
     seat.set(Phase::Writing, now);
-    send_all(writer, fd, sending, |_| seat.since.set(Instant::now())).await.map_err(|_| Over)?;
-    place.core.service.event(ReplicaEvent::BytesOut(count));
+    send_all(writer, fd, sending, |_| seat.progressed()).await.map_err(|_| Over)?;
+    place.host.service.event(ReplicaEvent::BytesOut(count));
     Ok(())
 }

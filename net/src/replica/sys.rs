@@ -11,8 +11,8 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use crate::server::sys::send_now;
-pub(crate) use crate::server::sys::shutdown;
+use crate::transport::sys::send_now;
+pub(crate) use crate::transport::sys::shutdown;
 
 /// The most parts of one [`replica_sendmsg`].
 pub(crate) const PARTS_MAX: usize = 64;

@@ -60,7 +60,7 @@ pub(super) fn plan<S: Service>(
         _ => (reservation.grow(here), u64::MAX),
     };
     let mut context = ReplyContext::new(head, &core.date());
-    let open = context.keep_alive && !core.shared.draining();
+    let open = context.keep_alive && !core.draining();
     // A client that waits for 100 may or may not send the body after a refusal: only closing is unambiguous.
     context.keep_alive = open && left <= SKIP_MAX && !ask;
     if core.requests_full() {
@@ -95,7 +95,7 @@ impl<S: Service> Connection<S> {
     /// Serves the request at `start`. `None`: it has been served, go on with the buffer.
     pub(super) async fn body(&mut self, awaited: Awaited<S>) -> Result<Option<Next<S>>, Gone> {
         self.flush().await?;
-        self.answers = self.seat.core.take_answers();
+        self.answers = self.seat.core().take_answers();
         if awaited.ask {
             let mut interim = b"HTTP/1.1 100 Continue\r\n\r\n".to_vec();
             self.send(&mut interim, false).await?;
@@ -144,7 +144,7 @@ impl<S: Service> Connection<S> {
             body = slice.into_inner();
             match result {
                 Ok(0) => return Err(Gone),
-                Ok(more) => self.seat.core.service.event(Event::BytesIn(more)),
+                Ok(more) => self.seat.core().service.event(Event::BytesIn(more)),
                 Err(error) if may_go_on(&error) => {}
                 Err(_) => return Err(Gone),
             }
@@ -157,7 +157,7 @@ impl<S: Service> Connection<S> {
     async fn decode(&mut self, mut awaited: Awaited<S>) -> Result<Option<Next<S>>, Gone> {
         self.buffer.drain(..self.start);
         self.start = 0;
-        let (core, head_len) = (Rc::clone(&self.seat.core), awaited.head_len);
+        let (core, head_len) = (Rc::clone(self.seat.core()), awaited.head_len);
         let mut decoder = Decoder::new(core.limits.body_max);
         let mut body = Vec::new();
         loop {
@@ -187,10 +187,10 @@ impl<S: Service> Connection<S> {
 
     /// Calls the service with a body that was collected; the request takes `length` bytes of the read buffer.
     fn call_with(&mut self, awaited: Awaited<S>, body: Vec<u8>, length: usize) -> Option<Next<S>> {
-        let core = Rc::clone(&self.seat.core);
+        let core = Rc::clone(self.seat.core());
         let Awaited { admitted, mut context, is_urgent, framing, head_len, .. } = awaited;
         context.set_date(&core.date());
-        context.keep_alive &= !core.shared.draining();
+        context.keep_alive &= !core.draining();
         let body = Bytes::from(body);
         let its_body = body.clone();
         let serve = |reply: &mut Reply<'_>| core.service.call_admitted(admitted, its_body, reply);
@@ -214,7 +214,7 @@ impl<S: Service> Connection<S> {
 
     /// The context of a connection's last answer.
     fn last_context(&self, mut context: ReplyContext) -> ReplyContext {
-        context.set_date(&self.seat.core.date());
+        context.set_date(&self.seat.core().date());
         context.keep_alive = false;
         context
     }

@@ -116,8 +116,8 @@ impl<S: Service> Connection<S> {
                         if self.flush().await.is_err() {
                             return;
                         }
-                        self.seat.deadline.set(Phase::Working, self.now);
-                        self.seat.core.yield_turn().await;
+                        self.seat.set(Phase::Working, self.now);
+                        self.seat.core().yield_turn().await;
                         self.resumed();
                         self.handle()
                     }
@@ -159,11 +159,11 @@ impl<S: Service> Connection<S> {
                     }
                 };
             }
-            if self.seat.core.legacy {
+            if self.seat.core().legacy {
                 batches = batches.wrapping_add(1);
                 if batches.is_multiple_of(BATCHES_A_TURN) {
-                    self.seat.deadline.set(Phase::Working, self.now);
-                    self.seat.core.yield_turn().await;
+                    self.seat.set(Phase::Working, self.now);
+                    self.seat.core().yield_turn().await;
                 }
             }
         }
@@ -177,13 +177,13 @@ impl<S: Service> Connection<S> {
             if self.buffer.capacity() > READ_MIN {
                 self.buffer = Vec::with_capacity(READ_MIN);
             }
-            self.seat.deadline.set(Phase::Idle, self.now);
+            self.seat.set(Phase::Idle, self.now);
         } else {
             self.buffer.drain(..self.start);
             self.scanned = self.buffer.len();
             self.reading();
             if self.buffer.len() == self.buffer.capacity() {
-                let room = self.buffer.capacity().min(READ_MAX.max(self.seat.core.limits.header_max + 1));
+                let room = self.buffer.capacity().min(READ_MAX.max(self.seat.core().limits.header_max + 1));
                 self.buffer.reserve_exact(room);
             }
         }
@@ -203,7 +203,7 @@ impl<S: Service> Connection<S> {
             match result {
                 Ok(0) => return Err(Gone),
                 Ok(more) => {
-                    self.seat.core.service.event(Event::BytesIn(more));
+                    self.seat.core().service.event(Event::BytesIn(more));
                     return Ok(());
                 }
                 Err(error) if may_go_on(&error) => {}
@@ -216,13 +216,13 @@ impl<S: Service> Connection<S> {
     #[inline]
     pub(super) fn resumed(&mut self) {
         self.now = Instant::now();
-        self.seat.core.service.resumed(self.now);
+        self.seat.core().service.resumed(self.now);
     }
 
     /// Waits for the rest of a request from now on; the time counts from its first byte.
     pub(super) fn reading(&mut self) {
         let since = *self.request_since.get_or_insert(self.now);
-        self.seat.deadline.set(Phase::Reading, since);
+        self.seat.set(Phase::Reading, since);
     }
 
     /// The first `length` bytes after `start` have been handled.
@@ -234,6 +234,6 @@ impl<S: Service> Connection<S> {
     }
 
     fn request_expired(&self) -> bool {
-        self.start < self.buffer.len() && self.seat.deadline.request_expired()
+        self.start < self.buffer.len() && self.seat.request_expired()
     }
 }

@@ -1,17 +1,14 @@
-//! What the connections of one core share: service, limits, clock, date, output buffers, counters,
-//! deadlines.
+//! What the clients' connections of one core share: service, limits, date, output buffers and
+//! counters.
 //!
 //! Owner: one runtime, behind an `Rc`. Every counter has its maximum in [`Limits`].
 //!
-//! Invariants:
-//! 1. `requests_in_flight` is the sum of the requests that the core's seats hold, and `body_bytes`
-//!    that of its reservations. Both give their share back on drop, however a connection ends.
-//! 2. The sweeper runs exactly while there are connections.
+//! Invariant: `requests_in_flight` is the sum of the requests that the core's seats hold, and `body_bytes`
+//! that of its reservations. Both give their share back on drop, however a connection ends.
 //!
 //! Tested through `tests/limits.rs`.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -20,8 +17,9 @@ use monoio::net::TcpStream;
 
 use super::answers::Answers;
 use super::connection::Connection;
-use super::deadlines::{Deadline, Deadlines};
+use super::deadlines::{self, Phase};
 use super::{Event, Limits, Service, Shared};
+use crate::connections::{Connections, Host, Place, Times, Verdict};
 use crate::http::Date;
 
 /// How often deadlines are checked and the date is renewed, unless a limit is so short that it must
@@ -32,74 +30,47 @@ const POOL_MAX: usize = 128;
 /// One in this many yields also lets the timers run; see [`Core::yield_turn`].
 const YIELDS_A_SLEEP: u32 = 32;
 
-pub(crate) struct Core<S> {
+pub(crate) struct Core<S: Service> {
     pub(crate) service: Rc<S>,
     pub(crate) limits: Limits,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) deadlines: Deadlines,
+    connections: Connections<Self>,
     /// Whether the driver is epoll, on which operations that are ready never give up the turn.
     pub(crate) legacy: bool,
-    connections: Cell<usize>,
     requests_in_flight: Cell<usize>,
     body_bytes: Cell<usize>,
     date: Cell<Date>,
     pool: RefCell<Vec<Answers>>,
-    sweeping: Cell<bool>,
     yields: Cell<u32>,
 }
 
 impl<S: Service> Core<S> {
     pub(crate) fn new(service: Rc<S>, limits: Limits, shared: Arc<Shared>) -> Self {
+        let sweep_interval =
+            SWEEP_INTERVAL.min(limits.request_timeout / 4).min(limits.idle_timeout / 4).max(Duration::from_millis(5));
+        let times = Times { sweep_interval, drain_timeout: limits.drain_timeout };
         Self {
             service,
             limits,
-            shared,
-            deadlines: Deadlines::default(),
+            connections: Connections::new(shared, times),
             legacy: monoio::utils::is_legacy(),
-            connections: Cell::new(0),
             requests_in_flight: Cell::new(0),
             body_bytes: Cell::new(0),
             date: Cell::new(Date::new(SystemTime::now())),
             pool: RefCell::default(),
-            sweeping: Cell::new(false),
             yields: Cell::new(0),
         }
     }
 
     /// Takes in a new connection, or closes it if there are too many.
     pub(crate) fn accepted(self: &Rc<Self>, stream: TcpStream) {
-        if !self.shared.enter(self.limits.connections_max) {
+        let now = Instant::now();
+        let Some(place) = Place::take(self, &stream, self.limits.connections_max, (Phase::Idle, now), ()) else {
             self.service.event(Event::ConnectionLimit);
             return;
-        }
-        let seat = Seat::new(self, stream.as_raw_fd());
-        // Otherwise an answer may wait for an acknowledgement that the client delays. A socket that
-        // refuses this still works.
-        let _ = stream.set_nodelay(true);
+        };
+        self.service.resumed(now);
         self.service.event(Event::Accepted);
-        if !self.sweeping.replace(true) {
-            self.renew_date();
-            monoio::spawn(Rc::clone(self).sweep_while_connected());
-        }
-        monoio::spawn(Connection::new(seat, stream).run());
-    }
-
-    async fn sweep_while_connected(self: Rc<Self>) {
-        let limits = &self.limits;
-        let interval =
-            SWEEP_INTERVAL.min(limits.request_timeout / 4).min(limits.idle_timeout / 4).max(Duration::from_millis(5));
-        while self.connections.get() > 0 {
-            monoio::time::sleep(interval).await;
-            self.sweep();
-        }
-        self.sweeping.set(false);
-    }
-
-    /// Renews the date and ends the connections that have waited too long.
-    pub(crate) fn sweep(&self) {
-        self.renew_date();
-        let draining = self.shared.draining();
-        self.deadlines.sweep(Instant::now(), &self.limits, draining, |event| self.service.event(event));
+        monoio::spawn(Connection::new(Seat { place, requests: 0 }, stream).run());
     }
 
     fn renew_date(&self) {
@@ -108,13 +79,15 @@ impl<S: Service> Core<S> {
         self.date.set(date);
     }
 
+    /// Whether the server drains: connections end after their present answers.
+    #[inline]
+    pub(crate) fn draining(&self) -> bool {
+        self.connections.shared().draining()
+    }
+
     #[inline]
     pub(crate) fn date(&self) -> Date {
         self.date.get()
-    }
-
-    pub(crate) fn connections(&self) -> usize {
-        self.connections.get()
     }
 
     /// Whether the core has as many requests in flight as it may have.
@@ -152,28 +125,61 @@ impl<S: Service> Core<S> {
     }
 }
 
-/// A connection's place on its core, taken at accept and given back on drop.
+impl<S: Service> Host for Core<S> {
+    type Phase = Phase;
+    type Waits = ();
+    type Event = Event;
+    const PROTOCOL: &'static str = "HTTP";
+
+    fn connections(&self) -> &Connections<Self> {
+        &self.connections
+    }
+
+    fn judge(&self, phase: Phase, age: Duration, draining: bool) -> Verdict<Event> {
+        deadlines::verdict(phase, age, &self.limits, draining)
+    }
+
+    fn event(&self, event: Event) {
+        self.service.event(event);
+    }
+
+    fn closed(&self) {
+        self.service.event(Event::Closed);
+    }
+
+    fn tick(&self) {
+        self.renew_date();
+    }
+}
+
+/// A connection's place on its core, and the requests that it has in flight.
 pub(crate) struct Seat<S: Service> {
-    pub(crate) core: Rc<Core<S>>,
-    pub(crate) deadline: Rc<Deadline>,
-    place: usize,
+    place: Place<Core<S>>,
     requests: usize,
 }
 
 impl<S: Service> Seat<S> {
-    fn new(core: &Rc<Core<S>>, fd: RawFd) -> Self {
-        core.connections.set(core.connections.get() + 1);
-        let now = Instant::now();
-        core.service.resumed(now);
-        let (place, deadline) = core.deadlines.insert(fd, now);
-        Self { core: Rc::clone(core), deadline, place, requests: 0 }
+    #[inline]
+    pub(crate) fn core(&self) -> &Rc<Core<S>> {
+        &self.place.host
+    }
+
+    /// The connection waits for something else, since `since`.
+    #[inline]
+    pub(crate) fn set(&self, phase: Phase, since: Instant) {
+        self.place.seat.set(phase, since);
+    }
+
+    /// Whether the request did not arrive completely in time.
+    pub(crate) fn request_expired(&self) -> bool {
+        self.place.seat.has_expired(Phase::Reading)
     }
 
     /// Counts a request that has been given to the service.
     #[inline]
     pub(crate) fn begin_request(&mut self) {
         self.requests += 1;
-        let core = &self.core;
+        let core = self.core();
         core.requests_in_flight.set(core.requests_in_flight.get() + 1);
     }
 
@@ -181,7 +187,7 @@ impl<S: Service> Seat<S> {
     #[inline]
     pub(crate) fn end_requests(&mut self, count: usize) {
         self.requests -= count;
-        let core = &self.core;
+        let core = self.core();
         core.requests_in_flight.set(core.requests_in_flight.get() - count);
     }
 }
@@ -189,21 +195,16 @@ impl<S: Service> Seat<S> {
 impl<S: Service> Drop for Seat<S> {
     fn drop(&mut self) {
         self.end_requests(self.requests);
-        let core = &self.core;
-        core.deadlines.remove(self.place);
-        core.connections.set(core.connections.get() - 1);
-        core.shared.leave();
-        core.service.event(Event::Closed);
     }
 }
 
 /// A share of the core's `body_bytes_max`, given back on drop.
-pub(crate) struct Reservation<S> {
+pub(crate) struct Reservation<S: Service> {
     core: Rc<Core<S>>,
     bytes: usize,
 }
 
-impl<S> Reservation<S> {
+impl<S: Service> Reservation<S> {
     pub(crate) fn new(core: &Rc<Core<S>>) -> Self {
         Self { core: Rc::clone(core), bytes: 0 }
     }
@@ -221,7 +222,7 @@ impl<S> Reservation<S> {
     }
 }
 
-impl<S> Drop for Reservation<S> {
+impl<S: Service> Drop for Reservation<S> {
     fn drop(&mut self) {
         self.core.body_bytes.set(self.core.body_bytes.get() - self.bytes);
     }

@@ -22,29 +22,20 @@ mod deadlines;
 mod output;
 mod requests;
 mod service;
-mod shared;
 mod sink;
-pub(crate) mod sys;
 
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use service::{Admit, Answered, Event, Fill, Later, Outcome, Service, Source};
-pub use shared::Shared;
 pub use sink::Sink;
 
 use self::core::Core;
-
-/// The pause after a failed accept: long enough for descriptors to become free, too short to be
-/// noticed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often a drain checks whether the last connection is gone.
-const DRAIN_STEP: Duration = Duration::from_millis(5);
-/// The time that connections get to end after they have been shut down hard.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
+pub use crate::connections::Shared;
+use crate::connections::{self};
 
 /// The limits of a server. Each says what happens when it is exceeded, which is also an [`Event`].
 #[derive(Debug, Clone)]
@@ -98,63 +89,6 @@ pub async fn serve<S: Service>(
     limits: Limits,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
-    let core = Rc::new(Core::new(service, limits, Arc::clone(&shared)));
-    accept_until_drained(listener, &shared, |stream| core.accepted(stream)).await?;
-    drain(&core).await;
-    Ok(())
-}
-
-/// Accepts connections from `listener` until `shared` drains.
-///
-/// # Errors
-/// Only if the listener cannot be used at all. If an accept fails, that is logged and the server
-/// goes on.
-pub(crate) async fn accept_until_drained(
-    listener: TcpListener,
-    shared: &Shared,
-    accepted: impl Fn(monoio::net::TcpStream),
-) -> io::Result<()> {
-    // io_uring waits in a blocking accept, and reports EAGAIN from a non-blocking one; epoll is the
-    // other way round.
-    listener.set_nonblocking(monoio::utils::is_legacy())?;
-    shared.register(&listener)?;
-    let listener = monoio::net::TcpListener::from_std(listener)?;
-
-    let mut complained: Option<Instant> = None;
-    while !shared.draining() {
-        match listener.accept().await {
-            Ok((stream, _)) if !shared.draining() => accepted(stream),
-            Ok(_) => {}
-            Err(_) if shared.draining() => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                if complained.is_none_or(|then| then.elapsed() >= Duration::from_secs(1)) {
-                    tracing::warn!(%error, "cannot accept connections");
-                    complained = Some(Instant::now());
-                }
-                monoio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-    Ok(())
-}
-
-async fn drain<S: Service>(core: &Core<S>) {
-    let begun = Instant::now();
-    let mut hard = false;
-    loop {
-        core.sweep();
-        if core.connections() == 0 {
-            return;
-        }
-        if !hard && begun.elapsed() >= core.limits.drain_timeout {
-            hard = true;
-            core.deadlines.cut_all();
-        }
-        if begun.elapsed() >= core.limits.drain_timeout + DRAIN_GRACE {
-            tracing::warn!(connections = core.connections(), "left unfinished by the drain");
-            return;
-        }
-        monoio::time::sleep(DRAIN_STEP).await;
-    }
+    let core = Rc::new(Core::new(service, limits, shared));
+    connections::serve(&core, listener, |stream| core.accepted(stream)).await
 }

@@ -18,8 +18,9 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use super::answers::Part;
 use super::connection::{Connection, Gone};
 use super::deadlines::{LINGER, Phase};
-use super::{Event, Fill, Service, Sink, Source, sys};
+use super::{Event, Fill, Service, Sink, Source};
 use crate::http::{ReplyContext, Version};
+use crate::transport::sys;
 
 /// The most bytes of one write.
 const WRITE_MAX: usize = 1024 * 1024;
@@ -46,12 +47,12 @@ impl<S: Service> Connection<S> {
             self.resumed();
             let elapsed = self.now.saturating_duration_since(before);
             for tag in &self.answers.tags {
-                self.seat.core.service.finished(*tag, elapsed);
+                self.seat.core().service.finished(*tag, elapsed);
             }
             self.seat.end_requests(self.answers.tags.len());
             self.answers.clear();
         }
-        self.seat.core.give_answers(std::mem::take(&mut self.answers));
+        self.seat.core().give_answers(std::mem::take(&mut self.answers));
         Ok(())
     }
 
@@ -61,7 +62,7 @@ impl<S: Service> Connection<S> {
         // The list is reused, as the buffers are: in a cluster the usual batch is one answer that
         // comes later.
         let mut parts = std::mem::take(&mut self.answers.parts);
-        let core = std::rc::Rc::clone(&self.seat.core);
+        let core = std::rc::Rc::clone(self.seat.core());
         let mut joined = core.take_answers();
         let mut from = 0;
         for (at, part) in parts.drain(..) {
@@ -70,7 +71,7 @@ impl<S: Service> Connection<S> {
             let value = match part {
                 Part::Value(value) => Some(value),
                 Part::Later { mut answer, request, head } => {
-                    self.seat.deadline.set(Phase::Working, self.now);
+                    self.seat.set(Phase::Working, self.now);
                     let answered = poll_fn(|cx| answer.poll_answer(cx, &mut joined.bytes)).await;
                     self.answers.tags[request] = answered.tag;
                     answered.value.filter(|value| !head && !value.is_empty())
@@ -100,7 +101,7 @@ impl<S: Service> Connection<S> {
         if sent < bytes.len() {
             let now = Instant::now();
             // The connection may have waited for an answer that came later.
-            self.seat.core.service.resumed(now);
+            self.seat.core().service.resumed(now);
             *bytes = self.send_rest(std::mem::take(bytes), sent, now).await?;
         }
         Ok(())
@@ -110,7 +111,7 @@ impl<S: Service> Connection<S> {
     fn send_now(&mut self, bytes: &[u8]) -> Result<usize, Gone> {
         match sys::send_more(self.fd, bytes) {
             Ok(sent) => {
-                self.seat.core.service.event(Event::BytesOut(sent));
+                self.seat.core().service.event(Event::BytesOut(sent));
                 Ok(sent)
             }
             Err(error) if may_go_on(&error) => Ok(0),
@@ -121,7 +122,7 @@ impl<S: Service> Connection<S> {
     /// Sends the rest of `bytes` from `sent` on, as fast as the client reads.
     async fn send_rest<B: IoBuf>(&mut self, mut bytes: B, mut sent: usize, since: Instant) -> Result<B, Gone> {
         let length = bytes.bytes_init();
-        self.seat.deadline.set(Phase::Writing, since);
+        self.seat.set(Phase::Writing, since);
         while sent < length {
             let slice = bytes.slice(sent..length.min(sent + WRITE_MAX));
             let (result, slice) = self.stream.write(slice).await;
@@ -130,16 +131,16 @@ impl<S: Service> Connection<S> {
                 Ok(0) => return Err(Gone),
                 Ok(more) => {
                     sent += more;
-                    self.seat.core.service.event(Event::BytesOut(more));
+                    self.seat.core().service.event(Event::BytesOut(more));
                     if sent < length {
-                        self.seat.deadline.set(Phase::Writing, Instant::now());
+                        self.seat.set(Phase::Writing, Instant::now());
                     }
                 }
                 Err(error) if may_go_on(&error) => {}
                 Err(_) => return Err(Gone),
             }
         }
-        self.seat.deadline.set(Phase::Working, self.now);
+        self.seat.set(Phase::Working, self.now);
         Ok(bytes)
     }
 
@@ -155,18 +156,18 @@ impl<S: Service> Connection<S> {
         let read_at = self.now;
         loop {
             if self.answers.is_new() {
-                self.answers = self.seat.core.take_answers();
+                self.answers = self.seat.core().take_answers();
             }
             match source.fill(&mut Sink::new(&mut self.answers, chunked)) {
                 Fill::More => {
                     self.flush().await?;
-                    self.seat.deadline.set(Phase::Working, self.now);
-                    self.seat.core.yield_turn().await;
+                    self.seat.set(Phase::Working, self.now);
+                    self.seat.core().yield_turn().await;
                     self.resumed();
                 }
                 Fill::Wait(pause) => {
                     self.flush().await?;
-                    self.seat.deadline.set(Phase::Working, self.now);
+                    self.seat.set(Phase::Working, self.now);
                     monoio::time::sleep(pause.max(Duration::from_millis(1))).await;
                     self.resumed();
                 }
@@ -176,7 +177,7 @@ impl<S: Service> Connection<S> {
                     }
                     self.flush().await?;
                     self.seat.end_requests(1);
-                    self.seat.core.service.finished(tag, read_at.elapsed());
+                    self.seat.core().service.finished(tag, read_at.elapsed());
                     return Ok(());
                 }
                 Fill::Abort => {
@@ -197,7 +198,7 @@ impl<S: Service> Connection<S> {
     pub(super) async fn linger(mut self) {
         sys::shutdown(self.fd, libc::SHUT_WR);
         let begun = Instant::now();
-        self.seat.deadline.set(Phase::Lingering, begun);
+        self.seat.set(Phase::Lingering, begun);
         let mut buffer = Vec::with_capacity(LINGER_BUFFER);
         let mut discarded = 0;
         while discarded < LINGER_BYTES_MAX {

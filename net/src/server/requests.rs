@@ -10,10 +10,11 @@ use super::answers::Answers;
 use super::body::plan;
 use super::connection::{Connection, Next};
 use super::core::{Core, Seat};
-use super::{Event, Outcome, Service, sys};
+use super::{Event, Outcome, Service};
 use crate::http::chunked::Decoder;
 use crate::http::head::{self, BadRequest};
 use crate::http::{Framing, Parsed, Reply, ReplyContext, Version};
+use crate::transport::sys;
 
 /// What became of a request that the service was called for.
 pub(super) enum Called<S: Service> {
@@ -31,7 +32,7 @@ impl<S: Service> Connection<S> {
         if self.start == self.buffer.len() {
             return Next::Read;
         }
-        let core = Rc::clone(&self.seat.core);
+        let core = Rc::clone(self.seat.core());
         let limits = &core.limits;
         let date = core.date();
         if self.answers.is_new() {
@@ -58,7 +59,7 @@ impl<S: Service> Connection<S> {
                 }
             };
             let mut context = ReplyContext::new(&head, &date);
-            context.keep_alive &= !core.shared.draining();
+            context.keep_alive &= !core.draining();
             let rest = &bytes[head.head_len..];
             let decoded;
             let (body, body_len) = match head.body {
@@ -103,7 +104,7 @@ impl<S: Service> Connection<S> {
     /// A close with input left must linger, or the answer may be lost.
     pub(super) fn close_or_linger(&self, next: Next<S>) -> Next<S> {
         match next {
-            Next::Close if self.start < self.buffer.len() || self.seat.core.shared.draining() => Next::Linger,
+            Next::Close if self.start < self.buffer.len() || self.seat.core().draining() => Next::Linger,
             next => next,
         }
     }
@@ -111,7 +112,7 @@ impl<S: Service> Connection<S> {
     /// The request did not come in time: says so and ends the connection.
     pub(super) async fn refuse_late(mut self) {
         self.resumed();
-        let core = Rc::clone(&self.seat.core);
+        let core = Rc::clone(self.seat.core());
         let bad = BadRequest {
             status: 408,
             sentence: Cow::Owned(format!(
@@ -127,7 +128,7 @@ impl<S: Service> Connection<S> {
 
     /// Gives the socket away.
     pub(super) fn hand_off(self, read_so_far: Vec<u8>) {
-        let service = Rc::clone(&self.seat.core.service);
+        let service = Rc::clone(&self.seat.core().service);
         drop(self.seat);
         service.hand_off(sys::into_std(self.stream), read_so_far);
     }

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use koltso_instrument::Mutex;
 
-use super::sys;
+use crate::transport::sys;
 
-/// What the cores of a server share. A process has one, which every call of [`serve`](super::serve)
+/// What the cores of a server share. A process has one, which every call of [`serve`](crate::server::serve)
 /// gets.
 #[derive(Debug)]
 pub struct Shared {
