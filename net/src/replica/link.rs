@@ -37,7 +37,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use koltso_model::Operation;
-use monoio::io::{AsyncReadRent, AsyncWriteRent, Splitable};
 use monoio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -48,6 +47,7 @@ use super::outbox::{COPY_MAX, Outbox};
 use super::redial::{self, Redial};
 use super::sys;
 use super::wire::{Bell, HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
+use crate::transport::{Receive, Tcp, Transmit, Transport};
 
 /// The most bytes of requests that wait for a peer: what a fast network takes in a quarter of a
 /// second.
@@ -289,9 +289,9 @@ impl<H: LinkHandler> Link<H> {
             let begun = Instant::now();
             self.state.set(LinkState::Dialing);
             let (why, up_for) = match self.connect().await {
-                Ok((inbox, stream, peer)) => {
+                Ok((inbox, transport, peer)) => {
                     let up = Instant::now();
-                    let why = self.converse(inbox, stream, peer).await;
+                    let why = self.converse(inbox, transport, peer).await;
                     (why, Some(up.elapsed()))
                 }
                 Err(why) => (why, None),
@@ -314,23 +314,23 @@ impl<H: LinkHandler> Link<H> {
     }
 
     /// Makes a connection and completes its handshake; also returns what was read after that.
-    async fn connect(&self) -> Result<(Inbox, TcpStream, Peer), LostReason> {
+    async fn connect(&self) -> Result<(Inbox, Tcp, Peer), LostReason> {
         let socket = self.dial().await?;
         if self.closed.get() {
             return Err(LostReason::Stopped);
         }
         let fd = socket.as_raw_fd();
-        let mut stream = TcpStream::from_std(socket)?;
+        let mut transport = Tcp::new(TcpStream::from_std(socket)?);
         self.fd.set(Some(fd));
         let mut inbox = Inbox::new();
         let fuse = Fuse::light(fd, HANDSHAKE_TIMEOUT);
-        let shaken = self.shake_hands(&mut stream, fd, &mut inbox).await;
+        let shaken = self.shake_hands(&mut transport, &mut inbox).await;
         if fuse.put_out() {
             self.fd.set(None);
             return Err(LostReason::Timeout);
         }
         match shaken {
-            Ok(peer) => Ok((inbox, stream, peer)),
+            Ok(peer) => Ok((inbox, transport, peer)),
             Err(why) => {
                 self.fd.set(None);
                 Err(why)
@@ -372,7 +372,7 @@ impl<H: LinkHandler> Link<H> {
         Ok(socket.into())
     }
 
-    async fn shake_hands(&self, stream: &mut TcpStream, fd: RawFd, inbox: &mut Inbox) -> Result<Peer, LostReason> {
+    async fn shake_hands(&self, transport: &mut impl Transport, inbox: &mut Inbox) -> Result<Peer, LostReason> {
         let LinkConfig { identity, peer_number, skew_max, wall_ms, .. } = &self.config;
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
@@ -380,8 +380,8 @@ impl<H: LinkHandler> Link<H> {
         let begun = Instant::now();
         let mut dialer = Dialer::start(identity, *peer_number, *skew_max, wall_ms(), &nonce, &mut out.bytes);
         loop {
-            send_all(stream, fd, &mut out, |_| {}).await?;
-            if inbox.read(stream, 0).await? == 0 {
+            send_all(transport, &mut out, |_| {}).await?;
+            if inbox.read(transport, 0).await? == 0 {
                 return Err(LostReason::Closed);
             }
             match dialer.feed(inbox.bytes(), begun.elapsed(), &mut out.bytes) {
@@ -389,13 +389,13 @@ impl<H: LinkHandler> Link<H> {
                 Ok(Progress::Done { consumed, peer }) => {
                     inbox.consume(consumed);
                     self.skew.set(peer.skew);
-                    send_all(stream, fd, &mut out, |_| {}).await?;
+                    send_all(transport, &mut out, |_| {}).await?;
                     return Ok(peer);
                 }
                 Err(error) => {
                     // This is the sentence for the other side; if it cannot be sent, there is still
                     // the error on this side.
-                    let _ = send_all(stream, fd, &mut out, |_| {}).await;
+                    let _ = send_all(transport, &mut out, |_| {}).await;
                     return Err(error.into());
                 }
             }
@@ -403,15 +403,15 @@ impl<H: LinkHandler> Link<H> {
     }
 
     /// Runs a connection until it is lost.
-    async fn converse(self: &Rc<Self>, inbox: Inbox, stream: TcpStream, peer: Peer) -> LostReason {
-        let fd = stream.as_raw_fd();
-        let (mut reader, writer) = stream.into_split();
+    async fn converse(self: &Rc<Self>, inbox: Inbox, transport: impl Transport, peer: Peer) -> LostReason {
+        let fd = transport.fd();
+        let (mut receiver, transmitter) = transport.split();
         self.state.set(LinkState::Up);
         self.handler.connected(self.config.peer, Instant::now());
         self.release();
         let ending = Rc::new(Cell::new(self.closed.get()));
-        let flusher = monoio::spawn(Rc::clone(self).keep_flushing(writer, fd, Rc::clone(&ending)));
-        let why = self.read_replies(&mut reader, inbox, peer).await;
+        let flusher = monoio::spawn(Rc::clone(self).keep_flushing(transmitter, fd, Rc::clone(&ending)));
+        let why = self.read_replies(&mut receiver, inbox, peer).await;
         ending.set(true);
         sys::shutdown(fd, libc::SHUT_RDWR);
         self.flush.ring();
@@ -424,7 +424,7 @@ impl<H: LinkHandler> Link<H> {
         }
     }
 
-    async fn read_replies(&self, reader: &mut impl AsyncReadRent, mut inbox: Inbox, theirs: Peer) -> LostReason {
+    async fn read_replies(&self, receiver: &mut impl Receive, mut inbox: Inbox, theirs: Peer) -> LostReason {
         let limits = Limits { value_max: self.config.value_max, features: theirs.features };
         let peer = self.config.peer;
         loop {
@@ -450,7 +450,7 @@ impl<H: LinkHandler> Link<H> {
                 self.release();
             }
             match outcome {
-                Ok(need) => match inbox.read(reader, need).await {
+                Ok(need) => match inbox.read(receiver, need).await {
                     Ok(0) => return LostReason::Closed,
                     Ok(_) => {}
                     Err(error) => return error.into(),
@@ -463,7 +463,7 @@ impl<H: LinkHandler> Link<H> {
     /// Sends queued requests whenever there are any, until the connection ends.
     async fn keep_flushing(
         self: Rc<Self>,
-        mut writer: impl AsyncWriteRent,
+        mut transmitter: impl Transmit,
         fd: RawFd,
         ending: Rc<Cell<bool>>,
     ) -> Option<io::Error> {
@@ -481,7 +481,7 @@ impl<H: LinkHandler> Link<H> {
                 handler.resumed(now);
                 handler.progress(peer, now);
             };
-            let sent = send_all(&mut writer, fd, &mut sending, progress).await;
+            let sent = send_all(&mut transmitter, &mut sending, progress).await;
             self.sending.set(0);
             if let Err(error) = sent {
                 sys::shutdown(fd, libc::SHUT_RDWR);

@@ -32,5 +32,7 @@ pub use handshake::{Identity, NodeId, Skew};
 pub use link::{CONNECT_TIMEOUT, Full, HOLD_MAX, Link, LinkConfig, LinkHandler, LinkState, OUTBOX_MAX};
 pub use lost::LostReason;
 pub use redial::DIAL_GAP;
+#[cfg(test)]
+pub(crate) use server::serve_over;
 pub use server::{AcceptConfig, STRANGERS_MAX, serve};
 pub use service::{DeferredReply, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX};

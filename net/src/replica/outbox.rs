@@ -8,11 +8,11 @@
 //! Deliberately absent: a bound, since its users have one. Tested below.
 
 use std::io::{self, IoSlice};
-use std::os::fd::RawFd;
 
 use bytes::Bytes;
 
 use super::sys;
+use crate::transport::{PARTS_MAX, Transmit};
 
 /// Values larger than this many bytes are not copied: at about this size a copy costs as much as
 /// another part of a send.
@@ -111,15 +111,15 @@ impl Outbox {
     /// # Errors
     /// The connection is lost.
     #[inline]
-    pub(crate) fn send_now(&mut self, fd: RawFd) -> io::Result<bool> {
+    pub(crate) fn send_now(&mut self, transmitter: &mut impl Transmit) -> io::Result<bool> {
         loop {
             let sent = if self.part == self.parts.len() {
                 if self.sent == self.bytes.len() {
                     return Ok(true);
                 }
-                sys::replica_send(fd, &self.bytes[self.sent..])
+                sys::replica_send(transmitter, &self.bytes[self.sent..])
             } else {
-                self.send_parts(fd)
+                self.send_parts(transmitter)
             };
             match sent {
                 Ok(count) => self.advance(count),
@@ -130,8 +130,8 @@ impl Outbox {
         }
     }
 
-    fn send_parts(&self, fd: RawFd) -> io::Result<usize> {
-        let mut slices = [IoSlice::new(&[]); sys::PARTS_MAX];
+    fn send_parts(&self, transmitter: &mut impl Transmit) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); PARTS_MAX];
         let (mut count, mut from) = (0, self.sent);
         let mut push = |bytes| {
             if count == slices.len() {
@@ -140,15 +140,15 @@ impl Outbox {
             slices[count] = IoSlice::new(bytes);
             count += 1;
         };
-        for (index, (at, value)) in self.parts.iter().enumerate().skip(self.part).take(sys::PARTS_MAX / 2) {
+        for (index, (at, value)) in self.parts.iter().enumerate().skip(self.part).take(PARTS_MAX / 2) {
             push(&self.bytes[from..*at]);
             push(if index == self.part { &value[self.part_sent..] } else { value });
             from = *at;
         }
-        if self.parts.len() - self.part < sys::PARTS_MAX / 2 {
+        if self.parts.len() - self.part < PARTS_MAX / 2 {
             push(&self.bytes[from..]);
         }
-        sys::replica_sendmsg(fd, &slices[..count])
+        sys::replica_sendmsg(transmitter, &slices[..count])
     }
 }
 
@@ -156,10 +156,30 @@ impl Outbox {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::Read;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsRawFd, RawFd};
     use std::os::unix::net::UnixStream;
 
+    use monoio::BufResult;
+    use monoio::buf::IoBuf;
+
     use super::*;
+
+    /// A socket that is only sent to without waiting.
+    struct Raw(RawFd);
+
+    impl Transmit for Raw {
+        async fn transmit<B: IoBuf>(&mut self, _: B) -> BufResult<usize, B> {
+            unreachable!("nobody waits here")
+        }
+
+        fn transmit_now(&mut self, bytes: &[u8], _: bool) -> io::Result<usize> {
+            crate::transport::sys::send_now(self.0, bytes, 0)
+        }
+
+        fn transmit_parts_now(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            crate::transport::sys::send_parts_now(self.0, parts)
+        }
+    }
 
     fn filled(values: usize) -> (Outbox, Vec<u8>) {
         let (mut outbox, mut expected) = (Outbox::default(), Vec::new());
@@ -208,7 +228,7 @@ mod tests {
             theirs.set_nonblocking(true).unwrap();
             let (mut seen, mut buffer) = (Vec::new(), vec![0; 100_000]);
             loop {
-                let all = outbox.send_now(ours.as_raw_fd()).unwrap();
+                let all = outbox.send_now(&mut Raw(ours.as_raw_fd())).unwrap();
                 while let Ok(count) = theirs.read(&mut buffer) {
                     seen.extend_from_slice(&buffer[..count]);
                 }
@@ -220,7 +240,7 @@ mod tests {
             drop(theirs);
             outbox.clear();
             outbox.bytes.push(1);
-            assert!(outbox.send_now(ours.as_raw_fd()).is_err());
+            assert!(outbox.send_now(&mut Raw(ours.as_raw_fd())).is_err());
         }
     }
 }

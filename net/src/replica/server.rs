@@ -26,14 +26,13 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use monoio::io::{AsyncReadRent, AsyncWriteRent, Splitable};
 use monoio::net::TcpStream;
 
 use super::frame::{self, Limits, Parsed};
@@ -43,6 +42,7 @@ use super::service::{Desk, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX
 use super::sys;
 use super::wire::{HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
 use crate::connections::{self, Connections, Host, Place, Shared, Times, Verdict, Wake};
+use crate::transport::{Receive, Tcp, Transmit, Transport};
 
 /// The most connections of a core that have not completed a handshake.
 pub const STRANGERS_MAX: usize = 64;
@@ -88,10 +88,21 @@ pub async fn serve<S: ReplicaService>(
     config: AcceptConfig,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
+    serve_over(listener, service, config, shared, Tcp::new).await
+}
+
+/// As [`serve`], over what `carry` makes of accepted sockets.
+pub(crate) async fn serve_over<S: ReplicaService, T: Transport>(
+    listener: TcpListener,
+    service: Rc<S>,
+    config: AcceptConfig,
+    shared: Arc<Shared>,
+    carry: impl Fn(TcpStream) -> T,
+) -> io::Result<()> {
     let times = Times { sweep_interval: SWEEP_INTERVAL, drain_timeout: DRAIN_TIMEOUT };
     let connections = Connections::new(shared, times);
     let core = Rc::new(ReplicaCore { service, config, connections, strangers: Cell::new(0) });
-    connections::serve(&core, listener, |stream| core.accepted(stream)).await
+    connections::serve(&core, listener, |stream| core.accepted(stream, &carry)).await
 }
 
 /// What the connections of a core share.
@@ -154,7 +165,8 @@ impl Wake for Rc<Desk> {
 }
 
 impl<S: ReplicaService> ReplicaCore<S> {
-    fn accepted(self: &Rc<Self>, stream: TcpStream) {
+    /// Takes in a new connection, or closes it if there are too many. `carry` says what carries its bytes.
+    fn accepted<T: Transport>(self: &Rc<Self>, stream: TcpStream, carry: impl Fn(TcpStream) -> T) {
         let identity = &self.config.identity;
         let place = (self.strangers.get() < STRANGERS_MAX)
             .then(|| {
@@ -167,10 +179,10 @@ impl<S: ReplicaService> ReplicaCore<S> {
             self.service.event(ReplicaEvent::Limit);
             return;
         };
-        let fd = stream.as_raw_fd();
-        sys::set_user_timeout(fd, USER_TIMEOUT);
+        sys::set_user_timeout(stream.as_raw_fd(), USER_TIMEOUT);
         self.service.event(ReplicaEvent::Accepted);
-        monoio::spawn(Connection { stranger: Stranger::new(self), place, stream, fd }.run());
+        let stranger = Stranger::new(self);
+        monoio::spawn(Connection { stranger, place, transport: carry(stream) }.run());
     }
 }
 
@@ -191,24 +203,23 @@ impl<S: ReplicaService> Drop for Stranger<S> {
 }
 
 /// A connection in its handshake.
-struct Connection<S: ReplicaService> {
+struct Connection<S: ReplicaService, T> {
     stranger: Stranger<S>,
-    /// Before `stream`, so that the core forgets the descriptor before it is closed.
+    /// Before `transport`, so that the core forgets the descriptor before it is closed.
     place: Place<ReplicaCore<S>>,
-    stream: TcpStream,
-    fd: RawFd,
+    transport: T,
 }
 
-impl<S: ReplicaService> Connection<S> {
+impl<S: ReplicaService, T: Transport> Connection<S, T> {
     async fn run(mut self) {
         let mut inbox = Inbox::new();
         match self.shake_hands(&mut inbox).await {
             Ok(peer) => {
                 drop(self.stranger);
                 self.place.host.service.event(ReplicaEvent::Connected(peer.node));
-                let (reader, writer) = self.stream.into_split();
+                let (receiver, transmitter) = self.transport.split();
                 let sending = Outbox::default();
-                Answering { place: self.place, reader, writer, fd: self.fd, peer, inbox, sending }.run().await;
+                Answering { place: self.place, receiver, transmitter, peer, inbox, sending }.run().await;
             }
             Err(Some(sentence)) => self.place.host.service.event(ReplicaEvent::Refused(sentence)),
             Err(None) => {}
@@ -225,7 +236,7 @@ impl<S: ReplicaService> Connection<S> {
         let mut acceptor = Acceptor::new(identity, members, nonce);
         let mut out = Outbox::default();
         loop {
-            match inbox.read(&mut self.stream, 0).await {
+            match inbox.read(&mut self.transport, 0).await {
                 Ok(count) if count > 0 => core.service.event(ReplicaEvent::BytesIn(count)),
                 _ if self.place.seat.is_cut() && !core.connections.shared().draining() => {
                     return Err(Some("there was no handshake in time".to_owned()));
@@ -233,7 +244,7 @@ impl<S: ReplicaService> Connection<S> {
                 _ => return Err(None),
             }
             let fed = acceptor.feed(inbox.bytes(), wall_ms(), &mut out.bytes);
-            let (count, sent) = (out.len(), send_all(&mut self.stream, self.fd, &mut out, |_| {}).await);
+            let (count, sent) = (out.len(), send_all(&mut self.transport, &mut out, |_| {}).await);
             match fed {
                 Ok(_) if sent.is_err() => return Err(None),
                 Ok(Progress::More { consumed }) => inbox.consume(consumed),
@@ -254,12 +265,11 @@ impl<S: ReplicaService> Connection<S> {
 }
 
 /// A connection whose handshake is complete.
-struct Answering<S: ReplicaService, R, W> {
+struct Answering<S: ReplicaService, R, X> {
     /// Before the socket, so that the core forgets the descriptor before it is closed.
     place: Place<ReplicaCore<S>>,
-    reader: R,
-    writer: W,
-    fd: RawFd,
+    receiver: R,
+    transmitter: X,
     peer: Peer,
     inbox: Inbox,
     /// The replies that are being sent.
@@ -279,7 +289,7 @@ enum Pause {
 /// The connection cannot be used any more.
 struct Over;
 
-impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> {
+impl<S: ReplicaService, R: Receive, X: Transmit> Answering<S, R, X> {
     async fn run(mut self) {
         // The reason has been reported where it was found.
         let _ = self.answer().await;
@@ -340,15 +350,15 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
 
     /// Sends the replies that are ready.
     async fn send(&mut self, now: Instant) -> Result<(), Over> {
-        send(&self.place, &mut self.writer, self.fd, &mut self.sending, now).await
+        send(&self.place, &mut self.transmitter, &mut self.sending, now).await
     }
 
     /// Reads more, and meanwhile sends replies that become ready. Returns 0 at the end.
     async fn read(&mut self, need: usize, now: Instant) -> Result<usize, Over> {
-        let Self { place, reader, writer, fd, inbox, sending, .. } = self;
+        let Self { place, receiver, transmitter, inbox, sending, .. } = self;
         let seat = &place.seat;
         seat.set(Phase::Reading, now);
-        let mut read = pin!(inbox.read(reader, need));
+        let mut read = pin!(inbox.read(receiver, need));
         loop {
             let read_or_rung = poll_fn(|context| match read.as_mut().poll(context) {
                 Poll::Ready(read) => Poll::Ready(Some(read)),
@@ -359,7 +369,7 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
             }
             let now = Instant::now();
             place.host.service.resumed(now);
-            if send(place, writer, *fd, sending, now).await.is_err() {
+            if send(place, transmitter, sending, now).await.is_err() {
                 seat.cut();
                 let _ = read.await;
                 return Err(Over);
@@ -383,7 +393,7 @@ impl<S: ReplicaService, R: AsyncReadRent, W: AsyncWriteRent> Answering<S, R, W> 
     }
 }
 
-impl<S: ReplicaService, R, W> Drop for Answering<S, R, W> {
+impl<S: ReplicaService, R, X> Drop for Answering<S, R, X> {
     fn drop(&mut self) {
         self.place.seat.waits().close();
     }
@@ -393,8 +403,7 @@ impl<S: ReplicaService, R, W> Drop for Answering<S, R, W> {
 #[inline]
 async fn send<S: ReplicaService>(
     place: &Place<ReplicaCore<S>>,
-    writer: &mut impl AsyncWriteRent,
-    fd: RawFd,
+    transmitter: &mut impl Transmit,
     sending: &mut Outbox,
     now: Instant,
 ) -> Result<(), Over> {
@@ -407,7 +416,7 @@ async fn send<S: ReplicaService>(
     }
     let count = sending.len();
     seat.set(Phase::Writing, now);
-    send_all(writer, fd, sending, |_| seat.progressed()).await.map_err(|_| Over)?;
+    send_all(transmitter, sending, |_| seat.progressed()).await.map_err(|_| Over)?;
     place.host.service.event(ReplicaEvent::BytesOut(count));
     Ok(())
 }

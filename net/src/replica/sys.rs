@@ -1,7 +1,7 @@
 //! The system calls of the replica protocol that neither std nor monoio offers on a borrowed
 //! descriptor.
 //!
-//! The functions are not inlined, so that a profile can tell the cost of replication from that of
+//! Those that send are not inlined, so that a profile can tell the cost of replication from that of
 //! clients.
 //!
 //! Invariant 1: a descriptor passed here is open and ours: its owner is borrowed by the caller, or
@@ -11,34 +11,19 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use crate::transport::sys::send_now;
+use crate::transport::Transmit;
 pub(crate) use crate::transport::sys::shutdown;
 
-/// The most parts of one [`replica_sendmsg`].
-pub(crate) const PARTS_MAX: usize = 64;
-
-/// Sends what fits into the socket's buffer now.
+/// Sends what is taken now.
 #[inline(never)]
-pub(crate) fn replica_send(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    send_now(fd, bytes, 0)
+pub(crate) fn replica_send(transmitter: &mut impl Transmit, bytes: &[u8]) -> io::Result<usize> {
+    transmitter.transmit_now(bytes, false)
 }
 
-/// Sends what fits of several parts, at most [`PARTS_MAX`]. It uses `syscall`, as [`send_now`]
-/// does.
+/// Sends what is taken now of several parts.
 #[inline(never)]
-pub(crate) fn replica_sendmsg(fd: RawFd, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
-    let parts = &parts[..parts.len().min(PARTS_MAX)];
-    // SAFETY: all zeros is a valid `msghdr`: no name, no parts, no control data.
-    #[allow(unsafe_code)]
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = parts.as_ptr().cast_mut().cast();
-    message.msg_iovlen = parts.len() as _;
-    // SAFETY: `IoSlice` has the layout of `iovec`, by its documentation; the kernel only reads the
-    // slices, which are live during the call; invariant 1.
-    #[allow(unsafe_code)]
-    let sent =
-        unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+pub(crate) fn replica_sendmsg(transmitter: &mut impl Transmit, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
+    transmitter.transmit_parts_now(parts)
 }
 
 /// Whether a connect has ended, with success or not.

@@ -8,15 +8,14 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::RawFd;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use monoio::buf::{IoBuf, IoBufMut};
-use monoio::io::{AsyncReadRent, AsyncWriteRent};
 
 use super::outbox::{Outbox, Segment};
+use crate::transport::{Receive, Transmit};
 
 /// Bytes of a connection's read buffer.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
@@ -56,7 +55,7 @@ impl Inbox {
 
     /// Reads more; returns 0 at the end. A frame that has begun has `need` bytes, more than have
     /// been read.
-    pub(crate) async fn read(&mut self, stream: &mut impl AsyncReadRent, need: usize) -> io::Result<usize> {
+    pub(crate) async fn read(&mut self, receiver: &mut impl Receive, need: usize) -> io::Result<usize> {
         if self.legacy {
             // On epoll, a read that is ready never gives up the turn.
             self.reads = self.reads.wrapping_add(1);
@@ -82,7 +81,7 @@ impl Inbox {
         loop {
             let buffer = std::mem::take(&mut self.buffer);
             let (from, to) = (buffer.len(), buffer.capacity());
-            let (result, buffer) = stream.read(buffer.slice_mut(from..to)).await;
+            let (result, buffer) = receiver.receive(buffer.slice_mut(from..to)).await;
             self.buffer = buffer.into_inner();
             match result {
                 Err(error) if may_go_on(&error) => {}
@@ -97,22 +96,21 @@ impl Inbox {
 /// wait.
 #[inline]
 pub(crate) async fn send_all(
-    stream: &mut impl AsyncWriteRent,
-    fd: RawFd,
+    transmitter: &mut impl Transmit,
     outbox: &mut Outbox,
     mut progress: impl FnMut(usize),
 ) -> io::Result<()> {
-    while !outbox.send_now(fd)? {
+    while !outbox.send_now(transmitter)? {
         let (result, count) = match outbox.next() {
             None => break,
             Some(Segment::Bytes(from, to)) => {
-                let (result, slice) = stream.write(std::mem::take(&mut outbox.bytes).slice(from..to)).await;
+                let (result, slice) = transmitter.transmit(std::mem::take(&mut outbox.bytes).slice(from..to)).await;
                 outbox.bytes = slice.into_inner();
                 (result, to - from)
             }
             Some(Segment::Value(value)) => {
                 let count = value.len();
-                (stream.write(value).await.0, count)
+                (transmitter.transmit(value).await.0, count)
             }
         };
         match result {

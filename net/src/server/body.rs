@@ -10,7 +10,6 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use monoio::buf::IoBufMut;
-use monoio::io::AsyncReadRent;
 
 use super::answers::Answers;
 use super::connection::{Connection, Gone, Next};
@@ -20,6 +19,7 @@ use super::requests::{Called, Overload, call, overloaded, refuse};
 use super::{Admit, Event, Service};
 use crate::http::chunked::Decoder;
 use crate::http::{Framing, Head, Reply, ReplyContext};
+use crate::transport::Transport;
 
 /// The first allocation for a body.
 const FIRST_STEP: usize = 64 * 1024;
@@ -91,7 +91,7 @@ pub(super) fn plan<S: Service>(
     }
 }
 
-impl<S: Service> Connection<S> {
+impl<S: Service, T: Transport> Connection<S, T> {
     /// Serves the request at `start`. `None`: it has been served, go on with the buffer.
     pub(super) async fn body(&mut self, awaited: Awaited<S>) -> Result<Option<Next<S>>, Gone> {
         self.flush().await?;
@@ -140,7 +140,7 @@ impl<S: Service> Connection<S> {
                 body.reserve_exact(if body.len() < DOUBLED_MAX { body.len().min(rest) } else { rest });
             }
             let (from, to) = (body.len(), body.capacity().min(length));
-            let (result, slice) = self.stream.read(body.slice_mut(from..to)).await;
+            let (result, slice) = self.transport.receive(body.slice_mut(from..to)).await;
             body = slice.into_inner();
             match result {
                 Ok(0) => return Err(Gone),

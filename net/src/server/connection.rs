@@ -19,12 +19,9 @@
 //!
 //! A request costs no allocation, no timer and no lock; a batch two looks at the clock. Tested in `tests/connection.rs`.
 
-use std::os::fd::{AsRawFd, RawFd};
 use std::time::Instant;
 
 use monoio::buf::IoBufMut;
-use monoio::io::AsyncReadRent;
-use monoio::net::TcpStream;
 
 use super::answers::Answers;
 use super::body::Awaited;
@@ -33,6 +30,7 @@ use super::deadlines::Phase;
 use super::output::may_go_on;
 use super::{Event, Service, Source};
 use crate::http::ReplyContext;
+use crate::transport::Transport;
 
 /// The read buffer of an idle connection: ten thousand of them are 40 MB.
 pub(super) const READ_MIN: usize = 4 * 1024;
@@ -44,11 +42,10 @@ const BATCHES_A_TURN: u32 = 16;
 /// The client is gone or was cut off; there is nobody to answer.
 pub(super) struct Gone;
 
-pub(super) struct Connection<S: Service> {
-    /// Before `stream`, so that the core forgets the descriptor before it is closed.
+pub(super) struct Connection<S: Service, T> {
+    /// Before `transport`, so that the core forgets the descriptor before it is closed.
     pub(super) seat: Seat<S>,
-    pub(super) stream: TcpStream,
-    pub(super) fd: RawFd,
+    pub(super) transport: T,
     pub(super) buffer: Vec<u8>,
     pub(super) start: usize,
     /// Bytes after `start` that are known not to be a whole head.
@@ -79,12 +76,11 @@ pub(super) enum Next<S: Service> {
     HandOff(Vec<u8>),
 }
 
-impl<S: Service> Connection<S> {
-    pub(super) fn new(seat: Seat<S>, stream: TcpStream) -> Self {
+impl<S: Service, T: Transport> Connection<S, T> {
+    pub(super) fn new(seat: Seat<S>, transport: T) -> Self {
         Self {
             seat,
-            fd: stream.as_raw_fd(),
-            stream,
+            transport,
             buffer: Vec::with_capacity(READ_MIN),
             start: 0,
             scanned: 0,
@@ -197,7 +193,7 @@ impl<S: Service> Connection<S> {
         loop {
             let buffer = std::mem::take(&mut self.buffer);
             let (from, to) = (buffer.len(), buffer.capacity());
-            let (result, buffer) = self.stream.read(buffer.slice_mut(from..to)).await;
+            let (result, buffer) = self.transport.receive(buffer.slice_mut(from..to)).await;
             self.buffer = buffer.into_inner();
             self.resumed();
             match result {

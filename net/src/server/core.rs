@@ -21,6 +21,7 @@ use super::deadlines::{self, Phase};
 use super::{Event, Limits, Service, Shared};
 use crate::connections::{Connections, Host, Place, Times, Verdict};
 use crate::http::Date;
+use crate::transport::Transport;
 
 /// How often deadlines are checked and the date is renewed, unless a limit is so short that it must
 /// be more often.
@@ -61,8 +62,9 @@ impl<S: Service> Core<S> {
         }
     }
 
-    /// Takes in a new connection, or closes it if there are too many.
-    pub(crate) fn accepted(self: &Rc<Self>, stream: TcpStream) {
+    /// Takes in a new connection, or closes it if there are too many. `carry` says what carries its
+    /// bytes.
+    pub(crate) fn accepted<T: Transport>(self: &Rc<Self>, stream: TcpStream, carry: impl Fn(TcpStream) -> T) {
         let now = Instant::now();
         let Some(place) = Place::take(self, &stream, self.limits.connections_max, (Phase::Idle, now), ()) else {
             self.service.event(Event::ConnectionLimit);
@@ -70,7 +72,7 @@ impl<S: Service> Core<S> {
         };
         self.service.resumed(now);
         self.service.event(Event::Accepted);
-        monoio::spawn(Connection::new(Seat { place, requests: 0 }, stream).run());
+        monoio::spawn(Connection::new(Seat { place, requests: 0 }, carry(stream)).run());
     }
 
     fn renew_date(&self) {

@@ -30,12 +30,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use monoio::net::TcpStream;
+
 pub use service::{Admit, Answered, Event, Fill, Later, Outcome, Service, Source};
 pub use sink::Sink;
 
 use self::core::Core;
+use crate::connections;
 pub use crate::connections::Shared;
-use crate::connections::{self};
+use crate::transport::{Tcp, Transport};
 
 /// The limits of a server. Each says what happens when it is exceeded, which is also an [`Event`].
 #[derive(Debug, Clone)]
@@ -89,6 +92,17 @@ pub async fn serve<S: Service>(
     limits: Limits,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
+    serve_over(listener, service, limits, shared, Tcp::new).await
+}
+
+/// As [`serve`], over what `carry` makes of accepted sockets.
+pub(crate) async fn serve_over<S: Service, T: Transport>(
+    listener: TcpListener,
+    service: Rc<S>,
+    limits: Limits,
+    shared: Arc<Shared>,
+    carry: impl Fn(TcpStream) -> T,
+) -> io::Result<()> {
     let core = Rc::new(Core::new(service, limits, shared));
-    connections::serve(&core, listener, |stream| core.accepted(stream)).await
+    connections::serve(&core, listener, |stream| core.accepted(stream, &carry)).await
 }

@@ -13,14 +13,13 @@ use std::future::poll_fn;
 use std::time::{Duration, Instant};
 
 use monoio::buf::{IoBuf, IoBufMut};
-use monoio::io::{AsyncReadRent, AsyncWriteRent};
 
 use super::answers::Part;
 use super::connection::{Connection, Gone};
 use super::deadlines::{LINGER, Phase};
 use super::{Event, Fill, Service, Sink, Source};
 use crate::http::{ReplyContext, Version};
-use crate::transport::sys;
+use crate::transport::{Transport, sys};
 
 /// The most bytes of one write.
 const WRITE_MAX: usize = 1024 * 1024;
@@ -29,7 +28,7 @@ const LINGER_BYTES_MAX: usize = 1024 * 1024;
 /// The size of the buffer for them.
 const LINGER_BUFFER: usize = 16 * 1024;
 
-impl<S: Service> Connection<S> {
+impl<S: Service, T: Transport> Connection<S, T> {
     /// Sends the answers of the batch and tells the service. Does nothing if the batch has no
     /// answers.
     #[inline]
@@ -109,7 +108,7 @@ impl<S: Service> Connection<S> {
 
     /// Sends what the socket takes without waiting, and tells the kernel that more follows.
     fn send_now(&mut self, bytes: &[u8]) -> Result<usize, Gone> {
-        match sys::send_more(self.fd, bytes) {
+        match self.transport.transmit_now(bytes, true) {
             Ok(sent) => {
                 self.seat.core().service.event(Event::BytesOut(sent));
                 Ok(sent)
@@ -125,7 +124,7 @@ impl<S: Service> Connection<S> {
         self.seat.set(Phase::Writing, since);
         while sent < length {
             let slice = bytes.slice(sent..length.min(sent + WRITE_MAX));
-            let (result, slice) = self.stream.write(slice).await;
+            let (result, slice) = self.transport.transmit(slice).await;
             bytes = slice.into_inner();
             match result {
                 Ok(0) => return Err(Gone),
@@ -184,7 +183,7 @@ impl<S: Service> Connection<S> {
                     self.flush().await?;
                     if !chunked {
                         // The end of the connection would otherwise look like the end of the body.
-                        sys::reset_on_close(self.fd);
+                        sys::reset_on_close(self.transport.fd());
                     }
                     return Err(Gone);
                 }
@@ -196,13 +195,13 @@ impl<S: Service> Connection<S> {
     /// make the kernel send a reset, which can destroy the answer before the client has read it
     /// (RFC 9112, 9.6).
     pub(super) async fn linger(mut self) {
-        sys::shutdown(self.fd, libc::SHUT_WR);
+        self.transport.end_output();
         let begun = Instant::now();
         self.seat.set(Phase::Lingering, begun);
         let mut buffer = Vec::with_capacity(LINGER_BUFFER);
         let mut discarded = 0;
         while discarded < LINGER_BYTES_MAX {
-            let (result, back) = self.stream.read(buffer.slice_mut(0..LINGER_BUFFER)).await;
+            let (result, back) = self.transport.receive(buffer.slice_mut(0..LINGER_BUFFER)).await;
             buffer = back.into_inner();
             match result {
                 // This is the end of the client's input, or the deadline, which looks the same.
@@ -216,7 +215,7 @@ impl<S: Service> Connection<S> {
         // The client goes on sending. After an orderly close it could meet a window that never
         // opens again, and hang in its send until the kernel forgets the connection a minute later.
         // What it has received it can still read after a reset.
-        sys::reset_on_close(self.fd);
+        sys::reset_on_close(self.transport.fd());
     }
 }
 

@@ -14,7 +14,7 @@ use super::{Event, Outcome, Service};
 use crate::http::chunked::Decoder;
 use crate::http::head::{self, BadRequest};
 use crate::http::{Framing, Parsed, Reply, ReplyContext, Version};
-use crate::transport::sys;
+use crate::transport::Transport;
 
 /// What became of a request that the service was called for.
 pub(super) enum Called<S: Service> {
@@ -26,7 +26,7 @@ pub(super) enum Called<S: Service> {
     HandOff,
 }
 
-impl<S: Service> Connection<S> {
+impl<S: Service, T: Transport> Connection<S, T> {
     /// Handles whole requests from the buffer until there is none, the batch is full, or something else is to be done.
     pub(super) fn handle(&mut self) -> Next<S> {
         if self.start == self.buffer.len() {
@@ -130,7 +130,7 @@ impl<S: Service> Connection<S> {
     pub(super) fn hand_off(self, read_so_far: Vec<u8>) {
         let service = Rc::clone(&self.seat.core().service);
         drop(self.seat);
-        service.hand_off(sys::into_std(self.stream), read_so_far);
+        service.hand_off(self.transport.into_socket(), read_so_far);
     }
 }
 

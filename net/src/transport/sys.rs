@@ -7,6 +7,8 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use super::PARTS_MAX;
+
 /// Shuts down one or both directions of a socket, which ends pending operations on it.
 pub(crate) fn shutdown(fd: RawFd, how: libc::c_int) {
     // An error means that the peer was faster: there is nothing left to do.
@@ -15,12 +17,6 @@ pub(crate) fn shutdown(fd: RawFd, how: libc::c_int) {
     unsafe {
         libc::shutdown(fd, how)
     };
-}
-
-/// Sends what fits into the socket's buffer now, and lets the last segment wait for the bytes that
-/// follow at once.
-pub(crate) fn send_more(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    send_now(fd, bytes, libc::MSG_MORE)
 }
 
 /// Sends what fits into the socket's buffer now.
@@ -35,6 +31,24 @@ pub(crate) fn send_now(fd: RawFd, bytes: &[u8], flags: libc::c_int) -> io::Resul
     // address; invariant 1.
     #[allow(unsafe_code)]
     let sent = unsafe { libc::syscall(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), flags, nobody, 0) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends what fits of several parts, at most [`PARTS_MAX`]. It uses `syscall`, as [`send_now`]
+/// does.
+#[inline(always)]
+pub(crate) fn send_parts_now(fd: RawFd, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
+    let parts = &parts[..parts.len().min(PARTS_MAX)];
+    // SAFETY: all zeros is a valid `msghdr`: no name, no parts, no control data.
+    #[allow(unsafe_code)]
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = parts.as_ptr().cast_mut().cast();
+    message.msg_iovlen = parts.len() as _;
+    // SAFETY: `IoSlice` has the layout of `iovec`, by its documentation; the kernel only reads the
+    // slices, which are live during the call; invariant 1.
+    #[allow(unsafe_code)]
+    let sent =
+        unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
