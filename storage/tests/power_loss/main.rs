@@ -40,6 +40,18 @@ use sim::{Image, PowerEnv};
 /// How far back a version may come late; compaction keeps tombstones that long.
 const GRACE_MS: u64 = 50;
 const KEYS: u64 = 24;
+/// How large things are.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    segment: u32,
+    value_max: usize,
+}
+
+/// A few records fill a segment.
+const SMALL: Sizes = Sizes { segment: 16 << 10, value_max: 6 << 10 };
+/// A segment has several slices of blocks, which are allocated one after the other.
+const LARGE: Sizes = Sizes { segment: 3 << 20, value_max: 400 << 10 };
+
 /// Images that wait to be looked at.
 const WAITING_MAX: usize = 24;
 
@@ -85,8 +97,8 @@ fn options(folder: &Path, env: Arc<dyn Env>, sync: SyncMode) -> Options {
     Options {
         sync,
         env,
-        value_max: 6 << 10,
-        segment_size: 16 << 10,
+        value_max: SMALL.value_max,
+        segment_size: SMALL.segment,
         tombstone_grace: Duration::from_millis(GRACE_MS),
         reap_interval: Duration::from_millis(1),
         ..small(folder)
@@ -164,6 +176,7 @@ struct Workload {
     sync: SyncMode,
     /// An image is made in the middle of one in so many calls.
     seen_one_in: u64,
+    sizes: Sizes,
 }
 
 impl Workload {
@@ -188,7 +201,13 @@ impl Workload {
             images: 0,
             sync,
             seen_one_in: 12,
+            sizes: SMALL,
         }
+    }
+
+    fn options(&self, folder: &Path, env: Arc<dyn Env>, sync: SyncMode) -> Options {
+        let Sizes { segment, value_max } = self.sizes;
+        Options { segment_size: segment, value_max, ..options(folder, env, sync) }
     }
 
     fn key(&mut self) -> Vec<u8> {
@@ -201,7 +220,7 @@ impl Workload {
     fn value(&mut self) -> Vec<u8> {
         let len = match self.random.below(12) {
             0 => 0,
-            1 => self.random.between(3_000, 6_000),
+            1 => self.random.between(self.sizes.value_max / 2, self.sizes.value_max),
             2..5 => self.random.below(1_500),
             _ => self.random.below(200),
         };
@@ -258,7 +277,7 @@ impl Workload {
     /// One life of the store, until its process ends one way or another.
     fn live(&mut self, folder: &Path, env: &Arc<PowerEnv>, counts: &mut Counts) {
         counts.lives += 1;
-        let (store, _) = Store::open(options(folder, env.clone(), self.sync)).unwrap();
+        let (store, _) = Store::open(self.options(folder, env.clone(), self.sync)).unwrap();
         let mut clients: Vec<Client> = (0..self.random.between(1, 3)).map(|_| Client::new(&store)).collect();
         for _ in 0..self.random.between(30, 160) {
             let chosen = self.random.below(clients.len());
@@ -342,7 +361,7 @@ impl Workload {
         let quiet = |folder: &Path| Options {
             compaction_dead_share: if self.images.is_multiple_of(8) { 0.2 } else { 1.1 },
             reap_interval: Duration::from_secs(3600),
-            ..options(folder, Arc::new(Still(lost.now_ms)), self.sync)
+            ..self.options(folder, Arc::new(Still(lost.now_ms)), self.sync)
         };
         let mut before: Option<BTreeMap<Vec<u8>, Seen>> = None;
         for start in 0..2 {
@@ -388,7 +407,7 @@ impl Workload {
         self.lost.lock().unwrap().clear();
         let copy = self.folder();
         lost.image.write_to(&copy);
-        let (store, _) = Store::open(options(&copy, Arc::new(Still(lost.now_ms)), SyncMode::Os)).unwrap();
+        let (store, _) = Store::open(self.options(&copy, Arc::new(Still(lost.now_ms)), SyncMode::Os)).unwrap();
         let mut history = self.history.lock().unwrap();
         history.acknowledged = lost.acknowledged.clone();
         let keys: Vec<Vec<u8>> = history.keys().cloned().collect();
@@ -461,6 +480,13 @@ fn whatever_a_power_loss_leaves_is_recovered() {
     let counts = lose_often(seed, wanted, Workload::new);
     assert!(counts.acknowledged > counts.images && counts.scanned > counts.images && counts.torn_bytes > 0);
     assert!(counts.compacted > counts.workloads, "compaction did not take part");
+}
+
+#[test]
+fn segments_of_several_slices_are_recovered_as_well() {
+    let seed = seed("segments_of_several_slices_are_recovered_as_well", 4);
+    let counts = lose_often(seed, 120 * rounds(1), |seed| Workload { sizes: LARGE, ..Workload::new(seed) });
+    assert!(counts.torn_bytes > u64::from(LARGE.segment), "{counts:?}");
 }
 
 /// Found by the test above: the folder's own name was not synced, and `FORMAT` could be there in part, which made the folder
