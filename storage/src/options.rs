@@ -14,7 +14,8 @@ use crate::segment::{SEGMENT_HEADER, SEGMENT_MAX};
 /// When the engine itself syncs the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncMode {
-    /// Never: the kernel writes back when it likes.
+    /// Never: the kernel writes back when it likes. The names of new segments are left to it as well, so that a power loss
+    /// may take even what [`crate::Writer::sync`] covered. What was there when the store was opened stays.
     Os,
     /// This long after a write at the latest.
     Every(Duration),
