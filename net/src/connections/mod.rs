@@ -1,4 +1,5 @@
-//! The connections of one core, whatever protocol they speak: accept, seats, deadlines and drain.
+//! The connections of one core, whatever protocol they speak: accepting, seats, deadlines and
+//! drain.
 //!
 //! ```text
 //! accept ─▶ Place::take ─▶ the protocol's task, which says what it waits for (Seat::set)
@@ -7,9 +8,9 @@
 //! drain: no more accepts ─▶ sweeps ─▶ everything is cut ─▶ given up
 //! ```
 //!
-//! There are no timers: a connection notes its phase in two cells, and the core's sweeper looks at all
-//! of them a few times a second. A deadline shuts the socket down, so that the operation which is
-//! pending ends by itself and its buffer comes back.
+//! There are no timers: a connection notes its phase in two cells, and the core's sweeper checks
+//! all of them a few times a second. A deadline shuts the socket down, so that the pending
+//! operation ends by itself and its buffer comes back.
 //!
 //! Owner: one table for each protocol of a core, behind the `Rc` of its [`Host`]. Bounds: the
 //! connections of all cores that share a [`Shared`], and the times in [`Times`].
@@ -19,7 +20,7 @@
 //!    [`Place`] before it closes its socket.
 //! 2. The sweeper runs exactly while there are connections.
 //!
-//! Deliberately absent: what a phase means and how long it may last, which is the protocols' to say.
+//! Deliberately absent: what a phase means and how long it may last, which the protocols decide.
 //! Tested below, and through `tests/limits.rs`, `tests/drain.rs` and `tests/replica.rs`.
 
 mod shared;
@@ -46,36 +47,36 @@ const DRAIN_STEP: Duration = Duration::from_millis(5);
 /// The time that connections get to end after they have been shut down hard.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// What a protocol says of its connections on one core.
+/// What a protocol decides about its connections on one core.
 pub(crate) trait Host: Sized + 'static {
-    /// What a connection waits for.
+    /// What a connection is waiting for.
     type Phase: Copy + Eq + Debug;
     /// What a connection may wait for beside its socket.
     type Waits: Wake;
-    /// What is told of deadlines.
+    /// What is reported when a deadline strikes.
     type Event;
     /// The name of the protocol in the log.
     const PROTOCOL: &'static str;
 
-    /// Its connections.
+    /// The connections of the protocol on this core.
     fn connections(&self) -> &Connections<Self>;
 
-    /// What is to become of a connection that has been in `phase` for `age`.
+    /// What must happen to a connection that has been in `phase` for `age`.
     fn judge(&self, phase: Self::Phase, age: Duration, draining: bool) -> Verdict<Self::Event>;
 
-    /// A deadline struck.
+    /// A deadline has struck.
     fn event(&self, event: Self::Event);
 
     /// A connection has given up its place.
     fn closed(&self);
 
-    /// The sweeper runs, or begins to.
+    /// Called before each sweep, and when the sweeper begins to run.
     fn tick(&self) {}
 }
 
 /// Something that a connection may wait for beside its socket.
 pub(crate) trait Wake {
-    /// Wakes the connection's task, so that it sees that it was cut off.
+    /// Wakes the connection's task, so that it sees that the connection was cut off.
     fn wake(&self);
 }
 
@@ -84,10 +85,10 @@ impl Wake for () {
     fn wake(&self) {}
 }
 
-/// What is to become of a connection.
+/// What must happen to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict<E> {
-    /// Nothing.
+    /// It may go on waiting.
     Wait,
     /// Its pending read ends. Bytes that have already come are still read.
     CutInput(Option<E>),
@@ -95,12 +96,13 @@ pub(crate) enum Verdict<E> {
     CutAll(Option<E>),
 }
 
-/// How often and how long.
+/// How often connections are swept, and how long a drain takes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
-    /// Between two sweeps.
+    /// The time between two sweeps.
     pub(crate) sweep_interval: Duration,
-    /// What is in flight when draining begins gets this long; then it is shut down.
+    /// How long requests in flight may take after a drain has begun; then their connections are
+    /// shut down.
     pub(crate) drain_timeout: Duration,
 }
 
@@ -115,31 +117,31 @@ pub(crate) struct Connections<H: Host> {
     sweeping: Cell<bool>,
 }
 
-/// What the sweeper knows of one connection.
+/// What the sweeper knows about one connection.
 pub(crate) struct Seat<H: Host> {
     fd: RawFd,
     phase: Cell<H::Phase>,
     since: Cell<Instant>,
-    /// The phase that took too long.
+    /// The phase that took too long; `None` if none did.
     expired: Cell<Option<H::Phase>>,
     cut: Cell<bool>,
     waits: H::Waits,
 }
 
 impl<H: Host> Seat<H> {
-    /// The connection waits for something else, since `since`.
+    /// Notes that the connection waits for something else, since `since`.
     #[inline]
     pub(crate) fn set(&self, phase: H::Phase, since: Instant) {
         self.phase.set(phase);
         self.since.set(since);
     }
 
-    /// There was progress in what the connection waits for.
+    /// Notes progress in what the connection waits for.
     pub(crate) fn progressed(&self) {
         self.since.set(Instant::now());
     }
 
-    /// Whether its input was ended because this phase took too long.
+    /// Whether the connection's input was ended because this phase took too long.
     pub(crate) fn has_expired(&self, phase: H::Phase) -> bool {
         self.expired.get() == Some(phase)
     }
@@ -150,7 +152,7 @@ impl<H: Host> Seat<H> {
         self.cut.get()
     }
 
-    /// What it may wait for beside its socket.
+    /// What the connection may wait for beside its socket.
     #[inline]
     pub(crate) const fn waits(&self) -> &H::Waits {
         &self.waits
@@ -165,7 +167,7 @@ impl<H: Host> Seat<H> {
 }
 
 impl<H: Host> Connections<H> {
-    /// No connections.
+    /// A table without connections.
     pub(crate) fn new(shared: Arc<Shared>, times: Times) -> Self {
         Self {
             shared,
@@ -294,8 +296,9 @@ fn sweep<H: Host>(host: &H) {
     }
 }
 
-/// Accepts connections from `listener` until [`Shared::drain`], then ends those that are left, in
-/// stages: what waits for requests at once, what is in flight when it is done or its time is over.
+/// Accepts connections from `listener` until [`Shared::drain`] is called, then ends the remaining
+/// ones in stages: those that wait for requests at once, those with requests in flight when these
+/// are done or their time is over.
 ///
 /// # Errors
 /// Only if the listener cannot be used at all. If an accept fails, that is logged and the server
@@ -428,7 +431,7 @@ mod tests {
             Self { connections, events: RefCell::default(), ticks: Cell::new(0) }
         }
 
-        /// A seat in `phase` for `age`.
+        /// A seat that has been in `phase` for `age`.
         fn seat(&self, socket: &UnixStream, phase: Phase, age: Duration) -> (usize, Rc<Seat<Self>>) {
             let since = Instant::now().checked_sub(age).unwrap();
             let seat = Rc::new(Seat {

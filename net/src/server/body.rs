@@ -1,8 +1,9 @@
-//! Requests whose body is not wholly in the read buffer: asks the service, then collects the body.
+//! Requests whose body is not completely in the read buffer: asks the service, then collects the
+//! body.
 //!
-//! Bounds: `body_max` a body, `body_bytes_max` a core, `request_timeout` from the request's first byte. Memory grows as data
-//! arrives, doubling from [`FIRST_STEP`] to [`DOUBLED_MAX`] and then the rest: a `Content-Length` alone costs a reservation on
-//! paper and no memory.
+//! Bounds: `body_max` for a body, `body_bytes_max` for a core, `request_timeout` from the request's
+//! first byte. Memory grows as data arrives, doubling from [`FIRST_STEP`] to [`DOUBLED_MAX`], and
+//! then by the whole rest: a `Content-Length` alone costs a reservation on paper and no memory.
 //!
 //! Tested in `tests/body.rs` and `tests/limits.rs`.
 
@@ -21,29 +22,30 @@ use crate::http::chunked::Decoder;
 use crate::http::{Framing, Head, Reply, ReplyContext};
 use crate::transport::Transport;
 
-/// The first allocation for a body.
+/// Bytes of the first allocation for a body.
 const FIRST_STEP: usize = 64 * 1024;
-/// A body that has come so far gets the rest of its memory at once.
+/// A body of which this many bytes have come gets the rest of its memory at once.
 const DOUBLED_MAX: usize = 1024 * 1024;
-/// Free room behind the head while a chunked body is decoded through the read buffer.
+/// Bytes of free room behind the head while a chunked body is decoded through the read buffer.
 const CHUNK_ROOM: usize = 16 * 1024;
-/// The rest of a refused body is read over up to this size; past it the connection closes.
+/// The rest of a refused body is read and discarded up to this size; if it is larger, the
+/// connection closes.
 const SKIP_MAX: u64 = 64 * 1024;
 
 /// A request whose body is still to come.
 pub(super) struct Awaited<S: Service> {
     admitted: S::Admitted,
-    /// Of the answer.
+    /// The context of the answer.
     context: ReplyContext,
     is_urgent: bool,
     framing: Framing,
     head_len: usize,
-    /// The client waits for `100 Continue`.
+    /// Whether the client waits for `100 Continue`.
     ask: bool,
     reservation: Reservation<S>,
 }
 
-/// Decides on the request at the beginning of `bytes`, whose body is not wholly there.
+/// Decides on the request at the beginning of `bytes`, whose body is not complete there.
 #[cold]
 pub(super) fn plan<S: Service>(
     core: &Rc<Core<S>>,
@@ -61,7 +63,8 @@ pub(super) fn plan<S: Service>(
     };
     let mut context = ReplyContext::new(head, &core.date());
     let open = context.keep_alive && !core.draining();
-    // A client that waits for 100 may or may not send the body after a refusal: only closing is unambiguous.
+    // A client that waits for 100 may or may not send the body after a refusal: only closing is
+    // unambiguous.
     context.keep_alive = open && left <= SKIP_MAX && !ask;
     if core.requests_full() {
         overloaded(core, answers, context, Overload::Requests);
@@ -92,7 +95,8 @@ pub(super) fn plan<S: Service>(
 }
 
 impl<S: Service, T: Transport> Connection<S, T> {
-    /// Serves the request at `start`. `None`: it has been served, go on with the buffer.
+    /// Serves the request at `start`. `None` means that it has been served, and the buffer can be
+    /// handled further.
     pub(super) async fn body(&mut self, awaited: Awaited<S>) -> Result<Option<Next<S>>, Gone> {
         self.flush().await?;
         self.answers = self.seat.core().take_answers();
@@ -106,7 +110,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// Sends the answer and reads over `length` bytes from `start`.
+    /// Sends the answer, and reads and discards `length` bytes from `start`.
     pub(super) async fn skip(&mut self, length: usize) -> Result<(), Gone> {
         self.flush().await?;
         let mut left = length;
@@ -134,8 +138,9 @@ impl<S: Service, T: Transport> Connection<S, T> {
         self.reading();
         while body.len() < length {
             if body.len() == body.capacity() {
-                // By doubling at first, so that nobody gets memory for a promise; then all of it at once, which is reserved anyway: each
-                // doubling leaves a large block to the allocator, which keeps it for a while.
+                // It grows by doubling at first, so that nobody gets memory for a promise, and then
+                // by the whole rest at once, which is reserved anyway: each doubling leaves a large
+                // block to the allocator, which keeps it for a while.
                 let rest = length - body.len();
                 body.reserve_exact(if body.len() < DOUBLED_MAX { body.len().min(rest) } else { rest });
             }
@@ -153,7 +158,8 @@ impl<S: Service, T: Transport> Connection<S, T> {
         Ok(self.call_with(awaited, body, head_len))
     }
 
-    /// Collects a chunked body: raw bytes come behind the head in the read buffer and are decoded from there.
+    /// Collects a chunked body: raw bytes are read into the buffer behind the head and decoded from
+    /// there.
     async fn decode(&mut self, mut awaited: Awaited<S>) -> Result<Option<Next<S>>, Gone> {
         self.buffer.drain(..self.start);
         self.start = 0;
@@ -185,7 +191,8 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// Calls the service with a body that was collected; the request takes `length` bytes of the read buffer.
+    /// Calls the service with a body that was collected; the request takes `length` bytes of the
+    /// read buffer.
     fn call_with(&mut self, awaited: Awaited<S>, body: Vec<u8>, length: usize) -> Option<Next<S>> {
         let core = Rc::clone(self.seat.core());
         let Awaited { admitted, mut context, is_urgent, framing, head_len, .. } = awaited;
@@ -220,7 +227,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
     }
 }
 
-/// Writes a collected body as it could have come.
+/// Encodes a collected body in a way in which it could have come.
 fn frame_again(framing: Framing, body: &[u8], out: &mut Vec<u8>) {
     if framing != Framing::Chunked {
         out.extend_from_slice(body);

@@ -1,4 +1,5 @@
-//! One connection: reads, handles every whole request in the buffer as one batch, sends the answers, again.
+//! One connection: reads, handles every complete request in the buffer as one batch, sends the
+//! answers, and starts again.
 //!
 //! ```text
 //! read ─▶ handle ─▶ Read: flush, read again         (all whole requests are answered)
@@ -10,14 +11,17 @@
 //!               └─▶ HandOff: flush, give the socket away
 //! ```
 //!
-//! Owner: one task. Bounds: read buffer [`READ_MIN`] to [`READ_MAX`] bytes; the rest in `answers.rs` and `body.rs`.
+//! Owner: one task. Bounds: a read buffer of [`READ_MIN`] to [`READ_MAX`] bytes; the rest is in
+//! `answers.rs` and `body.rs`.
 //!
 //! Invariants:
-//! 1. `buffer[start..]` is what has been read and not yet handled; while a request's body is collected it begins with that
-//!    request's head.
-//! 2. Nothing is read before the answers to everything handled are sent, so a client that does not read holds one batch.
+//! 1. `buffer[start..]` has been read and not yet handled; while a request's body is collected it
+//!    begins with that request's head.
+//! 2. Nothing is read before the answers to all handled requests are sent, so a client that does
+//!    not read holds one batch.
 //!
-//! A request costs no allocation, no timer and no lock; a batch two looks at the clock. Tested in `tests/connection.rs`.
+//! A request costs no allocation, no timer and no lock; a batch costs two readings of the clock.
+//! Tested in `tests/connection.rs`.
 
 use std::time::Instant;
 
@@ -32,14 +36,14 @@ use super::{Event, Service, Source};
 use crate::http::ReplyContext;
 use crate::transport::Transport;
 
-/// The read buffer of an idle connection: ten thousand of them are 40 MB.
+/// Bytes of an idle connection's read buffer: ten thousand of them take 40 MB.
 pub(super) const READ_MIN: usize = 4 * 1024;
-/// The read buffer of a busy one.
+/// Bytes of a busy connection's read buffer.
 pub(super) const READ_MAX: usize = 64 * 1024;
-/// On epoll, batches after which everybody else gets a turn.
+/// On epoll, the number of batches after which all other tasks get their turn.
 const BATCHES_A_TURN: u32 = 16;
 
-/// The client is gone or was cut off; there is nobody to answer.
+/// The client has gone or was cut off; there is nobody to answer.
 pub(super) struct Gone;
 
 pub(super) struct Connection<S: Service, T> {
@@ -48,12 +52,12 @@ pub(super) struct Connection<S: Service, T> {
     pub(super) transport: T,
     pub(super) buffer: Vec<u8>,
     pub(super) start: usize,
-    /// Bytes after `start` that are known not to be a whole head.
+    /// How many bytes after `start` are known not to be a complete head.
     pub(super) scanned: usize,
-    /// When the first byte of the request at `start` came, if it was not whole then.
+    /// When the first byte of the request at `start` came; `None` if the request was complete then.
     request_since: Option<Instant>,
     pub(super) answers: Answers,
-    /// The clock as last looked at: when the batch had been read, then when it had been sent.
+    /// The last reading of the clock: when the batch had been read, then when it had been sent.
     pub(super) now: Instant,
 }
 
@@ -62,7 +66,8 @@ pub(super) enum Next<S: Service> {
     Read,
     Flush,
     Body(Box<Awaited<S>>),
-    /// Answered: `length` bytes from the request's first one are still to be read over.
+    /// The request was answered: `length` bytes from its first one must still be read and
+    /// discarded.
     Skip {
         length: usize,
     },
@@ -90,7 +95,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// The whole life of the connection.
+    /// Runs the connection until it ends.
     pub(super) async fn run(mut self) {
         let mut batches = 0_u32;
         loop {
@@ -165,7 +170,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// Reads more into the buffer, behind what is not handled yet.
+    /// Reads more into the buffer, behind the bytes that are not handled yet.
     #[inline]
     async fn fill(&mut self) -> Result<(), Gone> {
         if self.start == self.buffer.len() {
@@ -187,7 +192,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         self.read().await
     }
 
-    /// One read into the free part of the buffer.
+    /// Makes one read into the free part of the buffer.
     #[inline]
     pub(super) async fn read(&mut self) -> Result<(), Gone> {
         loop {
@@ -208,20 +213,21 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// Goes on after a wait: looks at the clock, and says so.
+    /// Continues after a wait: reads the clock, and tells the service.
     #[inline]
     pub(super) fn resumed(&mut self) {
         self.now = Instant::now();
         self.seat.core().service.resumed(self.now);
     }
 
-    /// Waits for the rest of a request from now on; the time counts from its first byte.
+    /// From now on the connection waits for the rest of a request; the time counts from its first
+    /// byte.
     pub(super) fn reading(&mut self) {
         let since = *self.request_since.get_or_insert(self.now);
         self.seat.set(Phase::Reading, since);
     }
 
-    /// The first `length` bytes after `start` have been handled.
+    /// Marks the first `length` bytes after `start` as handled.
     #[inline]
     pub(super) fn consume(&mut self, length: usize) {
         self.start += length;

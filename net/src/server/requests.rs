@@ -1,7 +1,8 @@
-//! From bytes in the read buffer to calls of the service, and the answers that the connection gives by itself.
+//! From bytes in the read buffer to calls of the service, and the answers that the connection gives
+//! by itself.
 //!
-//! Nothing here waits: [`Connection::handle`] goes through the buffer until it needs something that only the connection's
-//! task can give. Tested in `tests/connection.rs` and `tests/limits.rs`.
+//! Nothing here waits: [`Connection::handle`] goes through the buffer until it needs something that
+//! only the connection's task can do. Tested in `tests/connection.rs` and `tests/limits.rs`.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -16,18 +17,19 @@ use crate::http::head::{self, BadRequest};
 use crate::http::{Framing, Parsed, Reply, ReplyContext, Version};
 use crate::transport::Transport;
 
-/// What became of a request that the service was called for.
+/// The result of a call of the service.
 pub(super) enum Called<S: Service> {
-    /// Answered; the connection goes on.
+    /// The request is answered, and the connection goes on.
     Next,
-    /// Answered, or about to be: see [`Next`].
+    /// The request is answered, or about to be: see [`Next`].
     Other(Next<S>),
-    /// To be handed off, from its first byte.
+    /// The connection must be handed off, from the request's first byte on.
     HandOff,
 }
 
 impl<S: Service, T: Transport> Connection<S, T> {
-    /// Handles whole requests from the buffer until there is none, the batch is full, or something else is to be done.
+    /// Handles complete requests from the buffer until there is none, the batch is full, or
+    /// something else must be done.
     pub(super) fn handle(&mut self) -> Next<S> {
         if self.start == self.buffer.len() {
             return Next::Read;
@@ -46,8 +48,8 @@ impl<S: Service, T: Transport> Connection<S, T> {
             if self.answers.full() {
                 return Next::Flush;
             }
-            // A head ends in a line feed: without a new one there is no need to parse again, and a client that sends byte
-            // by byte costs no more than another.
+            // A head ends with a line feed: without a new one there is no need to parse again, so a
+            // client that sends byte by byte costs no more than any other.
             if self.scanned > 0 && bytes.len() <= limits.header_max && !bytes[self.scanned..].contains(&b'\n') {
                 return Next::Read;
             }
@@ -101,7 +103,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// A close with input left must linger, or the answer may be lost.
+    /// If a connection closes with input left, it must linger; otherwise the answer may be lost.
     pub(super) fn close_or_linger(&self, next: Next<S>) -> Next<S> {
         match next {
             Next::Close if self.start < self.buffer.len() || self.seat.core().draining() => Next::Linger,
@@ -109,7 +111,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// The request did not come in time: says so and ends the connection.
+    /// Answers that the request did not come in time, and ends the connection.
     pub(super) async fn refuse_late(mut self) {
         self.resumed();
         let core = Rc::clone(self.seat.core());
@@ -126,7 +128,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// Gives the socket away.
+    /// Gives the socket to the service.
     pub(super) fn hand_off(self, read_so_far: Vec<u8>) {
         let service = Rc::clone(&self.seat.core().service);
         drop(self.seat);
@@ -134,7 +136,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
     }
 }
 
-/// Has the service `serve` a whole request.
+/// Lets the service `serve` a complete request.
 #[inline]
 pub(super) fn call<S: Service>(
     core: &Core<S>,
@@ -184,7 +186,7 @@ pub(super) fn refuse<S: Service>(
     bad: &BadRequest,
 ) -> Next<S> {
     match bad.status {
-        // Counted when the deadline struck.
+        // This was counted when the deadline struck.
         408 => {}
         413 => core.service.event(Event::BodyTooLarge),
         431 => core.service.event(Event::HeaderTooLarge),
@@ -201,7 +203,7 @@ pub(super) enum Overload {
     Bodies,
 }
 
-/// Answers `503`: now is better than late.
+/// Answers `503`: an answer now is better than a late one.
 #[cold]
 pub(super) fn overloaded<S: Service>(core: &Core<S>, answers: &mut Answers, context: ReplyContext, what: Overload) {
     core.service.event(Event::Overloaded);

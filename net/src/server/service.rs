@@ -1,7 +1,7 @@
-//! What a program gives the server: a [`Service`], and the shapes its answers take.
+//! What a program gives the server: a [`Service`], and the forms of its answers.
 //!
-//! Owner: everything here lives on one core and never leaves it. A panic in a service is not caught: a broken invariant
-//! stops the process, not half of it.
+//! Owner: everything here lives on one core and never leaves it. A panic in a service is not
+//! caught: a broken invariant stops the whole process, not a part of it.
 
 use std::future::Future;
 use std::net::TcpStream;
@@ -17,96 +17,105 @@ use super::sink::Sink;
 
 /// The program behind the connections of one core.
 ///
-/// A request that is here as a whole is given to [`call`](Self::call). Of one whose body is still to come the service
-/// sees the head in [`admit`](Self::admit), and makes of it whatever it needs to serve the request in
-/// [`call_admitted`](Self::call_admitted): so a head is parsed once, and nobody holds on to its buffer.
+/// A request that has arrived completely is passed to [`call`](Self::call). If the body is still to
+/// come, the service sees the head in [`admit`](Self::admit) and makes of it whatever it needs to
+/// serve the request in [`call_admitted`](Self::call_admitted): so a head is parsed once, and
+/// nobody holds on to its buffer.
 pub trait Service: 'static {
-    /// What is left of the head of a request whose body is still to come.
+    /// What the service keeps of the head of a request whose body is still to come.
     type Admitted: 'static;
 
-    /// Decides on a request whose body is not yet wholly here, before the body is read.
+    /// Decides on a request whose body has not arrived completely, before the body is read.
     ///
-    /// To refuse, write the final answer to `reply` and return [`Admit::Answered`]. The rest of a small body is read over
-    /// and the connection kept; otherwise the answer says `Connection: close`.
+    /// To refuse, write the final answer to `reply` and return [`Admit::Answered`]. The rest of a
+    /// small body is read and discarded, and the connection kept; otherwise the answer says
+    /// `Connection: close`.
     fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit<Self::Admitted>;
 
-    /// Serves a whole request: writes the answer to `reply`, or says what follows.
+    /// Serves a complete request: writes the answer to `reply`, or says what follows.
     fn call(&self, head: &Head<'_>, body: &[u8], reply: &mut Reply<'_>) -> Outcome;
 
-    /// Serves a request that was admitted, whose body was collected in memory of its own: the service may keep it.
+    /// Serves an admitted request whose body was collected in memory of its own, which the service
+    /// may keep.
     fn call_admitted(&self, admitted: Self::Admitted, body: Bytes, reply: &mut Reply<'_>) -> Outcome;
 
-    /// Whether a request is served also when `requests_in_flight_max` is reached: what people look at when a server is
-    /// overloaded, and what is never in flight for long.
+    /// Whether a request is served even if `requests_in_flight_max` is reached: requests that
+    /// people make when a server is overloaded, and those that are never in flight for long.
     fn is_urgent(&self, head: &Head<'_>) -> bool {
         let _ = head;
         false
     }
 
-    /// An answer has been handed to the kernel entirely. `tag` is what [`Reply::tag`] set (or [`Answered::tag`]), `elapsed`
-    /// the time since its request had been read completely.
+    /// An answer has been handed to the kernel completely. `tag` is what [`Reply::tag`] set (or
+    /// [`Answered::tag`]), and `elapsed` the time since its request had been read completely.
     fn finished(&self, tag: u16, elapsed: Duration);
 
-    /// Something that metrics count.
+    /// Something has happened that metrics count.
     fn event(&self, event: Event);
 
-    /// A task of the core goes on after it has waited; `now` has just been read. What [`Turn::begin`](crate::turn::Turn::begin)
-    /// is for.
+    /// A task of the core continues after it has waited; `now` has just been read. This is the
+    /// place for [`Turn::begin`](crate::turn::Turn::begin).
     #[inline]
     fn resumed(&self, now: Instant) {
         let _ = now;
     }
 
-    /// Takes over a connection: the socket, and the bytes already read, starting with the request that asked for it.
-    /// Whether the socket blocks is not said: set it.
+    /// Takes over a connection: the socket, and the bytes already read, starting with the request
+    /// that asked for it. The socket may be blocking or not: set it.
     fn hand_off(&self, socket: TcpStream, read_so_far: Vec<u8>);
 }
 
 /// The decision on a request whose body is still to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admit<A> {
-    /// Read the body, then call with it and this.
+    /// Read the body, then call the service with it and with this.
     Body(A),
-    /// The answer is written; the body is of no interest.
+    /// The answer is written, and the body is not needed.
     Answered,
     /// Give the connection to [`Service::hand_off`].
     HandOff,
 }
 
-/// What became of a call.
+/// The result of a call.
 pub enum Outcome {
     /// The answer is complete in the buffer.
     Done,
-    /// The head is in the buffer, with `Content-Length`; this follows and is not copied. Left out after `HEAD`.
+    /// The head is in the buffer, with `Content-Length`; this value follows and is not copied. It
+    /// is left out after `HEAD`.
     Value(Bytes),
-    /// The answer comes later. The work has been started: the server awaits those of a batch one after another.
+    /// The answer comes later. Its work has been started: the server awaits the answers of a batch
+    /// one after another.
     Later(Box<dyn Later>),
-    /// The head is in the buffer, written by [`Reply::stream_head`]; the source makes the body. Not run after `HEAD`.
+    /// The head is in the buffer, written by [`Reply::stream_head`]; the source makes the body. It
+    /// is not run after `HEAD`.
     Stream(Box<dyn Source>),
     /// Give the connection to [`Service::hand_off`]; nothing has been written to the reply.
     HandOff,
 }
 
-/// An answer that comes later. It writes itself to where it leaves from, so that it needs no buffer of its own.
+/// An answer that comes later. It writes itself into the buffer from which it is sent, so that it
+/// needs none of its own.
 pub trait Later {
-    /// When the answer is there: writes the head, and the body if it is short, behind what is in `out`, with a
-    /// [`ReplyContext`](crate::http::ReplyContext). Nothing is written before, and it is not called after.
+    /// Once the answer is ready, writes the head, and the body if it is short, behind what is in
+    /// `out`, using a [`ReplyContext`](crate::http::ReplyContext). Nothing is written before that,
+    /// and this is not called again after it.
     fn poll_answer(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Answered>;
 }
 
-/// What there is to know of an answer beside the bytes that were written.
+/// What the server must know about an answer beside the bytes that were written.
 #[derive(Debug, Default)]
 pub struct Answered {
-    /// A body that follows without being copied. Left out after `HEAD`.
+    /// A body that follows without being copied; `None` if there is none. It is left out after
+    /// `HEAD`.
     pub value: Option<Bytes>,
     /// The mark for [`Service::finished`].
     pub tag: u16,
 }
 
-/// A future, and how its result is written.
+/// A future, and the function that writes its result.
 struct When<F, W> {
     future: F,
-    /// Until it is ready.
+    /// The function; `None` once it has been called.
     write: Option<W>,
 }
 
@@ -120,7 +129,7 @@ impl<F: Future + Unpin, W: FnOnce(F::Output, &mut Vec<u8>) -> Answered> Later fo
 }
 
 impl Outcome {
-    /// The answer is what `write` writes of the future's result.
+    /// An answer that `write` makes from the future's result.
     pub fn when<F: Future + Unpin + 'static>(
         future: F,
         write: impl FnOnce(F::Output, &mut Vec<u8>) -> Answered + 'static,
@@ -129,21 +138,22 @@ impl Outcome {
     }
 }
 
-/// A body of unknown length, produced piece by piece on the core, so that memory stays flat and other connections get
-/// their turn between the pieces.
+/// A body of unknown length, produced piece by piece on the core, so that memory stays constant and
+/// other connections get their turn between the pieces.
 pub trait Source {
-    /// Puts the next piece into `sink`: about 64 KiB, less if there is no more.
+    /// Puts the next piece into `sink`: about 64 KiB, or less if there is no more.
     fn fill(&mut self, sink: &mut Sink<'_>) -> Fill;
 }
 
-/// What a source says after a piece.
+/// What a source reports after a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fill {
     /// There is more.
     More,
-    /// Nothing yet: call again after this time, 1 ms at least. What is in the sink is sent before.
+    /// There is nothing yet: call again after this time, which is at least 1 ms. The bytes in the
+    /// sink are sent before.
     Wait(Duration),
-    /// That was all.
+    /// The body is complete.
     End,
     /// The body cannot be finished: the connection is reset, so that the client notices.
     Abort,
@@ -154,26 +164,26 @@ pub enum Fill {
 pub enum Event {
     /// A connection was accepted.
     Accepted,
-    /// A connection is gone, or handed off.
+    /// A connection has ended, or was handed off.
     Closed,
-    /// A connection was closed at accept: there were `connections_max` already.
+    /// A connection was closed at accept, since there were `connections_max` already.
     ConnectionLimit,
     /// A head was larger than `header_max` or had too many lines: `431`.
     HeaderTooLarge,
     /// A body was larger than `body_max`: `413`.
     BodyTooLarge,
-    /// A request was not whole within `request_timeout`: `408`.
+    /// A request was not complete within `request_timeout`: `408`.
     RequestTimeout,
     /// A connection was idle for `idle_timeout` and has been closed.
     IdleTimeout,
-    /// A client took nothing of its answer for `request_timeout`; the connection is gone.
+    /// A client took nothing of its answer for `request_timeout`; its connection has been closed.
     WriteTimeout,
-    /// Something that is not a request that can be served: `400`, `417`, `501`, `505`.
+    /// The bytes were not a request that can be served: `400`, `417`, `501`, `505`.
     BadRequest,
-    /// `503` for `requests_in_flight_max` or `body_bytes_max`.
+    /// A request was answered `503` for `requests_in_flight_max` or `body_bytes_max`.
     Overloaded,
-    /// Bytes received.
+    /// This many bytes were received.
     BytesIn(usize),
-    /// Bytes handed to the kernel.
+    /// This many bytes were handed to the kernel.
     BytesOut(usize),
 }
