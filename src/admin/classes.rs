@@ -78,6 +78,8 @@ pub const RULES: Rules = Rules {
         ("koltso::commands", None),
         ("koltso::settings", None),
         ("koltso::units", None),
+        // What both protocols do with their connections, which are mostly clients'.
+        ("koltso_net::connections", Some(HTTP)),
         ("koltso_net::http", Some(HTTP)),
         ("koltso_net::server", Some(HTTP)),
         ("koltso_net::turn", Some(HTTP)),
@@ -86,6 +88,7 @@ pub const RULES: Rules = Rules {
         ("koltso_cluster", Some(COORDINATOR)),
         ("koltso_storage", Some(STORAGE)),
         // These work for their callers.
+        ("koltso_net::transport", None),
         ("koltso_model", None),
         ("koltso_instrument", None),
         ("koltso_profiling", None),

@@ -102,7 +102,100 @@ fn confirmation(asked: KeyHash, frame: &ReplyFrame<'_>) -> Result<Verdict, Strin
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use koltso_model::{Flags, Key, Outcome, Version};
+    use koltso_net::replica::frame::{Limits, Parsed, RequestFrame, encode_reply, parse_request};
+    use koltso_net::replica::handshake::{Acceptor, Progress};
+    use koltso_net::replica::{Features, NodeId};
+
     use super::*;
+
+    fn identity(node: u16) -> Identity {
+        Identity {
+            cluster: "ring".to_owned(),
+            topology: 1,
+            topology_number: 1,
+            node,
+            id: NodeId::NONE,
+            features: Features::KNOWN,
+            secret: Vec::new(),
+        }
+    }
+
+    /// A peer that reads `count` requests, and gives these answers to those with these numbers, in this order.
+    fn peer(count: usize, answers: Vec<(u64, Outcome<&'static [u8]>)>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().expect("a dialer");
+            let (us, limits) = (identity(2), Limits { value_max: VALUE_MAX_LIMIT, features: Features::KNOWN });
+            let mut acceptor = Acceptor::new(&us, &[1, 2], [7; 32]);
+            let (mut read, mut out, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
+            let (mut accepted, mut hashes) = (false, Vec::new());
+            while hashes.len() < count {
+                let n = socket.read(&mut buffer).expect("requests");
+                assert!(n > 0, "the end");
+                read.extend_from_slice(&buffer[..n]);
+                if !accepted {
+                    match acceptor.feed(&read, now_ms(), &mut out).expect("a member") {
+                        Progress::More { consumed } => drop(read.drain(..consumed)),
+                        Progress::Done { consumed, .. } => {
+                            accepted = true;
+                            drop(read.drain(..consumed));
+                        }
+                    }
+                    socket.write_all(&std::mem::take(&mut out)).expect("a dialer");
+                }
+                while accepted && let Parsed::Complete { frame, len } = parse_request(&read, limits) {
+                    let RequestFrame { request: Request::Execute(operation), .. } = frame else { panic!("a write") };
+                    hashes.push(operation.key().hash());
+                    read.drain(..len);
+                }
+            }
+            for (number, outcome) in answers {
+                encode_reply(&mut out, number, 1, hashes[number as usize % count], &Reply::Outcome(outcome));
+            }
+            socket.write_all(&out).expect("a dialer");
+            // Until the other side goes.
+            let _ = socket.read(&mut buffer);
+        });
+        address
+    }
+
+    fn replayed(answers: Vec<(u64, Outcome<&'static [u8]>)>) -> Result<Vec<Verdict>, String> {
+        let records: Vec<_> = ["a", "b", "c"]
+            .map(|key| Record {
+                key: Key::new(Bytes::from(key)),
+                value: Bytes::from("value"),
+                version: Version::new(now_ms() << 16, 1),
+                expires_at_ms: 0,
+                flags: Flags::new(2),
+                attributes: Bytes::new(),
+            })
+            .to_vec();
+        let dialer = Dialer { addresses: vec![(peer(records.len(), answers), 2)], identity: identity(1) };
+        dialer.dial(0)?.write(&records)
+    }
+
+    #[test]
+    fn answers_of_a_window_come_in_any_order() {
+        let refused = Outcome::Refused(koltso_model::Refused::DiskFull);
+        let (applied, verdict) =
+            (Outcome::Applied, |outcome: &Outcome<&[u8]>| Verdict::of(outcome).expect("a write's"));
+        for answers in [
+            vec![(0, applied), (1, refused), (2, applied)],
+            vec![(2, applied), (1, refused), (0, applied)],
+            vec![(1, refused), (2, applied), (0, applied)],
+        ] {
+            assert_eq!(replayed(answers), Ok([applied, refused, applied].iter().map(verdict).collect()));
+        }
+        for wrong in [vec![(0, applied), (0, applied)], vec![(3, applied)], vec![(u64::MAX, applied)]] {
+            let error = replayed(wrong).expect_err("believed");
+            assert!(error.contains("not waiting for an answer"), "{error}");
+        }
+    }
 
     #[test]
     fn a_hint_never_outlives_the_memory_of_deletes() {

@@ -11,7 +11,8 @@
 //!
 //! A peer that is not *usable* (down, or its circuit is open) is asked only where a request cannot have enough replicas
 //! without it, and with a probe now and then. *Silence* is: something is unanswered, and nothing at all has come from
-//! the peer since. Answers on one connection come in order, so one that comes says that everything before it was served.
+//! the peer since. Answers on one connection come in any order, one for each request: a pong says that the peer lives, and
+//! nothing of the requests before its ping, which may wait for a disk.
 //!
 //! Owner: one coordinator. Bounds: a few words a peer. Invariants:
 //! 1. A core that was itself asleep blames nobody: time in which it did not tick is not counted as a peer's silence.
@@ -217,10 +218,9 @@ impl Peer {
         self.probes
     }
 
-    /// A pong: everything that was sent before its ping has been answered.
+    /// A pong. Requests that were sent before its ping may still be unanswered.
     pub(crate) fn probed(&mut self, now: u64, number: u32) -> Option<u64> {
         self.heard(now);
-        self.unanswered = 0;
         if number != self.probes {
             return None;
         }
@@ -362,6 +362,20 @@ mod tests {
         assert!(peer.tick(900 * MS, 0).probe);
         peer.probed(901 * MS, peer.last_probe());
         assert!(peer.usable());
+    }
+
+    #[test]
+    fn a_pong_overtakes_what_waits_for_a_disk() {
+        let mut peer = connected();
+        peer.sent(0);
+        peer.sent(0);
+        assert!(peer.tick(1000 * MS, 0).probe);
+        peer.probed(1001 * MS, peer.last_probe());
+        assert!(peer.usable() && peer.unanswered() == 2);
+        peer.replied(1002 * MS, None);
+        assert_eq!(peer.unanswered(), 1);
+        // What is still missing makes it silent, without a probe.
+        assert!(peer.tick(1003 * MS + SILENCE_MICROS, 0).opened);
     }
 
     /// Found by the simulation: the pong of a probe that was given up came with that of the next, and its clock seemed late.
