@@ -12,7 +12,7 @@
 //!              u64 from the low bits: 16 flags, 12 partition, 36 index hash,
 //!              u64 version's clock,
 //!              u64 from the low bits: 23 offset / 8, 23 size of the record / 8, 1 has an expiry, 1 zero, 16 node
-//!              directory, 12 bytes an entry, ascending:
+//!              directory, 12 bytes an entry, by partition, those of one partition by key:
 //!              u64 public hash of the key, u32 number of its entry
 //! ```
 //!
@@ -166,7 +166,7 @@ impl Sidecar {
         damaged: u32,
     ) -> io::Result<()> {
         let mut out = Pieces::new(env, path)?;
-        let mut directory: Vec<(u64, u32)> = Vec::with_capacity(offsets.len());
+        let mut key_hashes: Vec<KeyHash> = Vec::with_capacity(offsets.len());
         let (mut oldest, mut newest) = (u64::MAX, 0_u64);
         let (mut tombstones, mut expiring) = (0_u32, 0_u32);
         for &offset in offsets {
@@ -178,7 +178,7 @@ impl Sidecar {
             tombstones += u32::from(record.is_tombstone());
             expiring += u32::from(record.expires_at_ms() != 0);
             let key_hash = KeyHash::of(record.key());
-            directory.push((key_hash.0, directory.len() as u32));
+            key_hashes.push(key_hash);
             let who = secret.hash(record.key()).bits()
                 | ((key_hash.partition() as u64) << PARTITION_SHIFT)
                 | u64::from(record.flags().bits());
@@ -196,10 +196,9 @@ impl Sidecar {
             out.push(&entry)?;
         }
         let entries_crc = out.take_crc();
-        directory.sort_unstable();
-        for (key_hash, number) in &directory {
+        for number in by_partition(&key_hashes) {
             let mut entry = [0; DIRECTORY_ENTRY];
-            entry[..8].copy_from_slice(&key_hash.to_le_bytes());
+            entry[..8].copy_from_slice(&key_hashes[number as usize].0.to_le_bytes());
             entry[8..].copy_from_slice(&number.to_le_bytes());
             out.push(&entry)?;
         }
@@ -208,7 +207,7 @@ impl Sidecar {
         head[..8].copy_from_slice(MAGIC);
         head[8..12].copy_from_slice(&FORMAT.to_le_bytes());
         head[16..24].copy_from_slice(&segment.sequence.to_le_bytes());
-        let numbers = [segment.salt(), directory_crc, directory.len() as u32, segment.written(), entries_crc, damaged];
+        let numbers = [segment.salt(), directory_crc, key_hashes.len() as u32, segment.written(), entries_crc, damaged];
         for (slot, number) in head[24..48].chunks_exact_mut(4).zip(numbers) {
             slot.copy_from_slice(&number.to_le_bytes());
         }
@@ -259,9 +258,9 @@ impl Sidecar {
         if !self.has_directory() {
             return (0..self.count).filter(|&number| partitions.contains(&self.entry(number).partition)).collect();
         }
-        let bound = |partition: usize| self.first_at(|hash| hash.partition() >= partition);
-        let numbers = (bound(partitions.start)..bound(partitions.end)).map(|at| self.directory_entry(at).1);
-        // A directory that lies with the right checksum names no entry behind the last one all the same.
+        let places = self.first_of(partitions.start)..self.first_of(partitions.end);
+        let numbers = places.map(|at| self.directory_entry(at).1);
+        // Also one that lies with the right checksum names no entry behind the last one.
         let mut numbers: Vec<u32> = numbers.filter(|&number| number < self.count).collect();
         numbers.sort_unstable();
         numbers
@@ -290,12 +289,12 @@ impl Sidecar {
         (0..self.count).map(|at| self.directory_entry(at))
     }
 
-    /// The first place in the directory for which `reached` holds, as it does for all that follow.
-    fn first_at(&self, reached: impl Fn(KeyHash) -> bool) -> u32 {
+    /// The first place in the directory that belongs to a partition or to one behind it.
+    fn first_of(&self, partition: usize) -> u32 {
         let (mut low, mut high) = (0, self.count);
         while low < high {
             let middle = low + (high - low) / 2;
-            if reached(self.directory_entry(middle).0) { high = middle } else { low = middle + 1 }
+            if self.directory_entry(middle).0.partition() >= partition { high = middle } else { low = middle + 1 }
         }
         low
     }
@@ -304,6 +303,24 @@ impl Sidecar {
     pub(crate) fn lower_bound(&self, segment: &Segment, key: &[u8]) -> u32 {
         lower_bound(segment, self.count, |index| self.entry(index).offset, key)
     }
+}
+
+/// The places of `key_hashes` by partition, those of one partition ascending.
+fn by_partition(key_hashes: &[KeyHash]) -> Vec<u32> {
+    let mut next = vec![0_u32; PARTITIONS + 1];
+    for hash in key_hashes {
+        next[hash.partition() + 1] += 1;
+    }
+    for partition in 0..PARTITIONS {
+        next[partition + 1] += next[partition];
+    }
+    let mut sorted = vec![0; key_hashes.len()];
+    for (number, hash) in key_hashes.iter().enumerate() {
+        let place = &mut next[hash.partition()];
+        sorted[*place as usize] = number as u32;
+        *place += 1;
+    }
+    sorted
 }
 
 /// A file behind the place of its header, written in pieces.
