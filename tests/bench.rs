@@ -1,7 +1,8 @@
-//! SPEC.md section 7, `koltso bench`: a constant rate, latencies from when a request was due, wrk2's layout, and an end in
-//! time whatever the server does.
+//! SPEC.md section 7, `koltso bench`: a constant rate, latencies from when a request was due,
+//! wrk2's layout, and an end in time whatever the server does.
 //!
-//! Rates are never above what was asked for; latencies are compared only where a fake server makes them certain.
+//! Rates are never above what was asked for; latencies are compared only where a fake server makes
+//! them certain.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::io::{Read, Write};
@@ -15,7 +16,8 @@ use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 
-/// How much longer than the duration and the timeout a run may take: one second is promised, the rest is a busy machine.
+/// How much longer than the duration and the timeout a run may take: one second is promised, the
+/// rest is a busy machine.
 const GRACE: Duration = Duration::from_secs(2);
 
 struct Run {
@@ -69,7 +71,8 @@ fn number(document: &Value, path: &str) -> f64 {
     document.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {path} in {document:#}"))
 }
 
-/// The rate was kept: never more than was asked for, and less only by what a busy machine made too late for the end.
+/// The rate was kept: never more than was asked for, and less only by what a busy machine made too
+/// late for the end.
 #[track_caller]
 fn assert_kept(rate: f64, wanted: f64) {
     assert!(rate <= wanted * 1.01 && rate >= wanted * 0.75, "{rate}, and {wanted} was asked for");
@@ -88,7 +91,8 @@ fn fake(answer: impl Fn(TcpStream) + Clone + Send + 'static) -> String {
     url
 }
 
-/// Reads requests without a body; for each, `answer` is told its number on the connection, until it says no.
+/// Reads requests without a body; for each, `answer` is told its number on the connection, until it
+/// says no.
 fn each_request(mut socket: TcpStream, mut answer: impl FnMut(&mut TcpStream, usize) -> bool) {
     let mut seen = Vec::new();
     let mut block = [0; 4096];

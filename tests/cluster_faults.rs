@@ -1,9 +1,11 @@
-//! SPEC.md section 5 under load and faults: a checker that knows which values a quorum read may return, a nemesis that kills,
-//! pauses and restarts one node at a time, and a steady load whose latencies are counted from when requests were due.
+//! SPEC.md section 5 under load and faults: a checker that knows which values a quorum read may
+//! return, a nemesis that kills, pauses and restarts one node at a time, and a steady load whose
+//! latencies are counted from when requests were due.
 //!
-//! How the checker works. Each key has one writer, which writes versions 1, 2, 3, …; every seventh is a DELETE. A write
-//! whose outcome is not known (its node was ailing) ends the key: it may still take effect at any later time, so nothing
-//! is written to that key after it. A quorum read must return a version that is
+//! How the checker works. Each key has one writer, which writes versions 1, 2, 3, …; every seventh
+//! is a DELETE. A write whose outcome is not known (its node was ailing) ends the key: it may still
+//! take effect at any later time, so nothing is written to that key after it. A quorum read must
+//! return a version that is
 //!
 //! 1. at least the newest one acknowledged before the read began,
 //! 2. at least the newest one that any quorum read had returned before this one began,
@@ -42,7 +44,8 @@ impl Register {
         self.acknowledged.load(Ordering::SeqCst).max(self.returned.load(Ordering::SeqCst))
     }
 
-    /// What a completed quorum read returned, None for 404, against the floor from before it was sent.
+    /// What a completed quorum read returned, None for 404, against the floor from before it was
+    /// sent.
     fn check(&self, floor: u64, value: Option<&[u8]>) -> Result<(), String> {
         let begun = self.begun.load(Ordering::SeqCst);
         let version = if let Some(value) = value {
@@ -55,7 +58,8 @@ impl Register {
             self.returned.fetch_max(version, Ordering::SeqCst);
             version
         } else {
-            // One of the deletes, or nothing yet: the newest possible must reach the floor, the oldest possible is sure.
+            // One of the deletes, or nothing yet: the newest possible must reach the floor, the
+            // oldest possible is sure.
             self.returned.fetch_max(floor.next_multiple_of(DELETE_EVERY).min(begun), Ordering::SeqCst);
             begun / DELETE_EVERY * DELETE_EVERY
         };
@@ -132,7 +136,8 @@ impl Run {
 /// Connections of one thread to all nodes.
 struct Session<'a> {
     run: &'a Run,
-    /// With the state of the node at the time: a connection from before a fault is not used after it.
+    /// With the state of the node at the time: a connection from before a fault is not used after
+    /// it.
     clients: Vec<Option<(u64, Client)>>,
     random: Random,
 }
@@ -152,7 +157,8 @@ impl Session<'_> {
         }
     }
 
-    /// Status and body, or None when the node was ailing and the outcome is unknown. A failure at a healthy node is noted.
+    /// Status and body, or None when the node was ailing and the outcome is unknown. A failure at a
+    /// healthy node is noted.
     fn ask(&mut self, method: &str, key: &str, body: Option<&[u8]>) -> Option<(u16, Vec<u8>)> {
         let node = self.choose();
         let before = self.run.ailing.now(node);
@@ -267,7 +273,8 @@ impl Session<'_> {
     }
 }
 
-/// Runs readers and writers while `nemesis` has the cluster, then checks every key through every node.
+/// Runs readers and writers while `nemesis` has the cluster, then checks every key through every
+/// node.
 #[track_caller]
 fn check(name: &str, mut cluster: Cluster, nemesis: impl FnOnce(&mut Cluster, &Run, &mut Random)) {
     let mut random = Random::announced(name);
@@ -363,7 +370,8 @@ fn a_rolling_restart_costs_no_quorum_request() {
         for round in 0..volume(1, 10) {
             for node in 0..NODES {
                 std::thread::sleep(Duration::from_millis(200));
-                // First all with SIGTERM, as it is done for an upgrade; in long runs also with SIGKILL.
+                // First all with SIGTERM, as it is done for an upgrade; in long runs also with
+                // SIGKILL.
                 fault(cluster, run, node, if round % 2 == 0 { 2 } else { 0 }, Duration::ZERO);
                 if run.is_over() {
                     return;
@@ -378,7 +386,8 @@ fn short_pauses_in_quick_succession_lose_nothing() {
     let name = "short_pauses_in_quick_succession_lose_nothing";
     let length = volume(Duration::from_secs(4), Duration::from_secs(60));
     check(name, Cluster::of(NODES), |cluster, run, random| {
-        // Shorter than what opens a circuit as well as longer: answers come late, after a hedge, after a timeout.
+        // Shorter than what opens a circuit as well as longer: answers come late, after a hedge,
+        // after a timeout.
         while run.start.elapsed() < length && !run.is_over() {
             let away = Duration::from_millis(random.next() % 250);
             fault(cluster, run, random.below(NODES), 1, away);
@@ -391,7 +400,8 @@ fn short_pauses_in_quick_succession_lose_nothing() {
 fn assert_fast(what: &str, report: &Report) {
     println!("{what}: {}", report.text());
     report.assert_no_failures(what);
-    // The goals are for a machine with nothing else to do; the ordinary run shares it with the other tests.
+    // The goals are for a machine with nothing else to do; the ordinary run shares it with the
+    // other tests.
     let ms = |ms| allowed(Duration::from_millis(ms));
     let (p99, p999, longest) = volume((ms(100), ms(1000), ms(1500)), (ms(20), ms(100), ms(500)));
     assert!(report.per_mille(990) <= p99, "{what}: p99 over {p99:?}: {}", report.text());

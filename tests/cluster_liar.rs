@@ -1,7 +1,8 @@
-//! A member of the cluster that speaks the protocol and lies: it answers about another key than the one it was asked for, or
-//! tells of versions from the far future.
+//! A member of the cluster that speaks the protocol and lies: it answers about another key than the
+//! one it was asked for, or tells of versions from the far future.
 //!
-//! Unlike the other tests of this folder it uses the project's own crates, to be believed as a member.
+//! Unlike the other tests of this folder it uses the project's own crates, to be believed as a
+//! member.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::io::{Read, Write};
@@ -18,8 +19,8 @@ use koltso_testkit::{Cluster, eventually, wall_ms};
 
 const LIMITS: Limits = Limits { value_max: 32 << 20, features: Features::KNOWN };
 
-/// What a liar says to a request about the key with this hash: the hash of the key that its answer is about, and the
-/// answer.
+/// What a liar says to a request about the key with this hash: the hash of the key that its answer
+/// is about, and the answer.
 type Lie = fn(KeyHash) -> (KeyHash, Outcome<&'static [u8]>);
 
 /// Shakes hands as the member it claims to be, then lies.
@@ -93,7 +94,8 @@ fn with_a_liar(told: Lie) -> Cluster {
     cluster
 }
 
-/// What is confirmed by such a member is not; the sentence is in the log, once; what can be done without it is done.
+/// What is confirmed by such a member is not; the sentence is in the log, once; what can be done
+/// without it is done.
 fn assert_not_believed(cluster: &Cluster, sentence: &str) {
     let both: Quorum = (2, 2);
     let mut client = cluster.client(0);
@@ -106,7 +108,8 @@ fn assert_not_believed(cluster: &Cluster, sentence: &str) {
     eventually("the write that it never took is kept for it", Duration::from_secs(5), || {
         cluster.hints_pending(0, 1) > 0
     });
-    // It is connected again at once, and what was kept is replayed: its word for that is worth no more.
+    // It is connected again at once, and what was kept is replayed: its word for that is worth no
+    // more.
     std::thread::sleep(Duration::from_secs(1));
     assert!(cluster.hints_pending(0, 1) > 0, "a liar was believed that it has what it missed:\n{}", cluster.log(0));
 }

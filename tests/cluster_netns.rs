@@ -1,7 +1,8 @@
-//! A cluster over a network that can be cut: each node in a network namespace of its own, all on one bridge.
+//! A cluster over a network that can be cut: each node in a network namespace of its own, all on
+//! one bridge.
 //!
-//! Needs root, `ip` and network namespaces; skipped where they are not to be had. The clients are on the
-//! host's side of the bridge. Everything is named `kz<pid>…` and removed by a guard.
+//! Needs root, `ip` and network namespaces; skipped where they are not to be had. The clients are
+//! on the host's side of the bridge. Everything is named `kz<pid>…` and removed by a guard.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -93,7 +94,8 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for index in 0..NODES {
-            // Not all of it may be there. The cable goes first: a namespace may live on for a moment through its sockets.
+            // Not all of it may be there. The cable goes first: a namespace may live on for a
+            // moment through its sockets.
             let _ = run(&format!("ip link del {}", self.space(index)));
             let _ = run(&format!("ip netns del {}", self.space(index)));
         }

@@ -1,6 +1,8 @@
-//! THIRD-PARTY.md names what the binary contains: every crate that is linked, in its version and with its licence, and no other.
+//! THIRD-PARTY.md names what the binary contains: every crate that is linked, in its version and
+//! with its licence, and no other.
 //!
-//! `cargo deny` decides which licences may be there (deny.toml, run by .ci/run); this needs nothing but cargo.
+//! `cargo deny` decides which licences may be there (deny.toml, run by .ci/run); this needs nothing
+//! but cargo.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +15,8 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// `NAME VERSION` and the licence of what the binary is built from for a target, the workspace left out.
+/// `NAME VERSION` and the licence of what the binary is built from for a target, the workspace left
+/// out.
 fn linked(target: &str) -> BTreeMap<String, String> {
     // (`cargo metadata` has also what features of tests and of build scripts would bring in.)
     let arguments = ["tree", "--locked", "--package", "koltso", "--edges", "normal", "--prefix", "none"];

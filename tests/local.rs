@@ -1,6 +1,8 @@
-//! SPEC.md section 3, `koltso local`: a cluster of processes on this machine, started, watched and ended as one.
+//! SPEC.md section 3, `koltso local`: a cluster of processes on this machine, started, watched and
+//! ended as one.
 //!
-//! What the nodes do as a cluster is tested elsewhere; here they need only be alive, answer, and never be left behind.
+//! What the nodes do as a cluster is tested elsewhere; here they need only be alive, answer, and
+//! never be left behind.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
@@ -21,7 +23,8 @@ const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const ENDED_WITHIN: Duration = Duration::from_secs(20);
 
-/// The first of `count` ports in a row that are free now, as are their replica ports, and that no other test is given.
+/// The first of `count` ports in a row that are free now, as are their replica ports, and that no
+/// other test is given.
 fn free_ports(count: u16) -> u16 {
     static CLAIM: Mutex<()> = Mutex::new(());
     let _claim = CLAIM.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -36,8 +39,8 @@ fn free_ports(count: u16) -> u16 {
     row[0]
 }
 
-/// The process ids of those whose command line names this data folder, other than the parent. No node escapes this, also
-/// when its parent is gone.
+/// The process ids of those whose command line names this data folder, other than the parent. No
+/// node escapes this, also when its parent is gone.
 fn nodes_of(data: &Path) -> Vec<(u32, String)> {
     let needle = format!("--data={}/node-", data.display());
     let of = |entry: std::fs::DirEntry| {

@@ -1,7 +1,8 @@
-//! The end-to-end test: every package that Debian knows goes in, comes out, is listed, and survives kill -9.
+//! The end-to-end test: every package that Debian knows goes in, comes out, is listed, and survives
+//! kill -9.
 //!
-//! The data is `apt-cache dumpavail` (some 60 000 records of 0.3 to 20 KB); where it is missing, a data set of the same shape
-//! is made from a seed, and said so.
+//! The data is `apt-cache dumpavail` (some 60 000 records of 0.3 to 20 KB); where it is missing, a
+//! data set of the same shape is made from a seed, and said so.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ const DEPTH: usize = 32;
 
 type Records = BTreeMap<String, Vec<u8>>;
 
-/// All records of `apt-cache dumpavail`, by `debian/PACKAGE`; of several versions of a package, the last.
+/// All records of `apt-cache dumpavail`, by `debian/PACKAGE`; of several versions of a package, the
+/// last.
 fn packages() -> Records {
     let dump = Command::new("apt-cache").arg("dumpavail").output();
     let text = dump.map(|output| output.stdout).unwrap_or_default();
@@ -155,7 +157,8 @@ fn all_debian_packages_are_stored_listed_and_survive_kill_9() {
     let start = Instant::now();
     server.start_again();
     println!("started again in {:?}", start.elapsed());
-    // What a key has to hold: the new value where it was acknowledged, the old one where it was not sent, either in between.
+    // What a key has to hold: the new value where it was acknowledged, the old one where it was not
+    // sent, either in between.
     let mut place: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     for connection in 0..CONNECTIONS {
         for (index, (key, _)) in share(&records, connection).enumerate() {

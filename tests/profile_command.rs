@@ -195,7 +195,8 @@ fn saved_profiles_are_shown_and_compared() {
     assert_eq!(done(&[&again]).1, done(&[&new]).1);
 }
 
-/// A load of PUTs and its captures: CPU is HTTP's, the storage's and the cores', and JSON says the same as the text.
+/// A load of PUTs and its captures: CPU is HTTP's, the storage's and the cores', and JSON says the
+/// same as the text.
 #[test]
 fn saved_profiles_are_divided_by_class() {
     let (server, folder) = (Server::fresh("--threads 1"), Folder::new());

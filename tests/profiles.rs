@@ -309,7 +309,8 @@ fn addresses_have_names_as_go_asks_for_them() {
     client.request("POST", "/debug/pprof/symbol", &[], Some(long.as_bytes())).expect(400, "too many");
 }
 
-/// A server that runs as nobody, with these capabilities alone; `None`, recorded as skipped, where that cannot be had.
+/// A server that runs as nobody, with these capabilities alone; `None`, recorded as skipped, where
+/// that cannot be had.
 fn as_nobody(capabilities: &str, folder: &std::path::Path) -> Option<Server> {
     use std::os::unix::fs::{PermissionsExt, chown};
     skip::tool("setpriv", "util-linux")?;
@@ -376,7 +377,8 @@ fn with_cap_perfmon_alone_the_kernel_is_seen_too() {
     second.read("GET").expect(200, "the other");
 }
 
-/// `go tool pprof` and what it says on standard output; `None`, recorded as skipped, where there is no go.
+/// `go tool pprof` and what it says on standard output; `None`, recorded as skipped, where there is
+/// no go.
 fn go_tool_pprof(arguments: &[&str], url: &str) -> Option<String> {
     let home = tempfile::tempdir().unwrap();
     let mut command = std::process::Command::new("go");
@@ -396,7 +398,8 @@ fn go_tool_pprof(arguments: &[&str], url: &str) -> Option<String> {
 fn go_tool_pprof_reads_every_profile_with_the_right_units() {
     let server = Server::fresh("--threads 1 --sync always");
     let _load = Load::on(&server);
-    // Somebody waits for a lock: two threads of the server for the list of captures, sooner or later.
+    // Somebody waits for a lock: two threads of the server for the list of captures, sooner or
+    // later.
     for (profile, kind, units) in [
         ("profile?seconds=2", "Type: cpu", &["ms", "s"][..]),
         ("heap", "Type: inuse_space", &["kB", "MB"]),
@@ -428,8 +431,8 @@ fn go_tool_pprof_reads_every_profile_with_the_right_units() {
 fn scrapers_get_what_their_documentation_asks_for() {
     let server = Server::fresh("--threads 1");
     let _load = Load::on(&server);
-    // Alloy's pyroscope.scrape and Parca's scrape configuration, by default paths; both send these parameters and take the
-    // answer gzipped.
+    // Alloy's pyroscope.scrape and Parca's scrape configuration, by default paths; both send these
+    // parameters and take the answer gzipped.
     for target in ["profile?seconds=1", "allocs", "heap", "mutex", "block", "allocs?seconds=1", "mutex?seconds=1"] {
         let mut client = server.connect().patience(Duration::from_secs(30));
         let headers = [("Accept-Encoding", "gzip"), ("User-Agent", "scraper")];

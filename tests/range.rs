@@ -1,4 +1,5 @@
-//! `GET /v0/entities`: order, bounds, streaming, and what it promises while writers, compaction and restarts go on.
+//! `GET /v0/entities`: order, bounds, streaming, and what it promises while writers, compaction and
+//! restarts go on.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -132,7 +133,8 @@ fn an_empty_range_is_200_without_a_chunk() {
 fn one_chunk_is_one_record() {
     let server = Server::fresh("");
     let mut client = server.connect();
-    // Values that look like records or chunks, keys with a line end: the chunk says where a record ends.
+    // Values that look like records or chunks, keys with a line end: the chunk says where a record
+    // ends.
     let big = Random::seeded(7).bytes(2 << 20);
     let records: BTreeMap<&[u8], &[u8]> = BTreeMap::from([
         (&b"a"[..], &b""[..]),
@@ -335,7 +337,8 @@ fn a_large_range_is_complete_and_takes_no_memory() {
             server.kill();
             server.start_again();
         }
-        // After a start, sealing what was not sealed takes memory of its own for a while; it is not what is measured here.
+        // After a start, sealing what was not sealed takes memory of its own for a while; it is not
+        // what is measured here.
         let mut rest = (Instant::now(), server.anonymous_kib());
         eventually("memory is at rest", Duration::from_secs(30), || {
             let now = server.anonymous_kib();

@@ -1,7 +1,9 @@
-//! SPEC.md section 7, `scripts/report.sh`: one command leaves a whole report, and where it cannot, one sentence and nothing else.
+//! SPEC.md section 7, `scripts/report.sh`: one command leaves a whole report, and where it cannot,
+//! one sentence and nothing else.
 //!
-//! The load is `koltso bench` at a small rate for a few seconds: what is tested is that everything is there and belongs together, not
-//! the numbers. Skipped where a tool that the script needs is missing.
+//! The load is `koltso bench` at a small rate for a few seconds: what is tested is that everything
+//! is there and belongs together, not the numbers. Skipped where a tool that the script needs is
+//! missing.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs::{self, File};
@@ -130,7 +132,8 @@ fn small<'a>(port: &'a str, runs: &'a str) -> Vec<&'a str> {
     arguments
 }
 
-/// The first of three ports in a row that are free, with their replica ports, and that no other test is given.
+/// The first of three ports in a row that are free, with their replica ports, and that no other
+/// test is given.
 fn three_ports() -> String {
     static CLAIM: Mutex<()> = Mutex::new(());
     let _claim = CLAIM.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,7 +210,8 @@ fn assert_run(folder: &Path, run: &str) {
     let percentiles = ["50", "75", "90", "99", "99.9"].map(|p| document["load"]["percentiles"][p].as_f64().unwrap());
     assert!(percentiles.is_sorted() && percentiles[0] > 0.0, "{percentiles:?}");
     assert!(number(&document, "/load/max") >= percentiles[3], "{document:#}");
-    // The node's own count of what it answered while it was captured: the rate, for the seconds of the capture.
+    // The node's own count of what it answered while it was captured: the rate, for the seconds of
+    // the capture.
     let (window, seconds) = (number(&document, "/window/requests"), number(&document, "/window/seconds"));
     assert!(window > 0.0 && window <= 500.0 * (seconds + 1.5), "{window} requests in {seconds} s");
     assert!(number(&document, "/cpu/user_us") + number(&document, "/cpu/system_us") > 0.0);
@@ -380,6 +384,7 @@ fn an_interrupted_report_leaves_neither_processes_nor_half_a_folder() {
     assert_eq!(ended.code, Some(143), "{}", ended.stderr);
     script.assert_nothing_left("an interrupted report");
     let port: u16 = port.parse().unwrap();
-    // Connections that were closed a moment ago do not count: a listener with the usual option binds beside them.
+    // Connections that were closed a moment ago do not count: a listener with the usual option
+    // binds beside them.
     assert!((port..port + 3).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()), "a node is left");
 }

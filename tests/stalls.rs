@@ -32,7 +32,8 @@ fn a_value_that_takes_longer_than_the_bound_is_counted_logged_and_told() {
             client.store("large", &value);
         }
         let elapsed = began.elapsed();
-        // No machine takes the checksums of 32 MiB and copies them into the log within a millisecond.
+        // No machine takes the checksums of 32 MiB and copies them into the log within a
+        // millisecond.
         let after = count(&server);
         assert!(after >= before + 5, "{before} and then {after} stalls in {elapsed:?}");
         let longest = metric(&server, "koltso_core_stall_longest_seconds");

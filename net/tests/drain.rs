@@ -1,4 +1,5 @@
-//! Draining: from another thread, on both drivers; idle connections at once, busy ones in time, stuck ones by force.
+//! Draining: from another thread, on both drivers; idle connections at once, busy ones in time,
+//! stuck ones by force.
 #![allow(clippy::unwrap_used)]
 
 mod common;

@@ -1,4 +1,5 @@
-//! Ten thousand idle connections must be cheap: measures the resident memory that idle connections cost.
+//! Ten thousand idle connections must be cheap: measures the resident memory that idle connections
+//! cost.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -15,8 +16,8 @@ fn resident() -> usize {
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
-// Only one driver: what a connection holds is the same on both, and a second server in this process would live on the
-// memory that the first has freed.
+// Only one driver: what a connection holds is the same on both, and a second server in this process
+// would live on the memory that the first has freed.
 #[test]
 fn an_idle_connection_costs_less_than_8_kib_after_a_burst_too() {
     let server = Server::start(Driver::Uring, limits());

@@ -1,5 +1,5 @@
-//! Flags and attributes are part of a record: they come back as written, also where this build has no meaning for them, from
-//! the log, from a sealed segment, after compaction and after a start.
+//! Flags and attributes are part of a record: they come back as written, also where this build has
+//! no meaning for them, from the log, from a sealed segment, after compaction and after a start.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -153,7 +153,8 @@ fn attributes_that_are_none_are_refused_and_nothing_is_written() {
     assert_eq!(see(&store, &key).unwrap().attributes, most);
 }
 
-/// Each byte of the attributes and of their length, one after the other: the key answers "damaged", before and after a start.
+/// Each byte of the attributes and of their length, one after the other: the key answers "damaged",
+/// before and after a start.
 #[test]
 fn damaged_attributes_are_noticed_wherever_they_are() {
     let dir = tempfile::tempdir().unwrap();

@@ -65,7 +65,8 @@ fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
     let options = || Options { env: env.clone(), tombstone_grace: grace, ..options(dir.path()) };
     let (store, _) = Store::open(options()).unwrap();
     let mut writer = store.writer().unwrap();
-    // The values lie in other segments than their tombstones, and those segments live on: most in them is not deleted.
+    // The values lie in other segments than their tombstones, and those segments live on: most in
+    // them is not deleted.
     for number in 0..1_000 {
         writer.put(&key(number), &[1; 200], version(9_000 + number), 0).unwrap();
     }
@@ -78,7 +79,8 @@ fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(store.stats().tombstones, 100, "kept for the grace time");
     env.now_ms.store(20_000, Ordering::SeqCst);
-    // What has the older versions is compacted when enough in it is dead; then the tombstones can go.
+    // What has the older versions is compacted when enough in it is dead; then the tombstones can
+    // go.
     soon("tombstones go", || {
         for number in 0..1_000 {
             if number % 5 != 0 {
@@ -182,7 +184,8 @@ fn deleted_keys_stay_deleted_whatever_arrives_late_and_however_it_is_compacted()
                     writer.delete(&key(number), koltso_storage::Version::new((ms << 16) | 0xffff, 1)).unwrap();
                     deleted.insert(number);
                 }
-                // A version from before every delete of this run, late but within the grace time: it never wins.
+                // A version from before every delete of this run, late but within the grace time:
+                // it never wins.
                 5 if deleted.contains(&number) => {
                     writer.delete(&key(number), koltso_storage::Version::new((ms << 16) | 0xfffe, 1)).unwrap();
                     let late = koltso_storage::Version::new(((ms - 20) << 16) | 1, 0);
@@ -218,7 +221,8 @@ fn many_small_segments_become_few() {
         }
     }
     let (store, _) = Store::open(options(dir.path())).unwrap();
-    // Seven may stay that were sealed too late for the rest, beside the one that compaction writes: fewer than eight are left alone.
+    // Seven may stay that were sealed too late for the rest, beside the one that compaction writes:
+    // fewer than eight are left alone.
     soon("small segments are brought together", || files(dir.path(), "log").len() <= 8);
     assert_eq!(scan(&store, b"k", None, 1).len(), 120);
     drop(store);
@@ -283,8 +287,8 @@ fn records_from_a_time_of_larger_segments_do_not_stop_compaction() {
     assert!(matches!(writer.put(b"k", &[0; 17 << 10], version(1), 0), Err(koltso_storage::WriteError::Value { .. })));
 }
 
-/// A cursor holds segments that are given back meanwhile, and their slots get other segments: it still finds each key once,
-/// and never a version from before its start.
+/// A cursor holds segments that are given back meanwhile, and their slots get other segments: it
+/// still finds each key once, and never a version from before its start.
 #[test]
 fn a_range_is_right_while_everything_under_it_is_replaced() {
     let dir = tempfile::tempdir().unwrap();
@@ -331,8 +335,8 @@ fn a_range_is_right_while_everything_under_it_is_replaced() {
     assert_eq!(found, 450, "the others were deleted before the range came to them");
 }
 
-/// A version that arrives twice is in the log twice; the copy that lost must not stand for the key when the segment is
-/// compacted, or the segment would stay for ever.
+/// A version that arrives twice is in the log twice; the copy that lost must not stand for the key
+/// when the segment is compacted, or the segment would stay for ever.
 #[test]
 fn versions_that_arrived_twice_do_not_keep_their_segment() {
     let dir = tempfile::tempdir().unwrap();

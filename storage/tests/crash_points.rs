@@ -1,6 +1,8 @@
-//! Crashes between any two bytes: a torn tail at every place, and every state in which a sidecar can be left.
+//! Crashes between any two bytes: a torn tail at every place, and every state in which a sidecar
+//! can be left.
 //!
-//! What must hold: each record whose write had returned is there, nothing half-written is, and the store goes on.
+//! What must hold: each record whose write had returned is there, nothing half-written is, and the
+//! store goes on.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -40,7 +42,8 @@ fn record_size(number: u64) -> usize {
     (32 + key(number).len() + value(number).len()).next_multiple_of(8)
 }
 
-/// Opens the folder with this content of its segment, and expects the first `whole` records, and that writing goes on.
+/// Opens the folder with this content of its segment, and expects the first `whole` records, and
+/// that writing goes on.
 fn expect(folder: &Path, content: &[u8], whole: u64, what: &str) {
     let _ = fs::remove_dir_all(folder);
     fs::create_dir(folder).unwrap();
@@ -98,7 +101,8 @@ fn a_tail_torn_at_any_byte_is_cut_off_at_the_last_whole_record() {
 
 #[test]
 fn a_record_is_written_so_that_a_kill_between_any_two_bytes_leaves_none_or_all() {
-    // Key and value first, the header after them: the last record with only some of its bytes there.
+    // Key and value first, the header after them: the last record with only some of its bytes
+    // there.
     let dir = tempfile::tempdir().unwrap();
     let bytes = one_unsealed(&dir.path().join("whole"));
     let end = bytes.iter().rposition(|&b| b != 0).unwrap() + 1;
@@ -208,7 +212,8 @@ fn a_sidecar_that_is_missing_torn_flipped_or_of_another_segment_is_made_again() 
             }
         }
         println!("round {round}: {what}");
-        // A flipped bit in the unused bytes of the header may be none that matters, but it has a checksum too.
+        // A flipped bit in the unused bytes of the header may be none that matters, but it has a
+        // checksum too.
         open_and_check(&folder, what, Some(1));
         fs::remove_dir_all(folder).unwrap();
     }
@@ -225,7 +230,8 @@ fn what_a_crash_leaves_between_two_steps_is_tidied_up() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("store");
     sealed(&folder);
-    // A file that was made and not written, one that has its size and no byte, a sidecar whose segment is gone.
+    // A file that was made and not written, one that has its size and no byte, a sidecar whose
+    // segment is gone.
     fs::write(folder.join("00000000000000f0.log"), "").unwrap();
     fs::File::create(folder.join("00000000000000f1.log")).unwrap().set_len(64 << 10).unwrap();
     fs::write(folder.join("00000000000000f2.idx"), "left over").unwrap();
@@ -257,8 +263,9 @@ fn sequences_are_not_used_twice_over_a_left_over_sidecar() {
     assert_eq!(value_of(&store, b"new"), Some(b"value".to_vec()));
 }
 
-/// Found by `power_loss.rs`: the kernel writes pages in any order, so a record that was not synced may lack some of its sectors
-/// while one after it is whole. It must not stand in the way of what had been acknowledged before it.
+/// Found by `power_loss.rs`: the kernel writes pages in any order, so a record that was not synced
+/// may lack some of its sectors while one after it is whole. It must not stand in the way of what
+/// had been acknowledged before it.
 #[test]
 fn a_record_that_lacks_sectors_gives_way_to_the_version_before_it() {
     let dir = tempfile::tempdir().unwrap();
@@ -295,7 +302,8 @@ fn a_record_that_lacks_sectors_gives_way_to_the_version_before_it() {
     }
 }
 
-/// Found by `power_loss.rs`: it was reported as damage at each start, though nothing in it had ever been acknowledged.
+/// Found by `power_loss.rs`: it was reported as damage at each start, though nothing in it had ever
+/// been acknowledged.
 #[test]
 fn a_segment_whose_header_never_got_to_the_disk_is_no_damage() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Bits that flipped on disk: a damaged record is never served and always counted, and everything else goes on.
+//! Bits that flipped on disk: a damaged record is never served and always counted, and everything
+//! else goes on.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -34,7 +35,8 @@ fn written(folder: &Path, seal: bool, write: impl FnOnce(&mut koltso_storage::Wr
     }
 }
 
-/// Flips a bit of the `skip`th place in the folder's segments where `needle` is, `before` bytes before it.
+/// Flips a bit of the `skip`th place in the folder's segments where `needle` is, `before` bytes
+/// before it.
 fn flip(folder: &Path, needle: &[u8], skip: usize, before: usize) {
     let mut left = skip;
     for log in files(folder, "log") {

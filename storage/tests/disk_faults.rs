@@ -279,7 +279,8 @@ fn a_small_file_system_is_filled_emptied_and_filled_again() {
     println!("{written} records of 4 KB, {:?}", store.stats());
     assert!(written * 4_000 > 24 * MIB, "only {written} records fitted");
     assert_eq!(scan(&store, b"k", None, 1).len() as u64, written);
-    // Nothing in it is dead, so compaction alone cannot help; deletes are still taken, and then it can.
+    // Nothing in it is dead, so compaction alone cannot help; deletes are still taken, and then it
+    // can.
     let deadline = Instant::now() + Duration::from_secs(15);
     let mut number = 0;
     while number < written {
@@ -316,7 +317,8 @@ fn a_small_file_system_is_filled_emptied_and_filled_again() {
     assert_eq!(value_of(&store, b"large").unwrap().len(), 4 << 20);
 }
 
-/// The provisioning thread gets on with a segment just when the writer has found that too little of it is ready.
+/// The provisioning thread gets on with a segment just when the writer has found that too little of
+/// it is ready.
 struct Race {
     writer: std::thread::ThreadId,
     /// The writer asks for room.

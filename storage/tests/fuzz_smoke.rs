@@ -1,7 +1,8 @@
-//! The bodies of the fuzz targets `record` and `recovery`, over mutations of a real segment, for a moment; and whole folders
-//! with files that are wrong although their checksums are right.
+//! The bodies of the fuzz targets `record` and `recovery`, over mutations of a real segment, for a
+//! moment; and whole folders with files that are wrong although their checksums are right.
 //!
-//! `KOLTSO_FUZZ_SECONDS` runs them longer, `KOLTSO_SEED` repeats a run. With cargo-fuzz, `fuzz/` guides them by coverage.
+//! `KOLTSO_FUZZ_SECONDS` runs them longer, `KOLTSO_SEED` repeats a run. With cargo-fuzz, `fuzz/`
+//! guides them by coverage.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -88,8 +89,8 @@ fn a_record_is_read_from_any_bytes_or_refused() {
     assert!(refused > 100);
 }
 
-/// Makes the checksums right again, so that what was mutated is believed: of the segment's header and its records where they
-/// were, of the sidecar's header, entries and directory.
+/// Makes the checksums right again, so that what was mutated is believed: of the segment's header
+/// and its records where they were, of the sidecar's header, entries and directory.
 fn fix_segment(bytes: &mut [u8], offsets: &[usize]) {
     let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..64]);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
@@ -173,8 +174,8 @@ fn files_that_lie_with_right_checksums_make_no_panic() {
                     let _ = fs::remove_file(log.with_extension("idx"));
                 }
             } else if let Ok(mut bytes) = fs::read(log.with_extension("idx")) {
-                // Anything in the sidecar but the sizes of the records: compaction believes these. Whoever can write
-                // them with right checksums could as well delete the folder.
+                // Anything in the sidecar but the sizes of the records: compaction believes these.
+                // Whoever can write them with right checksums could as well delete the folder.
                 let at = 16 + rng.below(bytes.len() as u64 - 16) as usize;
                 let of_entries = 128..128 + entries_of(&bytes) * 24;
                 let entry = of_entries.contains(&at).then(|| (at - 128) % 24);

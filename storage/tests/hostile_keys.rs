@@ -18,8 +18,8 @@ fn ordinary(number: u64) -> Vec<u8> {
     key
 }
 
-/// XXH3-64 multiplies the first 8 bytes of a key of 17 to 32, less those of its secret, with the next 8: where they are the
-/// secret's own, the next 8 do not matter.
+/// XXH3-64 multiplies the first 8 bytes of a key of 17 to 32, less those of its secret, with the
+/// next 8: where they are the secret's own, the next 8 do not matter.
 fn colliding(number: u64) -> Vec<u8> {
     let mut key = vec![0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe];
     key.extend(number.to_le_bytes());

@@ -1,4 +1,5 @@
-//! The modules of the engine import each other in one direction. `lib.rs` only lists and exports them.
+//! The modules of the engine import each other in one direction. `lib.rs` only lists and exports
+//! them.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 

@@ -1,5 +1,6 @@
-//! The engine beside a map with the same rule, newest version wins: random operations over small segments, with clean
-//! stops, crashes and copies taken while it runs, and with compaction working all the time.
+//! The engine beside a map with the same rule, newest version wins: random operations over small
+//! segments, with clean stops, crashes and copies taken while it runs, and with compaction working
+//! all the time.
 //!
 //! Repeat a failure with the printed `KOLTSO_SEED`; `KOLTSO_TEST_LONG=1` runs twenty times as long.
 
@@ -81,8 +82,8 @@ fn value_of(rng: &mut Random) -> Vec<u8> {
     rng.bytes(len as usize)
 }
 
-/// The listing of partitions: what is live is in it once, with its version; so are tombstones and expired records until
-/// compaction drops them, and nothing else.
+/// The listing of partitions: what is live is in it once, with its version; so are tombstones and
+/// expired records until compaction drops them, and nothing else.
 fn compare_partitions(store: &Store, model: &Model, now: u64, when: &str) {
     let list = |partitions: std::ops::Range<usize>| {
         let mut listing = store.partition_entries(partitions.clone());
@@ -134,7 +135,8 @@ fn compare(store: &Store, model: &Model, now: u64, when: &str) {
     );
 }
 
-/// `grace_ms` is how far back a version may arrive late and still lose; compaction keeps tombstones that long.
+/// `grace_ms` is how far back a version may arrive late and still lose; compaction keeps tombstones
+/// that long.
 fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
     let mut rng = Random::seeded(seed);
     let mut clock = 1_000_000;
@@ -156,7 +158,8 @@ fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
             clock += rng.below(3);
             env.now_ms.store(clock, Ordering::SeqCst);
         }
-        // A fraction of the millisecond that does not ascend with the steps, and is the same for none of them.
+        // A fraction of the millisecond that does not ascend with the steps, and is the same for
+        // none of them.
         let mut version = Version::new((clock << 16) | (step.wrapping_mul(0x9e37) & 0xffff), 1);
         if rng.one_in(8) {
             // Late, but within the grace time.
@@ -245,7 +248,8 @@ fn random_operations_with_syncs_end_as_in_a_map() {
     }
 }
 
-/// The newest version of a key whose write has returned: a reader that begins later sees this one or a newer one.
+/// The newest version of a key whose write has returned: a reader that begins later sees this one
+/// or a newer one.
 struct Shelf {
     newest_acknowledged: AtomicU64,
 }

@@ -1,5 +1,5 @@
-//! The listing of partitions while everything under it is replaced, and from a sidecar whose directory is damaged. Beside a
-//! model it is in `model.rs`.
+//! The listing of partitions while everything under it is replaced, and from a sidecar whose
+//! directory is damaged. Beside a model it is in `model.rs`.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -89,7 +89,8 @@ fn a_listing_is_whole_while_compaction_moves_what_it_lists() {
     let (store, _) = Store::open(options(dir.path())).unwrap();
     let mut writer = store.writer().unwrap();
     let start = wall_ms();
-    // Every segment has keys that stay as they are, and others that are overwritten, so that all are compacted.
+    // Every segment has keys that stay as they are, and others that are overwritten, so that all
+    // are compacted.
     for number in 0..900 {
         write(&mut writer, number, version(start));
     }

@@ -1,4 +1,5 @@
-//! The secret of a data folder: made with it, kept, missed when it is gone, and replaced where nothing depends on it.
+//! The secret of a data folder: made with it, kept, missed when it is gone, and replaced where
+//! nothing depends on it.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 

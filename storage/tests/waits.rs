@@ -1,4 +1,5 @@
-//! What the engine's threads wait for is counted under its name: a stripe that is held, the log's sync.
+//! What the engine's threads wait for is counted under its name: a stripe that is held, the log's
+//! sync.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::sync::mpsc;

@@ -8,7 +8,8 @@ use koltso_testkit::{Client, Cluster, Response, eventually};
 
 #[test]
 fn ack_and_from_have_their_defaults() {
-    // With one node down, `answered` in the answer of a write shows what was asked, and 504 what was needed.
+    // With one node down, `answered` in the answer of a write shows what was asked, and 504 what
+    // was needed.
     for (count, from, ack) in [(2, 2, 2), (3, 3, 2)] {
         let mut cluster = Cluster::of(count);
         let put = |client: &mut Client, query: &str| {

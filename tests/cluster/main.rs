@@ -1,6 +1,8 @@
-//! SPEC.md section 5 from outside, a scenario a promise: real processes on loopback, stopped, killed, paused and restarted.
+//! SPEC.md section 5 from outside, a scenario a promise: real processes on loopback, stopped,
+//! killed, paused and restarted.
 //!
-//! Faults under load are in `cluster_faults.rs`, bad input in `cluster_hostile/`, cut networks in `cluster_netns.rs`.
+//! Faults under load are in `cluster_faults.rs`, bad input in `cluster_hostile/`, cut networks in
+//! `cluster_netns.rs`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod absences;
@@ -20,7 +22,8 @@ const QUORUM: Quorum = (2, 3);
 /// How soon a node that returns has what it missed.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long an answer may take that waits for a node which does not answer (`--replica-timeout` is 1 s).
+/// How long an answer may take that waits for a node which does not answer (`--replica-timeout` is
+/// 1 s).
 const TIMED_OUT_WITHIN: Duration = Duration::from_millis(2500);
 
 /// Stops a node in one way or another.

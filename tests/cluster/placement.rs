@@ -6,7 +6,8 @@ use crate::some;
 use koltso_testkit::Cluster;
 use koltso_testkit::cluster::numbered;
 
-/// Writes keys with from=1, 2, … n, each time through other coordinators, and returns the holders after each round.
+/// Writes keys with from=1, 2, … n, each time through other coordinators, and returns the holders
+/// after each round.
 fn placements(cluster: &Cluster, keys: usize) -> Vec<BTreeMap<Vec<u8>, Vec<usize>>> {
     let count = cluster.count();
     let mut rounds = Vec::new();
@@ -25,7 +26,8 @@ fn replicas_for_a_smaller_from_are_the_first_part_of_those_for_a_larger_one() {
     for count in [3, 5] {
         let cluster = Cluster::of(count);
         let rounds = placements(&cluster, 60);
-        // Every coordinator wrote every key in every round, so a copy in another place would be seen as one too many.
+        // Every coordinator wrote every key in every round, so a copy in another place would be
+        // seen as one too many.
         for (from, holders) in (1..).zip(&rounds) {
             assert_eq!(holders.len(), 60, "{count} nodes, from={from}: keys");
             for (key, nodes) in holders {

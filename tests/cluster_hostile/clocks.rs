@@ -48,7 +48,8 @@ fn a_clock_that_is_a_day_off_is_refused_and_harms_nobody() {
         }
         let refused = |index: usize, peer: usize| cluster.peer(index, peer)["refused"].is_string();
         eventually("and in /status", SAID_WITHIN, || refused(0, 2) || refused(2, 0));
-        // Nothing that the node with the wrong clock says may reach the others' clocks: later writes still win.
+        // Nothing that the node with the wrong clock says may reach the others' clocks: later
+        // writes still win.
         for turn in 0..50 {
             cluster.client(2).put_of("key", "from the wrong time", (1, 3)).expect(201, "PUT 1/3 at the node alone");
             let value = format!("{turn}");
@@ -84,7 +85,8 @@ fn the_later_write_wins_although_clocks_differ_within_the_bound() {
         let got = got.map(|got| String::from_utf8_lossy(&got).into_owned());
         assert_eq!(got.as_deref(), Some(value.as_str()), "written through node {}", turn % 3);
     }
-    // A write, then a delete by a node that is behind, then a write by the one that is further behind.
+    // A write, then a delete by a node that is behind, then a write by the one that is further
+    // behind.
     for turn in 0..30 {
         let key = format!("skewed-{turn}");
         clients[1].put_of(&key, "first", QUORUM).expect(201, "PUT");
@@ -98,7 +100,8 @@ fn the_later_write_wins_although_clocks_differ_within_the_bound() {
 #[test]
 fn a_restart_never_takes_versions_back() {
     let Some(library) = faketime() else { return };
-    // Node 0 coordinates writes of a key that it does not hold, so only its own persisted bound tells it where it was.
+    // Node 0 coordinates writes of a key that it does not hold, so only its own persisted bound
+    // tells it where it was.
     let mut cluster = Cluster::of(2);
     let ends: [fn(&mut Cluster, usize); 2] = [Cluster::kill, Cluster::terminate];
     for (round, end) in ends.into_iter().enumerate() {

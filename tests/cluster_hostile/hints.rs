@@ -22,7 +22,8 @@ fn last_hint(path: &Path, records: &Records) -> Option<u64> {
     records.keys().filter_map(find).max().map(|at| u64::try_from(at).unwrap())
 }
 
-/// One connection, a few hundred bytes of requests: 128 of them in a batch, each with a value of up to 32 MiB from a peer.
+/// One connection, a few hundred bytes of requests: 128 of them in a batch, each with a value of up
+/// to 32 MiB from a peer.
 #[test]
 fn clients_that_do_not_read_large_values_of_peers_are_bounded() {
     let cluster = Cluster::with(2, "--max-in-flight-bytes 32MiB");

@@ -1,5 +1,6 @@
-//! What a cluster does with bad input: lists that do not fit, strangers and impostors at the replica port, secrets and clocks
-//! that differ, damaged hints. Each gets one clear sentence, nothing crashes, nothing acknowledged is lost.
+//! What a cluster does with bad input: lists that do not fit, strangers and impostors at the
+//! replica port, secrets and clocks that differ, damaged hints. Each gets one clear sentence,
+//! nothing crashes, nothing acknowledged is lost.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod clocks;
@@ -35,7 +36,8 @@ fn assert_no_panic(cluster: &Cluster) {
     }
 }
 
-/// A start that must be refused: exit code 2 and one sentence with one of the words; nothing is left on disk.
+/// A start that must be refused: exit code 2 and one sentence with one of the words; nothing is
+/// left on disk.
 #[track_caller]
 fn assert_refused(port: u16, flags: &str, words: &[&str]) {
     let folder = tempfile::tempdir().unwrap();

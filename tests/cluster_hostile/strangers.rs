@@ -25,8 +25,8 @@ fn is_ended(stream: &mut TcpStream, deadline: Instant) -> bool {
     }
 }
 
-/// Sends each of these on a connection of its own; all of them have to be ended by the server. A stranger that says nothing
-/// gets 3 s; the rest is for a busy machine.
+/// Sends each of these on a connection of its own; all of them have to be ended by the server. A
+/// stranger that says nothing gets 3 s; the rest is for a busy machine.
 #[track_caller]
 fn assert_all_ended(address: SocketAddr, messages: impl IntoIterator<Item = (String, Vec<u8>)>) {
     let mut open: Vec<(String, TcpStream)> = Vec::new();
@@ -86,7 +86,8 @@ fn many_silent_connections_at_the_replica_port_keep_no_peer_out() {
     assert_eq!(kept, 0, "silent connections that were kept");
 }
 
-/// The first bytes that a node sends to a peer which it connects to, as somebody at the peer's address sees them.
+/// The first bytes that a node sends to a peer which it connects to, as somebody at the peer's
+/// address sees them.
 fn overheard_hello(listener: &TcpListener) -> Vec<u8> {
     listener.set_nonblocking(true).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);

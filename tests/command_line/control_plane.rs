@@ -46,7 +46,8 @@ fn metrics_are_prometheus_text_and_count_requests() {
     for _ in 0..57 {
         client.get("absent").expect(404, "GET");
     }
-    // Whatever the names are: something grew by 100, and something by 57. Cores may publish with a delay.
+    // Whatever the names are: something grew by 100, and something by 57. Cores may publish with a
+    // delay.
     eventually("the requests are counted", Duration::from_secs(10), || {
         let after = samples(&server.ask("GET", "/metrics").expect(200, "GET /metrics"));
         let growth = |name: &str, value: f64| {

@@ -1,4 +1,5 @@
-//! SPEC.md section 3 from outside: flags, configuration, exit codes, the commands for people and scripts, and the control plane.
+//! SPEC.md section 3 from outside: flags, configuration, exit codes, the commands for people and
+//! scripts, and the control plane.
 //!
 //! "Nothing on disk is touched" is checked by a listing of names, sizes and times before and after.
 #![allow(missing_docs, clippy::unwrap_used)]

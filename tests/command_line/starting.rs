@@ -191,8 +191,8 @@ fn a_folder_whose_secret_is_gone_cut_short_or_damaged_is_left_alone() {
     assert_eq!(server.connect().value("key").as_deref(), Some(&b"value"[..]));
 }
 
-/// Its file `clock` says until when a node lived. A start that is refused must not renew it: a node whose starts fail for
-/// longer than its peers remember deletes would come back with deleted keys.
+/// Its file `clock` says until when a node lived. A start that is refused must not renew it: a node
+/// whose starts fail for longer than its peers remember deletes would come back with deleted keys.
 #[test]
 fn a_member_of_a_cluster_that_cannot_open_its_segments_leaves_its_folder_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -287,7 +287,8 @@ fn a_start_right_after_an_end_gets_the_address() {
         } else {
             server.terminate();
         }
-        // A supervisor restarts at once, while clients still hold their ends of the old connections.
+        // A supervisor restarts at once, while clients still hold their ends of the old
+        // connections.
         if let Err(refusal) = server.try_start_again() {
             panic!("round {round}: {}; {}", refusal.status, refusal.stderr);
         }

@@ -34,7 +34,8 @@ impl Write {
     }
 }
 
-/// What one writer knows of its own keys: the last acknowledged write, and those after it that may or may not have happened.
+/// What one writer knows of its own keys: the last acknowledged write, and those after it that may
+/// or may not have happened.
 struct Ledger {
     name: String,
     sequence: u64,
@@ -76,7 +77,8 @@ impl Ledger {
         }
     }
 
-    /// Each key holds the last acknowledged write or one that was in flight after it; from now on, that one.
+    /// Each key holds the last acknowledged write or one that was in flight after it; from now on,
+    /// that one.
     fn verify(&mut self, client: &mut Client, when: &str) {
         for (key, writes) in &mut self.keys {
             let found = client.value(key);
@@ -89,7 +91,8 @@ impl Ledger {
     }
 }
 
-/// Rounds of load from four writers, each ended in its middle by `end`; after each, every ledger is verified.
+/// Rounds of load from four writers, each ended in its middle by `end`; after each, every ledger is
+/// verified.
 fn rounds_of_load(test: &str, flags: &str, rounds: usize, end: fn(&mut Server, &mut Random)) {
     let mut random = Random::announced(test);
     let mut server = Server::fresh(flags);

@@ -7,7 +7,8 @@ use koltso_testkit::{Client, Launch, Random, Server, files, volume};
 
 // --- torn tails ---
 
-/// Records written one after another over one connection, so that they follow each other in one log.
+/// Records written one after another over one connection, so that they follow each other in one
+/// log.
 fn consecutive_records(client: &mut Client, random: &mut Random, count: usize) -> Vec<(String, Vec<u8>)> {
     let records: Vec<(String, Vec<u8>)> = (0..count)
         .map(|index| {
@@ -157,7 +158,8 @@ fn one_flipped_byte_anywhere_costs_one_record_at_most() {
         let mut server = Launch::on(&original).start();
         let records = consecutive_records(&mut server.connect(), &mut random, 60);
         end(&mut server);
-        // From the end of one record's value to the key of a later one: headers, keys, values, whatever lies between.
+        // From the end of one record's value to the key of a later one: headers, keys, values,
+        // whatever lies between.
         let (log, first) = place_of(&original, &records[28].1);
         let first = first + u64::try_from(records[28].1.len()).unwrap();
         let (same_log, last) = place_of(&original, records[32].0.as_bytes());

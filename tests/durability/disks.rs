@@ -14,7 +14,8 @@ fn a_full_disk_is_507_reads_go_on_and_writes_come_back_with_space() {
     let mut server = Launch::on(&disk.path().join("data")).flags("--threads 2").start();
     let mut client = server.connect();
     let mut stored = BTreeMap::new();
-    // Until it is full for values of 64 KiB over this connection; the other core may have room left.
+    // Until it is full for values of 64 KiB over this connection; the other core may have room
+    // left.
     let full = (0..2000).find_map(|index| {
         let (key, value) = (format!("fill-{index:04}"), random.bytes(64 << 10));
         let answer = client.put(&key, &value);
@@ -30,7 +31,8 @@ fn a_full_disk_is_507_reads_go_on_and_writes_come_back_with_space() {
     let full = full.expect("2000 values of 64 KiB fit on 48 MiB");
     assert!(full.text().ends_with('\n') && full.text().len() > 10, "{:?}", full.text());
     println!("full after {} values of 64 KiB on 48 MiB", stored.len());
-    // Half of the disk for live data is little, but a segment and room for compaction may be set aside a core.
+    // Half of the disk for live data is little, but a segment and room for compaction may be set
+    // aside a core.
     assert!(stored.len() >= 160, "only {} values of 64 KiB fit on 48 MiB", stored.len());
     let check = |client: &mut Client, stored: &BTreeMap<String, Vec<u8>>, when: &str| {
         for (key, value) in stored {
@@ -156,7 +158,8 @@ fn allocated_bytes(folder: &Path) -> u64 {
 
 #[test]
 fn space_comes_back_after_overwrites() {
-    // The compaction of a test of seconds must not be the bounded one of a server that lives for months.
+    // The compaction of a test of seconds must not be the bounded one of a server that lives for
+    // months.
     let mut server = Server::fresh("--sync os --threads 2 --compaction-rate 1GiB");
     let mut random = Random::announced("space_comes_back");
     let keys: Vec<String> = (0..4000).map(|index| format!("key-{index:04}")).collect();
@@ -206,7 +209,8 @@ fn the_space_of_deleted_records_comes_back_on_a_small_disk() {
     let Some(disk) = SmallDisk::mount(64) else { return };
     let mut server = Launch::on(&disk.path().join("data")).flags("--threads 2").start();
     let value = Random::seeded(11).bytes(50_000);
-    // 20 MB in, 20 MB out, five times over: without the space of what was deleted, the third round is refused for ever.
+    // 20 MB in, 20 MB out, five times over: without the space of what was deleted, the third round
+    // is refused for ever.
     for round in 0..volume(5, 50) {
         let mut client = server.connect();
         for index in 0..400 {

@@ -1,6 +1,8 @@
-//! SPEC.md section 4 from outside: what was acknowledged survives kill -9, torn tails, flipped bits, lost sidecars and full disks.
+//! SPEC.md section 4 from outside: what was acknowledged survives kill -9, torn tails, flipped
+//! bits, lost sidecars and full disks.
 //!
-//! Values are made from key and sequence number, so a test knows of each value which write it came from.
+//! Values are made from key and sequence number, so a test knows of each value which write it came
+//! from.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod crashes;

@@ -9,7 +9,8 @@ use koltso_testkit::client::{get_bytes, put_bytes, request_bytes};
 use koltso_testkit::server::raise_descriptor_limit;
 use koltso_testkit::{Client, Random, Server, allowed, entity, eventually, volume};
 
-/// Sends `bytes` one by one, `pause` between two, until the server ends it or `within` is over; the answer and when it came.
+/// Sends `bytes` one by one, `pause` between two, until the server ends it or `within` is over; the
+/// answer and when it came.
 fn dribble(client: &mut Client, bytes: &[u8], pause: Duration) -> (u16, Duration) {
     let start = Instant::now();
     let mut sender = client.stream().try_clone().unwrap();

@@ -1,5 +1,6 @@
-//! Input that nobody sends by mistake, and clients that behave badly: none of it takes memory beyond the stated bounds,
-//! stops other clients, crashes the server or makes it execute what it was not asked for.
+//! Input that nobody sends by mistake, and clients that behave badly: none of it takes memory
+//! beyond the stated bounds, stops other clients, crashes the server or makes it execute what it
+//! was not asked for.
 //!
 //! The bound on anonymous memory is `ANONYMOUS_KIB_MAX`, whatever clients do.
 #![allow(missing_docs, clippy::unwrap_used)]

@@ -84,7 +84,8 @@ fn many_large_bodies_at_once_stay_within_the_bytes_in_flight() {
             .map(|index| {
                 let mut client = server.connect();
                 let bytes = put_bytes(format!("large{index}"), &value);
-                // A refused client that does not read while it sends can be left in its send; its answer is there all the same.
+                // A refused client that does not read while it sends can be left in its send; its
+                // answer is there all the same.
                 client.stream().set_write_timeout(Some(Duration::from_secs(5))).unwrap();
                 scope.spawn(move || {
                     send_what_goes(&mut client, &bytes);
@@ -103,7 +104,8 @@ fn many_large_bodies_at_once_stay_within_the_bytes_in_flight() {
         assert!(statuses.iter().all(|status| matches!(status, None | Some(201 | 503))), "{statuses:?}");
         peak
     });
-    // Two cores of 32 MiB each; a buffer that grows by doubling may have twice the room of what it holds.
+    // Two cores of 32 MiB each; a buffer that grows by doubling may have twice the room of what it
+    // holds.
     let bound = before + (2 * 2 * 32 + 24) * 1024;
     assert!(peak < bound, "{peak} KiB of anonymous memory, more than {bound}");
     server.assert_serves();

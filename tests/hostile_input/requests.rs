@@ -57,7 +57,8 @@ fn random_bytes_end_in_an_error_or_a_close_never_in_a_crash() {
                 Ok(Some(answer)) => assert!((100..600).contains(&answer.status), "round {round}"),
                 Ok(None) => break,
                 Err(error) => {
-                    // A mutated HEAD would be misread here, but no method is mutated into it; a reset is an end, too.
+                    // A mutated HEAD would be misread here, but no method is mutated into it; a
+                    // reset is an end, too.
                     let ended = matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe);
                     assert!(ended, "round {round}: {error} after {:?}", String::from_utf8_lossy(&bytes));
                     break;

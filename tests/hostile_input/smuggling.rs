@@ -64,7 +64,8 @@ fn conflicting_lengths_are_refused_and_nothing_is_smuggled() {
     ];
     for (index, (headers, statuses)) in shapes.iter().enumerate() {
         let key = format!("smuggled-{index}");
-        // Read as five bytes, as chunks or as nothing, another request follows; only a close is safe.
+        // Read as five bytes, as chunks or as nothing, another request follows; only a close is
+        // safe.
         let bytes = format!(
             "PUT /v0/entity?id=outer-{index} HTTP/1.1\r\nHost: k\r\n{headers}\r\n\r\n0\r\n\r\n{}",
             smuggled(&key),
@@ -88,7 +89,8 @@ fn conflicting_lengths_are_refused_and_nothing_is_smuggled() {
 fn a_body_is_never_taken_for_a_request() {
     let mut server = Server::fresh("--max-value 100KiB");
     server.connect().store("present", "v");
-    // Requests whose body nobody wants, or that are refused: the body is read as a body, or the connection ends.
+    // Requests whose body nobody wants, or that are refused: the body is read as a body, or the
+    // connection ends.
     let cases: &[(&str, &str, &str, u16)] = &[
         ("GET", "/v0/entity?id=present", "", 200),
         ("HEAD", "/v0/entity?id=present", "", 200),

@@ -117,7 +117,8 @@ fn answers_to_pipelined_requests_come_in_order() {
                 }
             }
         }
-        // Writing and reading at once, for a batch and its answers may be larger than the socket's buffers.
+        // Writing and reading at once, for a batch and its answers may be larger than the socket's
+        // buffers.
         let mut sender = client.stream().try_clone().unwrap();
         let writing = std::thread::spawn(move || std::io::Write::write_all(&mut sender, &batch));
         for (index, (method, status, body)) in expected.iter().enumerate() {
@@ -198,7 +199,8 @@ fn http_1_0_with_keep_alive_stays_in_step() {
     let mut client = server.connect();
     client.send(b"PUT /v0/entity?id=a HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nv").unwrap();
     let first = client.read("PUT").expect(201, "PUT over HTTP/1.0 with keep-alive");
-    // Keeping it is the server's choice, and announced: an HTTP/1.0 client counts on closing otherwise.
+    // Keeping it is the server's choice, and announced: an HTTP/1.0 client counts on closing
+    // otherwise.
     if first.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("keep-alive")) {
         client.send(b"GET /v0/entity?id=a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").unwrap();
         assert_eq!(client.read("GET").expect(200, "GET after it").body, b"v");

@@ -1,6 +1,8 @@
-//! SPEC.md section 2 through real sockets: every line of it that names an answer has a test here, named after the promise.
+//! SPEC.md section 2 through real sockets: every line of it that names an answer has a test here,
+//! named after the promise.
 //!
-//! Ranges are in `range.rs`, what is not HTTP at all in `hostile_input/`, /status and /metrics in `command_line/`.
+//! Ranges are in `range.rs`, what is not HTTP at all in `hostile_input/`, /status and /metrics in
+//! `command_line/`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod entity;

@@ -15,6 +15,7 @@ use koltso_profiling::capture::{Capture, FramePlace, Sample};
 use koltso_profiling::engine::{self, CpuEngine, CpuRequest, EngineError};
 use koltso_profiling::offcpu::{self, OffCpuRequest};
 use koltso_profiling::symbols::Symbols;
+use koltso_testkit::wait::is_busy;
 use koltso_testkit::{Remedy, allowed, skip};
 
 const KERNEL_NAMES: Remedy = Remedy::Machine("io_uring and kernel names: kernel.kptr_restrict of 0, or CAP_SYSLOG");
@@ -212,7 +213,9 @@ impl Sums {
         let text =
             format!("leaf {leaf:.3}, is {is:.3}; thread {thread:.3}, is {is_thread:.3}; total {total:.3} of accounted");
         println!("{text}");
-        let right = (leaf - is).abs() < 0.03 && (thread - is_thread).abs() < 0.03 && (total - 1.0).abs() < 0.05;
+        // Where many threads want the processors, the timers that take samples are late themselves.
+        let (points, part) = if is_busy() { (0.06, 0.15) } else { (0.03, 0.05) };
+        let right = (leaf - is).abs() < points && (thread - is_thread).abs() < points && (total - 1.0).abs() < part;
         (!right).then_some(text)
     }
 }

@@ -1,7 +1,8 @@
 //! An HTTP/1.1 client that sees bytes.
 //!
-//! It sends exactly what it is given and reads one answer at a time by its framing (Content-Length, chunked, or until the
-//! connection closes), so tests can pipeline, dribble, lie about lengths and hang up. Every read has a deadline.
+//! It sends exactly what it is given and reads one answer at a time by its framing (Content-Length,
+//! chunked, or until the connection closes), so tests can pipeline, dribble, lie about lengths and
+//! hang up. Every read has a deadline.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -128,7 +129,8 @@ impl Client {
     }
 
     pub fn end_sending(&self) {
-        // An error here means that the other side has gone already, which the next read says better.
+        // An error here means that the other side has gone already, which the next read says
+        // better.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
@@ -188,7 +190,8 @@ impl Client {
         }
     }
 
-    /// Status line and headers of the next answer; None when the connection closed cleanly before its first byte.
+    /// Status line and headers of the next answer; None when the connection closed cleanly before
+    /// its first byte.
     pub fn read_head(&mut self, method: &str) -> io::Result<Option<Response>> {
         let deadline = Instant::now() + self.patience;
         loop {
@@ -311,7 +314,8 @@ impl Client {
         self.consume(count);
     }
 
-    /// The next answer (also an interim one, as 100); None when the connection closed cleanly before its first byte.
+    /// The next answer (also an interim one, as 100); None when the connection closed cleanly
+    /// before its first byte.
     pub fn try_read(&mut self, method: &str) -> io::Result<Option<Response>> {
         let Some(mut response) = self.read_head(method)? else { return Ok(None) };
         self.read_body(&mut response)?;

@@ -1,10 +1,12 @@
 //! Several `koltso serve` processes as one cluster on this machine.
 //!
-//! A node is named by its index. It can be killed, terminated, paused, resumed and started again at the same address and
-//! on the same folder, by the guard that ends all of them. What it says (`/status`, the log) and what it holds (its own
-//! records through `/v0/entities`) is read from outside.
+//! A node is named by its index. It can be killed, terminated, paused, resumed and started again at
+//! the same address and on the same folder, by the guard that ends all of them. What it says
+//! (`/status`, the log) and what it holds (its own records through `/v0/entities`) is read from
+//! outside.
 //!
-//! Bounds: 20 s until all running nodes see each other; the bounds of `server` for each start and end.
+//! Bounds: 20 s until all running nodes see each other; the bounds of `server` for each start and
+//! end.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -77,14 +79,16 @@ impl Cluster {
         cluster
     }
 
-    /// `plan` changes how each node is started; it gets the index, the launch with the flags that every node needs, and the
-    /// addresses of all. A node for which it answers None is not started yet. Does not wait until the nodes see each other.
+    /// `plan` changes how each node is started; it gets the index, the launch with the flags that
+    /// every node needs, and the addresses of all. A node for which it answers None is not started
+    /// yet. Does not wait until the nodes see each other.
     #[track_caller]
     pub fn planned(count: usize, plan: impl Fn(usize, Launch, &[String]) -> Option<Launch>) -> Cluster {
         Cluster::at(count, |_| SocketAddr::from(([127, 0, 0, 1], free_port())), plan)
     }
 
-    /// The same at addresses of the caller's choice, called again when one of them was taken by somebody else meanwhile.
+    /// The same at addresses of the caller's choice, called again when one of them was taken by
+    /// somebody else meanwhile.
     #[track_caller]
     pub fn at(
         count: usize,
@@ -227,7 +231,8 @@ impl Cluster {
         assert_eq!(node.state, State::Running, "SIGSTOP for a node that does not run");
         let server = node.server.as_ref().unwrap();
         server.signal(libc::SIGSTOP);
-        // The signal is only sent by then: a thread on another processor may go on for a moment, and answer.
+        // The signal is only sent by then: a thread on another processor may go on for a moment,
+        // and answer.
         let tasks = format!("/proc/{}/task", server.pid());
         let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
             let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
@@ -343,7 +348,8 @@ impl Cluster {
 
     // --- what a node holds ---
 
-    /// The live records of a node itself whose keys begin with `prefix` (keys without a line end in them).
+    /// The live records of a node itself whose keys begin with `prefix` (keys without a line end in
+    /// them).
     #[track_caller]
     pub fn records(&self, index: usize, prefix: &str) -> Records {
         let end = encode([prefix.as_bytes(), &[0xff]].concat());
@@ -511,7 +517,8 @@ impl Client {
     }
 }
 
-/// `count` records with keys `PREFIX00000…` and values that say which key and which round they are of.
+/// `count` records with keys `PREFIX00000…` and values that say which key and which round they are
+/// of.
 pub fn numbered(prefix: &str, count: usize, round: &str) -> Records {
     (0..count)
         .map(|index| {

@@ -1,4 +1,5 @@
-//! What a test does to a data folder behind the server's back: find bytes, flip them, cut files, compare, copy, mount.
+//! What a test does to a data folder behind the server's back: find bytes, flip them, cut files,
+//! compare, copy, mount.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -54,7 +55,8 @@ fn find_all(path: &Path, bytes: &[u8]) -> Vec<u64> {
         if count == 0 {
             return places;
         }
-        // Keeps one byte less than the pattern, so that a hit across two blocks is seen once and only once.
+        // Keeps one byte less than the pattern, so that a hit across two blocks is seen once and
+        // only once.
         let keep = window.len().min(bytes.len() - 1);
         let gone = window.len() - keep;
         window.drain(..gone);
@@ -97,7 +99,8 @@ pub fn copy_folder(from: &Path, to: &Path) {
     assert!(done.success(), "cp of {} failed", from.display());
 }
 
-/// Everything below a path with size and time of change: two equal listings mean that nothing was touched.
+/// Everything below a path with size and time of change: two equal listings mean that nothing was
+/// touched.
 pub fn listing(path: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
     let Ok(meta) = fs::symlink_metadata(path) else { return Vec::new() };
     let mut all = vec![(path.to_path_buf(), meta.len(), meta.modified().unwrap())];
@@ -151,7 +154,8 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let folder = self.folder.take().unwrap();
-        // Lazy: whatever still holds a file there (a server that a failed test leaves behind) does not keep the mount visible.
+        // Lazy: whatever still holds a file there (a server that a failed test leaves behind) does
+        // not keep the mount visible.
         let _ = Command::new("umount").arg("-l").arg(folder.path()).status();
         drop(folder);
     }

@@ -1,4 +1,5 @@
-//! What the short fuzz runs within `cargo test` have in common: how long they go on, and how bytes are harmed.
+//! What the short fuzz runs within `cargo test` have in common: how long they go on, and how bytes
+//! are harmed.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ pub fn time() -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Harms `bytes` in one to four ways: bits, bytes and runs of them changed, moved, doubled or inserted, the end cut off.
+/// Harms `bytes` in one to four ways: bits, bytes and runs of them changed, moved, doubled or
+/// inserted, the end cut off.
 pub fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
     for _ in 0..=random.below(4) {
         if bytes.len() < 16 {

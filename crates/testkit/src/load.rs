@@ -1,8 +1,10 @@
-//! A steady load from an open loop: each request has a moment when it is due, and its latency counts from there, so a
-//! server that stalls is charged for every request that waited behind the stall (no coordinated omission).
+//! A steady load from an open loop: each request has a moment when it is due, and its latency
+//! counts from there, so a server that stalls is charged for every request that waited behind the
+//! stall (no coordinated omission).
 //!
-//! Half of the requests are PUT, half GET of what the same worker wrote last, compared. Every worker has keys of its own and
-//! one connection, to one of the given addresses. A failed request is recorded, never retried.
+//! Half of the requests are PUT, half GET of what the same worker wrote last, compared. Every
+//! worker has keys of its own and one connection, to one of the given addresses. A failed request
+//! is recorded, never retried.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -49,8 +51,8 @@ impl Report {
     }
 }
 
-/// `rate` requests a second for `length`, while `during` does what is done to the cluster. The prefix keeps the keys of two
-/// loads apart.
+/// `rate` requests a second for `length`, while `during` does what is done to the cluster. The
+/// prefix keeps the keys of two loads apart.
 pub fn steady(
     prefix: &str,
     addresses: &[SocketAddr],

@@ -25,7 +25,8 @@ pub fn samples(response: &Response) -> Vec<(String, f64)> {
     samples
 }
 
-/// The value of the sample with this name and these labels, written as the server writes them: `name{label="value"}`.
+/// The value of the sample with this name and these labels, written as the server writes them:
+/// `name{label="value"}`.
 #[track_caller]
 pub fn sample(response: &Response, name: &str) -> f64 {
     let found = samples(response).into_iter().find(|(other, _)| other == name);

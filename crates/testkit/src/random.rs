@@ -1,9 +1,9 @@
-//! The one source of chance of all tests: splitmix64 (Steele, Lea and Flood 2014), small, seedable, and good enough to choose
-//! keys, faults and moments.
+//! The one source of chance of all tests: splitmix64 (Steele, Lea and Flood 2014), small, seedable,
+//! and good enough to choose keys, faults and moments.
 //!
-//! A random test takes its seed from [`seed`] or [`seed_or`], which print it, so that a failure says how to repeat it:
-//! `KOLTSO_SEED=n cargo test …`. The numbers that a seed gives do not change from version to version: found seeds are kept
-//! as named tests.
+//! A random test takes its seed from [`seed`] or [`seed_or`], which print it, so that a failure
+//! says how to repeat it: `KOLTSO_SEED=n cargo test …`. The numbers that a seed gives do not change
+//! from version to version: found seeds are kept as named tests.
 
 use std::time::{Duration, UNIX_EPOCH};
 

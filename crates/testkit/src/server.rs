@@ -1,7 +1,7 @@
 //! A `koltso serve` process: started, watched, ended.
 //!
-//! Bounds: 30 s for the ready line, 20 s for a drain. Ports come from 12000-21999, below the range the kernel gives to
-//! outgoing connections, and so do the replica ports (port + 10000).
+//! Bounds: 30 s for the ready line, 20 s for a drain. Ports come from 12000-21999, below the range
+//! the kernel gives to outgoing connections, and so do the replica ports (port + 10000).
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -24,8 +24,8 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(20);
 
 /// The program that Cargo built for these tests.
 ///
-/// Cargo names it to tests of the package `koltso`: to their compiler always, to themselves since 1.94. Before that it is
-/// found where Cargo puts it, one folder above the test programs.
+/// Cargo names it to tests of the package `koltso`: to their compiler always, to themselves since
+/// 1.94. Before that it is found where Cargo puts it, one folder above the test programs.
 #[track_caller]
 pub fn program() -> PathBuf {
     if let Some(path) = std::env::var_os("CARGO_BIN_EXE_koltso") {
@@ -138,7 +138,8 @@ impl Launch {
         self
     }
 
-    /// Starts the server and waits for its ready line. Without a fixed port, tries others while they are taken.
+    /// Starts the server and waits for its ready line. Without a fixed port, tries others while
+    /// they are taken.
     pub fn try_start(&self) -> Result<Server, Refusal> {
         let mut tries = 0;
         loop {
@@ -151,8 +152,9 @@ impl Launch {
         }
     }
 
-    /// As `start`, but waits while the kernel still holds the address for a process that was killed a moment ago: what
-    /// io_uring held is let go some 40 ms after the process is gone. `command_line/` tests a start without this patience.
+    /// As `start`, but waits while the kernel still holds the address for a process that was killed
+    /// a moment ago: what io_uring held is let go some 40 ms after the process is gone.
+    /// `command_line/` tests a start without this patience.
     #[track_caller]
     pub fn start_after_an_end(&self) -> Server {
         let deadline = Instant::now() + RELEASED_WITHIN;
@@ -189,7 +191,8 @@ impl Launch {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         if self.io_uring_refused {
             #[allow(unsafe_code)]
-            // SAFETY: what runs between fork and exec makes two system calls, and allocates and locks nothing.
+            // SAFETY: what runs between fork and exec makes two system calls, and allocates and
+            // locks nothing.
             unsafe {
                 command.pre_exec(deny_io_uring);
             }
@@ -319,7 +322,8 @@ impl Server {
         self.connect().request(method, target, &[], None)
     }
 
-    /// Fails the test unless the process lives and serves: a value goes in and comes out over a new connection.
+    /// Fails the test unless the process lives and serves: a value goes in and comes out over a new
+    /// connection.
     #[track_caller]
     pub fn assert_serves(&mut self) {
         if let Some(status) = self.child.try_wait().unwrap() {
@@ -449,7 +453,8 @@ impl Drop for Server {
     }
 }
 
-/// A seccomp filter for this process and what it becomes: EPERM for io_uring_setup, _enter and _register.
+/// A seccomp filter for this process and what it becomes: EPERM for io_uring_setup, _enter and
+/// _register.
 fn deny_io_uring() -> std::io::Result<()> {
     const FIRST: u32 = 425;
     const LAST: u32 = 427;
@@ -470,7 +475,8 @@ fn deny_io_uring() -> std::io::Result<()> {
     if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Raises the limit of open files as far as it goes, for this process and the servers it starts; what it is then.
+/// Raises the limit of open files as far as it goes, for this process and the servers it starts;
+/// what it is then.
 pub fn raise_descriptor_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     #[allow(unsafe_code)]

@@ -1,13 +1,14 @@
 //! Tests that cannot run on this machine, and how everybody sees that.
 //!
-//! [`skip`] says at once on standard error, past the test harness's capture, what is missing and what would make the test
-//! run, and records it. `cargo test --workspace` runs `tests/what_was_skipped.rs` of this crate after all other tests,
-//! and that prints [`summary`]: how many tests were skipped in whole or in part, which, and what would make them run.
+//! [`skip`] says at once on standard error, past the test harness's capture, what is missing and
+//! what would make the test run, and records it. `cargo test --workspace` runs
+//! `tests/what_was_skipped.rs` of this crate after all other tests, and that prints [`summary`]:
+//! how many tests were skipped in whole or in part, which, and what would make them run.
 //!
-//! The records of one run are the files of one folder. Its name is the id and start time of the process that started the
-//! test programs (Cargo), so that runs at the same time keep apart and an earlier one is never counted; folders of runs
-//! that are over are removed. It is below the target folder, which every test program finds by the tag that Cargo
-//! leaves there.
+//! The records of one run are the files of one folder. Its name is the id and start time of the
+//! process that started the test programs (Cargo), so that runs at the same time keep apart and an
+//! earlier one is never counted; folders of runs that are over are removed. It is below the target
+//! folder, which every test program finds by the tag that Cargo leaves there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -22,7 +23,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub enum Remedy {
     /// A Debian package of this name.
     Package(&'static str),
-    /// The rights of root; in a container also those that it was started without, such as `CAP_SYS_ADMIN`.
+    /// The rights of root; in a container also those that it was started without, such as
+    /// `CAP_SYS_ADMIN`.
     Root,
     /// Something else that the machine must have, as the object of "needs".
     Machine(&'static str),
@@ -38,9 +40,11 @@ impl Remedy {
     }
 }
 
-/// Records that the running test, or a part of it, does not run here because of `lack` (`there is no go`).
+/// Records that the running test, or a part of it, does not run here because of `lack` (`there is
+/// no go`).
 ///
-/// The test's name is that of the thread, which the harness has set; on another thread it is the place of the call.
+/// The test's name is that of the thread, which the harness has set; on another thread it is the
+/// place of the call.
 #[track_caller]
 pub fn skip(lack: impl Display, remedy: Remedy) {
     let thread = std::thread::current();
@@ -153,7 +157,8 @@ fn run_folder() -> PathBuf {
     base.join("koltso-skipped").join(run())
 }
 
-/// The nearest process above this one that is Cargo, whatever runner is between; the parent where there is none.
+/// The nearest process above this one that is Cargo, whatever runner is between; the parent where
+/// there is none.
 fn run() -> String {
     let parent = std::os::unix::process::parent_id();
     let mut pid = parent;

@@ -1,22 +1,34 @@
-//! Waiting for a condition: polled often at first, then every 50 ms, with an end that a busy machine does not reach. And the
-//! wall clock, as versions of records count it.
+//! Waiting for a condition: polled often at first, then every 50 ms, with an end that a busy
+//! machine does not reach. And the wall clock, as versions of records count it.
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-/// How long a test waits for what takes milliseconds on an idle machine: long enough for one with twenty times its load.
+/// How long a test waits for what takes milliseconds on an idle machine: long enough for one with
+/// twenty times its load.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// `within`, which is meant for a machine that has a processor for each thread that wants one, and in proportion longer on a
-/// busier one. No test fails because of what else the machine does.
+/// `within`, which is meant for a machine that has a processor for each thread that wants one, and
+/// in proportion longer on a busier one. No test fails because of what else the machine does.
 pub fn allowed(within: Duration) -> Duration {
-    within * busyness(&std::fs::read_to_string("/proc/loadavg").unwrap_or_default(), processors())
+    within * busyness_now()
+}
+
+/// Whether there are more than two threads for each processor, so more than a test itself makes.
+/// What it measures is less exact then.
+pub fn is_busy() -> bool {
+    busyness_now() > 2
+}
+
+fn busyness_now() -> u32 {
+    busyness(&std::fs::read_to_string("/proc/loadavg").unwrap_or_default(), processors())
 }
 
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// How many threads there are for each processor: now, or on average of the last minute, whichever is more. At least 1.
+/// How many threads there are for each processor: now, or on average of the last minute, whichever
+/// is more. At least 1.
 fn busyness(loadavg: &str, processors: usize) -> u32 {
     const MOST: usize = 50;
     let mut fields = loadavg.split_whitespace();
@@ -27,7 +39,8 @@ fn busyness(loadavg: &str, processors: usize) -> u32 {
     u32::try_from(threads.div_ceil(processors).clamp(1, MOST)).unwrap_or(1)
 }
 
-/// Polls `condition` until it holds; panics with `what` after `within`, or what of it is [`allowed`].
+/// Polls `condition` until it holds; panics with `what` after `within`, or what of it is
+/// [`allowed`].
 ///
 /// # Panics
 /// When `condition` does not hold in time.

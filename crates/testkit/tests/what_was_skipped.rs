@@ -1,7 +1,9 @@
-//! Ends `cargo test --workspace` with the tests that could not run on this machine: see `koltso_testkit::skip`.
+//! Ends `cargo test --workspace` with the tests that could not run on this machine: see
+//! `koltso_testkit::skip`.
 //!
-//! It is no test itself, so it has no harness, and it is last because Cargo runs the packages by their names and this one
-//! has the last. The libraries' `doctest = false` keeps their empty lists of examples from coming after it.
+//! It is no test itself, so it has no harness, and it is last because Cargo runs the packages by
+//! their names and this one has the last. The libraries' `doctest = false` keeps their empty lists
+//! of examples from coming after it.
 
 use std::io::Write;
 

@@ -1,5 +1,5 @@
-//! Links and replica servers over real sockets, on both drivers: what they do for each other, and what strangers,
-//! broken peers and slow ones can do to them.
+//! Links and replica servers over real sockets, on both drivers: what they do for each other, and
+//! what strangers, broken peers and slow ones can do to them.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod ends;
@@ -131,7 +131,8 @@ enum When {
     EveryOther,
 }
 
-/// Answers by what the key says: a number is the length of a value. It is never asked to answer `lost`.
+/// Answers by what the key says: a number is the length of a value. It is never asked to answer
+/// `lost`.
 struct TestService {
     events: Arc<Mutex<Vec<ReplicaEvent>>>,
     when: When,

@@ -218,8 +218,8 @@ fn strangers_are_few() {
     }
 }
 
-/// The body of the fuzz target `replica_frames`, over mutations of real frames, for a moment. `KOLTSO_FUZZ_SECONDS`
-/// runs it longer, `KOLTSO_SEED` repeats a run.
+/// The body of the fuzz target `replica_frames`, over mutations of real frames, for a moment.
+/// `KOLTSO_FUZZ_SECONDS` runs it longer, `KOLTSO_SEED` repeats a run.
 #[test]
 fn frames_from_any_bytes_are_read_or_refused() {
     let mut seeded = Random::seeded(seed_or("frames_from_any_bytes_are_read_or_refused", 3));

@@ -1,4 +1,5 @@
-//! What the scenario tests share beyond koltso-testkit: options for small stores, and an environment that can be broken.
+//! What the scenario tests share beyond koltso-testkit: options for small stores, and an
+//! environment that can be broken.
 
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -21,7 +22,8 @@ pub fn version(ms: u64) -> Version {
     Version::new(ms << 16, 0)
 }
 
-/// A small store: segments of 64 KiB that are rolled all the time, compaction as eager as it can be.
+/// A small store: segments of 64 KiB that are rolled all the time, compaction as eager as it can
+/// be.
 pub fn small(folder: &Path) -> Options {
     Options {
         sync: SyncMode::Os,
@@ -94,8 +96,9 @@ pub fn scan(store: &Store, start: &[u8], end: Option<&[u8]>, now_ms: u64) -> Vec
     found
 }
 
-/// Copies the files of a folder, as a crash at this moment would leave them, while nothing is written. Compaction may go on:
-/// a copy during which a segment went is none that a crash could leave, so it is made again.
+/// Copies the files of a folder, as a crash at this moment would leave them, while nothing is
+/// written. Compaction may go on: a copy during which a segment went is none that a crash could
+/// leave, so it is made again.
 pub fn copy_folder(from: &Path, to: &Path) {
     loop {
         std::fs::create_dir_all(to).unwrap();
@@ -127,18 +130,20 @@ pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// An environment that does what the machine does, until it is told to fail. Its syncs cost nothing: no power is lost in
-/// these tests (see `power_loss.rs` for those where it is).
+/// An environment that does what the machine does, until it is told to fail. Its syncs cost
+/// nothing: no power is lost in these tests (see `power_loss.rs` for those where it is).
 ///
-/// Fault model: allocation answers "full" once `free` bytes are used up, and `space` agrees; a sync fails while
-/// `sync_fails`, and as with Linux the next one may succeed although the bytes are lost.
+/// Fault model: allocation answers "full" once `free` bytes are used up, and `space` agrees; a sync
+/// fails while `sync_fails`, and as with Linux the next one may succeed although the bytes are
+/// lost.
 pub struct FakeEnv {
     pub total: u64,
     /// Bytes that may still be allocated. A release does not give them back.
     pub free: AtomicU64,
     pub sync_fails: AtomicBool,
     pub syncs: AtomicU64,
-    /// `space` still claims that there is room, as when somebody else took it between question and allocation.
+    /// `space` still claims that there is room, as when somebody else took it between question and
+    /// allocation.
     pub lies: AtomicBool,
     /// The wall clock; the machine's while it is 0.
     pub now_ms: AtomicU64,

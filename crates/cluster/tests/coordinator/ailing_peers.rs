@@ -239,7 +239,8 @@ fn a_silent_replica_is_waited_for_where_only_it_has_the_value() {
     );
 }
 
-/// It would be asked until the deadline, as fast as it answers; this node itself without a tick in between.
+/// It would be asked until the deadline, as fast as it answers; this node itself without a tick in
+/// between.
 #[test]
 fn a_replica_that_does_not_send_the_value_it_claims_is_asked_once() {
     play(
@@ -293,8 +294,8 @@ fn beyond_the_bound_nothing_is_begun() {
     assert_eq!(scene.done(), ["found 50", "written"]);
 }
 
-/// Found by the simulation: a peer that answered after 40 ms, but answered, filled the room with writes that had
-/// their answer, and requests of healthy nodes were refused.
+/// Found by the simulation: a peer that answered after 40 ms, but answered, filled the room with
+/// writes that had their answer, and requests of healthy nodes were refused.
 #[test]
 fn operations_that_have_their_answer_give_way() {
     let mut scene = Scene::new(3, 'A', 2);

@@ -1,8 +1,8 @@
 //! The coordinator's promises, one scenario each.
 //!
-//! A script line is an event, and after `->` all that the coordinator does about it, in any order. Nodes are named by
-//! their rank for the key: with 2/3, the replicas are A, B and C. Values are named by their versions. Pings are left out,
-//! except by `ping`.
+//! A script line is an event, and after `->` all that the coordinator does about it, in any order.
+//! Nodes are named by their rank for the key: with 2/3, the replicas are A, B and C. Values are
+//! named by their versions. Pings are left out, except by `ping`.
 //!
 //! ```text
 //! up B C            there are connections            A: applied, newer 9, full, broken    a reply to the oldest

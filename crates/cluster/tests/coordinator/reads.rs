@@ -124,7 +124,8 @@ fn a_damaged_replica_is_repaired_though_the_read_has_not_enough() {
     );
 }
 
-/// Seed 22 of the simulation: the other replicas may have the version meanwhile, or nobody who counts ever saw it.
+/// Seed 22 of the simulation: the other replicas may have the version meanwhile, or nobody who
+/// counts ever saw it.
 #[test]
 fn a_version_whose_value_died_with_its_node_is_read_without_it() {
     play(
