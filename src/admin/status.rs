@@ -38,6 +38,7 @@ fn members(cluster: &Cluster) -> serde_json::Value {
         "name": cluster.config.name,
         "nodes": cluster.config.nodes.iter().map(|node| &node.url).collect::<Vec<_>>(),
         "number": cluster.number(),
+        "epoch": cluster.membership.epoch(),
         "peers": peers.collect::<Vec<_>>(),
         "refused": cluster.peers.refusal(),
         "not_enough_replicas": counted.not_enough,
@@ -86,6 +87,7 @@ pub fn document(node: &Node) -> String {
     });
     let document = json!({
         "node": url,
+        "id": node.id.to_string(),
         "version": env!("CARGO_PKG_VERSION"),
         "state": node.state(),
         "runtime": node.runtime.name(),

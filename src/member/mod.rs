@@ -3,6 +3,7 @@
 //! - `driver.rs`: one core's member, its links to the peers, the clients that wait.
 //! - `replica.rs`: what this node does for peers that coordinate.
 //! - `clock_file.rs`: the wall clock, and the bound of the hybrid logical clock on disk.
+//! - `members_file.rs`: the identity of the data folder, and the numbers of the members, on disk.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
 //! - `replay.rs`: the connections over which missed writes are replayed.
 //!
@@ -10,6 +11,7 @@
 
 pub mod clock_file;
 mod driver;
+pub mod members_file;
 mod peers;
 mod replay;
 mod replica;
@@ -17,7 +19,8 @@ mod replica;
 use std::net::TcpListener;
 use std::sync::{Arc, OnceLock};
 
-use koltso_cluster::placement::{NodeIndex, Topology, TopologyError};
+use koltso_cluster::membership::Membership;
+use koltso_cluster::placement::{NodeIndex, Topology};
 use koltso_hints::Keeper;
 use koltso_instrument::Mutex;
 use koltso_net::replica::{Features, Identity, NodeId};
@@ -30,8 +33,6 @@ pub use self::peers::{PeerFigures, PeerState, Peers};
 
 use crate::settings;
 
-/// The number of the protocol's topology generation. One, until topologies can change while serving.
-const TOPOLOGY_NUMBER: u64 = 1;
 /// Replica connections that the kernel holds until a core accepts them.
 const BACKLOG: i32 = 1024;
 
@@ -39,8 +40,12 @@ const BACKLOG: i32 = 1024;
 pub struct Cluster {
     /// What it was told.
     pub config: settings::Cluster,
+    /// Who the members are.
+    pub membership: Membership,
     /// Who is where.
     pub topology: Arc<Topology>,
+    /// The identity of this node's data folder.
+    id: NodeId,
     /// What is known of the peers.
     pub peers: Peers,
     /// Connections of peers to this node, and the order to end them.
@@ -51,18 +56,20 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster of a checked configuration, with one bound socket a core.
-    ///
-    /// # Errors
-    /// See [`TopologyError`].
-    pub fn new(config: settings::Cluster, cores: usize, sockets: Vec<Socket>) -> Result<Self, TopologyError> {
-        let names: Vec<String> = config.nodes.iter().map(|member| member.url.clone()).collect();
-        let topology = Topology::new(&names, &names[config.me])?;
+    /// The cluster of a checked configuration and its members, with one bound socket a core.
+    pub fn new(
+        config: settings::Cluster,
+        (membership, id): (Membership, NodeId),
+        cores: usize,
+        sockets: Vec<Socket>,
+    ) -> Self {
+        let names = Self::urls(&config);
+        let topology = Topology::of(&membership, &names[config.me]);
         assert_eq!(topology.me().at(), config.me, "the configuration is sorted as the topology is");
         let peers = Peers::new(names, topology.me(), cores);
         let listeners = Mutex::new(&"replica listeners", sockets.into_iter().map(Some).collect());
         let topology = Arc::new(topology);
-        Ok(Self { config, topology, peers, shared: Shared::new(), hints: OnceLock::new(), listeners })
+        Self { config, membership, topology, id, peers, shared: Shared::new(), hints: OnceLock::new(), listeners }
     }
 
     /// Starts to keep hints in the data folder, and to replay those that are there.
@@ -104,14 +111,19 @@ impl Cluster {
         self.topology.number(self.topology.me())
     }
 
+    /// The addresses of the nodes in a configuration.
+    pub fn urls(config: &settings::Cluster) -> Vec<String> {
+        config.nodes.iter().map(|member| member.url.clone()).collect()
+    }
+
     /// Who this node says it is.
     pub fn identity(&self) -> Identity {
         Identity {
             cluster: self.config.name.clone(),
             topology: self.topology.id(),
-            topology_number: TOPOLOGY_NUMBER,
+            topology_number: self.membership.epoch(),
             node: self.number(),
-            id: NodeId::NONE,
+            id: self.id,
             features: Features::KNOWN,
             secret: self.config.secret.clone(),
         }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use koltso_instrument::Mutex;
+use koltso_model::NodeId;
 use koltso_net::server::Shared;
 use koltso_profiling::stalls::Stalls;
 use koltso_storage::{Store, Writer};
@@ -60,6 +61,8 @@ struct OpenStore {
 pub struct Node {
     /// The settings of the node.
     pub config: Config,
+    /// The identity of its data folder.
+    pub id: NodeId,
     /// The clock that makes its versions.
     pub clock: Clock,
     /// The open connections, and the flag that starts the drain.
@@ -81,7 +84,7 @@ pub struct Node {
 impl Node {
     /// A node whose storage is not open yet.
     pub fn new(
-        config: Config,
+        (config, id): (Config, NodeId),
         runtime: Runtime,
         cluster: Option<Arc<Cluster>>,
         stalls: Option<Stalls>,
@@ -90,6 +93,7 @@ impl Node {
         let metrics = (0..config.threads).map(|_| Arc::default()).collect();
         Self {
             config,
+            id,
             clock: Clock::default(),
             connections: Shared::new(),
             metrics,

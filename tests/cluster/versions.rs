@@ -2,7 +2,8 @@
 
 use crate::{QUORUM, delete_all, forget_hints, none, some};
 use koltso_testkit::cluster::{Records, entity_of, numbered};
-use koltso_testkit::{Client, Cluster};
+use koltso_testkit::{Client, Cluster, volume};
+use std::time::{Duration, Instant};
 
 // --- what survives one replica ---
 
@@ -162,5 +163,25 @@ fn a_failed_write_that_a_quorum_read_returned_stays() {
     cluster.kill(2);
     for index in [0, 1] {
         cluster.client(index).expect_all_of(some(&decided), QUORUM, "what a quorum read returned");
+    }
+}
+
+/// 100 000 pairs with `KOLTSO_TEST_LONG=1`. All nodes have the clock of this machine, and neither has seen the other's write when
+/// the second one comes: the fraction of the millisecond decides.
+#[test]
+fn the_second_of_two_writes_fifty_microseconds_apart_is_read() {
+    let cluster = Cluster::of(3);
+    let mut clients: Vec<Client> = (0..3).map(|index| cluster.client(index)).collect();
+    for pair in 0..volume(300, 100_000) {
+        let (key, first) = (format!("pair-{}", pair % 50), pair % 3);
+        let second = (first + 1 + pair % 2) % 3;
+        clients[first].put_of(&key, format!("first {pair}"), (1, 3)).expect(201, "the first PUT");
+        let answered = Instant::now();
+        while answered.elapsed() < Duration::from_micros(50) {
+            std::hint::spin_loop();
+        }
+        clients[second].put_of(&key, format!("second {pair}"), (1, 3)).expect(201, "the second PUT");
+        let read = clients[pair % 3].value_of(&key, (3, 3));
+        assert_eq!(read, Some(format!("second {pair}").into_bytes()), "pair {pair}, through {first} and {second}");
     }
 }

@@ -8,6 +8,7 @@
 //! `tests/simulation.rs` joins the same code with a virtual network, one seed and no threads.
 //!
 //! - [`member`]: one core's part in a cluster, whole; what the program and the simulator drive.
+//! - [`membership`]: who the members are, and their numbers.
 //! - [`placement`]: key → partition → ranked nodes.
 //! - [`coordinator`]: PUT, DELETE and GET with `ack` of `from`.
 //! - [`health`]: latency, silence, circuits, probes, the hedge budget.
@@ -20,6 +21,7 @@ pub mod clock;
 pub mod coordinator;
 pub mod health;
 pub mod member;
+pub mod membership;
 pub mod pace;
 pub mod placement;
 pub mod plausibility;

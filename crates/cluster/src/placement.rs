@@ -8,10 +8,12 @@
 //! own (its partitions sorted by a hash), in place of independent hashes. No node has luck in all its draws then, which
 //! brings the spread between nodes down by about 40 %.
 //!
-//! Owner: made once at start, shared. Bounds: [`NODES_MAX`] nodes, 4096 × nodes bytes. Invariants: depends only on the set
+//! Owner: made once at start, shared. Bounds: [`NODES_MAX`](koltso_model::NODES_MAX) nodes, 4096 × nodes bytes. Invariants: depends only on the set
 //! of addresses, on every machine; each row is a permutation of the nodes. Tested below by properties.
 
-use koltso_model::{KeyHash, NODES_MAX, PARTITIONS};
+use koltso_model::{KeyHash, PARTITIONS};
+
+use crate::membership::{Membership, MembershipError};
 
 /// A node, as its place among the sorted addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,17 +25,6 @@ impl NodeIndex {
     pub const fn at(self) -> usize {
         self.0 as usize
     }
-}
-
-/// Why a list of nodes is no cluster.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum TopologyError {
-    /// No nodes, or too many.
-    #[error("a cluster has 1 to {NODES_MAX} nodes, not {0}")]
-    Count(usize),
-    /// The same address twice.
-    #[error("{0} is listed twice")]
-    Duplicate(String),
 }
 
 /// The nodes of a cluster and the order in which each partition prefers them.
@@ -66,22 +57,25 @@ fn weights(seed: u64) -> Vec<u16> {
 }
 
 impl Topology {
-    /// The topology of the nodes with these addresses, in any order; `me` is one of them.
+    /// The topology of the nodes with these addresses, in any order, at their first start; `me` is one of them.
     ///
     /// # Errors
-    /// See [`TopologyError`].
+    /// See [`MembershipError`].
     ///
     /// # Panics
     /// If `me` is not among the names.
-    pub fn new(names: &[String], me: &str) -> Result<Self, TopologyError> {
-        if names.is_empty() || names.len() > NODES_MAX {
-            return Err(TopologyError::Count(names.len()));
-        }
-        let mut names = names.to_vec();
-        names.sort();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(TopologyError::Duplicate(pair[0].clone()));
-        }
+    pub fn new(names: &[String], me: &str) -> Result<Self, MembershipError> {
+        Ok(Self::of(&Membership::first(names)?, me))
+    }
+
+    /// The topology of a membership; `me` is the address of one of its nodes.
+    ///
+    /// # Panics
+    /// If `me` is not.
+    #[must_use]
+    pub fn of(membership: &Membership, me: &str) -> Self {
+        let names: Vec<String> = membership.nodes().iter().map(|node| node.url.clone()).collect();
+        let numbers = membership.nodes().iter().map(|node| node.number).collect();
         let me = names.iter().position(|name| name == me).expect("the caller has looked this node up in the list");
         let seeds: Vec<u64> = names.iter().map(|name| KeyHash::of(name.as_bytes()).0).collect();
         let weighted: Vec<(u64, Vec<u16>)> = seeds.iter().map(|&seed| (seed, weights(seed))).collect();
@@ -101,8 +95,7 @@ impl Topology {
         for &seed in &seeds {
             id = mix(id ^ seed);
         }
-        let numbers = numbers(&seeds);
-        Ok(Self { names, numbers, me: NodeIndex(me as u8), id, ranking })
+        Self { names, numbers, me: NodeIndex(me as u8), id, ranking }
     }
 
     /// Number of nodes.
@@ -128,7 +121,7 @@ impl Topology {
         &self.names[node.at()]
     }
 
-    /// A node's number in versions and on the wire: 16 bits of its address's hash, so that it stays when others come and go.
+    /// A node's number in versions and on the wire, as its membership assigned it.
     #[must_use]
     pub fn number(&self, node: NodeIndex) -> u16 {
         self.numbers[node.at()]
@@ -155,22 +148,10 @@ impl Topology {
     }
 }
 
-/// Distinct numbers: of two that collide, the one with the later address takes the next free one.
-fn numbers(seeds: &[u64]) -> Vec<u16> {
-    let mut numbers: Vec<u16> = Vec::new();
-    for &seed in seeds {
-        let mut number = mix(seed) as u16;
-        while numbers.contains(&number) {
-            number = number.wrapping_add(1);
-        }
-        numbers.push(number);
-    }
-    numbers
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use koltso_model::NODES_MAX;
     use proptest::prelude::*;
 
     fn names(count: usize, seed: u64) -> Vec<String> {
@@ -257,7 +238,7 @@ mod tests {
     #[test]
     fn a_duplicate_and_an_empty_list_are_refused() {
         let twice = vec!["http://a:1".to_owned(), "http://a:1".to_owned()];
-        assert_eq!(Topology::new(&twice, "http://a:1").err(), Some(TopologyError::Duplicate("http://a:1".into())));
-        assert_eq!(Topology::new(&[], "").err(), Some(TopologyError::Count(0)));
+        assert_eq!(Topology::new(&twice, "http://a:1").err(), Some(MembershipError::Duplicate("http://a:1".into())));
+        assert_eq!(Topology::new(&[], "").err(), Some(MembershipError::Count(0)));
     }
 }

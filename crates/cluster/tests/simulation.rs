@@ -85,6 +85,9 @@ fn hints_only(seed: u64, faults: &[Kind], hints_max: usize) -> Plan {
         keys: 200,
         hints_max,
         in_flight_max: 512,
+        // The final reads come in a burst, and a repair behind an answer that finds its outbox full is not sent again.
+        outbox_max: 32 << 10,
+        socket_max: 16 << 10,
         ..Plan::new(seed, Mode::Stream)
     }
 }

@@ -8,10 +8,11 @@
 //! - [`Version`], [`WallTime`]: which of two records is newer.
 //! - [`Record`], [`Flags`]: a value or a tombstone with everything that is replicated.
 //! - [`Operation`], [`Outcome`], [`Refused`]: what a replica is asked, and what it says.
-//! - [`Quorum`]: how many replicas answer, of how many.
+//! - [`Quorum`]: how many replicas answer, of how many; [`NodeId`]: which node is which.
 
 mod attributes;
 mod key;
+mod node_id;
 mod operation;
 mod quorum;
 mod record;
@@ -19,6 +20,7 @@ mod version;
 
 pub use attributes::{ATTRIBUTE_MAX, ATTRIBUTES_MAX, Attribute, AttributeError, Attributes, encode_attribute};
 pub use key::{KEY_MAX, Key, KeyHash, PARTITIONS};
+pub use node_id::NodeId;
 pub use operation::{Found, Operation, Outcome, Refused, Tombstone, Want};
 pub use quorum::{NODES_MAX, Quorum};
 pub use record::{Flags, Record, VALUE_MAX_LIMIT};

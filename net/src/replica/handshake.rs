@@ -41,6 +41,7 @@ use std::fmt;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
+use koltso_model::NodeId;
 use sha2::Sha256;
 
 use super::features::Features;
@@ -66,16 +67,6 @@ const HELLO: u8 = 1;
 const PROOF: u8 = 2;
 const REFUSAL: u8 = 3;
 const HAS_SECRET: u8 = 1;
-
-/// The identity of a node's data folder, whatever the node's number and address: 128 bits, given to
-/// the folder when it is created. All zeros: the node has none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct NodeId(pub u128);
-
-impl NodeId {
-    /// The node has no identity.
-    pub const NONE: Self = Self(0);
-}
 
 /// What a node says about itself.
 #[derive(Clone, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use koltso_cluster::membership::Membership;
 use koltso_storage::{Folder, Options, Store};
 use tokio::sync::mpsc;
 
@@ -19,6 +20,7 @@ use crate::admin::control;
 use crate::commands::say;
 use crate::member::Cluster;
 use crate::member::clock_file::{self, now_ms};
+use crate::member::members_file;
 use crate::node::stalls;
 use crate::node::{Node, Runtime};
 use crate::settings::{Config, Flags};
@@ -143,15 +145,26 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     if let Some(address) = listeners.first().and_then(|listener| listener.local_addr().ok()) {
         config.listen = address;
     }
-    let cluster = match config.cluster.clone() {
+    let reserved = match config.cluster.clone() {
         None => None,
         Some(settings) => {
             let address = settings.replica_listen;
             let sockets = cores::reserve(address, config.threads).map_err(|e| in_use("replica-listen", address, e))?;
-            Some(Arc::new(Cluster::new(settings, config.threads, sockets).map_err(|e| e.to_string())?))
+            // Before anything is touched: a list that is no cluster.
+            Membership::first(&Cluster::urls(&settings)).map_err(|e| e.to_string())?;
+            Some((settings, sockets))
         }
     };
     let folder = Folder::take(&config.data).map_err(|e| e.to_string())?;
+    let id = members_file::identity_in(&config.data).map_err(|e| e.to_string())?;
+    let cluster = match reserved {
+        None => None,
+        Some((settings, sockets)) => {
+            let (urls, me) = (Cluster::urls(&settings), settings.nodes[settings.me].url.clone());
+            let members = members_file::members_in(&config.data, &urls, &me, id).map_err(|e| e.to_string())?;
+            Some(Arc::new(Cluster::new(settings, (members, id), config.threads, sockets)))
+        }
+    };
 
     let runtime = cores::detect_runtime();
     match runtime {
@@ -163,7 +176,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     }
     let (sender, handovers) = mpsc::channel(control::WAITING_MAX);
     let stalls = config.stall_bound.map(stalls::watch).transpose().map_err(cannot_start)?;
-    let node = Arc::new(Node::new(config, runtime, cluster, stalls, sender));
+    let node = Arc::new(Node::new((config, id), runtime, cluster, stalls, sender));
     if node.cluster.is_some() {
         was_not_away_for_long(&node)?;
     }

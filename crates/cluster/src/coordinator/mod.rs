@@ -59,6 +59,8 @@ use self::writes::Write;
 struct Op {
     token: Option<Token>,
     hash: KeyHash,
+    /// Its replicas by rank, as they were when it began: it keeps them, whatever becomes of the members.
+    replicas: SmallVec<[NodeIndex; 16]>,
     quorum: Quorum,
     begun: u64,
     /// Sets of ranks.
@@ -271,6 +273,7 @@ impl Coordinator {
         let op = Op {
             token: Some(token),
             hash,
+            replicas: SmallVec::from_slice(&self.topology.ranked(hash)[..usize::from(quorum.from())]),
             quorum,
             begun: now.micros,
             asked: 0,
@@ -325,8 +328,7 @@ impl Coordinator {
         let Some(op) = op else {
             return;
         };
-        let ranked = self.topology.ranked(op.hash);
-        let Some(rank) = ranked[..usize::from(op.quorum.from())].iter().position(|&n| n == node) else {
+        let Some(rank) = op.replicas.iter().position(|&n| n == node) else {
             return;
         };
         let here = bit(rank);
@@ -488,7 +490,7 @@ impl Coordinator {
         let Some(op) = &slot.op else {
             return;
         };
-        let to = self.topology.ranked(op.hash)[rank];
+        let to = op.replicas[rank];
         if to != self.topology.me() {
             self.health.peer_mut(to).sent(now.micros);
         }
@@ -519,10 +521,9 @@ impl Coordinator {
         let Some(op) = &self.places[place].op else {
             return;
         };
-        let ranked = self.topology.ranked(op.hash);
         let concerned = if matches!(op.work, Work::Write(_)) { all(op.quorum.from()) } else { op.asked };
         // Where enough answered, the value or a repair was what did not come.
-        let missing = ranks(concerned & !op.answered).map(|rank| ranked[rank]).collect();
+        let missing = ranks(concerned & !op.answered).map(|rank| op.replicas[rank]).collect();
         let shortage = Shortage { needed: op.quorum.ack().into(), missing, disk_full: op.disk_full, busy: op.busy };
         self.answer(place, Err(shortage), actions);
     }
@@ -547,9 +548,8 @@ impl Coordinator {
         if op.answered == 0 {
             return;
         }
-        let ranked = self.topology.ranked(op.hash);
         for rank in ranks(all(op.quorum.from()) & !op.answered) {
-            let to = ranked[rank];
+            let to = op.replicas[rank];
             if to != self.topology.me() {
                 self.health.peer_mut(to).hints += 1;
                 actions.push(Action::Hint { to, record: write.record.clone() });
@@ -570,13 +570,12 @@ impl Coordinator {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
         };
-        let ranked = self.topology.ranked(op.hash);
-        let Some(rank) = ranked[..usize::from(op.quorum.from())].iter().position(|&n| n == node) else {
+        let Some(rank) = op.replicas.iter().position(|&n| n == node) else {
             return;
         };
         let here = bit(rank);
         let mut as_well = 0;
-        let usable = ranks(op.unasked()).filter(|&rank| self.health.usable(ranked[rank])).count() as u32;
+        let usable = ranks(op.unasked()).filter(|&rank| self.health.usable(op.replicas[rank])).count() as u32;
         if op.pending() & here != 0 {
             let others = op.answers() + op.pending().count_ones() - 1 + usable;
             if certain || op.token.is_none() {

@@ -119,7 +119,7 @@ impl Coordinator {
         let Some(op) = &self.places[place].op else {
             return;
         };
-        let ranked = self.topology.ranked(op.hash);
+        let ranked = &op.replicas;
         let unasked = ranks(op.unasked());
         let mut order: SmallVec<[((bool, u64), usize); 4]> =
             unasked.map(|rank| (self.health.order(ranked[rank], now.micros), rank)).collect();
@@ -144,7 +144,7 @@ impl Coordinator {
             return;
         };
         let waited = now.micros.saturating_sub(op.begun);
-        let ranked = self.topology.ranked(op.hash);
+        let ranked = &op.replicas;
         let slow = ranks(op.pending())
             .any(|rank| ranked[rank] != self.topology.me() && waited > self.health.peer(ranked[rank]).hedge_after());
         let other = ranks(op.unasked()).any(|rank| self.health.usable(ranked[rank]));
@@ -280,7 +280,7 @@ impl Coordinator {
         let Some(op) = self.places[place].op.as_mut() else {
             return;
         };
-        let ranked = self.topology.ranked(op.hash);
+        let ranked = &op.replicas;
         let Work::Read(read) = &mut op.work else {
             return;
         };
@@ -318,14 +318,15 @@ impl Coordinator {
         let Some(record) = record else {
             return;
         };
-        let Some(Op { hash, work: Work::Read(read), .. }) = self.places[place].op.as_mut() else {
+        let Some(Op { replicas, work: Work::Read(read), .. }) = self.places[place].op.as_mut() else {
             return;
         };
-        let (hash, to_repair, stage) = (*hash, stale & !read.repair_sent, read.repair_stage);
+        let (to_repair, stage) = (stale & !read.repair_sent, read.repair_stage);
         read.repair_sent |= to_repair;
         for rank in ranks(to_repair) {
-            let node = self.topology.ranked(hash)[rank];
-            self.health.peer_mut(node).repairs += 1;
+            self.health.peer_mut(replicas[rank]).repairs += 1;
+        }
+        for rank in ranks(to_repair) {
             self.send(now, place, rank, stage, Operation::Write(record.clone()), actions);
         }
     }

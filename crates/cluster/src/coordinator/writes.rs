@@ -21,8 +21,7 @@ impl Coordinator {
         let Some(op) = &self.places[place].op else {
             return;
         };
-        let ranked = &self.topology.ranked(op.hash)[..usize::from(op.quorum.from())];
-        let usable = ranked.iter().enumerate().filter(|&(_, &node)| self.health.usable(node));
+        let usable = op.replicas.iter().enumerate().filter(|&(_, &node)| self.health.usable(node));
         let mut to_ask = usable.fold(0, |set, (rank, _)| set | bit(rank));
         for rank in ranks(all(op.quorum.from()) & !to_ask) {
             if to_ask.count_ones() >= u32::from(op.quorum.ack()) {
