@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{FakeEnv, Seen, get, scan, small, value_of, version};
@@ -253,6 +253,45 @@ fn a_sync_that_fails_in_the_background_stops_writing_as_well() {
         assert!(common::files(dir.path(), "idx").is_empty(), "{mode:?}: sealed after the disk had failed");
         assert!(value_of(&store, &key(1)).is_some());
     }
+}
+
+/// The sealing thread's sync waits until it is let go; that of the writer fails.
+#[derive(Default)]
+struct Meanwhile {
+    sealing: AtomicBool,
+    go_on: AtomicBool,
+    fails: AtomicBool,
+}
+
+impl Env for Meanwhile {
+    fn sync(&self, _file: &File) -> io::Result<()> {
+        if std::thread::current().name() == Some("koltso-seal") {
+            self.sealing.store(true, Ordering::SeqCst);
+            soon("the writer's sync fails", || self.go_on.load(Ordering::SeqCst));
+            return Ok(());
+        }
+        if self.fails.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+}
+
+/// The kernel reports an error to one of two syncs, and the other one succeeds.
+#[test]
+fn a_segment_is_not_sealed_when_another_sync_has_failed_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let env = Arc::new(Meanwhile::default());
+    let options = Options { sync: SyncMode::Always, env: env.clone(), ..small(dir.path()) };
+    let (store, _) = Store::open(options).unwrap();
+    let mut writer = store.writer().unwrap();
+    for number in 0..50 {
+        writer.put(&key(number), &[1; 3_000], version(number + 1), 0).unwrap();
+    }
+    soon("a rolled segment is synced", || env.sealing.load(Ordering::SeqCst));
+    env.fails.store(true, Ordering::SeqCst);
+    assert!(matches!(writer.sync(), Err(WriteError::Failed)));
+    env.go_on.store(true, Ordering::SeqCst);
+    drop(writer);
+    drop(store);
+    assert!(common::files(dir.path(), "idx").is_empty(), "a sidecar says that its records are on disk");
 }
 
 /// A file system of 48 MiB, as root: everything real.
