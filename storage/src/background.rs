@@ -5,7 +5,8 @@
 //! - [`syncing`] puts the logs on disk in the mode "every so often";
 //! - [`compact`] gives space back.
 //!
-//! Sealing and compaction are nice; the other two have little to do, and writers wait when they are late.
+//! Sealing and compaction are nice; the other two have little to do, and writers wait when they are
+//! late.
 
 use std::io;
 use std::sync::Arc;

@@ -1,18 +1,21 @@
-//! Giving space back: what is live in a segment moves to compaction's own log, and the segment goes.
+//! Giving space back: what is live in a segment moves to compaction's own log, and the segment
+//! goes.
 //!
-//! A segment is chosen when enough of it is dead, or when many small ones lie about (each start leaves some). Records
-//! are copied with their versions; an entry moves only if it still names the old place, under the lock of its stripe.
+//! A segment is chosen when enough of it is dead, or when many small ones lie about (each start
+//! leaves some). Records are copied with their versions; an entry moves only if it still names the
+//! old place, under the lock of its stripe.
 //!
-//! A tombstone (or an expired record) is dropped once it is older than the grace time and no other segment holds an
-//! older version of its key, which would come back at the next start otherwise.
+//! A tombstone (or an expired record) is dropped once it is older than the grace time and no other
+//! segment holds an older version of its key, which would come back at the next start otherwise.
 //!
 //! Invariants:
-//! 1. A segment is removed only after what replaces its records is synced: the copies, and the newer versions elsewhere.
-//! 2. A damaged live record is not moved: its segment is kept, so that the damage stays visible until a newer version
-//!    is written.
+//! 1. A segment is removed only after what replaces its records is synced: the copies, and the
+//!    newer versions elsewhere.
+//! 2. A damaged live record is not moved: its segment is kept, so that the damage stays visible
+//!    until a newer version is written.
 //!
-//! Bounds: `compaction_rate` bytes a second are read; one segment at a time, 16 bytes of memory a record of it; on a full
-//! disk, the reserve that only this log may use.
+//! Bounds: `compaction_rate` bytes a second are read; one segment at a time, 16 bytes of memory a
+//! record of it; on a full disk, the reserve that only this log may use.
 
 use std::io;
 use std::sync::Arc;
@@ -36,7 +39,8 @@ use crate::syncing;
 const LOOK: Duration = Duration::from_millis(200);
 /// This many segments that are less than a quarter full are brought together.
 const SMALL_MANY: usize = 8;
-/// What it counts for the rate to look at a record and at what may be its older version in another segment.
+/// What it counts for the rate to look at a record and at what may be its older version in another
+/// segment.
 const LOOK_COST: u64 = 64;
 /// Segments that are given back together: one sync for all of them.
 const BATCH: usize = 16;
@@ -126,7 +130,8 @@ fn choose(parts: &Parts) -> Vec<Arc<IndexedSegment>> {
     chosen
 }
 
-/// Segments in which enough could be dropped if they were compacted now, though the index still names it.
+/// Segments in which enough could be dropped if they were compacted now, though the index still
+/// names it.
 fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
     let now_ms = parts.env().now_ms();
     let segments = parts.segments.all();
@@ -164,7 +169,8 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
     chosen
 }
 
-/// Whether one of the `asked` segments beside `home` has, or may have, an older version of the record's key.
+/// Whether one of the `asked` segments beside `home` has, or may have, an older version of the
+/// record's key.
 fn older_elsewhere(
     parts: &Parts,
     home: &IndexedSegment,
@@ -196,11 +202,13 @@ fn evacuate(
     let mut stays = 0;
     if !segment.is_free() {
         let sidecar = segment.sidecar().expect("only sealed segments are chosen");
-        // What can be dropped goes first: the copies made after it would stand in the way of that decision.
+        // What can be dropped goes first: the copies made after it would stand in the way of that
+        // decision.
         for entry in sidecar.entries().filter(|e| e.says_absent()) {
             drop_absent(parts, segment, entry.hash, entry.offset, now_ms);
         }
-        // As they lie: in the order of their keys every single one would wait for memory, or for the disk.
+        // As they lie: in the order of their keys every single one would wait for memory, or for
+        // the disk.
         let mut places: Vec<(u32, u32, IndexHash)> = sidecar.entries().map(|e| (e.offset, e.size, e.hash)).collect();
         places.sort_unstable_by_key(|&(offset, ..)| offset);
         for (offset, size, hash) in places {
@@ -235,7 +243,8 @@ fn evacuate(
     }
     parts.counters.compacted_bytes.fetch_add(moved, Ordering::Relaxed);
     if stays > 0 || !segment.is_free() {
-        // To come again would find the same. (Beside what was counted: a record that was damaged before it was sealed.)
+        // To come again would find the same. (Beside what was counted: a record that was damaged
+        // before it was sealed.)
         segment.quarantine();
         return Ok(false);
     }
@@ -247,7 +256,8 @@ fn give_back(parts: &Arc<Parts>, empty: Vec<Arc<IndexedSegment>>) -> Result<(), 
     if empty.is_empty() {
         return Ok(());
     }
-    // Invariant 1. What recovery found unsealed was written by a process that did not come to sync it.
+    // Invariant 1. What recovery found unsealed was written by a process that did not come to sync
+    // it.
     let failed = |e: io::Error| {
         parts.health.fail(&e);
         WriteError::Failed
@@ -259,8 +269,9 @@ fn give_back(parts: &Arc<Parts>, empty: Vec<Arc<IndexedSegment>>) -> Result<(), 
     for log in parts.logs.all() {
         syncing::sync_log(parts, &log).map_err(|_| WriteError::Failed)?;
     }
-    // The names of the copies' segments survive from here on, which in the mode "os" nobody else has seen to. And names that were
-    // removed before stay away: or an older version could be back, whose tombstone was dropped since and goes now.
+    // The names of the copies' segments survive from here on, which in the mode "os" nobody else
+    // has seen to. And names that were removed before stay away: or an older version could be back,
+    // whose tombstone was dropped since and goes now.
     parts.folder.sync(parts.env()).map_err(failed)?;
     for segment in empty {
         // The blocks come back when nobody holds the segment any more, so it is let go at once.
@@ -282,8 +293,9 @@ fn drop_absent(parts: &Parts, segment: &IndexedSegment, hash: IndexHash, offset:
         return;
     }
     let mut stripe = parts.index.lock(hash);
-    // A version that came late in between lost against this record and lies in a log now: it would come back at the next
-    // start. Under the lock of the stripe none can be published, so those that can have got it are asked again.
+    // A version that came late in between lost against this record and lies in a log now: it would
+    // come back at the next start. Under the lock of the stripe none can be published, so those
+    // that can have got it are asked again.
     if older_elsewhere(parts, segment, &record, |s| s.sidecar().is_none() || s.sequence > newest) {
         return;
     }

@@ -23,7 +23,8 @@ impl Default for DamageLog {
 }
 
 impl DamageLog {
-    /// A record of `segment` is damaged: compaction does not move it, so that the damage stays visible.
+    /// A record of `segment` is damaged: compaction does not move it, so that the damage stays
+    /// visible.
     pub(crate) fn found(&self, segment: &IndexedSegment, offset: u32) {
         segment.quarantine();
         self.report(segment.sequence, offset);

@@ -1,10 +1,13 @@
-//! The outside world, behind one trait: files and folders, mapping, room, syncs, the wall clock and random numbers.
+//! The outside world, behind one trait: files and folders, mapping, room, syncs, the wall clock and
+//! random numbers.
 //!
-//! Each method does by default what the machine does, so [`RealEnv`] is empty and a test's environment overrides what it
-//! breaks or watches. Nothing here is called for a read or for a write that finds its place ready: those go through the
-//! mapping. (Threads, their pauses and hints about memory stay where they are: nothing that they do can be lost.)
+//! Each method does by default what the machine does, so [`RealEnv`] is empty and a test's
+//! environment overrides what it breaks or watches. Nothing here is called for a read or for a
+//! write that finds its place ready: those go through the mapping. (Threads, their pauses and hints
+//! about memory stay where they are: nothing that they do can be lost.)
 //!
-//! What is assumed of the disk, and which test looks at what follows from it, is in `docs/log-format.md`.
+//! What is assumed of the disk, and which test looks at what follows from it, is in
+//! `docs/log-format.md`.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -39,7 +42,8 @@ pub trait Env: Send + Sync + 'static {
         fs::read_dir(folder)?.map(entry).collect()
     }
 
-    /// Makes a file that must not exist yet, for reading and writing by its owner only. Its name is durable after [`Env::sync_folder`].
+    /// Makes a file that must not exist yet, for reading and writing by its owner only. Its name is
+    /// durable after [`Env::sync_folder`].
     fn create_new(&self, path: &Path) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).create_new(true).mode(OWNER_ONLY).open(path)
     }
@@ -112,7 +116,8 @@ pub trait Env: Send + Sync + 'static {
         file.write_all_at(bytes, offset)
     }
 
-    /// Where the last bytes that the file system knows of end, at most `len`; what follows is a hole and reads as zeros.
+    /// Where the last bytes that the file system knows of end, at most `len`; what follows is a
+    /// hole and reads as zeros.
     fn data_end(&self, file: &File, len: u64) -> u64 {
         let mut end = 0;
         while end < len {
@@ -128,19 +133,20 @@ pub trait Env: Send + Sync + 'static {
         len
     }
 
-    /// Reserves blocks for `len` bytes of `file` from `offset`, so that writing there through a mapping cannot fail.
-    /// Nothing is written when there is no room.
+    /// Reserves blocks for `len` bytes of `file` from `offset`, so that writing there through a
+    /// mapping cannot fail. Nothing is written when there is no room.
     fn allocate(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
         fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
     }
 
-    /// Gives the blocks of a range back; it reads as zeros from then on. Callers may ignore that a file system cannot.
+    /// Gives the blocks of a range back; it reads as zeros from then on. Callers may ignore that a
+    /// file system cannot.
     fn release(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
         fallocate(file, libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE, offset, len)
     }
 
-    /// Puts the file's bytes and its length on stable storage (`fdatasync`). After an error the engine acknowledges
-    /// nothing any more.
+    /// Puts the file's bytes and its length on stable storage (`fdatasync`). After an error the
+    /// engine acknowledges nothing any more.
     fn sync(&self, file: &File) -> io::Result<()> {
         file.sync_data()
     }
@@ -165,7 +171,8 @@ pub trait Env: Send + Sync + 'static {
         space(folder)
     }
 
-    /// The wall clock, in milliseconds since the Unix epoch: background work has to know what has expired.
+    /// The wall clock, in milliseconds since the Unix epoch: background work has to know what has
+    /// expired.
     fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }

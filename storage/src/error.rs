@@ -59,7 +59,8 @@ pub enum WriteError {
     /// There is no room; try again when there is.
     #[error("the disk is full")]
     DiskFull,
-    /// The system has no file descriptors or no memory left for a new segment; try again when it has.
+    /// The system has no file descriptors or no memory left for a new segment; try again when it
+    /// has.
     #[error("no segment can be made: {0}")]
     Resources(io::Error),
     /// The disk answered with an error, which may pass.
@@ -71,8 +72,8 @@ pub enum WriteError {
 }
 
 impl WriteError {
-    /// What it means for a write that the system refused something. A full disk, a lack of resources and a disk that does not
-    /// work call for different people.
+    /// What it means for a write that the system refused something. A full disk, a lack of
+    /// resources and a disk that does not work call for different people.
     pub(crate) fn of(error: io::Error) -> Self {
         match (error.kind(), error.raw_os_error()) {
             (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => Self::DiskFull,

@@ -1,8 +1,8 @@
 //! The data folder: who may use it, and which format it has.
 //!
-//! `LOCK` is held with `flock` while a process uses the folder; `FORMAT` holds `koltso 2` and is written last, after
-//! `SECRET` ([`crate::secret`]). Nothing is written before a folder is known to be ours, free and of a format that this build
-//! reads.
+//! `LOCK` is held with `flock` while a process uses the folder; `FORMAT` holds `koltso 2` and is
+//! written last, after `SECRET` ([`crate::secret`]). Nothing is written before a folder is known to
+//! be ours, free and of a format that this build reads.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -90,8 +90,9 @@ fn format_of(content: &str) -> Option<u32> {
     content.strip_prefix("koltso ")?.trim_end().parse().ok()
 }
 
-/// Whether a folder with this entry is in use by somebody. What is left of a start that ended before there was a `FORMAT`, the
-/// lock file and a secret among it, and what `mkfs` leaves on a fresh file system do not count.
+/// Whether a folder with this entry is in use by somebody. What is left of a start that ended
+/// before there was a `FORMAT`, the lock file and a secret among it, and what `mkfs` leaves on a
+/// fresh file system do not count.
 fn says_something(entry: &FolderEntry) -> bool {
     let name = &entry.name;
     let unfinished = name == FORMAT_FILE && entry.len == 0;
@@ -104,8 +105,8 @@ fn parent_of(path: &Path) -> Option<&Path> {
     path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
 }
 
-/// Makes a folder, and those above it where there are none. Their names survive a power loss as well, or what is in the folder
-/// would go with it.
+/// Makes a folder, and those above it where there are none. Their names survive a power loss as
+/// well, or what is in the folder would go with it.
 fn create(env: &dyn Env, path: &Path) -> io::Result<()> {
     let parent = parent_of(path);
     let made = env.create_folder(path).or_else(|e| match parent {
@@ -195,7 +196,8 @@ impl Folder {
         let folder = Self { path: path.to_path_buf(), secret, _lock: lock };
         if !existing {
             let write = || -> io::Result<()> {
-                // Under another name until it is whole, or a loss of power could leave a folder that seems to be another's.
+                // Under another name until it is whole, or a loss of power could leave a folder
+                // that seems to be another's.
                 let unfinished = path.join(NEW_FORMAT_FILE);
                 let file = env.create(&unfinished)?;
                 env.write_at(&file, format!("koltso {FOLDER_FORMAT}\n").as_bytes(), 0)?;

@@ -1,7 +1,9 @@
-//! How the disk is: whether a sync failed, after which nothing is acknowledged, and what else it refused.
+//! How the disk is: whether a sync failed, after which nothing is acknowledged, and what else it
+//! refused.
 //!
-//! After a failed sync the kernel may have dropped the pages that it could not write, and the next sync succeeds. So a failure
-//! is for good, until the store is opened again and has read what is there.
+//! After a failed sync the kernel may have dropped the pages that it could not write, and the next
+//! sync succeeds. So a failure is for good, until the store is opened again and has read what is
+//! there.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -72,8 +74,8 @@ impl Health {
         }
     }
 
-    /// What a write is answered for which the system refused something. Counted, and logged at a bounded rate; a full disk
-    /// is logged where it is noticed.
+    /// What a write is answered for which the system refused something. Counted, and logged at a
+    /// bounded rate; a full disk is logged where it is noticed.
     pub(crate) fn refuse(&self, error: io::Error) -> WriteError {
         let refusal = WriteError::of(error);
         let count = match refusal {

@@ -1,6 +1,8 @@
-//! A segment as the index and compaction know it: its place in the segment table, how much of it is live, and its key order.
+//! A segment as the index and compaction know it: its place in the segment table, how much of it is
+//! live, and its key order.
 //!
-//! Owner: shared; each figure says who changes it. Invariant: a segment is sealed once, and only when it has no [`Tail`].
+//! Owner: shared; each figure says who changes it. Invariant: a segment is sealed once, and only
+//! when it has no [`Tail`].
 
 use std::io;
 use std::ops::Deref;
@@ -59,8 +61,9 @@ impl IndexedSegment {
         *self.unsettled.get_mut() = true;
     }
 
-    /// Makes sure that the next sync covers everything in it. If a sync failed in the process that wrote it, the kernel may take
-    /// pages for clean that are not on disk, and the next sync would succeed without them.
+    /// Makes sure that the next sync covers everything in it. If a sync failed in the process that
+    /// wrote it, the kernel may take pages for clean that are not on disk, and the next sync would
+    /// succeed without them.
     pub(crate) fn settle(&self, env: &dyn Env) -> io::Result<()> {
         let mut unsettled = self.unsettled.lock();
         if *unsettled {
@@ -87,8 +90,8 @@ impl IndexedSegment {
         self.live_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of records that the index points to. Between the steps of a change, and with a sidecar whose contents lie, the
-    /// count can be off: it is never more than there is.
+    /// Bytes of records that the index points to. Between the steps of a change, and with a sidecar
+    /// whose contents lie, the count can be off: it is never more than there is.
     pub(crate) fn live(&self) -> u64 {
         self.live_bytes.load(Ordering::Relaxed).min(self.used_bytes())
     }
@@ -165,8 +168,8 @@ impl Tail {
         let size = draft.size();
         assert!(self.is_ready(size));
         let offset = self.position;
-        // SAFETY: below `ready` by the assertion; `position` is what was written, as only this tail appends to its segment,
-        // and `&mut self` makes it one at a time.
+        // SAFETY: below `ready` by the assertion; `position` is what was written, as only this tail
+        // appends to its segment, and `&mut self` makes it one at a time.
         unsafe { self.segment.append_at(offset, draft) };
         self.position += size as u32;
         offset
@@ -195,7 +198,8 @@ mod tests {
         )))
     }
 
-    /// Writes records as a writer does that has nobody to provide for it, until `end` bytes are written; where they are.
+    /// Writes records as a writer does that has nobody to provide for it, until `end` bytes are
+    /// written; where they are.
     fn write_until(tail: &mut Tail, end: u32) -> Vec<u32> {
         let version = Version::new(77, 3);
         let flags = Flags::new(1);
@@ -218,7 +222,8 @@ mod tests {
         }
     }
 
-    /// An environment in which a writer is faster than who provides for it: it goes on while blocks are allocated.
+    /// An environment in which a writer is faster than who provides for it: it goes on while blocks
+    /// are allocated.
     struct Overtaken {
         tail: Mutex<(Tail, Vec<u32>)>,
     }

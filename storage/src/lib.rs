@@ -1,11 +1,14 @@
 //! An embeddable key-value engine: an append-only, memory-mapped log with an in-memory index.
 //!
-//! Keys are 1 to 4096 bytes, values up to a maximum that the opener chooses (16 MiB by default). Each record has a
-//! [`Version`]; the newest wins, in whatever order versions arrive. Deletes are tombstones, values can expire. What was
-//! written survives the end of the process at any instant; what survives a power loss is the [`SyncMode`].
+//! Keys are 1 to 4096 bytes, values up to a maximum that the opener chooses (16 MiB by default).
+//! Each record has a [`Version`]; the newest wins, in whatever order versions arrive. Deletes are
+//! tombstones, values can expire. What was written survives the end of the process at any instant;
+//! what survives a power loss is the [`SyncMode`].
 //!
-//! The engine knows no network and no async runtime, and the time comes from its caller. It is shared between threads:
-//! each thread that writes has a [`Writer`] with a log of its own; reads go from any thread to any record.
+//! The engine knows no network and no async runtime. What it asks of the system stands behind the
+//! trait [`Env`], the wall clock of its background work included; readers say what time it is. It
+//! is shared between threads: each thread that writes has a [`Writer`] with a log of its own; reads
+//! go from any thread to any record.
 //!
 //! ```
 //! use koltso_storage::{Lookup, Options, Store, Version};
@@ -24,9 +27,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! What is left out, and what that costs: no transactions over several keys, no compare-and-set, no compression. The
-//! index is in memory, 10 to 20 bytes a key. Data larger than memory works by paging, and then a read can stall its
-//! thread for a page fault. The bytes on disk are in `docs/log-format.md`.
+//! What is left out, and what that costs: no transactions over several keys, no compare-and-set, no
+//! compression. The index is in memory, 10 to 20 bytes a key. Data larger than memory works by
+//! paging, and then a read can stall its thread for a page fault. The bytes on disk are in
+//! `docs/log-format.md`.
 
 mod background;
 mod bytes;

@@ -1,8 +1,10 @@
-//! Writing: one log a writer, each a chain of segments of its own, so that writers never wait for one another.
+//! Writing: one log a writer, each a chain of segments of its own, so that writers never wait for
+//! one another.
 //!
-//! A [`Writer`] appends a record, then publishes it in the index; both happen in one call, so a segment that was rolled
-//! holds no unpublished record (compaction relies on that). Space is allocated and populated ahead of it by the
-//! provisioning thread; a writer that outruns it allocates inline and counts a stall.
+//! A [`Writer`] appends a record, then publishes it in the index; both happen in one call, so a
+//! segment that was rolled holds no unpublished record (compaction relies on that). Space is
+//! allocated and populated ahead of it by the provisioning thread; a writer that outruns it
+//! allocates inline and counts a stall.
 //!
 //! Owner: one thread a writer. Bounds: a log has one active and one spare segment.
 
@@ -62,7 +64,8 @@ impl Writer {
         self.apply_draft(&Draft::of(record))
     }
 
-    /// Writes a value that one replica is to have, without attributes. `expires_at_ms` is in milliseconds since the Unix epoch, 0 for never.
+    /// Writes a value that one replica is to have, without attributes. `expires_at_ms` is in
+    /// milliseconds since the Unix epoch, 0 for never.
     ///
     /// # Errors
     /// See [`WriteError`]; nothing was written then.
@@ -116,8 +119,8 @@ impl Writer {
         self.parts.ask_for_room(u64::from(SLICE), need).map_err(|e| self.parts.health.refuse(e))
     }
 
-    /// Appends without publishing: for compaction, which moves an entry only if it still names the old place. The record
-    /// fits a segment.
+    /// Appends without publishing: for compaction, which moves an entry only if it still names the
+    /// old place. The record fits a segment.
     pub(crate) fn append(&mut self, draft: &Draft<'_>) -> Result<u32, WriteError> {
         if self.parts.health.has_failed() {
             return Err(WriteError::Failed);
@@ -185,7 +188,8 @@ impl Writer {
             let wanted = self.tail.position() + size as u32;
             let more = waiting(&"space for the log", || segment.extend(self.parts.env(), wanted))
                 .map_err(|e| self.parts.health.refuse(e))?;
-            // `more` is false, too, when the provisioning thread has made the rest ready since it was asked above.
+            // `more` is false, too, when the provisioning thread has made the rest ready since it
+            // was asked above.
             assert!(more || self.tail.is_ready(size), "a record that fits a segment fits its ready part in the end");
         }
         Ok(())
@@ -203,7 +207,8 @@ impl Writer {
         self.log.durable()
     }
 
-    /// What has to be synced for everything written so far. The caller syncs the files as it likes (io_uring, a thread).
+    /// What has to be synced for everything written so far. The caller syncs the files as it likes
+    /// (io_uring, a thread).
     #[must_use]
     pub fn begin_sync(&self) -> SyncBatch {
         self.log.begin_sync()
@@ -216,8 +221,8 @@ impl Writer {
         let _ = syncing::complete(&self.parts, &self.log, batch);
     }
 
-    /// A file of a batch could not be synced: nothing is written any more until the store is opened again, because the
-    /// kernel may have dropped the pages that it could not write.
+    /// A file of a batch could not be synced: nothing is written any more until the store is opened
+    /// again, because the kernel may have dropped the pages that it could not write.
     pub fn fail(&self, error: &io::Error) {
         self.parts.health.fail(error);
     }

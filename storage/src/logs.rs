@@ -62,7 +62,8 @@ impl LogState {
     }
 }
 
-/// What is to be on disk before a write is acknowledged in the mode "always": sync these files, then tell the writer.
+/// What is to be on disk before a write is acknowledged in the mode "always": sync these files,
+/// then tell the writer.
 #[derive(Debug)]
 pub struct SyncBatch {
     segments: Vec<Arc<IndexedSegment>>,
@@ -95,7 +96,8 @@ impl LogState {
 
     /// What is to be synced so that everything appended so far is durable.
     pub(crate) fn begin_sync(&self) -> SyncBatch {
-        // The order matters: what was appended before this line lies in segments that the next line lists.
+        // The order matters: what was appended before this line lies in segments that the next line
+        // lists.
         let position = self.appended.load(Ordering::Acquire);
         SyncBatch { segments: self.unsynced.lock().clone(), position }
     }
@@ -103,7 +105,8 @@ impl LogState {
     /// All files of the batch are on disk.
     pub(crate) fn complete_sync(&self, batch: &SyncBatch) {
         let mut unsynced = self.unsynced.lock();
-        // Each but the last had been rolled before the batch began, so nothing was added to it since.
+        // Each but the last had been rolled before the batch began, so nothing was added to it
+        // since.
         for done in batch.segments.iter().rev().skip(1) {
             unsynced.retain(|segment| !Arc::ptr_eq(segment, done));
         }

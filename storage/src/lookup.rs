@@ -1,8 +1,8 @@
-//! What a reader gets: nothing, or everything about a record, with its value verified where it lies or, if that is large, pinned
-//! and to be verified.
+//! What a reader gets: nothing, or everything about a record, with its value verified where it lies
+//! or, if that is large, pinned and to be verified.
 //!
-//! Invariant: what stands before the value was compared with its checksum under the stripe's lock, the value itself before
-//! anybody gets its bytes.
+//! Invariant: what stands before the value was compared with its checksum under the stripe's lock,
+//! the value itself before anybody gets its bytes.
 
 use std::sync::Arc;
 
@@ -13,13 +13,15 @@ use crate::index::Locked;
 use crate::indexed::IndexedSegment;
 use crate::record::Record;
 
-/// Values up to this many bytes are read where they lie, under the stripe's lock; larger ones are pinned.
+/// Values up to this many bytes are read where they lie, under the stripe's lock; larger ones are
+/// pinned.
 pub const INLINE_MAX: usize = 16 << 10;
 
 /// What a look-up found.
 #[derive(Debug)]
 pub enum Lookup<'a> {
-    /// No value: never written, deleted or expired. With what is remembered of the delete or of the expired value.
+    /// No value: never written, deleted or expired. With what is remembered of the delete or of the
+    /// expired value.
     Absent(Option<Tombstone>),
     /// The only record of the key is damaged. It was reported and is not served.
     Damaged,
@@ -36,7 +38,8 @@ pub struct Stored<'a> {
     pub expires_at_ms: u64,
     /// As written, those without a meaning to this build included.
     pub flags: Flags,
-    /// As written; empty for none. Those of a large value are also in [`Unverified::attributes`], for after the lock.
+    /// As written; empty for none. Those of a large value are also in [`Unverified::attributes`],
+    /// for after the lock.
     pub attributes: &'a [u8],
     /// The value.
     pub value: Value<'a>,
@@ -68,7 +71,8 @@ impl Value<'_> {
     }
 }
 
-/// A large value of which nobody has compared the checksum. [`Unverified::verify`] is the only exit of its bytes.
+/// A large value of which nobody has compared the checksum. [`Unverified::verify`] is the only exit
+/// of its bytes.
 pub struct Unverified(Pinned, Arc<DamageLog>);
 
 impl std::fmt::Debug for Unverified {
@@ -84,7 +88,8 @@ impl Unverified {
         self.0.attributes()
     }
 
-    /// Compares the checksum (about 0.1 ms a megabyte; hold no lock). `None` if the value is damaged, which is reported.
+    /// Compares the checksum (about 0.1 ms a megabyte; hold no lock). `None` if the value is
+    /// damaged, which is reported.
     #[must_use]
     pub fn verify(self) -> Option<Pinned> {
         let Self(pin, damage) = self;
@@ -120,7 +125,8 @@ impl AsRef<[u8]> for Pinned {
     }
 }
 
-/// What a reader at `now_ms` gets from a record that the index names. The lock of its stripe is held.
+/// What a reader at `now_ms` gets from a record that the index names. The lock of its stripe is
+/// held.
 #[inline]
 pub(crate) fn lookup<'a>(
     damage: &Arc<DamageLog>,

@@ -14,12 +14,14 @@ use crate::segment::{SEGMENT_HEADER, SEGMENT_MAX};
 /// When the engine itself syncs the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SyncMode {
-    /// Never: the kernel writes back when it likes. The names of new segments are left to it as well, so that a power loss
-    /// may take even what [`crate::Writer::sync`] covered. What was there when the store was opened stays.
+    /// Never: the kernel writes back when it likes. The names of new segments are left to it as
+    /// well, so that a power loss may take even what [`crate::Writer::sync`] covered. What was
+    /// there when the store was opened stays.
     Os,
     /// This long after a write at the latest.
     Every(Duration),
-    /// Not by the engine: the writer's owner syncs before it acknowledges, see [`crate::Writer::begin_sync`].
+    /// Not by the engine: the writer's owner syncs before it acknowledges, see
+    /// [`crate::Writer::begin_sync`].
     Always,
 }
 
@@ -32,19 +34,21 @@ pub struct Options {
     pub sync: SyncMode,
     /// The largest value, in bytes, up to [`VALUE_MAX_LIMIT`].
     pub value_max: usize,
-    /// Size of a segment file, in bytes: a multiple of 4096, up to 64 MiB, and large enough for the largest record.
+    /// Size of a segment file, in bytes: a multiple of 4096, up to 64 MiB, and large enough for the
+    /// largest record.
     pub segment_size: u32,
     /// Compaction reads at most this many bytes a second.
     pub compaction_rate: u64,
     /// A segment with at least this share of dead bytes is compacted, 0..1.
     pub compaction_dead_share: f64,
-    /// How long tombstones and expired records are kept, so that an older version which arrives late still loses.
+    /// How long tombstones and expired records are kept, so that an older version which arrives
+    /// late still loses.
     pub tombstone_grace: Duration,
-    /// How often segments are searched for tombstones and expired records that can go; five times a second while the disk
-    /// is full.
+    /// How often segments are searched for tombstones and expired records that can go; five times a
+    /// second while the disk is full.
     pub reap_interval: Duration,
-    /// Called on a background thread after it has freed several megabytes: the place to have the allocator give them back
-    /// to the system, which most keep for later otherwise.
+    /// Called on a background thread after it has freed several megabytes: the place to have the
+    /// allocator give them back to the system, which most keep for later otherwise.
     pub memory_freed: fn(),
     /// The outside world, for tests to break.
     pub env: Arc<dyn Env>,

@@ -1,11 +1,14 @@
-//! The key order of a segment that has no sidecar yet: sorted runs of record offsets, grown while the log grows.
+//! The key order of a segment that has no sidecar yet: sorted runs of record offsets, grown while
+//! the log grows.
 //!
-//! The sealing thread sorts each megabyte soon after it was written, while it is in the cache, so a range that starts at
-//! any moment sorts at most the last megabyte itself. Sealing sorts the whole segment once more, reading it from front to
-//! back: merging the runs instead was tried, and its scattered reads took a third of all user time of a PUT.
+//! The sealing thread sorts each megabyte soon after it was written, while it is in the cache, so a
+//! range that starts at any moment sorts at most the last megabyte itself. Sealing sorts the whole
+//! segment once more, reading it from front to back: merging the runs instead was tried, and its
+//! scattered reads took a third of all user time of a PUT.
 //!
-//! Owner: the sealing thread grows it; anybody takes a snapshot. Bounds: 4 bytes a record, a run a megabyte of log, 24
-//! bytes a record while sealing. Invariant: a run holds offsets of intact records, by key, the newest of each key.
+//! Owner: the sealing thread grows it; anybody takes a snapshot. Bounds: 4 bytes a record, a run a
+//! megabyte of log, 24 bytes a record while sealing. Invariant: a run holds offsets of intact
+//! records, by key, the newest of each key.
 
 use std::sync::Arc;
 
@@ -37,11 +40,13 @@ impl Default for Order {
 
 #[derive(Debug, Default)]
 struct State {
-    /// With the offset that each begins at. The last may be short, and is sorted again together with what follows.
+    /// With the offset that each begins at. The last may be short, and is sorted again together
+    /// with what follows.
     runs: Vec<(u32, Run)>,
     /// Everything below was taken into a run. 0 before the first.
     ordered: u32,
-    /// Found by recovery, to be sorted first: a recovered segment may have gaps, so it is not walked again.
+    /// Found by recovery, to be sorted first: a recovered segment may have gaps, so it is not
+    /// walked again.
     recovered: Option<Run>,
     damaged: u32,
 }
@@ -55,7 +60,8 @@ fn prefix(key: &[u8]) -> [u64; 2] {
     [(all >> 64) as u64, all as u64]
 }
 
-/// Offsets by key, the newest of each key. A record that the disk damaged since it was found is left out.
+/// Offsets by key, the newest of each key. A record that the disk damaged since it was found is
+/// left out.
 fn sort(segment: &Segment, offsets: impl Iterator<Item = u32>) -> Run {
     let intact = offsets.filter_map(|at| Some((prefix(segment.record(at).ok()?.key()), at)));
     let mut keyed: Vec<([u64; 2], u32)> = intact.collect();
@@ -71,8 +77,8 @@ fn sort(segment: &Segment, offsets: impl Iterator<Item = u32>) -> Run {
     keyed.iter().map(|&(_, at)| at).collect()
 }
 
-/// Offsets and ends of the intact records that begin from `start` to `end`. They lie without a gap, unless memory or disk
-/// damaged one since it was written: what follows that one is found again.
+/// Offsets and ends of the intact records that begin from `start` to `end`. They lie without a gap,
+/// unless memory or disk damaged one since it was written: what follows that one is found again.
 fn walk(segment: &Segment, start: u32, end: u32) -> impl Iterator<Item = (u32, u32)> + '_ {
     let mut next = start.max(SEGMENT_HEADER);
     std::iter::from_fn(move || {
@@ -113,7 +119,8 @@ impl Order {
         self.state.lock().damaged
     }
 
-    /// Sorts what was written since the last call, if that is a run's worth or `all` is asked for; `true` if it did.
+    /// Sorts what was written since the last call, if that is a run's worth or `all` is asked for;
+    /// `true` if it did.
     pub(crate) fn extend(&self, segment: &Segment, all: bool) -> bool {
         let (recovered, mut ordered, last) = {
             let state = self.state.lock();
@@ -155,8 +162,8 @@ impl Order {
         }
     }
 
-    /// The runs, with the rest sorted now. `None` while recovered records wait for their first sort, or the sealing
-    /// thread is more than `behind_max` records behind: come again.
+    /// The runs, with the rest sorted now. `None` while recovered records wait for their first
+    /// sort, or the sealing thread is more than `behind_max` records behind: come again.
     pub(crate) fn snapshot(&self, segment: &Segment, behind_max: usize) -> Option<Vec<Run>> {
         let (mut runs, ordered, written) = {
             let state = self.state.lock();
@@ -180,7 +187,8 @@ impl Order {
         Some(runs)
     }
 
-    /// Whether no record of `key` is in the sorted part, and there is no unsorted one. `false` also means "not known".
+    /// Whether no record of `key` is in the sorted part, and there is no unsorted one. `false` also
+    /// means "not known".
     pub(crate) fn lacks(&self, segment: &Segment, key: &[u8]) -> bool {
         let state = self.state.lock();
         state.recovered.is_none()

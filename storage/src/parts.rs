@@ -1,5 +1,5 @@
-//! The parts of the engine, which all its threads share. Each part has its own file, its own state and its own methods;
-//! here is only what takes several of them.
+//! The parts of the engine, which all its threads share. Each part has its own file, its own state
+//! and its own methods; here is only what takes several of them.
 
 use std::io;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The provisioning thread: keeps allocated, populated space ahead of each writer, a spare segment where one is soon needed,
-//! and memory for the index to grow into. Writers wait when it is late.
+//! The provisioning thread: keeps allocated, populated space ahead of each writer, a spare segment
+//! where one is soon needed, and memory for the index to grow into. Writers wait when it is late.
 
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -16,7 +16,8 @@ const AHEAD_MIN: u32 = SLICE;
 pub(crate) const AHEAD_MAX: u32 = 16 << 20;
 /// How far ahead in time: what was written in this long is kept ready.
 const AHEAD_MS: u64 = 250;
-/// A spare segment is made when less than this is left of the active one: 100 ms of writing at 160 MB/s.
+/// A spare segment is made when less than this is left of the active one: 100 ms of writing at 160
+/// MB/s.
 const SPARE_BELOW: u64 = 16 << 20;
 
 pub(crate) fn run(parts: &Parts) {

@@ -1,4 +1,5 @@
-//! Bringing the index back: sealed segments from their sidecars, the others by reading them through.
+//! Bringing the index back: sealed segments from their sidecars, the others by reading them
+//! through.
 //!
 //! What a place that is no intact record means depends on what follows it in the segment:
 //!
@@ -12,8 +13,9 @@
 //! | not | | yes | damaged, and nobody can say which key: counted, skipped |
 //! | not, or zeros | | no | the end; what is not zero there is torn and cut off |
 //!
-//! "Cut off" means that it does not count as written. Nobody appends to a recovered segment, so it is never reached again.
-//! Bounds: one pass over each unsealed segment; two threads or as many as there are cores, each with 8 MiB to sort in.
+//! "Cut off" means that it does not count as written. Nobody appends to a recovered segment, so it
+//! is never reached again. Bounds: one pass over each unsealed segment; two threads or as many as
+//! there are cores, each with 8 MiB to sort in.
 
 use std::ffi::OsStr;
 use std::io;
@@ -75,11 +77,13 @@ pub(crate) struct Scan {
     pub(crate) damaged: Vec<u32>,
     /// Where the records end.
     pub(crate) end: u32,
-    /// Bytes after the end that are not zero, as far as a torn record reaches, and those of torn records before it.
+    /// Bytes after the end that are not zero, as far as a torn record reaches, and those of torn
+    /// records before it.
     pub(crate) torn: u32,
 }
 
-/// Reads `bytes`, the file from its start, through as records that begin below `limit`; `salt` is the segment's.
+/// Reads `bytes`, the file from its start, through as records that begin below `limit`; `salt` is
+/// the segment's.
 pub(crate) fn scan(bytes: &[u8], limit: usize, salt: u32) -> Scan {
     let mut scan = Scan { end: SEGMENT_HEADER, ..Scan::default() };
     // Since the last intact record: what is only damage if another intact one follows.
@@ -123,11 +127,13 @@ pub(crate) fn scan(bytes: &[u8], limit: usize, salt: u32) -> Scan {
     scan
 }
 
-/// Whether `bytes`, which lie at `offset` of an unsealed segment and are no intact record, look as if the power had been lost
-/// before all their sectors were written: in one of these, the bytes from its start or those to its end are still zeros.
+/// Whether `bytes`, which lie at `offset` of an unsealed segment and are no intact record, look as
+/// if the power had been lost before all their sectors were written: in one of these, the bytes
+/// from its start or those to its end are still zeros.
 ///
-/// Such a record was not acknowledged in the mode "always", since no sync of it had completed, and what was before it stands.
-/// Bits that flipped in what had been written leave no zeros there, unless the value has them itself.
+/// Such a record was not acknowledged in the mode "always", since no sync of it had completed, and
+/// what was before it stands. Bits that flipped in what had been written leave no zeros there,
+/// unless the value has them itself.
 fn lacks_a_write(bytes: &[u8], offset: u32) -> bool {
     let begin = offset as usize;
     let sectors = begin / SECTOR..(begin + bytes.len()).div_ceil(SECTOR);
@@ -145,8 +151,9 @@ fn next_candidate(bytes: &[u8], from: usize) -> usize {
     while at + ALIGN <= bytes.len() && bytes[at..at + ALIGN] == [0; ALIGN] {
         at += ALIGN;
     }
-    // A header may begin with zeros in theory; its checksum is in the first four bytes, and both checksums being zero
-    // takes an empty value and a one in 2^32 chance. Going back one unit would not help then: the clock follows.
+    // A header may begin with zeros in theory; its checksum is in the first four bytes, and both
+    // checksums being zero takes an empty value and a one in 2^32 chance. Going back one unit would
+    // not help then: the clock follows.
     at
 }
 
@@ -164,7 +171,8 @@ fn sequences(env: &dyn Env, folder: &Folder) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
-/// Removes what a crash left between two steps: half-written sidecars, and sidecars whose segment is gone.
+/// Removes what a crash left between two steps: half-written sidecars, and sidecars whose segment
+/// is gone.
 fn tidy(env: &dyn Env, folder: &Folder, sequences: &[u64]) -> io::Result<()> {
     for entry in env.list(folder.path())? {
         let left_over = match sequence_of(&entry.name) {
@@ -199,8 +207,8 @@ fn open_one(
 ) -> Result<Option<Opened>, OpenError> {
     let mut segment = match Segment::open(env, folder.path(), sequence) {
         Ok(segment) => IndexedSegment::new(segment, slot),
-        // Made just before a crash or a power loss: not even the header had arrived, so nothing in it was ever synced. (What
-        // was sealed had been synced. Then it is damage.)
+        // Made just before a crash or a power loss: not even the header had arrived, so nothing in
+        // it was ever synced. (What was sealed had been synced. Then it is damage.)
         Err(HeaderError::Unwritten) if !has_sidecar(env, folder, sequence) => {
             tracing::warn!("the segment {sequence:016x}.log was never written to the disk and is removed");
             let _ = env.remove(&path_of(folder.path(), sequence, "log"));
@@ -303,7 +311,8 @@ pub(crate) fn recover(env: &dyn Env, folder: &Folder, index: &Index, damage: &Da
     for one in &opened {
         index.install(one.segment.clone());
     }
-    // The places of an unsealed segment stay in their order: of a version that is there twice, the first counts.
+    // The places of an unsealed segment stay in their order: of a version that is there twice, the
+    // first counts.
     let pieces: Vec<(&Arc<IndexedSegment>, Range<u32>)> = opened
         .iter()
         .flat_map(|Opened { segment, .. }| {
@@ -337,12 +346,14 @@ struct Light {
     size: u32,
 }
 
-/// Puts a segment's records into the index, where they are the newest: of a sidecar those of `range`, else all.
+/// Puts a segment's records into the index, where they are the newest: of a sidecar those of
+/// `range`, else all.
 fn load(index: &Index, segment: &IndexedSegment, range: Range<u32>) {
     let mut piece: Vec<Light> = Vec::with_capacity(PIECE as usize);
     if let Some(sidecar) = segment.sidecar() {
         piece.extend(range.map(|number| sidecar.entry(number)).filter_map(|entry| {
-            // Only from an intact sidecar with wrong contents, but nothing may name a place outside the records.
+            // Only from an intact sidecar with wrong contents, but nothing may name a place outside
+            // the records.
             let end = u64::from(entry.offset) + u64::from(entry.size);
             let inside = entry.offset >= SEGMENT_HEADER && end <= u64::from(segment.written());
             let size = entry.size | u32::from(entry.flags.is_tombstone());
@@ -362,8 +373,8 @@ fn load(index: &Index, segment: &IndexedSegment, range: Range<u32>) {
     }
 }
 
-/// Sorts by stripe first: each stripe is locked once and its table is in the cache for all that goes there, where
-/// record by record every single one would wait for memory.
+/// Sorts by stripe first: each stripe is locked once and its table is in the cache for all that
+/// goes there, where record by record every single one would wait for memory.
 fn load_piece(index: &Index, segment: &IndexedSegment, piece: &[Light]) {
     let mut starts = vec![0_u32; STRIPES + 1];
     for light in piece {
@@ -400,7 +411,8 @@ fn admit(stripe: &mut Locked<'_>, segment: &IndexedSegment, light: &Light) {
         size: (light.size & !1) as usize,
         tombstone: light.size & 1 != 0,
     };
-    // Only a key whose tag is there already has to be read: most are new, and their records stay untouched on disk.
+    // Only a key whose tag is there already has to be read: most are new, and their records stay
+    // untouched on disk.
     if !stripe.has_tag(place.hash) {
         stripe.insert_new(&place);
         return;

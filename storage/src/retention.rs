@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::record::Record;
 
-/// Tombstones and expired records are kept for the grace time, and beyond it while somebody may still bring older versions.
+/// Tombstones and expired records are kept for the grace time, and beyond it while somebody may
+/// still bring older versions.
 pub(crate) struct Retention {
     grace: Duration,
     kept: AtomicBool,
@@ -23,7 +24,8 @@ impl Retention {
         self.kept.store(keep, Ordering::Relaxed);
     }
 
-    /// A segment could not be removed, so the next start finds what is in it. Until then nothing may be dropped that is newer.
+    /// A segment could not be removed, so the next start finds what is in it. Until then nothing
+    /// may be dropped that is newer.
     pub(crate) fn segment_left_behind(&self) {
         self.left_behind.store(true, Ordering::Relaxed);
     }

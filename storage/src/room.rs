@@ -1,6 +1,8 @@
-//! Room on the disk: who may still have how much of it, and where segments are rolled on a small one.
+//! Room on the disk: who may still have how much of it, and where segments are rolled on a small
+//! one.
 //!
-//! A reserve is kept so that a full disk can be emptied: half of it for deletes, half for compaction.
+//! A reserve is kept so that a full disk can be emptied: half of it for deletes, half for
+//! compaction.
 
 use std::io;
 use std::path::Path;
@@ -11,7 +13,8 @@ use crate::env::{Env, Space};
 /// The least at which a segment is rolled, unless it is smaller itself.
 const ROLL_MIN: u64 = 1 << 20;
 
-/// Who asks for room. On a full disk the order is: no values any more, then no deletes any more, and compaction last.
+/// Who asks for room. On a full disk the order is: no values any more, then no deletes any more,
+/// and compaction last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
     Value,

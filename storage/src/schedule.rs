@@ -1,10 +1,12 @@
-//! How the threads around the engine share processors: those that serve requests ask for short slices, those that nobody waits for
-//! are nice. Each function concerns the calling thread; where the kernel refuses, nothing changes.
+//! How the threads around the engine share processors: those that serve requests ask for short
+//! slices, those that nobody waits for are nice. Each function concerns the calling thread; where
+//! the kernel refuses, nothing changes.
 
 use std::mem;
 
-/// In nanoseconds, less than the 1.4 ms and more that Linux gives by itself. At its least, 0.1 ms, the threads that prepare room for large
-/// values came too late where all share one processor: PUT of 20 kB took 15 % more CPU.
+/// In nanoseconds, less than the 1.4 ms and more that Linux gives by itself. At its least, 0.1 ms,
+/// the threads that prepare room for large values came too late where all share one processor: PUT
+/// of 20 kB took 15 % more CPU.
 const SLICE: u64 = 1_000_000;
 const NICE: i32 = 10;
 
@@ -15,9 +17,9 @@ pub(crate) fn be_nice() {
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
-/// For threads that serve requests: one that has something to do then takes the processor from a thread with longer slices, such as
-/// those that are nice, in the middle of its slice. Niceness and policies stay as they are. Schedulers before Linux 6.12 have no
-/// ear for it.
+/// For threads that serve requests: one that has something to do then takes the processor from a
+/// thread with longer slices, such as those that are nice, in the middle of its slice. Niceness and
+/// policies stay as they are. Schedulers before Linux 6.12 have no ear for it.
 #[allow(unsafe_code)]
 pub fn ask_for_short_slices() {
     let Some(mut wish) = attributes() else {
@@ -25,7 +27,8 @@ pub fn ask_for_short_slices() {
     };
     if wish.sched_policy == libc::SCHED_OTHER as u32 {
         wish.sched_runtime = SLICE;
-        // SAFETY: a plain system call about the calling thread, which reads as much of `wish` as that says it has.
+        // SAFETY: a plain system call about the calling thread, which reads as much of `wish` as
+        // that says it has.
         let _ = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &wish, 0) };
     }
 }

@@ -1,6 +1,7 @@
 //! The sealing thread: sorts what was written, and gives rolled segments their sidecars.
 //!
-//! Invariant: a sidecar is written only after its segment was synced, and never after a sync failed.
+//! Invariant: a sidecar is written only after its segment was synced, and never after a sync
+//! failed.
 
 use std::io;
 use std::sync::Arc;
@@ -22,10 +23,12 @@ pub(crate) fn run(parts: &Parts) {
     // Since when there has been nothing to sort, after there was.
     let mut quiet_since: Option<Instant> = None;
     while !parts.threads.is_closing() {
-        // Not in the head of the loop, or the lock would be held until its end, and the provisioning thread wait for the sorting.
+        // Not in the head of the loop, or the lock would be held until its end, and the
+        // provisioning thread wait for the sorting.
         let logs = parts.logs.all();
         for log in logs {
-            // Compaction's log is kept sorted to its end, so that it can tell which keys it does not have.
+            // Compaction's log is kept sorted to its end, so that it can tell which keys it does
+            // not have.
             let segment = log.active.lock().clone();
             if segment.order.extend(&segment, log.privileged) {
                 quiet_since = Some(Instant::now());
@@ -56,7 +59,8 @@ fn seal(parts: &Parts, segment: &Arc<IndexedSegment>) -> io::Result<()> {
     segment.order.extend(segment, true);
     let run = segment.order.finish(segment);
     segment.settle(parts.env())?;
-    // Not to be tried again: after a failed sync the kernel may have dropped the pages, and the next one succeeds.
+    // Not to be tried again: after a failed sync the kernel may have dropped the pages, and the
+    // next one succeeds.
     waiting(&"sync of a sealed segment", || segment.sync(parts.env())).inspect_err(|e| parts.health.fail(e))?;
     parts.health.check()?;
     for log in parts.logs.all() {
@@ -75,7 +79,8 @@ fn seal(parts: &Parts, segment: &Arc<IndexedSegment>) -> io::Result<()> {
     Ok(())
 }
 
-/// Seals every open segment, at the end. What a writer that was not dropped still holds stays as after a crash.
+/// Seals every open segment, at the end. What a writer that was not dropped still holds stays as
+/// after a crash.
 pub(crate) fn seal_everything(parts: &Parts) -> io::Result<()> {
     let mut held = Vec::new();
     for log in parts.logs.all() {

@@ -7,14 +7,16 @@
 //! 32..64       zeros                 64       records, each at a multiple of 8, then zeros
 //! ```
 //!
-//! Owner: one tail writes ([`crate::indexed::Tail`]), on one thread; anybody reads what was written.
-//! Invariants:
-//! 1. Bytes below `written` never change again while the mapping lives; the tail only writes at and above it, and moves
-//!    it (release) after a whole record is there.
-//! 2. The tail writes only below `ready`, where blocks are allocated: a full disk is an error value, never SIGBUS. Nobody else writes
-//!    there: zeros are written ahead only at and above it, under the lock that moves it.
-//! 3. The file is never truncated, so no mapped page goes away. (An I/O error under the mapping is still SIGBUS, and
-//!    another program that writes the file breaks 1: the folder lock keeps our own processes out, nothing else can.)
+//! Owner: one tail writes ([`crate::indexed::Tail`]), on one thread; anybody reads what was
+//! written. Invariants:
+//! 1. Bytes below `written` never change again while the mapping lives; the tail only writes at and
+//!    above it, and moves it (release) after a whole record is there.
+//! 2. The tail writes only below `ready`, where blocks are allocated: a full disk is an error
+//!    value, never SIGBUS. Nobody else writes there: zeros are written ahead only at and above it,
+//!    under the lock that moves it.
+//! 3. The file is never truncated, so no mapped page goes away. (An I/O error under the mapping is
+//!    still SIGBUS, and another program that writes the file breaks 1: the folder lock keeps our
+//!    own processes out, nothing else can.)
 //! 4. An unlinked segment lives on in its mapping until the last reader lets go.
 
 use std::fs::File;
@@ -36,8 +38,8 @@ pub(crate) const SEGMENT_HEADER: u32 = 64;
 pub(crate) const SEGMENT_MAX: u32 = 1 << 26;
 /// Blocks are allocated in slices of this many bytes.
 pub(crate) const SLICE: u32 = 1 << 20;
-/// Brought into memory at once, which takes 15 us; where the host of a virtual machine has to find each page, 400. A kernel that does not
-/// preempt itself holds the processor for so long.
+/// Brought into memory at once, which takes 15 us; where the host of a virtual machine has to find
+/// each page, 400. A kernel that does not preempt itself holds the processor for so long.
 const PIECE: u32 = 64 << 10;
 /// Kernel ABI, since Linux 5.14; libc has the name only in newer versions.
 const MADV_POPULATE_WRITE: i32 = 23;
@@ -89,8 +91,8 @@ fn header(sequence: u64, salt: u32, capacity: u32) -> [u8; SEGMENT_HEADER as usi
     header
 }
 
-/// Of everything but the checksum itself. All formats have it at this place, so that one flipped bit does not make a newer
-/// format, which would keep the store from opening.
+/// Of everything but the checksum itself. All formats have it at this place, so that one flipped
+/// bit does not make a newer format, which would keep the store from opening.
 fn header_crc(header: &[u8; SEGMENT_HEADER as usize]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..])
 }
@@ -106,8 +108,9 @@ impl Segment {
             env.allocate(&file, 0, u64::from(SLICE.min(capacity)))?;
             env.write_at(&file, &header(sequence, salt, capacity), 0)?;
             let map = env.map(&file, capacity as usize)?;
-            // Or a fault on a page that is not there yet has the kernel "read" what was never written, which clears as much as the disk's
-            // read-ahead is long: 8 MiB in one go, 14 to 36 ms, on the disk of a virtual machine.
+            // Or a fault on a page that is not there yet has the kernel "read" what was never
+            // written, which clears as much as the disk's read-ahead is long: 8 MiB in one go, 14
+            // to 36 ms, on the disk of a virtual machine.
             _ = map.advise(Advice::Random);
             Ok(map)
         };
@@ -124,7 +127,8 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Opens an existing file for reading. Nothing counts as written until [`Segment::set_written`].
+    /// Opens an existing file for reading. Nothing counts as written until
+    /// [`Segment::set_written`].
     pub(crate) fn open(env: &dyn Env, folder: &Path, sequence: u64) -> Result<Self, HeaderError> {
         let path = path_of(folder, sequence, "log");
         let file = env.open(&path)?;
@@ -145,7 +149,8 @@ impl Segment {
             let is_unwritten = words.any(|word| word == [0; 8]);
             return Err(if is_unwritten { HeaderError::Unwritten } else { HeaderError::Damaged });
         }
-        // A file cut short gets its size back; the rest reads as zeros, which is where the records end.
+        // A file cut short gets its size back; the rest reads as zeros, which is where the records
+        // end.
         if env.len(&file)? < u64::from(capacity) {
             env.set_len(&file, u64::from(capacity))?;
         }
@@ -173,7 +178,8 @@ impl Segment {
         &self.file
     }
 
-    /// Writes what was written once more, so that the kernel has to put it on disk at the next sync whatever it believes.
+    /// Writes what was written once more, so that the kernel has to put it on disk at the next sync
+    /// whatever it believes.
     pub(crate) fn write_again(&self, env: &dyn Env) -> io::Result<()> {
         let mut buffer = vec![0; PIECE as usize];
         for start in (0..self.written()).step_by(buffer.len()) {
@@ -226,7 +232,8 @@ impl Segment {
         }
     }
 
-    /// Reading ahead is worth it from now on: nothing is written any more, and compaction reads from one end to the other.
+    /// Reading ahead is worth it from now on: nothing is written any more, and compaction reads
+    /// from one end to the other.
     pub(crate) fn advise_sequential(&self) {
         _ = self.map.advise(Advice::Normal);
     }
@@ -236,8 +243,9 @@ impl Segment {
     #[inline]
     fn bytes(&self, start: u32, end: u32) -> &[u8] {
         assert!(start <= end && end <= self.capacity);
-        // SAFETY: within the mapping by the assertion; callers pass `end <= written`, below which invariant 1 says
-        // nothing changes, or hold a recovered segment that has no tail. Does not cover invariant 3's exceptions.
+        // SAFETY: within the mapping by the assertion; callers pass `end <= written`, below which
+        // invariant 1 says nothing changes, or hold a recovered segment that has no tail. Does not
+        // cover invariant 3's exceptions.
         unsafe { std::slice::from_raw_parts(self.map.as_ptr().add(start as usize), (end - start) as usize) }
     }
 
@@ -285,7 +293,8 @@ impl Segment {
         let _ = offset;
     }
 
-    /// Faults pages in for writing, so that the tail does not have to. A hint: an old kernel that lacks it only costs time.
+    /// Faults pages in for writing, so that the tail does not have to. A hint: an old kernel that
+    /// lacks it only costs time.
     #[allow(unsafe_code)]
     pub(crate) fn populate(&self, start: u32, end: u32) {
         let mut start = start & !(PAGE - 1);
@@ -304,7 +313,8 @@ impl Segment {
         }
     }
 
-    /// Has the page cache hold the zeros of a range that nothing was written to, so that nobody has to read them. A hint, too.
+    /// Has the page cache hold the zeros of a range that nothing was written to, so that nobody has
+    /// to read them. A hint, too.
     fn write_zeros(&self, env: &dyn Env, start: u32, end: u32) {
         static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
         _ = env.write_at(&self.file, &ZEROS[..(end - start) as usize], u64::from(start));
@@ -312,7 +322,8 @@ impl Segment {
 
     /// Makes the next slice ready, allocated and in memory. `false` when the whole segment is.
     ///
-    /// Piece by piece: a writer that runs out of room meanwhile waits for one of them, and may then go on by itself.
+    /// Piece by piece: a writer that runs out of room meanwhile waits for one of them, and may then
+    /// go on by itself.
     pub(crate) fn extend_ahead(&self, env: &dyn Env) -> io::Result<bool> {
         let mut start = self.ready();
         if start >= self.capacity {
@@ -335,7 +346,8 @@ impl Segment {
         Ok(true)
     }
 
-    /// The same for a writer that waits for the bytes below `wanted`: allocated, no more, and only if they are not ready by now.
+    /// The same for a writer that waits for the bytes below `wanted`: allocated, no more, and only
+    /// if they are not ready by now.
     pub(crate) fn extend(&self, env: &dyn Env, wanted: u32) -> io::Result<bool> {
         let _turn = self.extending.lock();
         let ready = self.ready();
@@ -355,7 +367,8 @@ impl Segment {
         }
     }
 
-    /// Where the last bytes that the file system knows of end; what follows is a hole and reads as zeros.
+    /// Where the last bytes that the file system knows of end; what follows is a hole and reads as
+    /// zeros.
     pub(crate) fn data_end(&self, env: &dyn Env) -> u32 {
         env.data_end(&self.file, u64::from(self.capacity)).min(u64::from(self.capacity)) as u32
     }
@@ -377,13 +390,14 @@ impl Segment {
     /// Writes a record at `offset` and counts it as written.
     ///
     /// # Safety
-    /// `offset` is [`Segment::written`], the record ends at or below [`Segment::ready`], and no other thread does this to
-    /// the same segment (invariants 1 and 2): a tail sees to that.
+    /// `offset` is [`Segment::written`], the record ends at or below [`Segment::ready`], and no
+    /// other thread does this to the same segment (invariants 1 and 2): a tail sees to that.
     #[allow(unsafe_code)]
     #[inline]
     pub(crate) unsafe fn append_at(&self, offset: u32, draft: &Draft<'_>) {
         let size = draft.size();
-        // SAFETY: within the mapping, since `ready` is; nobody else has access at and above `written`.
+        // SAFETY: within the mapping, since `ready` is; nobody else has access at and above
+        // `written`.
         let out = unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(offset as usize), size) };
         draft.write(out, self.seed(offset));
         self.note_clock(draft.version.clock);

@@ -1,6 +1,8 @@
-//! The set of segments: which there are, which sequence and slot the next one gets, how one is made and given back.
+//! The set of segments: which there are, which sequence and slot the next one gets, how one is made
+//! and given back.
 //!
-//! Invariants: a sequence is never used twice in the life of a folder; a slot holds one segment at a time.
+//! Invariants: a sequence is never used twice in the life of a folder; a slot holds one segment at
+//! a time.
 
 use std::io;
 use std::sync::Arc;
@@ -80,7 +82,8 @@ impl Segments {
         self.all.lock().iter().map(|segment| segment.sequence).max().unwrap_or(0)
     }
 
-    /// A new, installed segment of `size` bytes; with `durable_name`, its name survives a power loss.
+    /// A new, installed segment of `size` bytes; with `durable_name`, its name survives a power
+    /// loss.
     pub(crate) fn create(&self, place: &Place<'_>, size: u32, durable_name: bool) -> io::Result<Tail> {
         let Some(slot) = self.slots.lock().take() else {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "all segment slots are taken"));
@@ -94,7 +97,8 @@ impl Segments {
 
     fn make(&self, place: &Place<'_>, size: u32, durable_name: bool) -> io::Result<Segment> {
         let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
-        // Differs between segments and between lives of a folder, so that bytes of one never pass as another's.
+        // Differs between segments and between lives of a folder, so that bytes of one never pass
+        // as another's.
         let salt = place.env.random() as u32;
         let segment = Segment::create(place.env, place.folder.path(), sequence, salt, size)?;
         if durable_name {
@@ -105,7 +109,8 @@ impl Segments {
         Ok(segment)
     }
 
-    /// Gives a segment back that no index entry names. An error means that its files are still there.
+    /// Gives a segment back that no index entry names. An error means that its files are still
+    /// there.
     pub(crate) fn retire(&self, place: &Place<'_>, segment: &Arc<IndexedSegment>) -> io::Result<()> {
         let retired = place.index.retire(segment.slot);
         assert!(Arc::ptr_eq(&retired, segment));

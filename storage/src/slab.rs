@@ -1,16 +1,19 @@
-//! Memory for the index's tables: slabs of equal blocks, so that a table takes what it needs and not a size class more.
+//! Memory for the index's tables: slabs of equal blocks, so that a table takes what it needs and
+//! not a size class more.
 //!
-//! Thousands of tables double at about the same time. A general allocator keeps what that leaves behind in its pages, and
-//! grew an index of three million keys to 37 bytes a key where the tables had 13. Here a slab has blocks of exactly one
-//! size, and the last block freed gives it back to the kernel.
+//! Thousands of tables double at about the same time. A general allocator keeps what that leaves
+//! behind in its pages, and grew an index of three million keys to 37 bytes a key where the tables
+//! had 13. Here a slab has blocks of exactly one size, and the last block freed gives it back to
+//! the kernel.
 //!
-//! Layout: a slab is 2 MiB at a multiple of 2 MiB (one huge page where the kernel gives one, which also spares look-ups
-//! their TLB misses), its bookkeeping is outside. Larger tables are mapped by themselves.
-//! The first touch of a slab makes the kernel clear 2 MiB, and in a virtual machine the host find them: 7 to 26 ms were measured, with
-//! a stripe of the index locked. So slabs are made ready in advance, by a thread that serves nobody ([`Slabs::provide`]).
-//! Owner: the index; calls come only when a table grows. Bounds: at most one partly empty slab a size, as a rule, and of those made
-//! ready one for eight in use, at least two.
-//! Invariants: a block is in one slab, and either handed out or in that slab's free list; blocks are multiples of 64.
+//! Layout: a slab is 2 MiB at a multiple of 2 MiB (one huge page where the kernel gives one, which
+//! also spares look-ups their TLB misses), its bookkeeping is outside. Larger tables are mapped by
+//! themselves. The first touch of a slab makes the kernel clear 2 MiB, and in a virtual machine the
+//! host find them: 7 to 26 ms were measured, with a stripe of the index locked. So slabs are made
+//! ready in advance, by a thread that serves nobody ([`Slabs::provide`]). Owner: the index; calls
+//! come only when a table grows. Bounds: at most one partly empty slab a size, as a rule, and of
+//! those made ready one for eight in use, at least two. Invariants: a block is in one slab, and
+//! either handed out or in that slab's free list; blocks are multiples of 64.
 
 use std::alloc::Layout;
 use std::collections::BTreeMap;
@@ -26,7 +29,8 @@ const SLAB: usize = 2 << 20;
 const BLOCK_ALIGN: usize = 64;
 /// Blocks up to this size share a slab, so that at most an eighth of it is cut off at its end.
 const SHARED_MAX: usize = SLAB / 8;
-/// Slabs made ready, at least and most. Two: the first keys of an empty index fill a size in no time.
+/// Slabs made ready, at least and most. Two: the first keys of an empty index fill a size in no
+/// time.
 const READY_MIN: usize = 2;
 const READY_MAX: usize = 8;
 
@@ -67,7 +71,8 @@ fn mapped_of(layout: Layout) -> usize {
     layout.size().next_multiple_of(4096)
 }
 
-/// What Miri has in place of the system calls below: an allocation for each mapping, whole and aligned to a slab.
+/// What Miri has in place of the system calls below: an allocation for each mapping, whole and
+/// aligned to a slab.
 #[cfg(miri)]
 mod miri {
     use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -99,7 +104,8 @@ use miri::{map, map_slab, unmap};
 #[cfg(not(miri))]
 #[allow(unsafe_code)]
 fn map(size: usize) -> io::Result<NonNull<u8>> {
-    // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that exists.
+    // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that
+    // exists.
     let at = unsafe {
         libc::mmap(
             ptr::null_mut(),
@@ -120,7 +126,8 @@ fn map(size: usize) -> io::Result<NonNull<u8>> {
 #[allow(unsafe_code)]
 fn unmap(at: usize, size: usize) {
     if size > 0 {
-        // SAFETY: callers pass a mapping of `map` (or the ends of one) that nobody refers to any more.
+        // SAFETY: callers pass a mapping of `map` (or the ends of one) that nobody refers to any
+        // more.
         let result = unsafe { libc::munmap(ptr::with_exposed_provenance_mut(at), size) };
         debug_assert_eq!(result, 0);
     }
@@ -163,7 +170,8 @@ impl Drop for State {
 }
 
 impl Slabs {
-    /// Makes slabs ready for tables to come. Takes its time, so no thread that serves requests calls it.
+    /// Makes slabs ready for tables to come. Takes its time, so no thread that serves requests
+    /// calls it.
     pub(crate) fn provide(&self) {
         loop {
             let state = self.0.lock();
@@ -226,8 +234,9 @@ impl State {
     }
 }
 
-// SAFETY: blocks are disjoint parts of live mappings, aligned to 64, at least as large as asked for, and stay where they
-// are until they are given back; clones share one state, so any of them can give a block back. The state is behind a lock.
+// SAFETY: blocks are disjoint parts of live mappings, aligned to 64, at least as large as asked
+// for, and stay where they are until they are given back; clones share one state, so any of them
+// can give a block back. The state is behind a lock.
 #[allow(unsafe_code)]
 unsafe impl Allocator for Slabs {
     fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {

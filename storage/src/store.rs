@@ -1,5 +1,5 @@
-//! The engine as others see it: opening, reading, statistics, closing. Writing is in [`crate::log`], the background
-//! threads in [`crate::background`].
+//! The engine as others see it: opening, reading, statistics, closing. Writing is in
+//! [`crate::log`], the background threads in [`crate::background`].
 
 use std::io;
 use std::ops::Range;
@@ -82,7 +82,8 @@ impl Store {
         Writer::new(self.parts.clone(), false)
     }
 
-    /// Looks `key` up and gives what was found to `read`, under the lock of the key's stripe: be short in there.
+    /// Looks `key` up and gives what was found to `read`, under the lock of the key's stripe: be
+    /// short in there.
     #[inline]
     pub fn get<R>(&self, key: &[u8], now_ms: u64, read: impl FnOnce(Lookup<'_>) -> R) -> R {
         let hash = self.parts.index.hash(key);
@@ -100,13 +101,15 @@ impl Store {
     /// The live records with `start <= key`, and `key < end` where there is an end, by key bytes.
     ///
     /// # Errors
-    /// [`ScanError::NotReady`] while the sealing thread is behind, for example right after a crash: try again soon.
+    /// [`ScanError::NotReady`] while the sealing thread is behind, for example right after a crash:
+    /// try again soon.
     pub fn scan(&self, start: &[u8], end: Option<&[u8]>) -> Result<Cursor, ScanError> {
         Cursor::open(self.parts.clone(), start, end)
     }
 
-    /// The newest record of each key in `partitions` (of the [`koltso_model::PARTITIONS`] that placement uses), tombstones
-    /// included, by key bytes. What is not sealed yet is read through, so ask for neighbours together.
+    /// The newest record of each key in `partitions` (of the [`koltso_model::PARTITIONS`] that
+    /// placement uses), tombstones included, by key bytes. What is not sealed yet is read through,
+    /// so ask for neighbours together.
     ///
     /// # Errors
     /// [`ScanError::NotReady`], as [`Store::scan`].
@@ -114,13 +117,14 @@ impl Store {
         PartitionEntries::open(self.parts.clone(), partitions)
     }
 
-    /// Whether tombstones and expired records are kept beyond [`Options::tombstone_grace`]: while somebody may still bring older
-    /// versions, however late.
+    /// Whether tombstones and expired records are kept beyond [`Options::tombstone_grace`]: while
+    /// somebody may still bring older versions, however late.
     pub fn keep_tombstones(&self, keep: bool) {
         self.parts.retention.keep(keep);
     }
 
-    /// Current figures. Walks all stripes and segments: for the control plane, not for each request.
+    /// Current figures. Walks all stripes and segments: for the control plane, not for each
+    /// request.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.parts.stats()
@@ -132,8 +136,8 @@ impl Store {
         self.parts.health.has_failed()
     }
 
-    /// Stops the background threads, syncs, and seals what is open so that the next start is quick. All writers must
-    /// have been dropped.
+    /// Stops the background threads, syncs, and seals what is open so that the next start is quick.
+    /// All writers must have been dropped.
     ///
     /// # Errors
     /// What the disk said; nothing that was acknowledged is lost to a process's end by that.

@@ -1,4 +1,5 @@
-//! Putting logs on disk: one at a time when asked, and all of them every so often in the mode `Every`.
+//! Putting logs on disk: one at a time when asked, and all of them every so often in the mode
+//! `Every`.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -22,7 +23,8 @@ pub(crate) fn complete(parts: &Parts, log: &LogState, batch: &SyncBatch) -> io::
     Ok(())
 }
 
-/// Syncs one log, and times it. After a failed sync it only fails: what the kernel dropped then is not on disk.
+/// Syncs one log, and times it. After a failed sync it only fails: what the kernel dropped then is
+/// not on disk.
 pub(crate) fn sync_log(parts: &Parts, log: &LogState) -> io::Result<()> {
     parts.health.check()?;
     let batch = log.begin_sync();
@@ -49,7 +51,8 @@ pub(crate) fn run(parts: &Parts, interval: Duration) {
                 return;
             }
             if log.durable() != before {
-                // Writing back made the pages read-only; what comes until the next time should not fault on them.
+                // Writing back made the pages read-only; what comes until the next time should not
+                // fault on them.
                 let written_since = log.durable() - before;
                 let segment = log.active.lock().clone();
                 let (start, ready) = (segment.written(), segment.ready());

@@ -1,7 +1,8 @@
-//! The engine's own threads: started, called, and stopped together. What they do is in the modules that start them.
+//! The engine's own threads: started, called, and stopped together. What they do is in the modules
+//! that start them.
 //!
-//! None is pinned (a thread inherits its maker's affinity: open the store from an unpinned thread). They stop within about
-//! 100 ms of being asked.
+//! None is pinned (a thread inherits its maker's affinity: open the store from an unpinned thread).
+//! They stop within about 100 ms of being asked.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};

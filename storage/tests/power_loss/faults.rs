@@ -1,5 +1,6 @@
-//! Each kind of call fails at random instants, with any error: what is refused says why, nothing that was acknowledged is lost,
-//! neither to the fault nor to a loss of power after it, and the store opens again.
+//! Each kind of call fails at random instants, with any error: what is refused says why, nothing
+//! that was acknowledged is lost, neither to the fault nor to a loss of power after it, and the
+//! store opens again.
 
 use std::sync::Arc;
 
@@ -123,8 +124,9 @@ fn whatever_fails_nothing_acknowledged_is_lost_and_the_error_says_what_it_was() 
     assert!(faults > runs / 3, "{faults} of {runs}");
 }
 
-/// Found by the test above: after a failed sync the kernel takes pages for clean that are not on disk. The next process read
-/// them, synced them in vain, and wrote a sidecar that said they were there.
+/// Found by the test above: after a failed sync the kernel takes pages for clean that are not on
+/// disk. The next process read them, synced them in vain, and wrote a sidecar that said they were
+/// there.
 #[test]
 fn what_a_failed_sync_left_is_written_again_before_it_is_believed() {
     let seed = seed("what_a_failed_sync_left_is_written_again_before_it_is_believed", 6);
@@ -160,7 +162,8 @@ fn what_a_failed_sync_left_is_written_again_before_it_is_believed() {
     }
 }
 
-/// Compaction gives a segment with older versions back, but its file stays: the tombstones of what is in it must stay as well.
+/// Compaction gives a segment with older versions back, but its file stays: the tombstones of what
+/// is in it must stay as well.
 #[test]
 fn a_segment_that_cannot_be_removed_keeps_the_tombstones_of_what_is_in_it() {
     let mut workload = Workload::of(Random::seeded(8), SyncMode::Always);

@@ -1,4 +1,5 @@
-//! What was written, what was acknowledged, and what a store may therefore hold after a loss of power.
+//! What was written, what was acknowledged, and what a store may therefore hold after a loss of
+//! power.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -52,7 +53,8 @@ impl History {
         self.attempts.get(key)?.get(&version)
     }
 
-    /// Whether a store may show `seen` for a key at `now_ms`, if of it `acknowledged` was on disk; a sentence if not.
+    /// Whether a store may show `seen` for a key at `now_ms`, if of it `acknowledged` was on disk;
+    /// a sentence if not.
     pub fn judge(&self, key: &[u8], acknowledged: Option<Version>, seen: &Seen, now_ms: u64) -> Result<(), String> {
         match seen {
             Seen::Damaged => Err("it is damaged".into()),

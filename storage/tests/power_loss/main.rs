@@ -1,19 +1,23 @@
-//! Power is lost at random instants: whatever the disk holds then, the store opens, and what a completed sync covered is there.
+//! Power is lost at random instants: whatever the disk holds then, the store opens, and what a
+//! completed sync covered is there.
 //!
-//! Random workloads (several writers, all sync modes, deletes, expiry, late versions, rolls, sealing, compaction, closing and
-//! opening again) run over an environment that can make the image of a power loss, see `sim.rs`. Each image is recovered by
-//! the engine as it ships, checked against what was written and acknowledged, and recovered once more. Some workloads go on
-//! from an image, so that a life begins with what the loss of another left.
+//! Random workloads (several writers, all sync modes, deletes, expiry, late versions, rolls,
+//! sealing, compaction, closing and opening again) run over an environment that can make the image
+//! of a power loss, see `sim.rs`. Each image is recovered by the engine as it ships, checked
+//! against what was written and acknowledged, and recovered once more. Some workloads go on from an
+//! image, so that a life begins with what the loss of another left.
 //!
 //! What must hold of each image:
 //! 1. The store opens.
-//! 2. Nothing that a completed sync covered is lost, changed or replaced by an older version, or answers "damaged".
+//! 2. Nothing that a completed sync covered is lost, changed or replaced by an older version, or
+//!    answers "damaged".
 //! 3. Nothing is there that was never written.
 //! 4. A range and single reads agree, and a second recovery finds the same.
 //! 5. Nothing is reported as damaged: bits do not flip here.
 //!
-//! `KOLTSO_POWER_IMAGES` says how many images the large test looks at, 10 000 otherwise. It prints what it counted.
-//! The engine's threads run freely, so a seed repeats the workload and not the instants. An image that fails is kept.
+//! `KOLTSO_POWER_IMAGES` says how many images the large test looks at, 10 000 otherwise. It prints
+//! what it counted. The engine's threads run freely, so a seed repeats the workload and not the
+//! instants. An image that fails is kept.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -145,7 +149,8 @@ impl Client {
         }
     }
 
-    /// A step of a group commit, as a core does it: begin, one file after another, complete. Others go on in between.
+    /// A step of a group commit, as a core does it: begin, one file after another, complete. Others
+    /// go on in between.
     fn commit_some(&mut self, env: &PowerEnv) {
         let Some((batch, done)) = &mut self.sync else {
             self.sync = Some((self.writer.begin_sync(), Vec::new()));
@@ -263,7 +268,8 @@ impl Workload {
         client.waiting.push_back(Waiting { position: client.writer.position(), key: key.to_vec(), version });
     }
 
-    /// Writes records that others replace soon, some of which compaction has to move, and lets the grace time pass.
+    /// Writes records that others replace soon, some of which compaction has to move, and lets the
+    /// grace time pass.
     fn churn(&mut self, client: &mut Client, env: &PowerEnv) {
         for _ in 0..8 {
             let filler = format!("filler{}", self.random.below(16_u64)).into_bytes();
@@ -432,7 +438,8 @@ impl Workload {
         for life in 1..=lives {
             self.live(&folder, &env, counts);
             if life < lives && self.random.one_in(2) {
-                // The power is lost; otherwise only the process ends, and the kernel keeps all it knows.
+                // The power is lost; otherwise only the process ends, and the kernel keeps all it
+                // knows.
                 self.lose(&env);
                 let lost = self.lost.lock().unwrap().pop().unwrap();
                 self.check(&lost, counts);
@@ -492,8 +499,8 @@ fn segments_of_several_slices_are_recovered_as_well() {
     assert!(counts.torn_bytes > u64::from(LARGE.segment), "{counts:?}");
 }
 
-/// Found by the test above: the folder's own name was not synced, and `FORMAT` could be there in part, which made the folder
-/// somebody else's.
+/// Found by the test above: the folder's own name was not synced, and `FORMAT` could be there in
+/// part, which made the folder somebody else's.
 #[test]
 fn a_first_start_may_lose_power_at_any_instant() {
     let seed = seed("a_first_start_may_lose_power_at_any_instant", 2);
@@ -517,8 +524,8 @@ fn a_first_start_may_lose_power_at_any_instant() {
     }
 }
 
-/// Found by the first test: compaction removed segments whose copies had no durable names, and dropped tombstones while the
-/// names of segments with older versions could come back.
+/// Found by the first test: compaction removed segments whose copies had no durable names, and
+/// dropped tombstones while the names of segments with older versions could come back.
 #[test]
 fn compaction_in_the_mode_os_loses_nothing_that_was_on_disk() {
     let seed = seed("compaction_in_the_mode_os_loses_nothing_that_was_on_disk", 3);
@@ -526,8 +533,8 @@ fn compaction_in_the_mode_os_loses_nothing_that_was_on_disk() {
     assert!(counts.compacted > 0, "{counts:?}");
 }
 
-/// The older version lies in a segment that compaction removed, the tombstone in one that it removed after that. If the first
-/// name could come back without the second, so would the key.
+/// The older version lies in a segment that compaction removed, the tombstone in one that it
+/// removed after that. If the first name could come back without the second, so would the key.
 #[test]
 fn a_deleted_key_does_not_come_back_with_the_name_of_a_removed_segment() {
     let mut workload = Workload::of(Random::seeded(7), SyncMode::Always);
@@ -546,7 +553,8 @@ fn a_deleted_key_does_not_come_back_with_the_name_of_a_removed_segment() {
         for number in 0..10 {
             workload.put(&mut client, &key(number), None);
         }
-        // Compaction moves a tombstone that cannot go yet, so its log has to roll as well: it gets something to move.
+        // Compaction moves a tombstone that cannot go yet, so its log has to roll as well: it gets
+        // something to move.
         soon("tombstones are dropped", || {
             workload.churn(&mut client, &env);
             workload.lose(&env);

@@ -1,18 +1,21 @@
-//! An environment whose power can be lost: it knows what each completed sync has put on disk, and makes the image of what
-//! a machine may find afterwards.
+//! An environment whose power can be lost: it knows what each completed sync has put on disk, and
+//! makes the image of what a machine may find afterwards.
 //!
-//! Files are real ones in a folder that costs nothing (`/dev/shm` where there is one), so that mapped writes are seen; beside
-//! each lies what its disk is sure to hold. Fault model:
+//! Files are real ones in a folder that costs nothing (`/dev/shm` where there is one), so that
+//! mapped writes are seen; beside each lies what its disk is sure to hold. Fault model:
 //!
-//! - A completed sync of a file covers the bytes and the length that it had when the sync began. A page of 4 KiB may also be
-//!   written back at any other moment.
-//! - Of what no sync covers an image has any subset: pages, sectors of 512 bytes, the first or last words of 8 bytes of a sector.
-//! - Names made, changed and removed since the last completed sync of the folder are there or not, each by itself and in any
-//!   order. A rename is one step.
-//! - After a failed sync the kernel takes the pages for clean, though only some of them were written.
+//! - A completed sync of a file covers the bytes and the length that it had when the sync began. A
+//!   page of 4 KiB may also be written back at any other moment.
+//! - Of what no sync covers an image has any subset: pages, sectors of 512 bytes, the first or last
+//!   words of 8 bytes of a sector.
+//! - Names made, changed and removed since the last completed sync of the folder are there or not,
+//!   each by itself and in any order. A rename is one step.
+//! - After a failed sync the kernel takes the pages for clean, though only some of them were
+//!   written.
 //! - Any call can be told to fail, with any error.
 //!
-//! What is not in it: a sector that loses bytes which did not change (see `docs/log-format.md` for what is assumed).
+//! What is not in it: a sector that loses bytes which did not change (see `docs/log-format.md` for
+//! what is assumed).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -200,7 +203,8 @@ impl Tracked {
         self.written.remove(&number);
     }
 
-    /// Everything in `content` is on disk, as far as the kernel does not take it to be there already.
+    /// Everything in `content` is on disk, as far as the kernel does not take it to be there
+    /// already.
     fn sync(&mut self, content: &[u8]) {
         for number in self.dirty(content) {
             self.write_page(content, number);
@@ -379,7 +383,8 @@ impl PowerEnv {
         Self { folder: folder.to_path_buf(), state: Mutex::new(state), now_ms: AtomicU64::new(now_ms), observer: None }
     }
 
-    /// Has `observer` called in the middle of one in `one_in` calls, on whichever thread makes them.
+    /// Has `observer` called in the middle of one in `one_in` calls, on whichever thread makes
+    /// them.
     pub fn observed(mut self, one_in: u64, observer: impl Fn(&Self) + Send + Sync + 'static) -> Self {
         self.observer = Some((one_in, Box::new(observer)));
         self
