@@ -4,7 +4,7 @@
 //! requests of one read leave together. In the mode "always" writes are answered later, those of one read after one sync of the
 //! log for all of them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,7 +35,18 @@ struct PeerService {
     turn: Option<Rc<Turn>>,
     core: usize,
     /// What was written since the last [`ReplicaService::batch_end`] and waits for the disk.
-    unsynced: RefCell<Vec<(DeferredReply, Outcome<Bytes>)>>,
+    unsynced: RefCell<Vec<Unsynced>>,
+    /// How many batches are waiting for the disk.
+    syncing: Rc<Cell<usize>>,
+}
+
+/// A reply that waits until the disk has what was written before it.
+enum Unsynced {
+    /// The reply to a write, and the write's outcome.
+    Write(DeferredReply, Outcome<Bytes>),
+    /// The reply to a ping that came behind writes, and the clock that the ping said. It waits like
+    /// them, so that a node whose disk is stuck is as silent as one that is stopped.
+    Ping(DeferredReply, u64),
 }
 
 /// Only this core adds, so a load and a store will do.
@@ -54,7 +65,7 @@ impl PeerService {
         }
         let outcome = self.replica.write(record);
         if self.replica.confirms_later() && !matches!(outcome, Outcome::Refused(_)) {
-            self.unsynced.borrow_mut().push((replies.later(), outcome));
+            self.unsynced.borrow_mut().push(Unsynced::Write(replies.later(), outcome));
         } else {
             replies.answer(&outcome);
         }
@@ -82,6 +93,9 @@ impl ReplicaService for PeerService {
         match request {
             Request::Execute(Operation::Write(record)) => self.write(&record, replies),
             Request::Execute(read) => self.read(&read, replies),
+            Request::Ping { clock, .. } if self.syncing.get() > 0 || !self.unsynced.borrow().is_empty() => {
+                self.unsynced.borrow_mut().push(Unsynced::Ping(replies.later(), clock));
+            }
             Request::Ping { clock, .. } => {
                 let Clocks { wall_ms, clock } = self.observer.exchanged(now_wall(), clock);
                 replies.pong(wall_ms, clock);
@@ -95,15 +109,26 @@ impl ReplicaService for PeerService {
         }
         let unsynced = self.unsynced.take();
         let durable = self.replica.durable();
+        let (observer, syncing) = (self.observer.clone(), self.syncing.clone());
+        syncing.set(syncing.get() + 1);
         monoio::spawn(async move {
-            if let Some(durable) = durable
-                && durable.await.is_err()
-            {
+            let synced = match durable {
+                Some(durable) => durable.await.is_ok(),
+                None => true,
+            };
+            syncing.set(syncing.get() - 1);
+            if !synced {
                 // Nobody knows what is on the disk. Dropped without an answer, these end their connection.
                 return;
             }
-            for (deferred, outcome) in unsynced {
-                deferred.answer(outcome);
+            for waiting in unsynced {
+                match waiting {
+                    Unsynced::Write(deferred, outcome) => deferred.answer(outcome),
+                    Unsynced::Ping(deferred, clock) => {
+                        let Clocks { wall_ms, clock } = observer.exchanged(now_wall(), clock);
+                        deferred.pong(wall_ms, clock);
+                    }
+                }
             }
         });
     }
@@ -151,7 +176,15 @@ pub(super) async fn serve(
         connections_max: CONNECTIONS_MAX,
     };
     let shared = cluster.shared.clone();
-    let service = Rc::new(PeerService { observer, cluster, replica, turn, core, unsynced: RefCell::default() });
+    let service = Rc::new(PeerService {
+        observer,
+        cluster,
+        replica,
+        turn,
+        core,
+        unsynced: RefCell::default(),
+        syncing: Rc::default(),
+    });
     if let Err(e) = wire::serve(listener, service, config, shared).await {
         tracing::error!("this node cannot accept replica connections: {e}");
     }

@@ -275,6 +275,14 @@ impl DeferredReply {
             outcome => self.desk.answer(self.number, self.key_hash, &outcome.borrowed()),
         }
     }
+
+    /// Answers a ping, see [`Replies::pong`].
+    pub fn pong(mut self, wall_ms: u64, clock: u64) {
+        self.given = true;
+        if !self.desk.closed.get() {
+            self.desk.encode(self.number, self.key_hash, &Reply::Pong { wall_ms, clock });
+        }
+    }
 }
 
 impl Drop for DeferredReply {
