@@ -147,7 +147,7 @@ fn replace(folder: &Path, file: &'static str, text: &str) -> Result<(), MembersE
     })
 }
 
-/// The identity of a data folder, which has to be ours; made at the first call.
+/// The identity of a data folder, or a new one where it has none. Nothing is written before [`keep`].
 ///
 /// # Errors
 /// See [`MembersError`].
@@ -160,13 +160,11 @@ pub fn identity_in(folder: &Path) -> Result<NodeId, MembersError> {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| io_error(io::Error::other(error)))?;
     // (All zeros would say that there is none.)
-    let id = NodeId(u128::from_le_bytes(bytes) | 1);
-    replace(folder, IDENTITY_FILE, &identity_text(id))?;
-    Ok(id)
+    Ok(NodeId(u128::from_le_bytes(bytes) | 1))
 }
 
-/// The membership of the nodes in a list, of which `me` has this identity, with the numbers that the data folder knows. Written
-/// back where that changes anything.
+/// The membership of the nodes in a list, of which `me` has this identity, with the numbers that the
+/// data folder knows. Nothing is written before [`keep`].
 ///
 /// # Errors
 /// See [`MembersError`].
@@ -180,11 +178,22 @@ pub fn members_in(folder: &Path, urls: &[String], me: &str, id: NodeId) -> Resul
         Some(found) => found.relisted(urls)?,
         None => Membership::first(urls)?,
     };
-    let membership = listed.with_identity(me, id);
-    if found.as_ref() != Some(&membership) {
-        replace(folder, MEMBERS_FILE, &members_text(&membership))?;
+    Ok(listed.with_identity(me, id))
+}
+
+/// Writes identity and membership to the data folder, each where the folder says something else. A
+/// start calls it once nothing can refuse it any more, and before a version is made.
+///
+/// # Errors
+/// See [`MembersError`].
+pub fn keep(folder: &Path, id: NodeId, members: Option<&Membership>) -> Result<(), MembersError> {
+    let members = members.map(|members| (MEMBERS_FILE, members_text(members)));
+    for (file, text) in [(IDENTITY_FILE, identity_text(id))].into_iter().chain(members) {
+        if read(folder, file)?.as_deref() != Some(&text) {
+            replace(folder, file, &text)?;
+        }
     }
-    Ok(membership)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -205,6 +214,8 @@ mod tests {
         let (one, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         let id = identity_in(one.path()).expect("made");
         assert_ne!(id, NodeId::NONE);
+        assert!(!one.path().join(IDENTITY_FILE).exists(), "nothing is written before it is kept");
+        keep(one.path(), id, None).expect("kept");
         assert_eq!(identity_in(one.path()).expect("read"), id);
         assert_ne!(identity_in(other.path()).expect("made"), id);
         use std::os::unix::fs::PermissionsExt;
@@ -215,8 +226,11 @@ mod tests {
     #[test]
     fn numbers_are_kept_in_the_folder_whoever_joins_or_leaves() {
         let folder = tempfile::tempdir().expect("a folder");
-        let members =
-            |names: &[&str]| members_in(folder.path(), &urls(names), "http://b:1337", NodeId(7)).expect("valid");
+        let members = |names: &[&str]| {
+            let members = members_in(folder.path(), &urls(names), "http://b:1337", NodeId(7)).expect("valid");
+            keep(folder.path(), NodeId(7), Some(&members)).expect("kept");
+            members
+        };
         let first = members(&["b", "c"]);
         assert_eq!(
             first,

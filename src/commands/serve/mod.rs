@@ -201,6 +201,8 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     let store = Arc::new(store);
     let writers = (0..node.config.threads).map(|_| store.writer()).collect::<Result<Vec<_>, _>>();
     let writers = writers.map_err(|e| format!("no segment can be made in the data folder: {e}"))?;
+    let members = node.cluster.as_ref().map(|cluster| &cluster.membership);
+    members_file::keep(&node.config.data, id, members).map_err(|e| e.to_string())?;
     if let Some(cluster) = &node.cluster {
         let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
         cluster.start_hints(&node.config.data).map_err(cannot)?;
