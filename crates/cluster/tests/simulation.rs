@@ -187,8 +187,6 @@ noticed! {
         |seed| hints_only(seed, &[Kind::Pause, Kind::CutNode, Kind::Break], 100_000);
     hints_that_pass_a_refused_one_are_noticed: PassesRefusedHints within 20 of
         |seed| hints_only(seed, &[Kind::Full], 100_000);
-    confirmations_of_other_hints_are_noticed: ConfirmsTheWrongHints within 20 of
-        |seed| hints_only(seed, &[Kind::Full], 100_000);
     an_overflow_that_nobody_is_told_of_is_noticed: HidesOverflow within 20 of
         |seed| hints_only(seed, &[Kind::Pause, Kind::CutNode], 8);
     a_reply_that_counts_twice_is_noticed: CountsRepliesTwice within 5 of stream;

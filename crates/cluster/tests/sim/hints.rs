@@ -177,10 +177,8 @@ impl World {
             return;
         };
         hints.window = None;
-        match mutation {
-            Mutation::ConfirmsTheWrongHints => verdicts.reverse(),
-            Mutation::PassesRefusedHints => verdicts.fill(Verdict::Taken),
-            _ => {}
+        if mutation == Mutation::PassesRefusedHints {
+            verdicts.fill(Verdict::Taken);
         }
         let settled = hints.replay.answered(now, &verdicts);
         if mutation != Mutation::ForgetsUnconfirmedHints {

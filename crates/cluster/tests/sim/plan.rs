@@ -69,8 +69,6 @@ pub enum Mutation {
     ForgetsUnconfirmedHints,
     /// Hints that the peer cannot take now count as taken.
     PassesRefusedHints,
-    /// The answers to a window are taken for those of other hints.
-    ConfirmsTheWrongHints,
     /// A queue of hints that overflowed does not say so.
     HidesOverflow,
     /// A reply counts for another replica, too.
