@@ -404,7 +404,7 @@ impl LinkHandler for MemberDriver {
         }
     }
 
-    fn reply(&self, peer: usize, now: Instant, frame: ReplyFrame<'_>) -> Result<(), String> {
+    fn reply(&self, peer: usize, now: Instant, frame: ReplyFrame<'_>, buffer: Option<&Bytes>) -> Result<(), String> {
         let (node, now) = (NodeIndex(peer as u8), self.at(now));
         let mut member = self.member.borrow_mut();
         match frame.reply {
@@ -412,7 +412,7 @@ impl LinkHandler for MemberDriver {
                 if let Some(turn) = &self.turn {
                     turn.busy();
                 }
-                member.replied(now, node, RequestId(frame.number), frame.key_hash, outcome)
+                member.replied(now, node, RequestId(frame.number), frame.key_hash, outcome, buffer)
             }
             wire::Reply::Pong { wall_ms, clock } => {
                 let Some(skew) = member.ponged(now, node, RequestId(frame.number), Clocks { wall_ms, clock }) else {

@@ -144,7 +144,7 @@ impl Trio {
             let outcome = apply(&mut self.net.stored[to], &operation);
             let (host, peer) = (&mut NetHost { net: &mut self.net, node: from }, NodeIndex(to as u8));
             let hash = operation.key().hash();
-            self.members[from].replied(now, peer, id, hash, outcome.borrowed()).unwrap();
+            self.members[from].replied(now, peer, id, hash, outcome.borrowed(), None).unwrap();
             self.members[from].carry_out(now, host);
         }
     }

@@ -68,12 +68,13 @@ pub trait LinkHandler: 'static {
     fn connected(&self, peer: usize, now: Instant);
 
     /// One complete reply has come; those of one connection come in any order. `now` is the same
-    /// for all replies of one read.
+    /// for all replies of one read. A large reply lies in a `buffer` of its own: parts of it can be
+    /// kept by [`Bytes::slice_ref`], without a copy.
     ///
     /// # Errors
     /// A sentence, if the peer broke the protocol (for example by answering about another key): the
     /// link closes the connection, and the sentence is the reason in [`lost`](Self::lost).
-    fn reply(&self, peer: usize, now: Instant, frame: ReplyFrame<'_>) -> Result<(), String>;
+    fn reply(&self, peer: usize, now: Instant, frame: ReplyFrame<'_>, buffer: Option<&Bytes>) -> Result<(), String>;
 
     /// All complete replies of one read have been passed.
     fn batch_end(&self, peer: usize, now: Instant);
@@ -427,19 +428,24 @@ impl<H: LinkHandler> Link<H> {
     async fn read_replies(&self, receiver: &mut impl Receive, mut inbox: Inbox, theirs: Peer) -> LostReason {
         let limits = Limits { value_max: self.config.value_max, features: theirs.features };
         let peer = self.config.peer;
+        let mut need = 0;
         loop {
             let now = Instant::now();
             self.handler.resumed(now);
             let mut any = false;
             let outcome = loop {
-                match frame::parse_reply(inbox.bytes(), limits) {
+                let buffer = inbox.take_large(need);
+                need = 0;
+                match frame::parse_reply(buffer.as_deref().unwrap_or(inbox.bytes()), limits) {
                     Parsed::Complete { frame, len } => {
                         any = true;
                         self.unanswered.set(self.unanswered.get().saturating_sub(1));
-                        if let Err(sentence) = self.handler.reply(peer, now, frame) {
+                        if let Err(sentence) = self.handler.reply(peer, now, frame, buffer.as_ref()) {
                             break Err(LostReason::Violation(sentence));
                         }
-                        inbox.consume(len);
+                        if buffer.is_none() {
+                            inbox.consume(len);
+                        }
                     }
                     Parsed::Partial { need } => break Ok(need),
                     Parsed::Bad(violation) => break Err(violation.into()),
@@ -449,13 +455,14 @@ impl<H: LinkHandler> Link<H> {
                 self.handler.batch_end(peer, now);
                 self.release();
             }
-            match outcome {
-                Ok(need) => match inbox.read(receiver, need).await {
-                    Ok(0) => return LostReason::Closed,
-                    Ok(_) => {}
-                    Err(error) => return error.into(),
-                },
+            need = match outcome {
+                Ok(need) => need,
                 Err(why) => return why,
+            };
+            match inbox.read(receiver, need).await {
+                Ok(0) => return LostReason::Closed,
+                Ok(_) => {}
+                Err(error) => return error.into(),
             }
         }
     }

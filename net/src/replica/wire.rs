@@ -1,9 +1,9 @@
 //! What both ends of a connection do with their socket: they read into a buffer that grows for
 //! large frames, and send an outbox.
 //!
-//! Bounds: a buffer grows as data arrives, up to the largest frame and [`READ_SIZE`]; a length that
-//! is only claimed costs nothing. Invariant: no read or write is dropped in flight; to end one, its
-//! socket is shut down.
+//! Bounds: once [`READ_SIZE`] bytes of a large frame have come, the buffer grows to the length that it
+//! claims, at most that of the largest frame. Invariant: no read or write is dropped in flight; to
+//! end one, its socket is shut down.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use monoio::buf::{IoBuf, IoBufMut};
 
 use super::outbox::{Outbox, Segment};
@@ -53,6 +54,23 @@ impl Inbox {
         self.start += count;
     }
 
+    /// Takes out the frame of `len` bytes at the beginning with the buffer that it lies in, if it is
+    /// complete and too long for an ordinary buffer.
+    #[inline]
+    pub(crate) fn take_large(&mut self, len: usize) -> Option<Bytes> {
+        (len > READ_SIZE && self.bytes().len() >= len).then(|| self.take(len))
+    }
+
+    fn take(&mut self, len: usize) -> Bytes {
+        let (start, end) = (self.start, self.start + len);
+        let mut rest = Vec::with_capacity(READ_SIZE);
+        rest.extend_from_slice(&self.buffer[end..]);
+        self.start = 0;
+        let mut buffer = std::mem::replace(&mut self.buffer, rest);
+        buffer.truncate(end);
+        Bytes::slice(&Bytes::from(buffer), start..)
+    }
+
     /// Reads more; returns 0 at the end. A frame that has begun has `need` bytes, more than have
     /// been read.
     pub(crate) async fn read(&mut self, receiver: &mut impl Receive, need: usize) -> io::Result<usize> {
@@ -74,9 +92,10 @@ impl Inbox {
         }
         self.start = 0;
         if self.buffer.len() == self.buffer.capacity() {
-            // The buffer at most doubles, and it grows only behind bytes that have really arrived.
-            let more = need.saturating_sub(self.buffer.len()).clamp(READ_SIZE, self.buffer.len().max(READ_SIZE));
-            self.buffer.reserve_exact(more);
+            // In one step, since a buffer that doubles leaves as much garbage as it has bytes. What is
+            // claimed and does not come is never touched: it costs addresses, not memory.
+            let more = need.saturating_sub(self.buffer.len());
+            self.buffer.reserve_exact(more.max(READ_SIZE));
         }
         loop {
             let buffer = std::mem::take(&mut self.buffer);

@@ -333,11 +333,17 @@ impl LinkHandler for Seen {
         self.connected.set(self.connected.get() + 1);
     }
 
-    fn reply(&self, _: usize, _: Instant, frame: ReplyFrame<'_>) -> Result<(), String> {
+    fn reply(&self, _: usize, _: Instant, frame: ReplyFrame<'_>, buffer: Option<&Bytes>) -> Result<(), String> {
         let ReplyFrame { number, epoch, key_hash: KeyHash(key_hash), reply } = frame;
         assert_eq!(epoch, EPOCHS.1);
         if key_hash != 0 && key_hash == self.hates.get() {
             return Err("a reply is about another key".to_owned());
+        }
+        if let Reply::Outcome(Outcome::Found(found)) = &reply
+            && let Some(value) = found.value
+        {
+            let lies = buffer.map(|buffer| buffer.slice_ref(value).len());
+            assert_eq!(lies.is_some(), value.len() > 64 * 1024, "a large value has a buffer of its own");
         }
         self.replies.borrow_mut().push((number, key_hash, text_of(&reply)));
         Ok(())

@@ -203,6 +203,7 @@ impl Member {
     // ---- replies ----
 
     /// A peer's reply. What comes of it is done by the next [`Member::carry_out`], so that a batch of replies is one.
+    /// A large value that lies in a `buffer` of its own is not copied.
     ///
     /// # Errors
     /// A sentence, if the peer is not to be believed any more: its connection is to be closed.
@@ -213,6 +214,7 @@ impl Member {
         id: RequestId,
         key_hash: KeyHash,
         outcome: Outcome<&[u8]>,
+        buffer: Option<&Bytes>,
     ) -> Result<(), String> {
         // What is not in flight any more was asked about some key; nobody knows which.
         let asked = self.coordinator.key_hash(id).unwrap_or(key_hash);
@@ -220,17 +222,17 @@ impl Member {
         if let Some(version) = outcome.version() {
             self.clock.observe(version.clock);
         }
-        let outcome = self.hold(outcome);
+        let outcome = self.hold(outcome, buffer);
         self.coordinator.replied(now, from, id, outcome, &mut self.gathered);
         Ok(())
     }
 
     /// The same outcome with bytes of its own, or "busy" where there is no room for its value.
-    fn hold(&self, outcome: Outcome<&[u8]>) -> Outcome<Bytes> {
+    fn hold(&self, outcome: Outcome<&[u8]>, buffer: Option<&Bytes>) -> Outcome<Bytes> {
         let Outcome::Found(Found { version, expires_at_ms, flags, attributes, value_len, value }) = outcome else {
             return outcome.owned();
         };
-        let value = match value.map(|value| self.room.hold(value)) {
+        let value = match value.map(|value| self.room.hold(value, buffer)) {
             Some(None) => return Outcome::Refused(Refused::Busy),
             Some(value) => value,
             None => None,

@@ -20,7 +20,7 @@ pub struct ValueRoom {
 
 /// A large value from a peer, counted as long as it is held.
 struct HeldValue {
-    value: Box<[u8]>,
+    value: Bytes,
     held: Arc<AtomicUsize>,
 }
 
@@ -43,9 +43,13 @@ impl ValueRoom {
         Self { held: Arc::default(), max }
     }
 
-    /// Copies a value; `None` if there is no room for it.
+    /// Keeps a value; `None` if there is no room for it. A large value that lies in a `buffer` of its own is kept with that,
+    /// and any other is copied.
+    ///
+    /// # Panics
+    /// If the value is large and there is a `buffer` in which it does not lie.
     #[must_use]
-    pub fn hold(&self, value: &[u8]) -> Option<Bytes> {
+    pub fn hold(&self, value: &[u8], buffer: Option<&Bytes>) -> Option<Bytes> {
         if value.len() <= SMALL_MAX {
             return Some(Bytes::copy_from_slice(value));
         }
@@ -54,7 +58,8 @@ impl ValueRoom {
             return None;
         }
         self.held.fetch_add(value.len(), Ordering::Relaxed);
-        Some(Bytes::from_owner(HeldValue { value: value.into(), held: self.held.clone() }))
+        let value = buffer.map_or_else(|| Bytes::copy_from_slice(value), |buffer| buffer.slice_ref(value));
+        Some(Bytes::from_owner(HeldValue { value, held: self.held.clone() }))
     }
 }
 
@@ -63,20 +68,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_large_value_is_kept_where_it_lies() {
+        let room = ValueRoom::new(100 << 10);
+        let buffer = Bytes::from(vec![7; 60 << 10]);
+        let held = room.hold(&buffer[100..], Some(&buffer)).expect("there is room");
+        assert_eq!(held.as_ptr(), buffer[100..].as_ptr());
+        let small = room.hold(&buffer[..SMALL_MAX], Some(&buffer)).expect("there is room");
+        assert_ne!(small.as_ptr(), buffer.as_ptr(), "a small value holds up no large buffer");
+    }
+
+    #[test]
     fn large_values_are_counted_until_they_are_let_go_of() {
         let room = ValueRoom::new(100 << 10);
         let large = vec![7; 60 << 10];
-        let first = room.hold(&large).expect("there is room");
+        let first = room.hold(&large, None).expect("there is room");
         assert_eq!(first, large);
-        assert!(room.hold(&large).is_none());
-        assert!(room.hold(&large[..SMALL_MAX]).is_some(), "small ones are not counted");
+        assert!(room.hold(&large, None).is_none());
+        assert!(room.hold(&large[..SMALL_MAX], None).is_some(), "small ones are not counted");
         let copy = first.clone();
         drop(first);
-        assert!(room.hold(&large).is_none());
+        assert!(room.hold(&large, None).is_none());
         drop(copy);
-        let alone = room.hold(&vec![7; 1 << 20]).expect("a single one may always be held");
-        assert!(room.hold(&large).is_none());
+        let alone = room.hold(&vec![7; 1 << 20], None).expect("a single one may always be held");
+        assert!(room.hold(&large, None).is_none());
         drop(alone);
-        assert!(room.hold(&large).is_some());
+        assert!(room.hold(&large, None).is_some());
     }
 }

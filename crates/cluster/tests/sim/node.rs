@@ -305,9 +305,9 @@ impl World {
                 let outcome = self.learn(node, outcome);
                 let other = self.credited_too(node, via.peer, id);
                 let done = self.with_member(node, |member, now, host| {
-                    let mut done = member.replied(now, peer, id, key_hash, outcome.borrowed());
+                    let mut done = member.replied(now, peer, id, key_hash, outcome.borrowed(), None);
                     if let Some(other) = other {
-                        done = done.and(member.replied(now, other, id, key_hash, outcome.borrowed()));
+                        done = done.and(member.replied(now, other, id, key_hash, outcome.borrowed(), None));
                     }
                     member.carry_out(now, host);
                     done
