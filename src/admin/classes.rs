@@ -12,7 +12,8 @@
 //! 2. every crate of the workspace has an entry, or each of its modules has one; the same holds
 //!    below a module if a part of it has an entry;
 //! 3. every thread that the sources name has an entry, and every entry has a thread;
-//! 4. every class that is used is in [`CLASSES`].
+//! 4. every class that is used is in [`CLASSES`];
+//! 5. the rule that load reports show names the classes of modules as the table does.
 
 use koltso_profiling::classify::{CoreRules, ProfilerRules, Rules};
 
@@ -309,6 +310,27 @@ mod tests {
         for class in used.chain([RULES.cores.otherwise, RULES.profiler.class, RULES.rest]) {
             assert!(CLASSES.iter().any(|(known, _)| *known == class), "{class}");
         }
+    }
+
+    #[test]
+    fn the_rule_of_load_reports_says_the_same() {
+        let script = fs::read_to_string(workspace().join("scripts/report.py")).expect("a script");
+        let (_, rule) = script.split_once("\n2. ").expect("the rule's second point");
+        let (list, _) = rule.split_once(". Inlined").expect("the end of its list");
+        let mut named = BTreeSet::new();
+        for clause in list.split(';') {
+            // "`koltso_hints` and `koltso_storage` are CLASS", and what there is to say of that.
+            let (paths, class) = clause.rsplit_once("` ").expect(clause);
+            let class = class.split_whitespace().nth(1).expect(clause).trim_end_matches(',');
+            for path in paths.split('`').skip(1).step_by(2) {
+                named.insert((path, class));
+            }
+        }
+        assert!(named.remove(&("koltso_net", HTTP)), "the modules that have no other class");
+        let is_such = |(path, class): &(&str, &str)| path.starts_with("koltso_net::") && *class == HTTP;
+        let listed = RULES.modules.iter().filter_map(|&(path, class)| Some((path, class?)));
+        let listed: BTreeSet<_> = listed.filter(|entry| !is_such(entry)).collect();
+        assert_eq!(named, listed, "left: scripts/report.py, right: src/admin/classes.rs");
     }
 
     /// The class of a stack, `root;…;leaf` with the marks of folded stacks.
