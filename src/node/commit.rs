@@ -187,8 +187,7 @@ async fn sync(batch: &SyncBatch, files: &mut HashMap<u64, File>) -> std::io::Res
 mod tests {
     use std::sync::Arc;
 
-    use koltso_profiling::alloc::Symbolise;
-    use koltso_profiling::capture::{Capture, Event, Frame};
+    use koltso_profiling::capture::{Capture, Event};
     use koltso_profiling::locks;
     use koltso_profiling::symbols::Symbols;
     use koltso_profiling::text;
@@ -198,14 +197,6 @@ mod tests {
     use koltso_model::{Flags, Key, Outcome, Record};
 
     use crate::node::replica::Replica;
-
-    struct Names(Symbols);
-
-    impl Symbolise for Names {
-        fn frames(&mut self, address: u64, is_leaf: bool, out: &mut Vec<Frame>) {
-            out.extend_from_slice(&self.0.frames(address - u64::from(!is_leaf)));
-        }
-    }
 
     /// Of the samples whose leaf is this label: how many waits, how many nanoseconds, and whether
     /// functions of `module` waited.
@@ -261,7 +252,7 @@ mod tests {
             replica.close();
         });
         let after = locks::snapshot();
-        let block = locks::difference(Event::Block, &before, &after, &mut Names(Symbols::new()));
+        let block = locks::difference(Event::Block, &before, &after, &mut Symbols::new());
         let (count, delay_ns, is_there) = found(&block, "wait:group commit", "commit::");
         let share = delay_ns as f64 / waited.get().as_nanos() as f64;
         println!("{count} waits of {delay_ns} ns, {share:.2} of what the requests saw");
@@ -273,7 +264,7 @@ mod tests {
             text::folded(&block, 1)
         );
         assert!((0.5..1.6).contains(&share), "{share} of what the requests saw");
-        let mutex = locks::difference(Event::Mutex, &before, &after, &mut Names(Symbols::new()));
+        let mutex = locks::difference(Event::Mutex, &before, &after, &mut Symbols::new());
         assert_eq!(found(&mutex, "wait:group commit", "").0, 0);
     }
 

@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use koltso_instrument::waits::{self, Kind};
 
-use crate::alloc::{OwnFrames, Stacks, Symbolise, unix_ms};
+use crate::alloc::{OwnFrames, Stacks, Symbolise};
 use crate::capture::{Capture, Event, ValueType};
+use crate::threads;
 
 /// The waits counted up to one moment.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ pub struct RawSnapshot {
 /// The waits counted so far.
 #[must_use]
 pub fn snapshot() -> RawSnapshot {
-    RawSnapshot { at: Instant::now(), unix_ms: unix_ms(), waits: waits::snapshot() }
+    RawSnapshot { at: Instant::now(), unix_ms: threads::unix_ms(), waits: waits::snapshot() }
 }
 
 /// All waits since the program began. `event` is [`Event::Mutex`] or [`Event::Block`].

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use addr2line::Loader;
 use object::read::{Object, ObjectSegment, ObjectSymbol, ReadCache};
 
+use crate::alloc::Symbolise;
 use crate::capture::{Frame, FramePlace, Mapping};
 
 /// The most addresses whose frames are kept; when there are more, all are forgotten.
@@ -142,6 +143,13 @@ impl Symbols {
             self.files.insert(map.path.clone(), binary);
         }
         self.files.get(&map.path)?.as_ref()
+    }
+}
+
+/// Names the addresses in the counts that are always on.
+impl Symbolise for Symbols {
+    fn frames(&mut self, address: u64, is_leaf: bool, out: &mut Vec<Frame>) {
+        out.extend_from_slice(&Self::frames(self, address - u64::from(!is_leaf)));
     }
 }
 

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use koltso_instrument::Mutex;
-use koltso_profiling::alloc::{self, Symbolise};
-use koltso_profiling::capture::{Capture, Event, Frame};
+use koltso_profiling::alloc;
+use koltso_profiling::capture::{Capture, Event};
 use koltso_profiling::engine::{CpuRequest, EngineError, capture_cpu};
 use koltso_profiling::locks;
 use koltso_profiling::offcpu::{OffCpuRequest, capture_off_cpu};
@@ -170,15 +170,6 @@ impl Captures {
     }
 }
 
-/// Gives names to the addresses in the counts that are always on.
-struct Names(Symbols);
-
-impl Symbolise for Names {
-    fn frames(&mut self, address: u64, is_leaf: bool, out: &mut Vec<Frame>) {
-        out.extend_from_slice(&self.0.frames(address - u64::from(!is_leaf)));
-    }
-}
-
 /// Waits for this many seconds, or until `stop` is set.
 fn wait(seconds: u32, stop: &AtomicBool) {
     let until = Instant::now() + Duration::from_secs(seconds.into());
@@ -209,7 +200,7 @@ pub fn list_stalls(watched: Option<&Stalls>) -> Result<String, EngineError> {
 /// # Errors
 /// See [`EngineError`].
 pub fn capture(asked: &Asked, watched: Option<&Stalls>, stop: &Arc<AtomicBool>) -> Result<Capture, EngineError> {
-    let mut names = Names(Symbols::new());
+    let mut names = Symbols::new();
     let mut capture = match (asked.event, asked.seconds) {
         (Event::Cpu, seconds) => {
             let seconds = seconds.unwrap_or(30);
@@ -233,11 +224,11 @@ pub fn capture(asked: &Asked, watched: Option<&Stalls>, stop: &Arc<AtomicBool>) 
             wait(seconds, stop);
             locks::difference(event, &before, &locks::snapshot(), &mut names)
         }
-        (Event::Stalls, _) => stalls::capture(watched.ok_or_else(not_watched)?, &mut names.0),
+        (Event::Stalls, _) => stalls::capture(watched.ok_or_else(not_watched)?, &mut names),
         (Event::Other, _) => unreachable!("nobody can ask for it"),
     };
     // The counts that are always on have only addresses, and no mappings.
-    capture.mappings = names.0.mappings();
+    capture.mappings = names.mappings();
     Ok(capture)
 }
 
@@ -294,7 +285,7 @@ mod tests {
 
     #[test]
     fn large_captures_push_each_other_out_and_one_that_is_too_large_is_not_kept() {
-        use koltso_profiling::capture::{FramePlace, Sample, ThreadIndex};
+        use koltso_profiling::capture::{Frame, FramePlace, Sample, ThreadIndex};
         let large = |samples: usize| {
             let mut capture = Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0);
             let frame = Frame { function: "f".into(), file: None, line: 0, place: FramePlace::User, address: 1 };

@@ -38,7 +38,7 @@
 mod snapshot;
 mod timeline;
 
-pub(crate) use snapshot::{OwnFrames, Stacks, unix_ms};
+pub(crate) use snapshot::{OwnFrames, Stacks};
 pub use snapshot::{RawSnapshot, Symbolise, allocs, difference, heap, snapshot};
 pub use timeline::{CELL_MS, SECONDS_MAX, timeline};
 

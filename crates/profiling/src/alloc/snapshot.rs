@@ -5,12 +5,13 @@
 //! ones are not negative.
 
 use std::collections::HashMap;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use koltso_instrument::table::{self, OVERFLOW, Row};
 
 use super::{OBJECT, RATE, STACKS_MAX, TABLE};
 use crate::capture::{Capture, Event, Frame, FrameId, FramePlace, Sample, StackId, Thread, ThreadIndex, ValueType};
+use crate::threads;
 
 /// Names for addresses.
 pub trait Symbolise {
@@ -33,7 +34,7 @@ pub struct RawSnapshot {
 /// same instant.
 #[must_use]
 pub fn snapshot() -> RawSnapshot {
-    RawSnapshot { at: Instant::now(), unix_ms: unix_ms(), rows: TABLE.rows() }
+    RawSnapshot { at: Instant::now(), unix_ms: threads::unix_ms(), rows: TABLE.rows() }
 }
 
 /// Everything allocated since the program began.
@@ -219,11 +220,6 @@ impl<'a, S: Symbolise> Stacks<'a, S> {
 
 fn named(name: String) -> Frame {
     Frame { function: name.into(), file: None, line: 0, place: FramePlace::Label, address: 0 }
-}
-
-/// Milliseconds since the Unix epoch.
-pub(crate) fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]
