@@ -13,44 +13,32 @@ use std::sync::Arc;
 
 use koltso_model::{Flags, PARTITIONS, Version};
 
-use crate::index::Find;
 use crate::parts::Parts;
-use crate::record::Record;
-use crate::scan::{Cursor, ScanError, Step};
+use crate::scan::{Cursor, Place, ScanError, Step};
 
 /// A listing of partitions, see [`crate::Store::partition_entries`].
 pub struct PartitionEntries {
-    parts: Arc<Parts>,
     cursor: Cursor,
 }
 
 impl PartitionEntries {
     pub(crate) fn open(parts: Arc<Parts>, partitions: Range<usize>) -> Result<Self, ScanError> {
         let partitions = partitions.start.min(PARTITIONS)..partitions.end.min(PARTITIONS);
-        Ok(Self { cursor: Cursor::open_partitions(parts.clone(), partitions)?, parts })
+        Ok(Self { cursor: Cursor::open_partitions(parts, partitions)? })
     }
 
     /// The next record, by key bytes: its key, version and flags go to `read`, under the lock of the key's stripe. `None` at the
     /// end.
     pub fn next<R>(&mut self, read: impl FnOnce(&[u8], Version, Flags) -> R) -> Option<R> {
-        let give = |record: &Record<'_>| read(record.key(), record.version(), record.flags());
+        let mut read = Some(read);
         loop {
-            let mut looks = u32::MAX;
-            let (segment, offset, known_hash) = match self.cursor.next_place(&mut looks) {
-                Step::Record(place) => place,
-                Step::Pause => continue,
+            let step = self.cursor.next_named(&mut { u32::MAX }, |_, Place { record, .. }| {
+                read.take().map(|read| read(record.key(), record.version(), record.flags()))
+            });
+            match step {
+                Step::Record(result) => return Some(result),
+                Step::Pause => {}
                 Step::End => return None,
-            };
-            let Ok(record) = segment.record(offset) else {
-                continue;
-            };
-            let hash = known_hash.unwrap_or_else(|| self.parts.index.hash(record.key()));
-            let stripe = self.parts.index.lock(hash);
-            if stripe.names(hash, &segment, offset) {
-                return Some(give(&record));
-            }
-            if let Find::Hit(hit) = stripe.find(hash, record.key()) {
-                return Some(give(&hit.record));
             }
         }
     }

@@ -13,12 +13,14 @@ use std::sync::Arc;
 
 use koltso_model::KeyHash;
 
+use crate::damage::DamageLog;
 use crate::hash::IndexHash;
-use crate::index::Find;
+use crate::index::{Find, Hit};
 use crate::indexed::IndexedSegment;
 use crate::lookup::{Lookup, Value, lookup};
 use crate::order::Run;
 use crate::parts::Parts;
+use crate::record::Record;
 use crate::sidecar::lower_bound;
 
 /// Records a log that a cursor sorts itself when it is opened, in about 5 ms; with more, the sealing thread has to catch up.
@@ -53,8 +55,12 @@ enum Keys {
     Run(Run),
 }
 
-/// Where the first record of a key in the order of the segments lies, and the hash of the key where a sidecar has it.
-pub(crate) type FirstPlace = (Arc<IndexedSegment>, u32, Option<IndexHash>);
+/// A record that the index names, and where it lies.
+pub(crate) struct Place<'a> {
+    pub(crate) segment: &'a IndexedSegment,
+    pub(crate) offset: u32,
+    pub(crate) record: Record<'a>,
+}
 
 /// One sorted list of records, and where the cursor is in it.
 #[derive(Debug)]
@@ -66,6 +72,7 @@ struct Source {
     /// Of the current record.
     hash: Option<IndexHash>,
     offset: u32,
+    key_len: u16,
     prefix: u64,
 }
 
@@ -93,10 +100,12 @@ impl Source {
                 (len, lower_bound(segment, len, |index| run[index as usize], start))
             }
         };
-        let mut source = Self { segment: segment.clone(), keys, next, len, hash: None, offset: 0, prefix: 0 };
+        let mut source =
+            Self { segment: segment.clone(), keys, next, len, hash: None, offset: 0, key_len: 0, prefix: 0 };
         source.advance(parts).then_some(source)
     }
 
+    #[inline]
     fn offset_at(&self, index: u32) -> (u32, Option<IndexHash>) {
         let number = match &self.keys {
             Keys::Run(run) => return (run[index as usize], None),
@@ -118,10 +127,11 @@ impl Source {
             if let Ok(record) = self.segment.record(self.offset)
                 && self.segment.header_intact(self.offset, &record)
             {
-                let mut bytes = [0; 8];
-                let len = record.key().len().min(8);
-                bytes[..len].copy_from_slice(&record.key()[..len]);
+                let (mut bytes, key) = ([0; 8], record.key());
+                let len = key.len().min(8);
+                bytes[..len].copy_from_slice(&key[..len]);
                 self.prefix = u64::from_be_bytes(bytes);
+                self.key_len = key.len() as u16;
                 return true;
             }
             if self.hash.is_some_and(|hash| parts.index.lock(hash).names(hash, &self.segment, self.offset)) {
@@ -132,7 +142,7 @@ impl Source {
     }
 
     fn key(&self) -> &[u8] {
-        self.segment.record(self.offset).map_or(&[], |record| record.key())
+        self.segment.key_at(self.offset, self.key_len)
     }
 
     fn is_before(&self, other: &Self) -> bool {
@@ -229,33 +239,22 @@ impl Cursor {
 
     /// As [`Cursor::next`], but pauses once `looks` records were looked at, live or not; each look counts it down.
     pub fn step<R>(&mut self, now_ms: u64, looks: &mut u32, mut read: impl FnMut(&[u8], Value<'_>) -> R) -> Step<R> {
-        loop {
-            let (segment, offset, known_hash) = match self.next_place(looks) {
-                Step::Record(place) => place,
-                Step::Pause => return Step::Pause,
-                Step::End => return Step::End,
-            };
-            let Ok(record) = segment.record(offset) else {
-                continue;
-            };
-            let key = record.key();
-            let hash = known_hash.unwrap_or_else(|| self.parts.index.hash(key));
-            let stripe = self.parts.index.lock(hash);
-            if stripe.names(hash, &segment, offset) {
-                if let Lookup::Found(found) = lookup(&self.parts.damage, &segment, offset, &record, now_ms) {
-                    return Step::Record(read(key, found.value));
-                }
-            } else if let Find::Hit(hit) = stripe.find(hash, key)
-                && let Lookup::Found(found) =
-                    lookup(&self.parts.damage, hit.segment, hit.entry.offset(), &hit.record, now_ms)
-            {
-                return Step::Record(read(key, found.value));
+        self.next_named(looks, |damage, Place { segment, offset, record }| {
+            match lookup(damage, segment, offset, &record, now_ms) {
+                Lookup::Found(found) => Some(read(record.key(), found.value)),
+                Lookup::Absent(_) | Lookup::Damaged => None,
             }
-        }
+        })
     }
 
-    /// Goes to the next key, whatever the index has to say to it.
-    pub(crate) fn next_place(&mut self, looks: &mut u32) -> Step<FirstPlace> {
+    /// Goes from key to key until `give` makes something of a record that the index names. It is called under the lock of
+    /// the key's stripe.
+    #[inline]
+    pub(crate) fn next_named<R>(
+        &mut self,
+        looks: &mut u32,
+        mut give: impl FnMut(&Arc<DamageLog>, Place<'_>) -> Option<R>,
+    ) -> Step<R> {
         loop {
             let Some(source) = self.heap.first() else {
                 return Step::End;
@@ -264,25 +263,32 @@ impl Cursor {
                 return Step::Pause;
             }
             *looks -= 1;
-            let segment = source.segment.clone();
-            let (offset, known_hash) = (source.offset, source.hash);
-            let Ok(record) = segment.record(offset) else {
-                self.advance();
-                continue;
+            let (segment, offset) = (&*source.segment, source.offset);
+            let given = match segment.record(offset) {
+                Ok(record) if !self.started || record.key() != self.last => {
+                    let key = record.key();
+                    if self.end.as_deref().is_some_and(|end| key >= end) {
+                        return Step::End;
+                    }
+                    self.started = true;
+                    self.last.clear();
+                    self.last.extend_from_slice(key);
+                    let hash = source.hash.unwrap_or_else(|| self.parts.index.hash(key));
+                    let stripe = self.parts.index.lock(hash);
+                    if stripe.names(hash, segment, offset) {
+                        give(&self.parts.damage, Place { segment, offset, record })
+                    } else if let Find::Hit(Hit { segment, entry, record }) = stripe.find(hash, key) {
+                        give(&self.parts.damage, Place { segment, offset: entry.offset(), record })
+                    } else {
+                        None
+                    }
+                }
+                _ => None,
             };
-            let key = record.key();
-            if self.started && key == self.last {
-                self.advance();
-                continue;
-            }
-            if self.end.as_deref().is_some_and(|end| key >= end) {
-                return Step::End;
-            }
-            self.started = true;
-            self.last.clear();
-            self.last.extend_from_slice(key);
             self.advance();
-            return Step::Record((segment, offset, known_hash));
+            if let Some(given) = given {
+                return Step::Record(given);
+            }
         }
     }
 

@@ -267,6 +267,13 @@ impl Segment {
         Record::view(self.tail_bytes(offset))
     }
 
+    /// The key of a record at `offset` that was viewed before and has a key of that length.
+    #[inline]
+    pub(crate) fn key_at(&self, offset: u32, key_len: u16) -> &[u8] {
+        let start = offset + record::HEADER as u32;
+        self.bytes(start, start + u32::from(key_len))
+    }
+
     pub(crate) fn seed(&self, offset: u32) -> u32 {
         record::seed(self.salt, offset)
     }
