@@ -13,6 +13,7 @@
 //! - [`load`]: a steady open-loop load with latencies counted from when a request was due.
 //! - [`files`]: what a test does to a data folder behind the server's back.
 //! - [`skip`]: a test that cannot run here says so where everybody sees it.
+//! - [`layers`]: whether the modules of a folder import each other in one direction.
 //! - [`json`] and [`metrics`] read what a server says, [`process`] sends signals.
 //!
 //! Invariants:
@@ -28,6 +29,7 @@ pub mod cluster;
 pub mod files;
 pub mod fuzz;
 pub mod json;
+pub mod layers;
 pub mod load;
 pub mod metrics;
 pub mod process;

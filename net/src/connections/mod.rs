@@ -2,7 +2,7 @@
 //! drain.
 //!
 //! ```text
-//! accept ─▶ Place::take ─▶ the protocol's task, which says what it waits for (Seat::set)
+//! accept ─▶ SeatGuard::take ─▶ the protocol's task, which says what it waits for (Seat::set)
 //!                │                      ▲
 //!                └─ sweeper: Host::judge ─ CutInput, CutAll ─▶ the pending operation ends by itself
 //! drain: no more accepts ─▶ sweeps ─▶ everything is cut ─▶ given up
@@ -17,7 +17,7 @@
 //!
 //! Invariants:
 //! 1. The descriptor of a seat is open while the seat is in the table: a connection gives up its
-//!    [`Place`] before it closes its socket.
+//!    [`SeatGuard`] before it closes its socket.
 //! 2. The sweeper runs exactly while there are connections.
 //!
 //! Deliberately absent: what a phase means and how long it may last, which the protocols decide.
@@ -67,7 +67,7 @@ pub(crate) trait Host: Sized + 'static {
     /// A deadline has struck.
     fn event(&self, event: Self::Event);
 
-    /// A connection has given up its place.
+    /// A connection has given up its seat.
     fn closed(&self);
 
     /// Called before each sweep, and when the sweeper begins to run.
@@ -111,7 +111,7 @@ pub(crate) struct Connections<H: Host> {
     shared: Arc<Shared>,
     times: Times,
     seats: RefCell<Vec<Option<Rc<Seat<H>>>>>,
-    /// Free places of the table.
+    /// Free seats of the table.
     free: RefCell<Vec<usize>>,
     count: Cell<usize>,
     sweeping: Cell<bool>,
@@ -208,15 +208,15 @@ impl<H: Host> Connections<H> {
     }
 }
 
-/// A connection's place in the table of its core, taken at accept and given up on drop.
-pub(crate) struct Place<H: Host> {
+/// Holds a connection's seat in the table of its core, from accept to drop.
+pub(crate) struct SeatGuard<H: Host> {
     pub(crate) host: Rc<H>,
     pub(crate) seat: Rc<Seat<H>>,
     index: usize,
 }
 
-impl<H: Host> Place<H> {
-    /// Takes a place for an accepted connection. `None` if all cores together have `max`.
+impl<H: Host> SeatGuard<H> {
+    /// Takes a seat for an accepted connection. `None` if all cores together have `max`.
     pub(crate) fn take(
         host: &Rc<H>,
         stream: &TcpStream,
@@ -248,7 +248,7 @@ impl<H: Host> Place<H> {
     }
 }
 
-impl<H: Host> Drop for Place<H> {
+impl<H: Host> Drop for SeatGuard<H> {
     fn drop(&mut self) {
         let connections = self.host.connections();
         connections.remove(self.index);
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_used_again() {
+    fn seats_are_used_again() {
         let test = Test::new();
         let (socket, _other) = UnixStream::pair().unwrap();
         let (first, _) = test.seat(&socket, Phase::Done, Duration::ZERO);

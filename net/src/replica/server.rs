@@ -41,7 +41,7 @@ use super::outbox::Outbox;
 use super::service::{Desk, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX};
 use super::sys;
 use super::wire::{HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
-use crate::connections::{self, Connections, Host, Place, Shared, Times, Verdict, Wake};
+use crate::connections::{self, Connections, Host, SeatGuard, Shared, Times, Verdict, Wake};
 use crate::transport::{Receive, Tcp, Transmit, Transport};
 
 /// The most connections of a core that have not completed a handshake.
@@ -168,21 +168,21 @@ impl<S: ReplicaService> ReplicaCore<S> {
     /// Takes in a new connection, or closes it if there are too many. `carry` says what carries its bytes.
     fn accepted<T: Transport>(self: &Rc<Self>, stream: TcpStream, carry: impl Fn(TcpStream) -> T) {
         let identity = &self.config.identity;
-        let place = (self.strangers.get() < STRANGERS_MAX)
+        let guard = (self.strangers.get() < STRANGERS_MAX)
             .then(|| {
                 let desk = Desk::new(identity.topology_number, identity.features);
                 let phase = (Phase::Stranger, Instant::now());
-                Place::take(self, &stream, self.config.connections_max, phase, desk)
+                SeatGuard::take(self, &stream, self.config.connections_max, phase, desk)
             })
             .flatten();
-        let Some(place) = place else {
+        let Some(guard) = guard else {
             self.service.event(ReplicaEvent::Limit);
             return;
         };
         sys::set_user_timeout(stream.as_raw_fd(), USER_TIMEOUT);
         self.service.event(ReplicaEvent::Accepted);
         let stranger = Stranger::new(self);
-        monoio::spawn(Connection { stranger, place, transport: carry(stream) }.run());
+        monoio::spawn(Connection { stranger, guard, transport: carry(stream) }.run());
     }
 }
 
@@ -206,7 +206,7 @@ impl<S: ReplicaService> Drop for Stranger<S> {
 struct Connection<S: ReplicaService, T> {
     stranger: Stranger<S>,
     /// Before `transport`, so that the core forgets the descriptor before it is closed.
-    place: Place<ReplicaCore<S>>,
+    guard: SeatGuard<ReplicaCore<S>>,
     transport: T,
 }
 
@@ -216,12 +216,12 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
         match self.shake_hands(&mut inbox).await {
             Ok(peer) => {
                 drop(self.stranger);
-                self.place.host.service.event(ReplicaEvent::Connected(peer.node));
+                self.guard.host.service.event(ReplicaEvent::Connected(peer.node));
                 let (receiver, transmitter) = self.transport.split();
                 let sending = Outbox::default();
-                Answering { place: self.place, receiver, transmitter, peer, inbox, sending }.run().await;
+                Answering { guard: self.guard, receiver, transmitter, peer, inbox, sending }.run().await;
             }
-            Err(Some(sentence)) => self.place.host.service.event(ReplicaEvent::Refused(sentence)),
+            Err(Some(sentence)) => self.guard.host.service.event(ReplicaEvent::Refused(sentence)),
             Err(None) => {}
         }
     }
@@ -229,7 +229,7 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
     /// Makes the handshake. The error is the reason why there is none, or `None` if there is
     /// nothing to report.
     async fn shake_hands(&mut self, inbox: &mut Inbox) -> Result<Peer, Option<String>> {
-        let core = Rc::clone(&self.place.host);
+        let core = Rc::clone(&self.guard.host);
         let AcceptConfig { identity, members, wall_ms, .. } = &core.config;
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(|error| Some(format!("there is no randomness: {error}")))?;
@@ -238,7 +238,7 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
         loop {
             match inbox.read(&mut self.transport, 0).await {
                 Ok(count) if count > 0 => core.service.event(ReplicaEvent::BytesIn(count)),
-                _ if self.place.seat.is_cut() && !core.connections.shared().draining() => {
+                _ if self.guard.seat.is_cut() && !core.connections.shared().draining() => {
                     return Err(Some("there was no handshake in time".to_owned()));
                 }
                 _ => return Err(None),
@@ -267,7 +267,7 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
 /// A connection whose handshake is complete.
 struct Answering<S: ReplicaService, R, X> {
     /// Before the socket, so that the core forgets the descriptor before it is closed.
-    place: Place<ReplicaCore<S>>,
+    guard: SeatGuard<ReplicaCore<S>>,
     receiver: R,
     transmitter: X,
     peer: Peer,
@@ -296,7 +296,7 @@ impl<S: ReplicaService, R: Receive, X: Transmit> Answering<S, R, X> {
     }
 
     async fn answer(&mut self) -> Result<(), Over> {
-        let (core, seat) = (Rc::clone(&self.place.host), Rc::clone(&self.place.seat));
+        let (core, seat) = (Rc::clone(&self.guard.host), Rc::clone(&self.guard.seat));
         loop {
             let now = Instant::now();
             core.service.resumed(now);
@@ -317,8 +317,8 @@ impl<S: ReplicaService, R: Receive, X: Transmit> Answering<S, R, X> {
 
     /// Passes all complete requests that were read to the service.
     fn serve(&mut self) -> Result<Pause, Over> {
-        let (service, desk, peer) = (&*self.place.host.service, self.place.seat.waits(), self.peer);
-        let limits = Limits { value_max: self.place.host.config.value_max, features: peer.features };
+        let (service, desk, peer) = (&*self.guard.host.service, self.guard.seat.waits(), self.peer);
+        let limits = Limits { value_max: self.guard.host.config.value_max, features: peer.features };
         let mut any = false;
         let pause = loop {
             if desk.unanswered.get() >= UNANSWERED_MAX {
@@ -350,13 +350,13 @@ impl<S: ReplicaService, R: Receive, X: Transmit> Answering<S, R, X> {
 
     /// Sends the replies that are ready.
     async fn send(&mut self, now: Instant) -> Result<(), Over> {
-        send(&self.place, &mut self.transmitter, &mut self.sending, now).await
+        send(&self.guard, &mut self.transmitter, &mut self.sending, now).await
     }
 
     /// Reads more, and meanwhile sends replies that become ready. Returns 0 at the end.
     async fn read(&mut self, need: usize, now: Instant) -> Result<usize, Over> {
-        let Self { place, receiver, transmitter, inbox, sending, .. } = self;
-        let seat = &place.seat;
+        let Self { guard, receiver, transmitter, inbox, sending, .. } = self;
+        let seat = &guard.seat;
         seat.set(Phase::Reading, now);
         let mut read = pin!(inbox.read(receiver, need));
         loop {
@@ -368,8 +368,8 @@ impl<S: ReplicaService, R: Receive, X: Transmit> Answering<S, R, X> {
                 return read.map_err(|_| Over);
             }
             let now = Instant::now();
-            place.host.service.resumed(now);
-            if send(place, transmitter, sending, now).await.is_err() {
+            guard.host.service.resumed(now);
+            if send(guard, transmitter, sending, now).await.is_err() {
                 seat.cut();
                 let _ = read.await;
                 return Err(Over);
@@ -380,7 +380,7 @@ impl<S: ReplicaService, R: Receive, X: Transmit> Answering<S, R, X> {
 
     /// Sends the replies to all remaining requests, at the end.
     async fn end(&mut self) -> Result<(), Over> {
-        let (core, seat) = (Rc::clone(&self.place.host), Rc::clone(&self.place.seat));
+        let (core, seat) = (Rc::clone(&self.guard.host), Rc::clone(&self.guard.seat));
         let begun = Instant::now();
         while seat.waits().unanswered.get() > 0 && !seat.is_cut() {
             seat.set(Phase::Ending, begun);
@@ -395,19 +395,19 @@ impl<S: ReplicaService, R: Receive, X: Transmit> Answering<S, R, X> {
 
 impl<S: ReplicaService, R, X> Drop for Answering<S, R, X> {
     fn drop(&mut self) {
-        self.place.seat.waits().close();
+        self.guard.seat.waits().close();
     }
 }
 
 /// Sends the replies that are ready.
 #[inline]
 async fn send<S: ReplicaService>(
-    place: &Place<ReplicaCore<S>>,
+    guard: &SeatGuard<ReplicaCore<S>>,
     transmitter: &mut impl Transmit,
     sending: &mut Outbox,
     now: Instant,
 ) -> Result<(), Over> {
-    let seat = &place.seat;
+    let seat = &guard.seat;
     if seat.is_cut() || seat.waits().given_up.get() {
         return Err(Over);
     }
@@ -417,6 +417,6 @@ async fn send<S: ReplicaService>(
     let count = sending.len();
     seat.set(Phase::Writing, now);
     send_all(transmitter, sending, |_| seat.progressed()).await.map_err(|_| Over)?;
-    place.host.service.event(ReplicaEvent::BytesOut(count));
+    guard.host.service.event(ReplicaEvent::BytesOut(count));
     Ok(())
 }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use monoio::buf::{IoBuf, IoBufMut};
 
 use super::outbox::{Outbox, Segment};
-use crate::transport::{Receive, Transmit};
+use crate::transport::{Receive, Transmit, may_go_on};
 
 /// Bytes of a connection's read buffer.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
@@ -145,11 +145,6 @@ pub(crate) async fn send_all(
     }
     outbox.clear();
     Ok(())
-}
-
-/// Whether the operation can be tried again.
-pub(crate) fn may_go_on(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// Wakes one task of the same core, which runs after all tasks that are ready by then. Rings that

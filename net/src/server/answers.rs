@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 
-use super::Later;
+use super::later::Later;
 
 /// A batch is sent when it has this many bytes, including those of values.
 const BATCH_BYTES_MAX: usize = 256 * 1024;

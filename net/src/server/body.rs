@@ -1,5 +1,4 @@
-//! Requests whose body is not completely in the read buffer: asks the service, then collects the
-//! body.
+//! Requests whose body is not completely in the read buffer: collects or discards the body.
 //!
 //! Bounds: `body_max` for a body, `body_bytes_max` for a core, `request_timeout` from the request's
 //! first byte. Memory grows as data arrives, doubling from [`FIRST_STEP`] to [`DOUBLED_MAX`], and
@@ -12,15 +11,13 @@ use std::rc::Rc;
 use bytes::Bytes;
 use monoio::buf::IoBufMut;
 
-use super::answers::Answers;
-use super::connection::{Connection, Gone, Next};
-use super::core::{Core, Reservation, Seat};
-use super::output::may_go_on;
-use super::requests::{Called, Overload, call, overloaded, refuse};
-use super::{Admit, Event, Service};
+use super::calls::{Overload, call, overloaded, refuse};
+use super::connection::{Connection, Gone};
+use super::next::{Awaited, Called, Next};
+use super::service::{Event, Service};
 use crate::http::chunked::Decoder;
-use crate::http::{Framing, Head, Reply, ReplyContext};
-use crate::transport::Transport;
+use crate::http::{Framing, Reply, ReplyContext};
+use crate::transport::{Transport, may_go_on};
 
 /// Bytes of the first allocation for a body.
 const FIRST_STEP: usize = 64 * 1024;
@@ -28,71 +25,6 @@ const FIRST_STEP: usize = 64 * 1024;
 const DOUBLED_MAX: usize = 1024 * 1024;
 /// Bytes of free room behind the head while a chunked body is decoded through the read buffer.
 const CHUNK_ROOM: usize = 16 * 1024;
-/// The rest of a refused body is read and discarded up to this size; if it is larger, the
-/// connection closes.
-const SKIP_MAX: u64 = 64 * 1024;
-
-/// A request whose body is still to come.
-pub(super) struct Awaited<S: Service> {
-    admitted: S::Admitted,
-    /// The context of the answer.
-    context: ReplyContext,
-    is_urgent: bool,
-    framing: Framing,
-    head_len: usize,
-    /// Whether the client waits for `100 Continue`.
-    ask: bool,
-    reservation: Reservation<S>,
-}
-
-/// Decides on the request at the beginning of `bytes`, whose body is not complete there.
-#[cold]
-pub(super) fn plan<S: Service>(
-    core: &Rc<Core<S>>,
-    seat: &mut Seat<S>,
-    answers: &mut Answers,
-    head: &Head<'_>,
-    bytes: &[u8],
-) -> Next<S> {
-    let here = bytes.len() - head.head_len;
-    let ask = head.expect_continue && here == 0;
-    let mut reservation = Reservation::new(core);
-    let (reserved, left) = match head.body {
-        Framing::Length(length) => (reservation.grow(length as usize), length - here as u64),
-        _ => (reservation.grow(here), u64::MAX),
-    };
-    let mut context = ReplyContext::new(head, &core.date());
-    let open = context.keep_alive && !core.draining();
-    // A client that waits for 100 may or may not send the body after a refusal: only closing is
-    // unambiguous.
-    context.keep_alive = open && left <= SKIP_MAX && !ask;
-    if core.requests_full() {
-        overloaded(core, answers, context, Overload::Requests);
-    } else if !reserved {
-        overloaded(core, answers, context, Overload::Bodies);
-    } else {
-        let mut reply = Reply::new(&mut answers.bytes, context);
-        match core.service.admit(head, &mut reply) {
-            Admit::Body(admitted) => {
-                let (is_urgent, framing, head_len) = (core.service.is_urgent(head), head.body, head.head_len);
-                let context = ReplyContext::new(head, &core.date());
-                let awaited = Awaited { admitted, context, is_urgent, framing, head_len, ask, reservation };
-                return Next::Body(Box::new(awaited));
-            }
-            Admit::HandOff => return Next::HandOff(bytes.to_vec()),
-            Admit::Answered => {
-                context = reply.context();
-                let tag = reply.tagged();
-                seat.begin_request();
-                answers.tags.push(tag);
-            }
-        }
-    }
-    match head.body {
-        Framing::Length(length) if context.keep_alive => Next::Skip { length: head.head_len + length as usize },
-        _ => Next::Linger,
-    }
-}
 
 impl<S: Service, T: Transport> Connection<S, T> {
     /// Serves the request at `start`. `None` means that it has been served, and the buffer can be

@@ -16,22 +16,21 @@ use std::time::{Duration, Instant, SystemTime};
 use monoio::net::TcpStream;
 
 use super::answers::Answers;
-use super::connection::Connection;
 use super::deadlines::{self, Phase};
-use super::{Event, Limits, Service, Shared};
-use crate::connections::{Connections, Host, Place, Times, Verdict};
+use super::limits::Limits;
+use super::service::{Event, Service};
+use crate::connections::{Connections, Host, SeatGuard, Shared, Times, Verdict};
 use crate::http::Date;
-use crate::transport::Transport;
 
 /// How often deadlines are checked and the date is renewed, unless a limit is so short that it must
 /// be more often.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// The most output buffers that are kept for reuse.
 const POOL_MAX: usize = 128;
-/// One in this many yields also lets the timers run; see [`Core::yield_turn`].
+/// One in this many yields also lets the timers run; see [`HttpCore::yield_turn`].
 const YIELDS_A_SLEEP: u32 = 32;
 
-pub(crate) struct Core<S: Service> {
+pub(crate) struct HttpCore<S: Service> {
     pub(crate) service: Rc<S>,
     pub(crate) limits: Limits,
     connections: Connections<Self>,
@@ -44,7 +43,7 @@ pub(crate) struct Core<S: Service> {
     yields: Cell<u32>,
 }
 
-impl<S: Service> Core<S> {
+impl<S: Service> HttpCore<S> {
     pub(crate) fn new(service: Rc<S>, limits: Limits, shared: Arc<Shared>) -> Self {
         let sweep_interval =
             SWEEP_INTERVAL.min(limits.request_timeout / 4).min(limits.idle_timeout / 4).max(Duration::from_millis(5));
@@ -60,19 +59,6 @@ impl<S: Service> Core<S> {
             pool: RefCell::default(),
             yields: Cell::new(0),
         }
-    }
-
-    /// Takes in a new connection, or closes it if there are too many. `carry` says what carries its
-    /// bytes.
-    pub(crate) fn accepted<T: Transport>(self: &Rc<Self>, stream: TcpStream, carry: impl Fn(TcpStream) -> T) {
-        let now = Instant::now();
-        let Some(place) = Place::take(self, &stream, self.limits.connections_max, (Phase::Idle, now), ()) else {
-            self.service.event(Event::ConnectionLimit);
-            return;
-        };
-        self.service.resumed(now);
-        self.service.event(Event::Accepted);
-        monoio::spawn(Connection::new(Seat { place, requests: 0 }, carry(stream)).run());
     }
 
     fn renew_date(&self) {
@@ -127,7 +113,7 @@ impl<S: Service> Core<S> {
     }
 }
 
-impl<S: Service> Host for Core<S> {
+impl<S: Service> Host for HttpCore<S> {
     type Phase = Phase;
     type Waits = ();
     type Event = Event;
@@ -154,27 +140,39 @@ impl<S: Service> Host for Core<S> {
     }
 }
 
-/// A connection's place on its core, and the requests that it has in flight.
-pub(crate) struct Seat<S: Service> {
-    place: Place<Core<S>>,
+/// A connection's seat on its core, and the requests that it has in flight.
+pub(crate) struct HttpSeat<S: Service> {
+    guard: SeatGuard<HttpCore<S>>,
     requests: usize,
 }
 
-impl<S: Service> Seat<S> {
+impl<S: Service> HttpSeat<S> {
+    /// Takes a seat for an accepted connection. `None`, which is reported, if there are too many.
+    pub(crate) fn take(core: &Rc<HttpCore<S>>, stream: &TcpStream) -> Option<Self> {
+        let now = Instant::now();
+        let Some(guard) = SeatGuard::take(core, stream, core.limits.connections_max, (Phase::Idle, now), ()) else {
+            core.service.event(Event::ConnectionLimit);
+            return None;
+        };
+        core.service.resumed(now);
+        core.service.event(Event::Accepted);
+        Some(Self { guard, requests: 0 })
+    }
+
     #[inline]
-    pub(crate) fn core(&self) -> &Rc<Core<S>> {
-        &self.place.host
+    pub(crate) fn core(&self) -> &Rc<HttpCore<S>> {
+        &self.guard.host
     }
 
     /// The connection waits for something else, since `since`.
     #[inline]
     pub(crate) fn set(&self, phase: Phase, since: Instant) {
-        self.place.seat.set(phase, since);
+        self.guard.seat.set(phase, since);
     }
 
     /// Whether the request did not arrive completely in time.
     pub(crate) fn request_expired(&self) -> bool {
-        self.place.seat.has_expired(Phase::Reading)
+        self.guard.seat.has_expired(Phase::Reading)
     }
 
     /// Counts a request that has been given to the service.
@@ -194,7 +192,7 @@ impl<S: Service> Seat<S> {
     }
 }
 
-impl<S: Service> Drop for Seat<S> {
+impl<S: Service> Drop for HttpSeat<S> {
     fn drop(&mut self) {
         self.end_requests(self.requests);
     }
@@ -202,12 +200,12 @@ impl<S: Service> Drop for Seat<S> {
 
 /// A share of the core's `body_bytes_max`, given back on drop.
 pub(crate) struct Reservation<S: Service> {
-    core: Rc<Core<S>>,
+    core: Rc<HttpCore<S>>,
     bytes: usize,
 }
 
 impl<S: Service> Reservation<S> {
-    pub(crate) fn new(core: &Rc<Core<S>>) -> Self {
+    pub(crate) fn new(core: &Rc<HttpCore<S>>) -> Self {
         Self { core: Rc::clone(core), bytes: 0 }
     }
 

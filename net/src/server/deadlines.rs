@@ -9,7 +9,8 @@
 
 use std::time::Duration;
 
-use super::{Event, Limits};
+use super::limits::Limits;
+use super::service::Event;
 use crate::connections::Verdict;
 
 /// How long a client may go on sending after its connection's last answer.

@@ -11,74 +11,53 @@
 //! 3. Everything that a connection holds is bounded: read buffer, output, body, requests in flight,
 //!    time in each phase.
 //!
+//! ```text
+//! task       what a connection does next, until it ends
+//! requests   from bytes to calls of the service      body    bodies that are still to come
+//! output     sending, streaming, lingering
+//! connection what a connection holds, and reading
+//! calls      calls of the service, and the answers that the server gives by itself
+//! next       what is to be done when nothing more can be handled at once
+//! core       what the connections of a core share    answers a batch before it is sent
+//! ```
+//!
+//! Files name only those below them.
+//!
 //! Deliberately absent: a timer for each request, `select` over I/O, locks on a request's way, TLS.
 //! Tested in `tests/` over real sockets on both drivers.
 
 mod answers;
 mod body;
+mod calls;
 mod connection;
 mod core;
 mod deadlines;
+mod later;
+mod limits;
+mod next;
 mod output;
 mod requests;
 mod service;
 mod sink;
+mod task;
 
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use monoio::net::TcpStream;
 
-pub use service::{Admit, Answered, Event, Fill, Later, Outcome, Service, Source};
+pub use later::{Answered, Later};
+pub use limits::Limits;
+pub use service::{Admit, Event, Fill, Outcome, Service, Source};
 pub use sink::Sink;
 
-use self::core::Core;
+use self::connection::Connection;
+use self::core::{HttpCore, HttpSeat};
 use crate::connections;
 pub use crate::connections::Shared;
 use crate::transport::{Tcp, Transport};
-
-/// The limits of a server. Each says what happens when it is exceeded, which is also an [`Event`].
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Bytes of a request head; a larger one is answered with `431`.
-    pub header_max: usize,
-    /// Bytes of a request body; a larger one is answered with `413`.
-    pub body_max: usize,
-    /// Connections of the process; further ones are closed at accept.
-    pub connections_max: usize,
-    /// The longest time from a request's first byte to its last (`408`), and without progress in
-    /// sending an answer (the connection is closed).
-    pub request_timeout: Duration,
-    /// The longest time between requests; after it the connection is closed.
-    pub idle_timeout: Duration,
-    /// Requests of a core whose answers are not completely sent; further ones are answered with
-    /// `503` and `Retry-After: 1`.
-    pub requests_in_flight_max: usize,
-    /// Bytes of request bodies that are being collected on a core; further bodies are answered with
-    /// `503` and `Retry-After: 1`.
-    pub body_bytes_max: usize,
-    /// How long requests in flight may take after a drain has begun; then their connections are
-    /// shut down.
-    pub drain_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            header_max: 16 * 1024,
-            body_max: 16 * 1024 * 1024,
-            connections_max: 10_000,
-            request_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(60),
-            requests_in_flight_max: 4096,
-            body_bytes_max: 256 * 1024 * 1024,
-            drain_timeout: Duration::from_secs(10),
-        }
-    }
-}
 
 /// Serves connections from `listener` on the current runtime until [`Shared::drain`] is called and
 /// the requests in flight are done.
@@ -103,6 +82,11 @@ pub(crate) async fn serve_over<S: Service, T: Transport>(
     shared: Arc<Shared>,
     carry: impl Fn(TcpStream) -> T,
 ) -> io::Result<()> {
-    let core = Rc::new(Core::new(service, limits, shared));
-    connections::serve(&core, listener, |stream| core.accepted(stream, &carry)).await
+    let core = Rc::new(HttpCore::new(service, limits, shared));
+    let accepted = |stream| {
+        if let Some(seat) = HttpSeat::take(&core, &stream) {
+            monoio::spawn(Connection::new(seat, carry(stream)).run());
+        }
+    };
+    connections::serve(&core, listener, accepted).await
 }

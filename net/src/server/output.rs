@@ -17,9 +17,10 @@ use monoio::buf::{IoBuf, IoBufMut};
 use super::answers::Part;
 use super::connection::{Connection, Gone};
 use super::deadlines::{LINGER, Phase};
-use super::{Event, Fill, Service, Sink, Source};
+use super::service::{Event, Fill, Service, Source};
+use super::sink::Sink;
 use crate::http::{ReplyContext, Version};
-use crate::transport::{Transport, sys};
+use crate::transport::{Transport, may_go_on, sys};
 
 /// The most bytes of one write.
 const WRITE_MAX: usize = 1024 * 1024;
@@ -217,9 +218,4 @@ impl<S: Service, T: Transport> Connection<S, T> {
         // What it has received it can still read after a reset.
         sys::reset_on_close(self.transport.fd());
     }
-}
-
-/// Whether the operation can be tried again.
-pub(super) fn may_go_on(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted)
 }

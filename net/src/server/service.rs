@@ -5,15 +5,13 @@
 
 use std::future::Future;
 use std::net::TcpStream;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::http::{Head, Reply};
-
+use super::later::{Answered, Later, When};
 use super::sink::Sink;
+use crate::http::{Head, Reply};
 
 /// The program behind the connections of one core.
 ///
@@ -91,41 +89,6 @@ pub enum Outcome {
     Stream(Box<dyn Source>),
     /// Give the connection to [`Service::hand_off`]; nothing has been written to the reply.
     HandOff,
-}
-
-/// An answer that comes later. It writes itself into the buffer from which it is sent, so that it
-/// needs none of its own.
-pub trait Later {
-    /// Once the answer is ready, writes the head, and the body if it is short, behind what is in
-    /// `out`, using a [`ReplyContext`](crate::http::ReplyContext). Nothing is written before that,
-    /// and this is not called again after it.
-    fn poll_answer(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Answered>;
-}
-
-/// What the server must know about an answer beside the bytes that were written.
-#[derive(Debug, Default)]
-pub struct Answered {
-    /// A body that follows without being copied; `None` if there is none. It is left out after
-    /// `HEAD`.
-    pub value: Option<Bytes>,
-    /// The mark for [`Service::finished`].
-    pub tag: u16,
-}
-
-/// A future, and the function that writes its result.
-struct When<F, W> {
-    future: F,
-    /// The function; `None` once it has been called.
-    write: Option<W>,
-}
-
-impl<F: Future + Unpin, W: FnOnce(F::Output, &mut Vec<u8>) -> Answered> Later for When<F, W> {
-    fn poll_answer(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Answered> {
-        Pin::new(&mut self.future).poll(cx).map(|result| {
-            let write = self.write.take().expect("nobody polls what has been ready");
-            write(result, out)
-        })
-    }
 }
 
 impl Outcome {

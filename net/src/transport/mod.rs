@@ -67,5 +67,10 @@ pub(crate) trait Transport: Receive + Transmit {
     fn into_socket(self) -> TcpStream;
 }
 
+/// Whether an operation that failed this way can be tried again.
+pub(crate) fn may_go_on(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
 #[cfg(test)]
 mod tests;
