@@ -71,9 +71,11 @@ fn an_ailing_minority_costs_its_peers_nothing() {
 /// that it lacks something.
 #[test]
 fn what_a_replica_missed_comes_as_hints() {
-    let faults = [Kind::Pause, Kind::CutNode, Kind::CutPair, Kind::Break, Kind::Full];
+    let faults = [Kind::Pause, Kind::CutNode, Kind::CutPair, Kind::Break, Kind::Full, Kind::DiskErrors];
     seeds(100, |seed| hints_only(seed, &faults, 100_000));
-    // With a queue that overflows while the keeper waits for its peer.
+    // With peers that refuse some hints of a window, and with a queue that overflows while the
+    // keeper waits for its peer.
+    seeds(30, disk_errors);
     let sums = seeds(50, |seed| hints_only(seed, &faults, 8));
     assert!(sums.hints_dropped > 0 || number("KOLTSO_SIM_SEEDS").is_some());
 }
@@ -90,6 +92,13 @@ fn hints_only(seed: u64, faults: &[Kind], hints_max: usize) -> Plan {
         socket_max: 16 << 10,
         ..Plan::new(seed, Mode::Stream)
     }
+}
+
+/// Disks that answer some writes with an error, so that a peer takes some hints of a window and
+/// refuses others; and clients that seldom write a key twice, so that no later write makes up for a
+/// hint that is lost.
+fn disk_errors(seed: u64) -> Plan {
+    Plan { keys: 1_000, think: 8_000, ..hints_only(seed, &[Kind::DiskErrors], 100_000) }
 }
 
 #[test]
@@ -112,7 +121,9 @@ fn a_seed_is_a_trace() {
 #[test]
 fn steady_clients_do_not_notice_that_a_node_ails() {
     for (seed, kind) in
-        [Kind::Pause, Kind::Vanish, Kind::Crash, Kind::CutNode, Kind::Slow, Kind::Full].into_iter().enumerate()
+        [Kind::Pause, Kind::Vanish, Kind::Crash, Kind::CutNode, Kind::Slow, Kind::Full, Kind::DiskErrors]
+            .into_iter()
+            .enumerate()
     {
         for (round, delay) in [(50, 100, 0), (200, 600, 0), (100, 100, 1_000)].into_iter().enumerate() {
             let plan = Plan {
@@ -187,6 +198,7 @@ noticed! {
         |seed| hints_only(seed, &[Kind::Pause, Kind::CutNode, Kind::Break], 100_000);
     hints_that_pass_a_refused_one_are_noticed: PassesRefusedHints within 20 of
         |seed| hints_only(seed, &[Kind::Full], 100_000);
+    confirmations_of_other_hints_are_noticed: ConfirmsTheWrongHints within 10 of disk_errors;
     an_overflow_that_nobody_is_told_of_is_noticed: HidesOverflow within 20 of
         |seed| hints_only(seed, &[Kind::Pause, Kind::CutNode], 8);
     a_reply_that_counts_twice_is_noticed: CountsRepliesTwice within 5 of stream;

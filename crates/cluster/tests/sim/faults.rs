@@ -85,6 +85,10 @@ impl World {
                 self.nodes[node].full = true;
                 true
             }
+            Kind::DiskErrors if self.nodes[node].disk_errors == 0 => {
+                self.nodes[node].disk_errors = *self.random.choose(&[20_000, 200_000, 500_000]);
+                true
+            }
             Kind::Damage => {
                 self.damage(node);
                 false
@@ -126,6 +130,7 @@ impl World {
             Kind::CutLink => self.uncut_link(node, other),
             Kind::Slow => self.nodes[node].service = 0,
             Kind::Full => self.nodes[node].full = false,
+            Kind::DiskErrors => self.nodes[node].disk_errors = 0,
             Kind::Damage | Kind::Break => {}
         }
         // It has a backlog to work off, and connections to make, before it counts as well.

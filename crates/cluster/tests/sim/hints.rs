@@ -177,8 +177,10 @@ impl World {
             return;
         };
         hints.window = None;
-        if mutation == Mutation::PassesRefusedHints {
-            verdicts.fill(Verdict::Taken);
+        match mutation {
+            Mutation::ConfirmsTheWrongHints => verdicts.reverse(),
+            Mutation::PassesRefusedHints => verdicts.fill(Verdict::Taken),
+            _ => {}
         }
         let settled = hints.replay.answered(now, &verdicts);
         if mutation != Mutation::ForgetsUnconfirmedHints {

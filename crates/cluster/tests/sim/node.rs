@@ -44,6 +44,8 @@ pub struct Node {
     pub service: u64,
     pub busy_until: u64,
     pub full: bool,
+    /// Of a million writes, those that its disk answers with an error.
+    pub disk_errors: u64,
     pub ailing: u32,
     /// When it has recovered from its last fault.
     pub well_at: u64,
@@ -86,6 +88,7 @@ impl Node {
             service: 0,
             busy_until: 0,
             full: false,
+            disk_errors: 0,
             ailing: 0,
             well_at: 0,
             open: BTreeSet::new(),
@@ -270,6 +273,10 @@ impl World {
         };
         if self.nodes[node].full && !record.flags.is_tombstone() {
             return Outcome::Refused(Refused::DiskFull);
+        }
+        let disk_errors = self.nodes[node].disk_errors;
+        if self.random.per_million(disk_errors) {
+            return Outcome::Refused(Refused::DiskError);
         }
         if mutation == Mutation::ConfirmsWithoutApplying && node == asker
             || mutation == Mutation::IgnoresHints && id.is_none()

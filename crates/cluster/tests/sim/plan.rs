@@ -36,6 +36,8 @@ pub enum Kind {
     CutLink,
     Slow,
     Full,
+    /// Its disk answers some writes with an error, and the next may succeed.
+    DiskErrors,
     Damage,
     Break,
 }
@@ -69,6 +71,8 @@ pub enum Mutation {
     ForgetsUnconfirmedHints,
     /// Hints that the peer cannot take now count as taken.
     PassesRefusedHints,
+    /// The answers to a window are taken for those of other hints.
+    ConfirmsTheWrongHints,
     /// A queue of hints that overflowed does not say so.
     HidesOverflow,
     /// A reply counts for another replica, too.
@@ -137,13 +141,15 @@ impl Plan {
             Kind::CutLink,
             Kind::Slow,
             Kind::Full,
+            Kind::DiskErrors,
             Kind::Damage,
             Kind::Break,
         ];
         // Each run has its own mixture, so that rare combinations come up.
         let mut faults: Vec<Kind> = all.iter().copied().filter(|_| random.one_in(2_u64)).collect();
         if alone {
-            faults = vec![Kind::Pause, Kind::Crash, Kind::Vanish, Kind::CutNode, Kind::Slow, Kind::Full];
+            faults =
+                vec![Kind::Pause, Kind::Crash, Kind::Vanish, Kind::CutNode, Kind::Slow, Kind::Full, Kind::DiskErrors];
         }
         // Two clocks may differ by half a second.
         let skew = *random.choose(&[0_u64, 5, 240]);
