@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use koltso_cluster::plausibility;
 use koltso_cluster::skew::SKEW_MAX_MS;
-use koltso_hints::{Dial, Keeper, Options, Peer, Target, Verdict};
+use koltso_hints::{Dial, Keeper, Options, PeerAddress, Target, Verdict};
 use koltso_model::{KeyHash, Operation, Record, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::Connection;
 use koltso_net::replica::frame::{ReplyFrame, encode_request};
@@ -52,7 +52,8 @@ pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keepe
     let addresses = members.map(|(member, &number)| (member.replica, number)).collect();
     let dialer = Dialer { addresses, identity: cluster.identity() };
     let peers = cluster.topology.peers();
-    let peers = peers.map(|node| Peer { node: node.at(), url: cluster.topology.name(node).to_owned() }).collect();
+    let peers =
+        peers.map(|node| PeerAddress { node: node.at(), url: cluster.topology.name(node).to_owned() }).collect();
     let options = options(cluster.config.tombstone_grace);
     Keeper::start(&data.join("hints"), peers, Arc::new(dialer), options)
 }

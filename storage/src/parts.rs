@@ -16,7 +16,7 @@ use crate::retention::Retention;
 use crate::room::{Need, Room};
 use crate::seal_queue::SealQueue;
 use crate::segment::SLICE;
-use crate::segments::{Place, Segments};
+use crate::segments::{SegmentContext, Segments};
 use crate::stats::{Counters, Stats};
 use crate::threads::Threads;
 
@@ -48,8 +48,8 @@ impl Parts {
         self.options.sync != SyncMode::Os
     }
 
-    fn place(&self) -> Place<'_> {
-        Place { env: self.env(), folder: &self.folder, index: &self.index }
+    fn segment_context(&self) -> SegmentContext<'_> {
+        SegmentContext { env: self.env(), folder: &self.folder, index: &self.index }
     }
 
     /// Whether `bytes` more may be allocated; `StorageFull` if not.
@@ -60,12 +60,12 @@ impl Parts {
     /// A new, installed segment whose name is durable.
     pub(crate) fn create_segment(&self, need: Need) -> io::Result<Tail> {
         self.ask_for_room(u64::from(SLICE), need)?;
-        self.segments.create(&self.place(), self.options.segment_size, self.keeps_names())
+        self.segments.create(&self.segment_context(), self.options.segment_size, self.keeps_names())
     }
 
     /// Gives a segment back that no index entry names.
     pub(crate) fn retire(&self, segment: &Arc<IndexedSegment>) {
-        if let Err(e) = self.segments.retire(&self.place(), segment) {
+        if let Err(e) = self.segments.retire(&self.segment_context(), segment) {
             tracing::warn!("a compacted segment cannot be removed, it will be found again at the next start: {e}");
             self.retention.segment_left_behind();
         }

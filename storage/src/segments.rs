@@ -54,8 +54,8 @@ impl Slots {
     }
 }
 
-/// Where segments are made.
-pub(crate) struct Place<'a> {
+/// What is needed to make and to remove a segment.
+pub(crate) struct SegmentContext<'a> {
     pub(crate) env: &'a dyn Env,
     pub(crate) folder: &'a Folder,
     pub(crate) index: &'a Index,
@@ -84,26 +84,26 @@ impl Segments {
 
     /// A new, installed segment of `size` bytes; with `durable_name`, its name survives a power
     /// loss.
-    pub(crate) fn create(&self, place: &Place<'_>, size: u32, durable_name: bool) -> io::Result<Tail> {
+    pub(crate) fn create(&self, context: &SegmentContext<'_>, size: u32, durable_name: bool) -> io::Result<Tail> {
         let Some(slot) = self.slots.lock().take() else {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "all segment slots are taken"));
         };
-        let made = self.make(place, size, durable_name).map(|segment| Arc::new(IndexedSegment::new(segment, slot)));
+        let made = self.make(context, size, durable_name).map(|segment| Arc::new(IndexedSegment::new(segment, slot)));
         let segment = made.inspect_err(|_| self.slots.lock().free.push(slot))?;
-        place.index.install(segment.clone());
+        context.index.install(segment.clone());
         self.all.lock().push(segment.clone());
         Ok(Tail::new(segment))
     }
 
-    fn make(&self, place: &Place<'_>, size: u32, durable_name: bool) -> io::Result<Segment> {
+    fn make(&self, context: &SegmentContext<'_>, size: u32, durable_name: bool) -> io::Result<Segment> {
         let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
         // Differs between segments and between lives of a folder, so that bytes of one never pass
         // as another's.
-        let salt = place.env.random() as u32;
-        let segment = Segment::create(place.env, place.folder.path(), sequence, salt, size)?;
+        let salt = context.env.random() as u32;
+        let segment = Segment::create(context.env, context.folder.path(), sequence, salt, size)?;
         if durable_name {
-            place.folder.sync(place.env).inspect_err(|_| {
-                let _ = segment.unlink(place.env);
+            context.folder.sync(context.env).inspect_err(|_| {
+                let _ = segment.unlink(context.env);
             })?;
         }
         Ok(segment)
@@ -111,11 +111,11 @@ impl Segments {
 
     /// Gives a segment back that no index entry names. An error means that its files are still
     /// there.
-    pub(crate) fn retire(&self, place: &Place<'_>, segment: &Arc<IndexedSegment>) -> io::Result<()> {
-        let retired = place.index.retire(segment.slot);
+    pub(crate) fn retire(&self, context: &SegmentContext<'_>, segment: &Arc<IndexedSegment>) -> io::Result<()> {
+        let retired = context.index.retire(segment.slot);
         assert!(Arc::ptr_eq(&retired, segment));
         self.all.lock().retain(|other| !Arc::ptr_eq(other, segment));
-        let removed = segment.unlink(place.env);
+        let removed = segment.unlink(context.env);
         self.slots.lock().free.push(segment.slot);
         removed
     }

@@ -57,7 +57,7 @@ pub struct RoundTrips {
 
 /// What this core knows of one peer.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct PeerHealth {
     connected: bool,
     open: bool,
     unanswered: u32,
@@ -85,7 +85,7 @@ pub struct Peer {
     pub hints: u64,
 }
 
-impl Default for Peer {
+impl Default for PeerHealth {
     fn default() -> Self {
         Self {
             connected: false,
@@ -107,7 +107,7 @@ impl Default for Peer {
     }
 }
 
-impl Peer {
+impl PeerHealth {
     /// It is connected and answers.
     #[must_use]
     #[inline]
@@ -277,7 +277,7 @@ pub(crate) struct Tick {
 /// All peers of a node, as one core sees them.
 #[derive(Debug)]
 pub struct Health {
-    peers: Vec<Peer>,
+    peers: Vec<PeerHealth>,
     me: NodeIndex,
     last_tick: u64,
     /// In units of 1/[`HEDGE_SHARE`].
@@ -286,16 +286,21 @@ pub struct Health {
 
 impl Health {
     pub(crate) fn new(nodes: usize, me: NodeIndex) -> Self {
-        Self { peers: vec![Peer::default(); nodes], me, last_tick: 0, hedge_tokens: HEDGES_AT_START * HEDGE_SHARE }
+        Self {
+            peers: vec![PeerHealth::default(); nodes],
+            me,
+            last_tick: 0,
+            hedge_tokens: HEDGES_AT_START * HEDGE_SHARE,
+        }
     }
 
     /// What is known of a peer.
     #[must_use]
-    pub fn peer(&self, node: NodeIndex) -> &Peer {
+    pub fn peer(&self, node: NodeIndex) -> &PeerHealth {
         &self.peers[node.at()]
     }
 
-    pub(crate) fn peer_mut(&mut self, node: NodeIndex) -> &mut Peer {
+    pub(crate) fn peer_mut(&mut self, node: NodeIndex) -> &mut PeerHealth {
         &mut self.peers[node.at()]
     }
 
@@ -343,8 +348,8 @@ mod tests {
 
     const MS: u64 = 1_000;
 
-    fn connected() -> Peer {
-        let mut peer = Peer::default();
+    fn connected() -> PeerHealth {
+        let mut peer = PeerHealth::default();
         peer.connected_now(0);
         peer
     }

@@ -53,7 +53,7 @@ const STOP_MAX: Duration = Duration::from_secs(2);
 
 /// A node that can miss writes.
 #[derive(Clone, Debug)]
-pub struct Peer {
+pub struct PeerAddress {
     /// The node's index in the topology.
     pub node: usize,
     /// The node's HTTP address, which names its folder.
@@ -193,7 +193,12 @@ impl Keeper {
     /// # Errors
     /// One sentence, if a folder cannot be used, contains hints of a newer format (which are left
     /// alone), or would be shared by two peers.
-    pub fn start(folder: &Path, peers: Vec<Peer>, dial: Arc<dyn Dial>, options: Options) -> io::Result<Arc<Self>> {
+    pub fn start(
+        folder: &Path,
+        peers: Vec<PeerAddress>,
+        dial: Arc<dyn Dial>,
+        options: Options,
+    ) -> io::Result<Arc<Self>> {
         let options = Options { retry: options.retry.max(RETRY_MIN), ..options };
         let mut names: Vec<String> = Vec::new();
         let mut logs = Vec::new();
@@ -539,7 +544,8 @@ mod tests {
         }
         let dir = tempfile::tempdir().expect("a folder");
         for urls in [["http://a:1", "http://A:1/"], ["http://a:1", "http://.."], ["http://a:1", ""]] {
-            let peers = urls.iter().enumerate().map(|(node, url)| Peer { node, url: (*url).to_owned() }).collect();
+            let peers =
+                urls.iter().enumerate().map(|(node, url)| PeerAddress { node, url: (*url).to_owned() }).collect();
             let refused = Keeper::start(dir.path(), peers, Arc::new(Nobody), Options::new(|| 0));
             assert_eq!(refused.err().map(|e| e.kind()), Some(io::ErrorKind::InvalidInput));
         }

@@ -23,6 +23,8 @@ mod log;
 pub use entry::{ENTRY_MAX, FORMAT};
 #[doc(hidden)]
 pub use entry::{fuzz_entry, fuzz_segment};
-pub use keeper::{BATCH_BYTES, Dial, Figures, Keeper, Options, Peer, QUEUE_BYTES_MAX, QUEUE_MAX, Target, folder_name};
+pub use keeper::{
+    BATCH_BYTES, Dial, Figures, Keeper, Options, PeerAddress, QUEUE_BYTES_MAX, QUEUE_MAX, Target, folder_name,
+};
 pub use koltso_cluster::replay::{RETRY_MAX_MICROS, Verdict, WINDOW_BYTES};
 pub use log::HintError;

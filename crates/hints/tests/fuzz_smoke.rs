@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use koltso_hints::{Dial, Keeper, Options, Peer, Target, fuzz_entry, fuzz_segment};
+use koltso_hints::{Dial, Keeper, Options, PeerAddress, Target, fuzz_entry, fuzz_segment};
 use koltso_model::{Flags, Key, Record, Version};
 use koltso_testkit::fuzz::{mutate, time};
 use koltso_testkit::random::{Random, seed_or};
@@ -28,7 +28,7 @@ impl Dial for Nobody {
 /// A segment that a keeper has written, and the offset at which each entry begins.
 fn segment() -> (Vec<u8>, Vec<usize>) {
     let dir = tempfile::tempdir().unwrap();
-    let peer = Peer { node: 0, url: "http://a:1".to_owned() };
+    let peer = PeerAddress { node: 0, url: "http://a:1".to_owned() };
     let keeper = Keeper::start(dir.path(), vec![peer], Arc::new(Nobody), Options::new(|| 1 << 40)).unwrap();
     let (mut begins, mut end) = (Vec::new(), HEADER);
     for number in 0..HINTS {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use koltso_hints::{
-    Dial, Keeper, Options, Peer, QUEUE_BYTES_MAX, QUEUE_MAX, Target, Verdict, WINDOW_BYTES, folder_name,
+    Dial, Keeper, Options, PeerAddress, QUEUE_BYTES_MAX, QUEUE_MAX, Target, Verdict, WINDOW_BYTES, folder_name,
 };
 use koltso_model::{Flags, Key, Record, Version};
 use koltso_testkit::wait::soon as until;
@@ -130,7 +130,7 @@ fn options() -> Options {
 }
 
 fn start(folder: &Path, net: &Arc<Net>, options: Options) -> Arc<Keeper> {
-    let peers = [1, 2].map(|node| Peer { node, url: URLS[node].to_owned() }).to_vec();
+    let peers = [1, 2].map(|node| PeerAddress { node, url: URLS[node].to_owned() }).to_vec();
     Keeper::start(folder, peers, Arc::new(Dialer(net.clone())), options).unwrap()
 }
 

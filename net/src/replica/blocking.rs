@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::features::Features;
 use super::frame::{Limits, Parsed, ReplyFrame, parse_reply};
-use super::handshake::{Dialer, Identity, NONCE, Peer, Progress, Skew};
+use super::handshake::{Dialer, Identity, NONCE, PeerIdentity, Progress, Skew};
 use super::lost::LostReason;
 use super::sys;
 use super::wire::{READ_SIZE, USER_TIMEOUT};
@@ -29,7 +29,7 @@ pub struct Connection {
     end: usize,
     limits: Limits,
     timeout: Duration,
-    peer: Option<Peer>,
+    peer: Option<PeerIdentity>,
 }
 
 impl Connection {

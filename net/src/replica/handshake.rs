@@ -124,7 +124,7 @@ impl Skew {
 
 /// The node at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer {
+pub struct PeerIdentity {
     /// Its number.
     pub node: u16,
     /// The identity of its data folder, as it announced it.
@@ -149,7 +149,7 @@ pub enum Progress {
         /// How many bytes have been handled.
         consumed: usize,
         /// The node at the other end.
-        peer: Peer,
+        peer: PeerIdentity,
     },
 }
 
@@ -179,8 +179,8 @@ struct Hello {
 }
 
 impl Hello {
-    const fn peer(&self, skew: Option<Skew>) -> Peer {
-        Peer { node: self.node, id: self.id, features: self.features, skew }
+    const fn peer(&self, skew: Option<Skew>) -> PeerIdentity {
+        PeerIdentity { node: self.node, id: self.id, features: self.features, skew }
     }
 }
 
@@ -330,7 +330,7 @@ pub struct Dialer<'a> {
     skew_max: Duration,
     mine: Vec<u8>,
     /// The other side's hello, and what is known about it; `None` until it has come.
-    theirs: Option<(Vec<u8>, Peer)>,
+    theirs: Option<(Vec<u8>, PeerIdentity)>,
 }
 
 impl<'a> Dialer<'a> {
@@ -413,7 +413,7 @@ pub struct Acceptor<'a> {
     members: &'a [u16],
     nonce: [u8; NONCE],
     /// What the dialer says about itself, and both hellos; `None` until the dialer's has come.
-    said: Option<(Peer, Vec<u8>, Vec<u8>)>,
+    said: Option<(PeerIdentity, Vec<u8>, Vec<u8>)>,
 }
 
 impl<'a> Acceptor<'a> {

@@ -17,9 +17,9 @@ fn identity(node: u16) -> Identity {
     }
 }
 
-fn peer(node: u16, skew: Option<Skew>) -> Peer {
+fn peer(node: u16, skew: Option<Skew>) -> PeerIdentity {
     let Identity { id, features, .. } = identity(node);
-    Peer { node, id, features, skew }
+    PeerIdentity { node, id, features, skew }
 }
 
 struct Talk {
@@ -31,7 +31,7 @@ struct Talk {
     piece: usize,
 }
 
-type End = Option<Result<Peer, HandshakeError>>;
+type End = Option<Result<PeerIdentity, HandshakeError>>;
 
 impl Talk {
     fn new() -> Self {

@@ -41,7 +41,7 @@ use monoio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::frame::{self, Limits, Parsed, ReplyFrame, Request};
-use super::handshake::{Dialer, Identity, NONCE, Peer, Progress, Skew};
+use super::handshake::{Dialer, Identity, NONCE, PeerIdentity, Progress, Skew};
 use super::lost::LostReason;
 use super::outbox::{COPY_MAX, Outbox};
 use super::redial::{self, Redial};
@@ -315,7 +315,7 @@ impl<H: LinkHandler> Link<H> {
     }
 
     /// Makes a connection and completes its handshake; also returns what was read after that.
-    async fn connect(&self) -> Result<(Inbox, Tcp, Peer), LostReason> {
+    async fn connect(&self) -> Result<(Inbox, Tcp, PeerIdentity), LostReason> {
         let socket = self.dial().await?;
         if self.closed.get() {
             return Err(LostReason::Stopped);
@@ -373,7 +373,7 @@ impl<H: LinkHandler> Link<H> {
         Ok(socket.into())
     }
 
-    async fn shake_hands(&self, transport: &mut impl Transport, inbox: &mut Inbox) -> Result<Peer, LostReason> {
+    async fn shake_hands(&self, transport: &mut impl Transport, inbox: &mut Inbox) -> Result<PeerIdentity, LostReason> {
         let LinkConfig { identity, peer_number, skew_max, wall_ms, .. } = &self.config;
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
@@ -404,7 +404,7 @@ impl<H: LinkHandler> Link<H> {
     }
 
     /// Runs a connection until it is lost.
-    async fn converse(self: &Rc<Self>, inbox: Inbox, transport: impl Transport, peer: Peer) -> LostReason {
+    async fn converse(self: &Rc<Self>, inbox: Inbox, transport: impl Transport, peer: PeerIdentity) -> LostReason {
         let fd = transport.fd();
         let (mut receiver, transmitter) = transport.split();
         self.state.set(LinkState::Up);
@@ -425,7 +425,7 @@ impl<H: LinkHandler> Link<H> {
         }
     }
 
-    async fn read_replies(&self, receiver: &mut impl Receive, mut inbox: Inbox, theirs: Peer) -> LostReason {
+    async fn read_replies(&self, receiver: &mut impl Receive, mut inbox: Inbox, theirs: PeerIdentity) -> LostReason {
         let limits = Limits { value_max: self.config.value_max, features: theirs.features };
         let peer = self.config.peer;
         let mut need = 0;

@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use monoio::net::TcpStream;
 
 use super::frame::{self, Limits, Parsed};
-use super::handshake::{Acceptor, HandshakeError, Identity, NONCE, Peer, Progress};
+use super::handshake::{Acceptor, HandshakeError, Identity, NONCE, PeerIdentity, Progress};
 use super::outbox::Outbox;
 use super::service::{Desk, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX};
 use super::sys;
@@ -228,7 +228,7 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
 
     /// Makes the handshake. The error is the reason why there is none, or `None` if there is
     /// nothing to report.
-    async fn shake_hands(&mut self, inbox: &mut Inbox) -> Result<Peer, Option<String>> {
+    async fn shake_hands(&mut self, inbox: &mut Inbox) -> Result<PeerIdentity, Option<String>> {
         let core = Rc::clone(&self.guard.host);
         let AcceptConfig { identity, members, wall_ms, .. } = &core.config;
         let mut nonce = [0; NONCE];
@@ -270,7 +270,7 @@ struct Answering<S: ReplicaService, R, X> {
     guard: SeatGuard<ReplicaCore<S>>,
     receiver: R,
     transmitter: X,
-    peer: Peer,
+    peer: PeerIdentity,
     inbox: Inbox,
     /// The replies that are being sent.
     sending: Outbox,

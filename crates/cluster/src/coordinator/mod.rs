@@ -72,13 +72,13 @@ struct Op {
     work: Work,
 }
 
-#[allow(clippy::large_enum_variant, reason = "places are used again; a box would be an allocation for each read")]
+#[allow(clippy::large_enum_variant, reason = "slots are used again; a box would be an allocation for each read")]
 enum Work {
     Write(Write),
     Read(Read),
 }
 
-struct Place {
+struct Slot {
     generation: u32,
     op: Option<Op>,
 }
@@ -89,7 +89,7 @@ pub struct Coordinator {
     settings: Settings,
     health: Health,
     counters: Counters,
-    places: Vec<Place>,
+    slots: Vec<Slot>,
     free: Vec<u32>,
     /// Bytes of values that operations hold.
     bytes: usize,
@@ -147,8 +147,8 @@ impl Coordinator {
         assert!(settings.in_flight_max < PLACES_MAX);
         let health = Health::new(topology.nodes(), topology.me());
         let counters = Counters::default();
-        let (places, free) = (Vec::new(), Vec::new());
-        Self { topology, settings, health, counters, places, free, bytes: 0, answered: 0 }
+        let (slots, free) = (Vec::new(), Vec::new());
+        Self { topology, settings, health, counters, slots, free, bytes: 0, answered: 0 }
     }
 
     /// How the peers are.
@@ -166,7 +166,7 @@ impl Coordinator {
     /// Operations that are not gone.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.places.len() - self.free.len()
+        self.slots.len() - self.free.len()
     }
 
     /// The hash of the key that a request is about, while its operation is there: a reply must be about the same.
@@ -177,13 +177,13 @@ impl Coordinator {
     }
 
     fn op(&self, id: RequestId) -> Option<&Op> {
-        let place = self.places.get(id.place()).filter(|place| place.generation == id.generation())?;
-        place.op.as_ref()
+        let slot = self.slots.get(id.slot()).filter(|slot| slot.generation == id.generation())?;
+        slot.op.as_ref()
     }
 
     fn live_op_mut(&mut self, id: RequestId) -> Option<&mut Op> {
-        let place = self.places.get_mut(id.place()).filter(|place| place.generation == id.generation())?;
-        place.op.as_mut()
+        let slot = self.slots.get_mut(id.slot()).filter(|slot| slot.generation == id.generation())?;
+        slot.op.as_mut()
     }
 
     /// Writes a record (or a tombstone) to `from` replicas and answers after `ack`; `from` is at most the number of nodes.
@@ -200,8 +200,8 @@ impl Coordinator {
     ) -> Result<(), Full> {
         let hash = record.key.hash();
         let work = Work::Write(Write { record, renewal: Renewal::default(), awaits_version: false });
-        let place = self.begin(now, token, hash, quorum, work, actions)?;
-        self.ask_writes(now, place, actions);
+        let slot = self.begin(now, token, hash, quorum, work, actions)?;
+        self.ask_writes(now, slot, actions);
         Ok(())
     }
 
@@ -236,9 +236,9 @@ impl Coordinator {
             silent: 0,
             waited: false,
         });
-        let place = self.begin(now, token, hash, quorum, work, actions)?;
+        let slot = self.begin(now, token, hash, quorum, work, actions)?;
         self.health.earn_hedge();
-        self.ask_reads(now, place, u32::from(quorum.ack()), want, actions);
+        self.ask_reads(now, slot, u32::from(quorum.ack()), want, actions);
         Ok(())
     }
 
@@ -263,11 +263,11 @@ impl Coordinator {
             return Err(Full);
         }
         self.bytes += bytes;
-        let place = match self.free.pop() {
-            Some(place) => place as usize,
+        let slot = match self.free.pop() {
+            Some(slot) => slot as usize,
             None => {
-                self.places.push(Place { generation: 0, op: None });
-                self.places.len() - 1
+                self.slots.push(Slot { generation: 0, op: None });
+                self.slots.len() - 1
             }
         };
         let op = Op {
@@ -283,8 +283,8 @@ impl Coordinator {
             busy: false,
             work,
         };
-        self.places[place].op = Some(op);
-        Ok(place)
+        self.slots[slot].op = Some(op);
+        Ok(slot)
     }
 
     fn has_room(&self, bytes: usize) -> bool {
@@ -299,12 +299,12 @@ impl Coordinator {
         if crowded && self.answered < (self.settings.in_flight_max / 8).max(1) {
             return;
         }
-        let ops = self.places.iter().enumerate().filter_map(|(place, slot)| Some((slot.op.as_ref()?, place)));
+        let ops = self.slots.iter().enumerate().filter_map(|(slot, entry)| Some((entry.op.as_ref()?, slot)));
         let mut answered: Vec<_> = ops.filter(|(op, _)| op.token.is_none()).map(|(op, at)| (op.begun, at)).collect();
         answered.sort_unstable();
         answered.truncate(answered.len().div_ceil(2));
-        for (_, place) in answered {
-            self.end(place, actions);
+        for (_, slot) in answered {
+            self.end(slot, actions);
         }
     }
 
@@ -317,9 +317,9 @@ impl Coordinator {
         outcome: Outcome<Bytes>,
         actions: &mut Vec<Action>,
     ) {
-        let place = id.place();
-        let slot = self.places.get_mut(place).filter(|place| place.generation == id.generation());
-        let op = slot.and_then(|place| place.op.as_mut());
+        let slot = id.slot();
+        let entry = self.slots.get_mut(slot).filter(|slot| slot.generation == id.generation());
+        let op = entry.and_then(|slot| slot.op.as_mut());
         if node != self.topology.me() {
             let first = id.stage() == Stage::First as u8;
             let latency = op.as_ref().filter(|_| first).map(|op| now.micros.saturating_sub(op.begun));
@@ -347,7 +347,7 @@ impl Coordinator {
                     }
                     _ => op.failed |= here,
                 }
-                self.write_on(now, place, actions);
+                self.write_on(now, slot, actions);
             }
             Work::Read(read) => {
                 read.silent &= !here;
@@ -401,7 +401,7 @@ impl Coordinator {
                         read.fetch_failed |= here;
                     }
                 }
-                self.read_on(now, place, actions);
+                self.read_on(now, slot, actions);
             }
         }
     }
@@ -412,7 +412,7 @@ impl Coordinator {
             self.health.peer_mut(node).unsent();
         }
         if self.op(id).is_some() {
-            self.give_up_on(now, id.place(), node, true, actions);
+            self.give_up_on(now, id.slot(), node, true, actions);
         }
     }
 
@@ -424,8 +424,8 @@ impl Coordinator {
     /// A connection to a peer, or an attempt to get one, has ended, and with it all that was asked over it.
     pub fn lost(&mut self, now: Now, node: NodeIndex, actions: &mut Vec<Action>) {
         self.health.peer_mut(node).lost();
-        for place in 0..self.places.len() {
-            self.give_up_on(now, place, node, true, actions);
+        for slot in 0..self.slots.len() {
+            self.give_up_on(now, slot, node, true, actions);
         }
     }
 
@@ -453,56 +453,56 @@ impl Coordinator {
                 actions.push(Action::Probe { to: node, id });
             }
             if tick.opened {
-                for place in 0..self.places.len() {
-                    self.give_up_on(now, place, node, false, actions);
+                for slot in 0..self.slots.len() {
+                    self.give_up_on(now, slot, node, false, actions);
                 }
             }
         }
-        for place in 0..self.places.len() {
-            let Some(op) = &self.places[place].op else {
+        for slot in 0..self.slots.len() {
+            let Some(op) = &self.slots[slot].op else {
                 continue;
             };
             if now.micros.saturating_sub(op.begun) >= self.settings.deadline_micros {
-                self.expire(place, actions);
+                self.expire(slot, actions);
             } else if op.token.is_some() && matches!(&op.work, Work::Read(read) if !read.hedged) {
-                self.hedge(now, place, actions);
+                self.hedge(now, slot, actions);
             }
         }
     }
 
     /// Ends all operations as their deadlines would, for a node that stops: what was written gets its hints.
     pub fn finish(&mut self, actions: &mut Vec<Action>) {
-        for place in 0..self.places.len() {
-            self.expire(place, actions);
+        for slot in 0..self.slots.len() {
+            self.expire(slot, actions);
         }
     }
 
     fn send(
         &mut self,
         now: Now,
-        place: usize,
+        slot: usize,
         rank: usize,
         stage: u8,
         operation: Operation<Bytes>,
         out: &mut Vec<Action>,
     ) {
-        let slot = &self.places[place];
-        let Some(op) = &slot.op else {
+        let entry = &self.slots[slot];
+        let Some(op) = &entry.op else {
             return;
         };
         let to = op.replicas[rank];
         if to != self.topology.me() {
             self.health.peer_mut(to).sent(now.micros);
         }
-        out.push(Action::Send { to, id: RequestId::new(slot.generation, place, stage), operation });
+        out.push(Action::Send { to, id: RequestId::new(entry.generation, slot, stage), operation });
     }
 
-    fn op_mut(&mut self, place: usize) -> Option<&mut Op> {
-        self.places[place].op.as_mut()
+    fn op_mut(&mut self, slot: usize) -> Option<&mut Op> {
+        self.slots[slot].op.as_mut()
     }
 
-    fn answer(&mut self, place: usize, result: Result<Outcome<Bytes>, Shortage>, actions: &mut Vec<Action>) {
-        let Some(op) = self.op_mut(place) else {
+    fn answer(&mut self, slot: usize, result: Result<Outcome<Bytes>, Shortage>, actions: &mut Vec<Action>) {
+        let Some(op) = self.op_mut(slot) else {
             return;
         };
         let answered = op.answers();
@@ -517,25 +517,25 @@ impl Coordinator {
         }
     }
 
-    fn not_enough(&mut self, place: usize, actions: &mut Vec<Action>) {
-        let Some(op) = &self.places[place].op else {
+    fn not_enough(&mut self, slot: usize, actions: &mut Vec<Action>) {
+        let Some(op) = &self.slots[slot].op else {
             return;
         };
         let concerned = if matches!(op.work, Work::Write(_)) { all(op.quorum.from()) } else { op.asked };
         // Where enough answered, the value or a repair was what did not come.
         let missing = ranks(concerned & !op.answered).map(|rank| op.replicas[rank]).collect();
         let shortage = Shortage { needed: op.quorum.ack().into(), missing, disk_full: op.disk_full, busy: op.busy };
-        self.answer(place, Err(shortage), actions);
+        self.answer(slot, Err(shortage), actions);
     }
 
     /// Forgets an operation; what replicas missed becomes hints.
-    fn end(&mut self, place: usize, actions: &mut Vec<Action>) {
-        let slot = &mut self.places[place];
-        let Some(op) = slot.op.take() else {
+    fn end(&mut self, slot: usize, actions: &mut Vec<Action>) {
+        let entry = &mut self.slots[slot];
+        let Some(op) = entry.op.take() else {
             return;
         };
-        slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(place as u32);
+        entry.generation = entry.generation.wrapping_add(1);
+        self.free.push(slot as u32);
         self.answered -= usize::from(op.token.is_none());
         let write = match op.work {
             Work::Write(write) => write,
@@ -557,17 +557,17 @@ impl Coordinator {
         }
     }
 
-    fn expire(&mut self, place: usize, actions: &mut Vec<Action>) {
-        if self.op_mut(place).is_some_and(|op| op.token.is_some()) {
-            self.not_enough(place, actions);
+    fn expire(&mut self, slot: usize, actions: &mut Vec<Action>) {
+        if self.op_mut(slot).is_some_and(|op| op.token.is_some()) {
+            self.not_enough(slot, actions);
         }
-        self.end(place, actions);
+        self.end(slot, actions);
     }
 
     /// Nothing more comes from `node` for this operation. Unless that is `certain`, it is still waited for where the usable
     /// replicas are too few without it.
-    fn give_up_on(&mut self, now: Now, place: usize, node: NodeIndex, certain: bool, actions: &mut Vec<Action>) {
-        let Some(op) = self.places[place].op.as_mut() else {
+    fn give_up_on(&mut self, now: Now, slot: usize, node: NodeIndex, certain: bool, actions: &mut Vec<Action>) {
+        let Some(op) = self.slots[slot].op.as_mut() else {
             return;
         };
         let Some(rank) = op.replicas.iter().position(|&n| n == node) else {
@@ -591,19 +591,19 @@ impl Coordinator {
         }
         if as_well != 0 {
             match &op.work {
-                Work::Write(_) => self.send_writes(now, place, as_well, actions),
+                Work::Write(_) => self.send_writes(now, slot, as_well, actions),
                 Work::Read(read) => {
                     let want = if read.data.is_none() { read.want } else { Want::Version };
-                    self.ask_reads(now, place, as_well.count_ones(), want, actions);
+                    self.ask_reads(now, slot, as_well.count_ones(), want, actions);
                 }
             }
         }
-        let Some(op) = self.places[place].op.as_mut() else {
+        let Some(op) = self.slots[slot].op.as_mut() else {
             return;
         };
         let pending = op.pending();
         match &mut op.work {
-            Work::Write(_) => self.write_on(now, place, actions),
+            Work::Write(_) => self.write_on(now, slot, actions),
             Work::Read(read) => {
                 let certain = certain || op.token.is_none();
                 if read.fetching & here != 0 {
@@ -621,7 +621,7 @@ impl Coordinator {
                 } else {
                     read.silent |= here;
                 }
-                self.read_on(now, place, actions);
+                self.read_on(now, slot, actions);
             }
         }
     }

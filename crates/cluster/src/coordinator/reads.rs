@@ -115,8 +115,8 @@ impl Read {
 impl Coordinator {
     /// Asks `count` more replicas, or as many as there are, the quickest first; the first of them for what is wanted, the
     /// others for the version.
-    pub(super) fn ask_reads(&mut self, now: Now, place: usize, count: u32, want: Want, actions: &mut Vec<Action>) {
-        let Some(op) = &self.places[place].op else {
+    pub(super) fn ask_reads(&mut self, now: Now, slot: usize, count: u32, want: Want, actions: &mut Vec<Action>) {
+        let Some(op) = &self.slots[slot].op else {
             return;
         };
         let ranked = &op.replicas;
@@ -131,16 +131,16 @@ impl Coordinator {
             Work::Write(write) => write.record.key.clone(),
         };
         for (nth, &(_, rank)) in order.iter().take(count as usize).enumerate() {
-            if let Some(op) = self.op_mut(place) {
+            if let Some(op) = self.op_mut(slot) {
                 op.asked |= bit(rank);
             }
             let want = if nth == 0 { want } else { Want::Version };
-            self.send(now, place, rank, Stage::First as u8, Operation::Read { key: key.clone(), want }, actions);
+            self.send(now, slot, rank, Stage::First as u8, Operation::Read { key: key.clone(), want }, actions);
         }
     }
 
-    pub(super) fn hedge(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
-        let Some(op) = &self.places[place].op else {
+    pub(super) fn hedge(&mut self, now: Now, slot: usize, actions: &mut Vec<Action>) {
+        let Some(op) = &self.slots[slot].op else {
             return;
         };
         let waited = now.micros.saturating_sub(op.begun);
@@ -151,13 +151,13 @@ impl Coordinator {
         if !slow || !other || !self.health.spend_hedge() {
             return;
         }
-        let Some(Op { work: Work::Read(read), .. }) = self.places[place].op.as_mut() else {
+        let Some(Op { work: Work::Read(read), .. }) = self.slots[slot].op.as_mut() else {
             return;
         };
         read.hedged = true;
         let want = if read.data.is_none() { read.want } else { Want::Version };
         let before = actions.len();
-        self.ask_reads(now, place, 1, want, actions);
+        self.ask_reads(now, slot, 1, want, actions);
         for action in &actions[before..] {
             if let Action::Send { to, .. } = action
                 && *to != self.topology.me()
@@ -167,8 +167,8 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn read_on(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
-        let Some(op) = self.places[place].op.as_mut() else {
+    pub(super) fn read_on(&mut self, now: Now, slot: usize, actions: &mut Vec<Action>) {
+        let Some(op) = self.slots[slot].op.as_mut() else {
             return;
         };
         let (short, quorum) = (op.short(), op.quorum);
@@ -178,18 +178,18 @@ impl Coordinator {
         if op.token.is_some() && short > 0 {
             let want = if read.data.is_none() { read.want } else { Want::Version };
             let lost = op.pending() == 0 && op.unasked() == 0;
-            self.ask_reads(now, place, short, want, actions);
+            self.ask_reads(now, slot, short, want, actions);
             if lost {
-                self.not_enough(place, actions);
+                self.not_enough(slot, actions);
                 // A damaged replica is repaired all the same, or the next read would find as little.
-                self.conclude(now, place, 0, actions);
+                self.conclude(now, slot, 0, actions);
             }
         } else if op.token.is_none() || op.answered.count_ones() >= u32::from(quorum.ack()) {
             let majority = u32::from(Quorum::majority(quorum.from()));
             let required = if quorum.is_majority() { majority } else { 0 };
-            self.conclude(now, place, required, actions);
+            self.conclude(now, slot, required, actions);
         }
-        let Some(op) = &self.places[place].op else {
+        let Some(op) = &self.slots[slot].op else {
             return;
         };
         let Work::Read(read) = &op.work else {
@@ -197,13 +197,13 @@ impl Coordinator {
         };
         let repairs = read.repair_sent & !read.repaired & !read.repair_failed & !read.silent;
         if op.token.is_none() && op.pending() == 0 && read.fetching == 0 && repairs == 0 {
-            self.end(place, actions);
+            self.end(slot, actions);
         }
     }
 
     /// Enough replicas have answered: takes the newest, gets its value, sees that enough have it, answers, repairs the rest.
-    pub(super) fn conclude(&mut self, now: Now, place: usize, required: u32, actions: &mut Vec<Action>) {
-        let Some(op) = self.places[place].op.as_mut() else {
+    pub(super) fn conclude(&mut self, now: Now, slot: usize, required: u32, actions: &mut Vec<Action>) {
+        let Some(op) = self.slots[slot].op.as_mut() else {
             return;
         };
         let (waits, unasked, pending) = (op.token.is_some(), op.unasked(), op.pending());
@@ -213,7 +213,7 @@ impl Coordinator {
         let newest = match read.newest() {
             Some(newest) if newest.version.is_some() => newest.clone(),
             _ => {
-                self.answer(place, Ok(Outcome::Absent(None)), actions);
+                self.answer(slot, Ok(Outcome::Absent(None)), actions);
                 return;
             }
         };
@@ -231,7 +231,7 @@ impl Coordinator {
         let wanted = read.want == Want::Value && newest.live;
         let read_sent = read.repair_sent;
         if waits && record.is_none() && (wanted || up_to_date < required) {
-            return self.fetch(now, place, holders, actions);
+            return self.fetch(now, slot, holders, actions);
         }
         if waits && up_to_date < required {
             if !std::mem::replace(&mut read.waited, true) {
@@ -245,12 +245,12 @@ impl Coordinator {
                 // Another replica may have it already.
                 let more = (required - likely).min(unasked.count_ones());
                 if more > 0 {
-                    self.ask_reads(now, place, more, Want::Version, actions);
+                    self.ask_reads(now, slot, more, Want::Version, actions);
                 } else if likely + silent < required {
-                    return self.not_enough(place, actions);
+                    return self.not_enough(slot, actions);
                 }
             }
-            return self.repair(now, place, stale, record, actions);
+            return self.repair(now, slot, stale, record, actions);
         }
         if waits {
             let outcome = if newest.live {
@@ -266,18 +266,18 @@ impl Coordinator {
             } else {
                 Outcome::Absent(Some(Tombstone { version, flags: newest.flags }))
             };
-            self.answer(place, Ok(outcome), actions);
+            self.answer(slot, Ok(outcome), actions);
         }
         match record {
             // Nobody waits for it any more, but somebody is stale.
-            None if stale & !read_sent != 0 => self.fetch(now, place, holders, actions),
-            record => self.repair(now, place, stale, record, actions),
+            None if stale & !read_sent != 0 => self.fetch(now, slot, holders, actions),
+            record => self.repair(now, slot, stale, record, actions),
         }
     }
 
     /// Gets the value of the newest version from a replica that has it.
-    pub(super) fn fetch(&mut self, now: Now, place: usize, holders: u64, actions: &mut Vec<Action>) {
-        let Some(op) = self.places[place].op.as_mut() else {
+    pub(super) fn fetch(&mut self, now: Now, slot: usize, holders: u64, actions: &mut Vec<Action>) {
+        let Some(op) = self.slots[slot].op.as_mut() else {
             return;
         };
         let ranked = &op.replicas;
@@ -292,7 +292,7 @@ impl Coordinator {
             Some(rank) => {
                 read.fetching |= bit(rank);
                 let operation = Operation::Read { key: read.key.clone(), want: Want::Value };
-                self.send(now, place, rank, Stage::Fetch as u8, operation, actions);
+                self.send(now, slot, rank, Stage::Fetch as u8, operation, actions);
             }
             // Those that said they have it are gone, or it is damaged there. Their answers do not count: if a quorum had it,
             // one of the others has it.
@@ -300,7 +300,7 @@ impl Coordinator {
                 read.seen.retain(|seen| holders & bit(usize::from(seen.rank)) == 0);
                 op.answered &= !holders;
                 op.failed |= holders;
-                self.read_on(now, place, actions);
+                self.read_on(now, slot, actions);
             }
             None => {}
         }
@@ -310,7 +310,7 @@ impl Coordinator {
     pub(super) fn repair(
         &mut self,
         now: Now,
-        place: usize,
+        slot: usize,
         stale: u64,
         record: Option<Record<Bytes>>,
         actions: &mut Vec<Action>,
@@ -318,7 +318,7 @@ impl Coordinator {
         let Some(record) = record else {
             return;
         };
-        let Some(Op { replicas, work: Work::Read(read), .. }) = self.places[place].op.as_mut() else {
+        let Some(Op { replicas, work: Work::Read(read), .. }) = self.slots[slot].op.as_mut() else {
             return;
         };
         let (to_repair, stage) = (stale & !read.repair_sent, read.repair_stage);
@@ -327,7 +327,7 @@ impl Coordinator {
             self.health.peer_mut(replicas[rank]).repairs += 1;
         }
         for rank in ranks(to_repair) {
-            self.send(now, place, rank, stage, Operation::Write(record.clone()), actions);
+            self.send(now, slot, rank, stage, Operation::Write(record.clone()), actions);
         }
     }
 }

@@ -10,23 +10,23 @@ pub type Token = u64;
 
 /// A request to a replica; its reply carries it back.
 ///
-/// From the top: generation of the operation's place (32 bits), place (24), stage (8).
+/// From the top: generation of the operation's slot (32 bits), slot (24), stage (8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(pub u64);
 
 pub(super) const PLACES_MAX: usize = 1 << 24;
 
 impl RequestId {
-    pub(super) fn new(generation: u32, place: usize, stage: u8) -> Self {
-        Self(u64::from(generation) << 32 | (place as u64) << 8 | u64::from(stage))
+    pub(super) fn new(generation: u32, slot: usize, stage: u8) -> Self {
+        Self(u64::from(generation) << 32 | (slot as u64) << 8 | u64::from(stage))
     }
 
-    /// The name of a ping: no operation has its place.
+    /// The name of a ping: no operation has its slot.
     pub(super) const fn ping(number: u32) -> Self {
         Self((number as u64) << 32 | ((PLACES_MAX as u64 - 1) << 8))
     }
 
-    pub(super) const fn place(self) -> usize {
+    pub(super) const fn slot(self) -> usize {
         (self.0 >> 8) as usize & (PLACES_MAX - 1)
     }
 

@@ -17,8 +17,8 @@ pub(super) struct Write {
 
 impl Coordinator {
     /// Asks all usable replicas, and as many of the others as `ack` cannot do without.
-    pub(super) fn ask_writes(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
-        let Some(op) = &self.places[place].op else {
+    pub(super) fn ask_writes(&mut self, now: Now, slot: usize, actions: &mut Vec<Action>) {
+        let Some(op) = &self.slots[slot].op else {
             return;
         };
         let usable = op.replicas.iter().enumerate().filter(|&(_, &node)| self.health.usable(node));
@@ -29,11 +29,11 @@ impl Coordinator {
             }
             to_ask |= bit(rank);
         }
-        self.send_writes(now, place, to_ask, actions);
+        self.send_writes(now, slot, to_ask, actions);
     }
 
-    pub(super) fn send_writes(&mut self, now: Now, place: usize, to_ask: u64, actions: &mut Vec<Action>) {
-        let Some(op) = self.op_mut(place) else {
+    pub(super) fn send_writes(&mut self, now: Now, slot: usize, to_ask: u64, actions: &mut Vec<Action>) {
+        let Some(op) = self.op_mut(slot) else {
             return;
         };
         op.asked |= to_ask;
@@ -43,7 +43,7 @@ impl Coordinator {
         let stage = if write.renewal.is_renewed() { Stage::Renewed } else { Stage::First };
         let record = write.record.clone();
         for rank in ranks(to_ask) {
-            self.send(now, place, rank, stage as u8, Operation::Write(record.clone()), actions);
+            self.send(now, slot, rank, stage as u8, Operation::Write(record.clone()), actions);
         }
     }
 
@@ -57,12 +57,12 @@ impl Coordinator {
         }
         debug_assert!(version > write.record.version);
         write.record.version = version;
-        self.ask_writes(now, id.place(), actions);
+        self.ask_writes(now, id.slot(), actions);
     }
 
-    pub(super) fn write_on(&mut self, now: Now, place: usize, actions: &mut Vec<Action>) {
-        let slot = &mut self.places[place];
-        let Some(op) = slot.op.as_mut() else {
+    pub(super) fn write_on(&mut self, now: Now, slot: usize, actions: &mut Vec<Action>) {
+        let entry = &mut self.slots[slot];
+        let Some(op) = entry.op.as_mut() else {
             return;
         };
         let Work::Write(write) = &mut op.work else {
@@ -76,23 +76,23 @@ impl Coordinator {
                 write.awaits_version = true;
                 (op.asked, op.answered, op.failed) = (0, 0, 0);
                 self.counters.renewed += 1;
-                let id = RequestId::new(slot.generation, place, Stage::Renewed as u8);
+                let id = RequestId::new(entry.generation, slot, Stage::Renewed as u8);
                 actions.push(Action::Renew { id, above });
                 return;
             }
-            self.answer(place, Ok(Outcome::Applied), actions);
+            self.answer(slot, Ok(Outcome::Applied), actions);
         } else if op.token.is_some() && op.short() > 0 {
             let short = op.short() as usize;
             let more = ranks(op.unasked()).take(short).fold(0, |set, rank| set | bit(rank));
             // Those that can still answer are waited for, so that the client learns how many did.
             if more != 0 {
-                self.send_writes(now, place, more, actions);
+                self.send_writes(now, slot, more, actions);
             } else if op.pending() == 0 {
-                self.not_enough(place, actions);
+                self.not_enough(slot, actions);
             }
         }
-        if self.places[place].op.as_ref().is_some_and(|op| op.token.is_none() && op.pending() == 0) {
-            self.end(place, actions);
+        if self.slots[slot].op.as_ref().is_some_and(|op| op.token.is_none() && op.pending() == 0) {
+            self.end(slot, actions);
         }
     }
 }
