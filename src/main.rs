@@ -1,4 +1,5 @@
-//! Koltso: a distributed key-value storage server. This file is the command line; `docs/ARCHITECTURE.md` is the map.
+//! Koltso: a distributed key-value storage server. This file is the command line;
+//! `docs/ARCHITECTURE.md` is the map.
 
 // In a binary, `pub` means "for the other modules".
 #![allow(unreachable_pub)]
@@ -34,7 +35,8 @@ struct Cli {
 enum Command {
     /// Serves the HTTP API from a data folder
     Serve(settings::Flags),
-    /// Serves a whole cluster on this machine, each node a process of its own with its data in DIR/node-1, DIR/node-2, …
+    /// Serves a whole cluster on this machine, each node a process of its own with its data in
+    /// DIR/node-1, DIR/node-2, …
     Local(local::Local),
     /// Loads servers at a constant rate and reports latencies in the layout of wrk2
     Bench(bench::Bench),
@@ -50,8 +52,8 @@ enum Command {
     Profile(profile::Profile),
 }
 
-/// The usage of the subcommand that was called, or of the program (`Usage: koltso serve [OPTIONS]`),
-/// and how to ask for more.
+/// The usage of the subcommand that was called, or of the program
+/// (`Usage: koltso serve [OPTIONS]`), and how to ask for more.
 fn usage() -> (String, String) {
     let mut program = Cli::command();
     program.build();

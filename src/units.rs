@@ -17,7 +17,8 @@ pub struct Size(pub u64);
 pub struct Span(pub Duration);
 
 impl Span {
-    /// The span as a person says it: whole units of which there are at least two, so `49h` or `90s`.
+    /// The span as a person says it: whole units of which there are at least two, so `49h` or
+    /// `90s`.
     pub fn rounded(self) -> Self {
         let ms = self.0.as_millis() as u64;
         let unit = [3_600_000, 60_000, 1_000].into_iter().find(|unit| ms >= 2 * unit).unwrap_or(1);

@@ -1,7 +1,8 @@
-//! A hint segment from any bytes: its entries are found in order, within its bounds, and have one form.
+//! A hint segment from any bytes: its entries are found in order, within its bounds, and have one
+//! form.
 //!
-//! A fuzzer cannot guess checksums, so they are made right where the input asks for it: the header's always, then entry by
-//! entry as long as the lowest bit of the entry's checksum is set.
+//! A fuzzer cannot guess checksums, so they are made right where the input asks for it: the
+//! header's always, then entry by entry as long as the lowest bit of the entry's checksum is set.
 #![no_main]
 
 const HEADER: usize = 32;

@@ -1,4 +1,5 @@
-//! A profile.proto of any bytes, plain or gzipped: a capture that can be shown, written and read again, or an error.
+//! A profile.proto of any bytes, plain or gzipped: a capture that can be shown, written and read
+//! again, or an error.
 #![no_main]
 
 use koltso_profiling::{page, proto, text};

@@ -1,7 +1,8 @@
 //! A segment from any bytes: its records are found in order, within its bounds.
 //!
-//! A fuzzer cannot guess checksums, so they are made right where the input asks for it: record by record, as long as the
-//! lowest bit of the place's first byte is set (header) and the next one (value).
+//! A fuzzer cannot guess checksums, so they are made right where the input asks for it: record by
+//! record, as long as the lowest bit of the place's first byte is set (header) and the next one
+//! (value).
 #![no_main]
 
 const SALT: u32 = 0x5eed;
@@ -10,7 +11,8 @@ fn number(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Bytes of the attributes behind a key that ends at `at`, their length included; `None` where that does not fit.
+/// Bytes of the attributes behind a key that ends at `at`, their length included; `None` where that
+/// does not fit.
 fn attributes(bytes: &[u8], at: usize) -> Option<usize> {
     let len = bytes.get(at..at + 2)?;
     let len = usize::from(u16::from_le_bytes([len[0], len[1]]));

@@ -1,6 +1,7 @@
-//! Replica frames, requests and replies, from any bytes. What is read has one encoding: the bytes it was read from.
-//! Bit 0 of the first byte decides whether the checksum of the first frame is made right, so that its fields are looked
-//! at; bit 1 whether the peer has announced all flags and attributes that there can be.
+//! Replica frames, requests and replies, from any bytes. What is read has one encoding: the bytes
+//! it was read from. Bit 0 of the first byte decides whether the checksum of the first frame is
+//! made right, so that its fields are looked at; bit 1 whether the peer has announced all flags and
+//! attributes that there can be.
 #![no_main]
 
 use koltso_net::replica::Features;

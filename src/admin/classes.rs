@@ -266,7 +266,8 @@ mod tests {
             let begins = written.map(|name| name.split('{').next().unwrap_or_default().to_owned());
             let mut names: Vec<String> = begins.filter(|name| name.starts_with("koltso-")).collect();
             if names.iter().any(|name| name == "koltso-") {
-                // The storage starts all its threads by one function, which gets the rest of the name.
+                // The storage starts all its threads by one function, which gets the rest of the
+                // name.
                 names.retain(|name| name != "koltso-");
                 names.extend(first_literals(&source, "spawn(").map(|name| format!("koltso-{name}")));
             }

@@ -10,8 +10,9 @@ pub mod local;
 pub mod profile;
 pub mod serve;
 
-/// Writes a line to standard error, in one call: the nodes of `koltso local` share it, and pieces of
-/// their lines would mix. Nothing can be said about a line that cannot be written, so it is lost.
+/// Writes a line to standard error, in one call: the nodes of `koltso local` share it, and pieces
+/// of their lines would mix. Nothing can be said about a line that cannot be written, so it is
+/// lost.
 pub fn say(line: &str) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }

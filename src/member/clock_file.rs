@@ -2,19 +2,22 @@
 //!
 //! The clock itself is `koltso_cluster::clock`. Owner: one for the process, shared by all cores.
 //!
-//! In a cluster, what a node gave out may live on at its peers only, so its own log does not say where to go on after a
-//! restart. Then a bound is kept in the file `clock` of the data folder ([`Clock::persist_in`]): 16 bytes, little-endian,
-//! the bound (u64), the CRC-32C of the other 12 bytes (u32), the format 1 (u32).
+//! In a cluster, what a node gave out may live on at its peers only, so its own log does not say
+//! where to go on after a restart. Then a bound is kept in the file `clock` of the data folder
+//! ([`Clock::persist_in`]): 16 bytes, little-endian, the bound (u64), the CRC-32C of the other 12
+//! bytes (u32), the format 1 (u32).
 //!
 //! Invariants:
-//! 1. Every version given out is greater than all given out or observed before, also when the wall clock stands still or
-//!    goes back; with the file, also those of earlier lives.
-//! 2. The bound is written before a clock above the one in the file is given out. (Where writing fails, that is said and
-//!    the node goes on: better a risk at the next restart with a wall clock gone back than no writes now.)
+//! 1. Every version given out is greater than all given out or observed before, also when the wall
+//!    clock stands still or goes back; with the file, also those of earlier lives.
+//! 2. The bound is written before a clock above the one in the file is given out. (Where writing
+//!    fails, that is said and the node goes on: better a risk at the next restart with a wall clock
+//!    gone back than no writes now.)
 //! 3. The bound of a life never decreases before `finish`.
 //!
-//! Deliberately absent: a sync at each bound. A power loss may bring back a bound that is as old as the kernel's write-back
-//! (30 s); it only counts where the wall clock was set back by that much, too.
+//! Deliberately absent: a sync at each bound. A power loss may bring back a bound that is as old as
+//! the kernel's write-back (30 s); it only counts where the wall clock was set back by that much,
+//! too.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -29,8 +32,9 @@ use koltso_model::WallTime;
 
 /// Bits of the fraction below the milliseconds.
 const FRACTION_BITS: u32 = 16;
-/// How far a written bound is ahead: four times the pause between two calls of [`Clock::refresh`], so that the cores do not
-/// write it themselves, and no more, since a node that was killed goes on above it.
+/// How far a written bound is ahead: four times the pause between two calls of [`Clock::refresh`],
+/// so that the cores do not write it themselves, and no more, since a node that was killed goes on
+/// above it.
 const AHEAD: u64 = 400 << FRACTION_BITS;
 /// No honest bound is greater (the year 6429); sums of it and what is added here do not overflow.
 const BOUND_MAX: u64 = 1 << 63;
@@ -41,8 +45,8 @@ const FORMAT: u32 = 1;
 /// Between two lines about a bound that cannot be written.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
-/// Milliseconds since the Unix epoch. (The kernel's coarse clock is cheaper by 15 ns and up to 4 ms late: keys would
-/// expire before their time.)
+/// Milliseconds since the Unix epoch. (The kernel's coarse clock is cheaper by 15 ns and up to 4 ms
+/// late: keys would expire before their time.)
 #[inline]
 pub fn now_ms() -> u64 {
     now_wall().ms()
@@ -54,14 +58,15 @@ pub fn now_wall() -> WallTime {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(WallTime(0), WallTime::since_epoch)
 }
 
-/// How long ago, by the wall clock, the node lived that left this bound; 400 ms less after a kill, since a bound is ahead.
-/// Zero where the wall clock has gone back.
+/// How long ago, by the wall clock, the node lived that left this bound; 400 ms less after a kill,
+/// since a bound is ahead. Zero where the wall clock has gone back.
 pub const fn away(found_bound: u64, now_ms: u64) -> Duration {
     Duration::from_millis(now_ms.saturating_sub(found_bound >> FRACTION_BITS))
 }
 
-/// The bound that an earlier life left in a data folder, without touching anything: what [`away`] is to be asked before
-/// [`Clock::persist_in`] makes the folder look alive. `None` where there is none, or a damaged one.
+/// The bound that an earlier life left in a data folder, without touching anything: what [`away`]
+/// is to be asked before [`Clock::persist_in`] makes the folder look alive. `None` where there is
+/// none, or a damaged one.
 ///
 /// # Errors
 /// When the file is there and cannot be read.
@@ -103,7 +108,8 @@ struct ClockFile {
     /// What is in the file; less than the clock's bound only after a failed write.
     written: u64,
     ahead: u64,
-    /// The latest wall clock that a refresh saw: until then the node lived, whether it gave out clocks or not.
+    /// The latest wall clock that a refresh saw: until then the node lived, whether it gave out
+    /// clocks or not.
     alive: u64,
     complained: Option<Instant>,
 }
@@ -143,7 +149,8 @@ impl Clock {
         &self.hybrid
     }
 
-    /// Goes on above a clock that was seen: in the log, or at a peer. (The bound follows when a clock is given out.)
+    /// Goes on above a clock that was seen: in the log, or at a peer. (The bound follows when a
+    /// clock is given out.)
     pub fn observe(&self, clock: u64) {
         self.hybrid.observe(clock);
     }
@@ -179,10 +186,12 @@ impl Clock {
         }
     }
 
-    /// Starts to persist: reads the bound of an earlier life, goes on above it, and writes a new one. Returns the bound
-    /// found; `None` at a first start, and with a warning where the file is damaged.
+    /// Starts to persist: reads the bound of an earlier life, goes on above it, and writes a new
+    /// one. Returns the bound found; `None` at a first start, and with a warning where the file is
+    /// damaged.
     ///
-    /// To be called before the first clock is given out, and once the folder is known to be ours and [`away`] was asked.
+    /// To be called before the first clock is given out, and once the folder is known to be ours
+    /// and [`away`] was asked.
     ///
     /// # Errors
     /// When the file cannot be made, read or written.
@@ -221,8 +230,8 @@ impl Clock {
         Ok(found)
     }
 
-    /// Keeps the bound ahead of the clock, so that the cores need not: to be called about every 100 ms from a thread that
-    /// may block. Nothing without `persist_in`.
+    /// Keeps the bound ahead of the clock, so that the cores need not: to be called about every 100
+    /// ms from a thread that may block. Nothing without `persist_in`.
     pub fn refresh(&self, now_ms: u64) {
         let mut slot = self.file.lock();
         let Some(file) = &mut *slot else {
@@ -230,14 +239,16 @@ impl Clock {
         };
         file.alive = now_ms << FRACTION_BITS;
         let bound = file.alive.max(self.last()).saturating_add(file.ahead).max(self.hybrid.bound());
-        // Where the wall clock has gone back there is nothing to raise, but perhaps a failed write to make good.
+        // Where the wall clock has gone back there is nothing to raise, but perhaps a failed write
+        // to make good.
         if bound > file.written {
             file.write(bound);
             self.hybrid.raise(bound);
         }
     }
 
-    /// At a clean end, when nobody takes clocks any more: writes how far the clock and the node's life went, exactly.
+    /// At a clean end, when nobody takes clocks any more: writes how far the clock and the node's
+    /// life went, exactly.
     pub fn finish(&self) {
         let mut slot = self.file.lock();
         let Some(file) = &mut *slot else {

@@ -1,15 +1,15 @@
-//! One core's part in the cluster: drives a [`Member`] with links to the peers, this core's replica, a timer, and the
-//! clients that wait for answers.
+//! One core's part in the cluster: drives a [`Member`] with links to the peers, this core's
+//! replica, a timer, and the clients that wait for answers.
 //!
-//! The member decides; this carries out, as its [`Host`]: requests to links, local work to the replica, answers to clients,
-//! hints to their keeper, the clock's bound to its file.
+//! The member decides; this carries out, as its [`Host`]: requests to links, local work to the
+//! replica, answers to clients, hints to their keeper, the clock's bound to its file.
 //!
-//! Owner: one core, behind an `Rc`. Bounds: those of the member (`--max-in-flight`, `--max-in-flight-bytes`), a link's queue,
-//! one client an operation.
-//! Invariants:
-//! 1. No `RefCell` is borrowed across an `await`. While the member is borrowed, nothing that a link, the replica or a waker
-//!    does calls back.
-//! 2. A client's place is given back when its future is gone, answered or not; a late answer finds nobody and is dropped.
+//! Owner: one core, behind an `Rc`. Bounds: those of the member (`--max-in-flight`,
+//! `--max-in-flight-bytes`), a link's queue, one client an operation. Invariants:
+//! 1. No `RefCell` is borrowed across an `await`. While the member is borrowed, nothing that a
+//!    link, the replica or a waker does calls back.
+//! 2. A client's place is given back when its future is gone, answered or not; a late answer finds
+//!    nobody and is dropped.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -38,7 +38,8 @@ use crate::node::stalls::Turn;
 const TICK_BUSY: Duration = Duration::from_millis(2);
 /// Between ticks otherwise.
 const TICK_IDLE: Duration = Duration::from_millis(20);
-/// How long a node that stops waits for replicas: its clients have their answers by then, and its drain is bounded.
+/// How long a node that stops waits for replicas: its clients have their answers by then, and its
+/// drain is bounded.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// How long it then answers what peers had asked.
 const SERVE_MAX: Duration = Duration::from_secs(1);
@@ -214,7 +215,8 @@ impl Host for CoreHost<'_> {
 }
 
 impl MemberDriver {
-    /// Joins the cluster with one core: links to all peers, and the listener for theirs. On the core's runtime.
+    /// Joins the cluster with one core: links to all peers, and the listener for theirs. On the
+    /// core's runtime.
     ///
     /// # Errors
     /// If the listener cannot listen.
@@ -284,7 +286,8 @@ impl MemberDriver {
         Now { micros: instant.saturating_duration_since(self.origin).as_micros() as u64, wall: now_wall() }
     }
 
-    /// Whether this node is one of the first `from` for a key, and so can do something about it alone.
+    /// Whether this node is one of the first `from` for a key, and so can do something about it
+    /// alone.
     #[inline]
     pub fn is_replica(&self, key: KeyHash, from: u8) -> bool {
         self.member.borrow().is_replica(key, from)
@@ -366,7 +369,8 @@ impl MemberDriver {
         }
     }
 
-    /// Waits for the last replicas of what is in flight, sees that those that miss something get their hints, and ends.
+    /// Waits for the last replicas of what is in flight, sees that those that miss something get
+    /// their hints, and ends.
     pub async fn close(&self) {
         let patience = CLOSE_MAX.min(self.cluster.config.replica_timeout + Duration::from_millis(100));
         let begun = Instant::now();

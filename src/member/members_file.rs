@@ -1,7 +1,8 @@
 //! What a data folder knows of itself and of its cluster: the files `identity` and `members`.
 //!
-//! Both are text of a few lines; the last line is `crc32c` and the CRC-32C of all before it, in hexadecimal digits. They are
-//! written under another name, synced and renamed, so that a loss of power leaves the old file or the new one.
+//! Both are text of a few lines; the last line is `crc32c` and the CRC-32C of all before it, in
+//! hexadecimal digits. They are written under another name, synced and renamed, so that a loss of
+//! power leaves the old file or the new one.
 //!
 //! ```text
 //! koltso-identity 1                   koltso-members 1
@@ -11,8 +12,9 @@
 //!                                     crc32c 1a2b3c4d
 //! ```
 //!
-//! `identity`: 128 random bits, made at the folder's first start and kept. `members`: the numbers of the cluster's nodes, made at
-//! the first start with `--cluster`; from then on they come from here, and the list given at a start only says who is listed.
+//! `identity`: 128 random bits, made at the folder's first start and kept. `members`: the numbers
+//! of the cluster's nodes, made at the first start with `--cluster`; from then on they come from
+//! here, and the list given at a start only says who is listed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -27,7 +29,8 @@ const IDENTITY_FILE: &str = "identity";
 const MEMBERS_FILE: &str = "members";
 const IDENTITY_HEAD: &str = "koltso-identity 1";
 const MEMBERS_HEAD: &str = "koltso-members 1";
-/// More is no file of ours: 64 nodes, as many former ones many times over, each with a long address.
+/// More is no file of ours: 64 nodes, as many former ones many times over, each with a long
+/// address.
 const SIZE_MAX: u64 = 4 << 20;
 
 /// Why what the folder knows cannot be used.
@@ -147,7 +150,8 @@ fn replace(folder: &Path, file: &'static str, text: &str) -> Result<(), MembersE
     })
 }
 
-/// The identity of a data folder, or a new one where it has none. Nothing is written before [`keep`].
+/// The identity of a data folder, or a new one where it has none. Nothing is written before
+/// [`keep`].
 ///
 /// # Errors
 /// See [`MembersError`].
@@ -163,8 +167,8 @@ pub fn identity_in(folder: &Path) -> Result<NodeId, MembersError> {
     Ok(NodeId(u128::from_le_bytes(bytes) | 1))
 }
 
-/// The membership of the nodes in a list, of which `me` has this identity, with the numbers that the
-/// data folder knows. Nothing is written before [`keep`].
+/// The membership of the nodes in a list, of which `me` has this identity, with the numbers that
+/// the data folder knows. Nothing is written before [`keep`].
 ///
 /// # Errors
 /// See [`MembersError`].

@@ -1,4 +1,5 @@
-//! This node as a member of a cluster: the decisions of `koltso-cluster` joined with links, the engine and the disk.
+//! This node as a member of a cluster: the decisions of `koltso-cluster` joined with links, the
+//! engine and the disk.
 //!
 //! - `driver.rs`: one core's member, its links to the peers, the clients that wait.
 //! - `replica.rs`: what this node does for peers that coordinate.
@@ -7,7 +8,8 @@
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
 //! - `replay.rs`: the connections over which missed writes are replayed.
 //!
-//! Every core has a coordinator and one link to each peer of its own, so that no request is handed from core to core.
+//! Every core has a coordinator and one link to each peer of its own, so that no request is handed
+//! from core to core.
 
 pub mod clock_file;
 mod driver;
@@ -87,8 +89,9 @@ impl Cluster {
         self.hints.get()
     }
 
-    /// What is to be looked at about once a second. A peer that is away for longer than hints are kept has missed more than they
-    /// hold; while that is so of any, deletes are not forgotten here, or it would bring the keys back.
+    /// What is to be looked at about once a second. A peer that is away for longer than hints are
+    /// kept has missed more than they hold; while that is so of any, deletes are not forgotten
+    /// here, or it would bring the keys back.
     pub fn look_after(&self, store: &Store) {
         let Some(hints) = self.hints.get() else {
             return;

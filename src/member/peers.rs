@@ -1,8 +1,9 @@
 //! What this node knows of its peers, for `/status`, `/metrics` and the log.
 //!
-//! Cores publish ten times a second what their coordinators know; troubles with a connection are told at once. Owner: the
-//! process, behind an `Arc`. Bounds: a page a peer and core. A sentence about a peer is logged when it changes, and then
-//! again after a minute at the earliest, however often a link tries.
+//! Cores publish ten times a second what their coordinators know; troubles with a connection are
+//! told at once. Owner: the process, behind an `Arc`. Bounds: a page a peer and core. A sentence
+//! about a peer is logged when it changes, and then again after a minute at the earliest, however
+//! often a link tries.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -178,7 +179,8 @@ impl Peers {
         }
     }
 
-    /// A core's connection to a peer, or its attempt to get one, has ended. `absent`: nobody listens there.
+    /// A core's connection to a peer, or its attempt to get one, has ended. `absent`: nobody
+    /// listens there.
     pub fn lost(&self, node: NodeIndex, core: usize, sentence: &str, absent: bool) {
         let peer = &self.peers[node.at()];
         peer.connected[core].store(false, Ordering::Relaxed);

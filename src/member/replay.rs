@@ -1,5 +1,5 @@
-//! The connections over which missed writes are replayed: blocking ones, on the threads of the hints' keeper, so that a data
-//! core never waits for a file or for a peer that catches up.
+//! The connections over which missed writes are replayed: blocking ones, on the threads of the
+//! hints' keeper, so that a data core never waits for a file or for a peer that catches up.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -34,8 +34,8 @@ struct Line {
     buffer: Vec<u8>,
 }
 
-/// A hint must not outlive the memory of deletes: one of a write before a delete would bring the key back where the delete
-/// is forgotten. (Hints are dropped up to an eighth of their time late.)
+/// A hint must not outlive the memory of deletes: one of a write before a delete would bring the
+/// key back where the delete is forgotten. (Hints are dropped up to an eighth of their time late.)
 fn options(tombstone_grace: Duration) -> Options {
     let options = Options::new(now_ms);
     Options { age_max: options.age_max.min(tombstone_grace / 2), ..options }
@@ -125,7 +125,8 @@ mod tests {
         }
     }
 
-    /// A peer that reads `count` requests, and gives these answers to those with these numbers, in this order.
+    /// A peer that reads `count` requests, and gives these answers to those with these numbers, in
+    /// this order.
     fn peer(count: usize, answers: Vec<(u64, Outcome<&'static [u8]>)>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");

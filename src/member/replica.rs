@@ -1,8 +1,8 @@
 //! What this node does for peers that coordinate: applies their writes, answers their reads.
 //!
-//! Owner: one core. A request is served where it was read, under no lock but the index stripe's; the replies of all
-//! requests of one read leave together. In the mode "always" writes are answered later, those of one read after one sync of the
-//! log for all of them.
+//! Owner: one core. A request is served where it was read, under no lock but the index stripe's;
+//! the replies of all requests of one read leave together. In the mode "always" writes are answered
+//! later, those of one read after one sync of the log for all of them.
 
 use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
@@ -118,7 +118,8 @@ impl ReplicaService for PeerService {
             };
             syncing.set(syncing.get() - 1);
             if !synced {
-                // Nobody knows what is on the disk. Dropped without an answer, these end their connection.
+                // Nobody knows what is on the disk. Dropped without an answer, these end their
+                // connection.
                 return;
             }
             for waiting in unsynced {

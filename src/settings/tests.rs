@@ -200,7 +200,8 @@ fn every_setting_reaches_the_configuration_from_each_place() {
     }
 }
 
-/// So two settings of one kind cannot be taken for each other: the one that is given is the one that is shown.
+/// So two settings of one kind cannot be taken for each other: the one that is given is the one
+/// that is shown.
 #[test]
 fn a_setting_changes_what_is_shown_of_it_and_nothing_else() {
     let secret = file_with("a-secret-that-is-a-token");

@@ -1,7 +1,8 @@
 //! What the engine does without a server around it: `cargo bench -p koltso-storage [-- NAME…]`.
 //!
-//! A plain program, not a statistics package: each figure is the best and the median of a few runs over fresh data, so it
-//! can also be run under `perf`. `KOLTSO_BENCH_DIR` chooses the disk (a temporary folder otherwise).
+//! A plain program, not a statistics package: each figure is the best and the median of a few runs
+//! over fresh data, so it can also be run under `perf`. `KOLTSO_BENCH_DIR` chooses the disk (a
+//! temporary folder otherwise).
 //!
 //! | name | what |
 //! |---|---|

@@ -1,5 +1,6 @@
-//! The hash of a key that the index uses. It is keyed, so that nobody can make keys that collide in it: its only maker is
-//! [`Secret::hash`](crate::secret::Secret::hash). Placement uses another one, which is public: [`koltso_model::KeyHash`].
+//! The hash of a key that the index uses. It is keyed, so that nobody can make keys that collide in
+//! it: its only maker is [`Secret::hash`](crate::secret::Secret::hash). Placement uses another one,
+//! which is public: [`koltso_model::KeyHash`].
 //!
 //! ```text
 //! 63      52 51              28 27       0

@@ -1,12 +1,13 @@
 //! The newest records of a range of partitions: what comparing replicas and moving partitions walk.
 //!
-//! A sealed segment's sidecar has its keys by partition, so only those of the wanted ones are looked at; what is not sealed
-//! yet, at most the active segments, is read through. What is found there is merged by key, as by a [`Cursor`], and each key
-//! is checked against the index.
+//! A sealed segment's sidecar has its keys by partition, so only those of the wanted ones are
+//! looked at; what is not sealed yet, at most the active segments, is read through. What is found
+//! there is merged by key, as by a [`Cursor`], and each key is checked against the index.
 //!
-//! Bounds: 4 bytes a key of the wanted partitions. Invariant: a key that was there before the listing began and is not
-//! written meanwhile is listed exactly once, tombstones and what has expired included, also when compaction moves it. A key
-//! that is written meanwhile is listed once at most. A record whose header is damaged is left out and reported.
+//! Bounds: 4 bytes a key of the wanted partitions. Invariant: a key that was there before the
+//! listing began and is not written meanwhile is listed exactly once, tombstones and what has
+//! expired included, also when compaction moves it. A key that is written meanwhile is listed once
+//! at most. A record whose header is damaged is left out and reported.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,8 +28,8 @@ impl PartitionEntries {
         Ok(Self { cursor: Cursor::open_partitions(parts, partitions)? })
     }
 
-    /// The next record, by key bytes: its key, version and flags go to `read`, under the lock of the key's stripe. `None` at the
-    /// end.
+    /// The next record, by key bytes: its key, version and flags go to `read`, under the lock of
+    /// the key's stripe. `None` at the end.
     pub fn next<R>(&mut self, read: impl FnOnce(&[u8], Version, Flags) -> R) -> Option<R> {
         let mut read = Some(read);
         loop {

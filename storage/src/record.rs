@@ -1,27 +1,34 @@
 //! One record of the log: how a key, its version, its attributes and its value lie in bytes.
 //!
 //! ```text
-//! 0   u32  header checksum: CRC-32C of bytes 4.. up to the value, started from the segment's salt and the record's offset
+//! 0   u32  header checksum: CRC-32C of bytes 4.. up to the value, started from the segment's salt
+//!          and the record's offset
 //! 4   u32  value checksum: CRC-32C of the value
 //! 8   u64  version: hybrid logical clock, never 0
 //! 16  u16  version: node
 //! 18  u16  key length, 1..=4096
 //! 20  u32  value length, 0..=2^25
-//! 24  u64  bits 0..48: expiry in ms since the Unix epoch, 0 = never; bits 48..64: the flags of `koltso_model::Flags`
+//! 24  u64  bits 0..48: expiry in ms since the Unix epoch, 0 = never;
+//!          bits 48..64: the flags of `koltso_model::Flags`
 //! 32       key
-//!          where bit 63 of the number at 24 is set: u16 length, 1..=1024, and so many bytes of attributes
+//!          where bit 63 of the number at 24 is set: u16 length, 1..=1024, and so many bytes of
+//!          attributes
 //!          value, zeros up to a multiple of 8
 //! ```
 //!
 //! All integers are little-endian. Invariants:
-//! 1. The header checksum depends on where the record lies, so bytes that look like a record (a value that a client
-//!    crafted, a block that the disk put elsewhere, an older life of the file) are not one.
-//! 2. A view is only made after the lengths were compared with their maxima and with the bytes that are there.
-//! 3. Everything but the value of a record with an intact header can be trusted, also where the value is damaged or was
-//!    not read.
-//! 4. Flags and attributes without a meaning to this build are part of the record: a copy has them, too.
+//! 1. The header checksum depends on where the record lies, so bytes that look like a record (a
+//!    value that a client crafted, a block that the disk put elsewhere, an older life of the file)
+//!    are not one.
+//! 2. A view is only made after the lengths were compared with their maxima and with the bytes that
+//!    are there.
+//! 3. Everything but the value of a record with an intact header can be trusted, also where the
+//!    value is damaged or was not read.
+//! 4. Flags and attributes without a meaning to this build are part of the record: a copy has them,
+//!    too.
 //!
-//! Tested in this file, in `tests/` beside a model, and by the `record` and `recovery` fuzz targets.
+//! Tested in this file, in `tests/` beside a model, and by the `record` and `recovery` fuzz
+//! targets.
 
 use koltso_model::{ATTRIBUTES_MAX, Attributes, Flags, KEY_MAX, VALUE_MAX_LIMIT, Version};
 
@@ -81,7 +88,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Compares every length with its maximum. This is the one place that knows what a writer takes.
+    /// Compares every length with its maximum. This is the one place that knows what a writer
+    /// takes.
     #[inline]
     pub(crate) fn check(&self, value_max: usize) -> Result<(), WriteError> {
         if self.key.is_empty() || self.key.len() > KEY_MAX {
@@ -100,7 +108,8 @@ impl<'a> Draft<'a> {
         size(self.key.len(), self.attributes.len(), self.value.len())
     }
 
-    /// Writes the record. `out` has exactly [`Draft::size`] bytes; `seed` belongs to the place, see [`seed`].
+    /// Writes the record. `out` has exactly [`Draft::size`] bytes; `seed` belongs to the place, see
+    /// [`seed`].
     pub(crate) fn write(&self, out: &mut [u8], seed: u32) {
         assert_eq!(out.len(), self.size());
         let (head, rest) = out.split_at_mut(HEADER);
@@ -130,7 +139,8 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Where the header checksum of a record starts from: the segment's salt mixed with the record's offset.
+/// Where the header checksum of a record starts from: the segment's salt mixed with the record's
+/// offset.
 pub(crate) const fn seed(salt: u32, offset: u32) -> u32 {
     salt ^ offset
 }
@@ -144,7 +154,8 @@ pub(crate) enum Fault {
     Damaged,
 }
 
-/// A record whose lengths were checked; its checksums were not, unless it came from [`Record::checked`].
+/// A record whose lengths were checked; its checksums were not, unless it came from
+/// [`Record::checked`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record<'a> {
     bytes: &'a [u8],
@@ -155,7 +166,8 @@ pub(crate) struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// The record that begins at the start of `bytes`, which may go on beyond it. Checks the lengths only.
+    /// The record that begins at the start of `bytes`, which may go on beyond it. Checks the
+    /// lengths only.
     #[inline]
     pub(crate) fn view(bytes: &'a [u8]) -> Result<Self, Fault> {
         if bytes.len() < HEADER {
@@ -178,7 +190,8 @@ impl<'a> Record<'a> {
         Ok(Self { bytes: &bytes[..size], key_len, block_len, value_len })
     }
 
-    /// The record at the start of `bytes` if its header, key and attributes are what was written at this place.
+    /// The record at the start of `bytes` if its header, key and attributes are what was written at
+    /// this place.
     pub(crate) fn checked(bytes: &'a [u8], seed: u32) -> Result<Self, Fault> {
         let record = Self::view(bytes)?;
         if record.header_intact(seed) { Ok(record) } else { Err(Fault::Damaged) }
@@ -253,7 +266,8 @@ impl<'a> Record<'a> {
         flags & TOMBSTONE != 0 || (expiry != 0 && expiry <= now_ms)
     }
 
-    /// Since when this record only says that the key is absent, in ms since the Unix epoch; `None` while it has a value.
+    /// Since when this record only says that the key is absent, in ms since the Unix epoch; `None`
+    /// while it has a value.
     pub(crate) fn absent_since_ms(&self, now_ms: u64) -> Option<u64> {
         if self.is_tombstone() {
             return Some(self.version().unix_ms());
@@ -291,8 +305,8 @@ fn block_len(bytes: &[u8], key_len: usize) -> Result<u16, Fault> {
     Ok(len + BLOCK_HEADER as u16)
 }
 
-/// Parses arbitrary bytes as a record, touches everything a reader would, and writes a record whose value is intact again,
-/// for fuzzing. The lengths of its key, attributes and value.
+/// Parses arbitrary bytes as a record, touches everything a reader would, and writes a record whose
+/// value is intact again, for fuzzing. The lengths of its key, attributes and value.
 #[doc(hidden)]
 pub fn fuzz_record(bytes: &[u8], seed: u32) -> Option<(usize, usize, usize)> {
     let record = Record::checked(bytes, seed).ok()?;

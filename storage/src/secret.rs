@@ -5,9 +5,10 @@
 //! 8   u32      format version, 1   16  16 bytes  the secret, random
 //! ```
 //!
-//! The hash is SipHash-1-3 (Aumasson, Bernstein, *SipHash: a fast short-input PRF*, 2012). It is made with the folder and never
-//! changes. Nothing but sidecars depends on it, and these name it by its fingerprint, so a folder without sidecars can get
-//! another one; with them it is missed, since whoever lost it may have lost more.
+//! The hash is SipHash-1-3 (Aumasson, Bernstein, *SipHash: a fast short-input PRF*, 2012). It is
+//! made with the folder and never changes. Nothing but sidecars depends on it, and these name it by
+//! its fingerprint, so a folder without sidecars can get another one; with them it is missed, since
+//! whoever lost it may have lost more.
 //!
 //! Bounds: 32 bytes, readable for the folder's owner only. Tested in `tests/secret.rs`.
 
@@ -63,8 +64,8 @@ impl Secret {
         IndexHash::from_bits(self.0.hash(key))
     }
 
-    /// A number that differs from that of any other secret, and says nothing about this one: the hash of no bytes, which no
-    /// key is.
+    /// A number that differs from that of any other secret, and says nothing about this one: the
+    /// hash of no bytes, which no key is.
     pub(crate) fn fingerprint(&self) -> u64 {
         self.0.hash(&[])
     }
@@ -139,7 +140,8 @@ mod tests {
         assert!(Secret::parse(&[&bytes[..], &[0]].concat()).is_none());
     }
 
-    /// The bytes 0..n under the key 00 01 .. 0f, computed from the paper by a program that gives its vectors for SipHash-2-4.
+    /// The bytes 0..n under the key 00 01 .. 0f, computed from the paper by a program that gives
+    /// its vectors for SipHash-2-4.
     #[test]
     fn the_hash_is_siphash_1_3() {
         let key: [u8; 16] = std::array::from_fn(|at| at as u8);
@@ -155,7 +157,8 @@ mod tests {
         let mut stripes = std::collections::HashSet::new();
         for number in 0..1000_u64 {
             let mut key = [0; 32];
-            // The first bytes of XXH3's own secret: what they are multiplied with does not matter any more.
+            // The first bytes of XXH3's own secret: what they are multiplied with does not matter
+            // any more.
             key[..8].copy_from_slice(&[0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe]);
             key[8..16].copy_from_slice(&number.to_le_bytes());
             assert_eq!(KeyHash::of(&key), KeyHash::of(&[&key[..8], &[0; 24]].concat()));

@@ -1,28 +1,31 @@
-//! The sorted key order of a sealed segment, in a file beside it: quick recovery, sorted ranges, and the
-//! keys of single partitions.
+//! The sorted key order of a sealed segment, in a file beside it: quick recovery, sorted ranges,
+//! and the keys of single partitions.
 //!
 //! ```text
-//! 0   8 bytes  "KOLTSOIX"               32  u32  entries            56  u32  entries with a tombstone
-//! 8   u32      format version, 2        36  u32  end of the records 60  u32  entries with an expiry
-//! 12  u32      CRC-32C of 16..128       40  u32  CRC-32C of entries 64  u64  newest version's clock
-//! 16  u64      sequence of the segment  44  u32  damaged places     72  u64  fingerprint of the folder's secret
-//! 24  u32      salt of the segment      48  u64  oldest version's   80..128  zeros
-//! 28  u32      CRC-32C of the directory          clock
+//! 0   8 bytes  "KOLTSOIX"               32  u32  entries            56  u32  tombstones
+//! 8   u32      format version, 2        36  u32  end of the records 60  u32  with an expiry
+//! 12  u32      CRC-32C of 16..128       40  u32  CRC-32C of entries 64  u64  newest clock
+//! 16  u64      sequence of the segment  44  u32  damaged places     72  u64  secret's fingerprint
+//! 24  u32      salt of the segment      48  u64  oldest clock       80..128  zeros
+//! 28  u32      CRC-32C of the directory
 //! 128          entries of 24 bytes, by key, the newest record of each key:
 //!              u64 from the low bits: 16 flags, 12 partition, 36 index hash,
 //!              u64 version's clock,
-//!              u64 from the low bits: 23 offset / 8, 23 size of the record / 8, 1 has an expiry, 1 zero, 16 node
+//!              u64 from the low bits: 23 offset / 8, 23 size of the record / 8, 1 has an expiry,
+//!              1 zero, 16 node
 //!              directory, 12 bytes an entry, by partition, those of one partition by key:
 //!              u64 public hash of the key, u32 number of its entry
 //! ```
 //!
-//! A start reads the entries; the directory is looked at, and its checksum compared, when somebody asks for partitions.
+//! A start reads the entries; the directory is looked at, and its checksum compared, when somebody
+//! asks for partitions.
 //!
-//! The version is here and in the record, so that an older version is not taken for the newest where the record's header
-//! is damaged.
+//! The version is here and in the record, so that an older version is not taken for the newest
+//! where the record's header is damaged.
 //!
-//! Written whole to a temporary name and renamed, only after the segment's own bytes were synced: a sidecar that is
-//! there and intact means that its records are on disk. One that is not intact is ignored and made again.
+//! Written whole to a temporary name and renamed, only after the segment's own bytes were synced: a
+//! sidecar that is there and intact means that its records are on disk. One that is not intact is
+//! ignored and made again.
 
 use std::fs::File;
 use std::io;
@@ -115,8 +118,8 @@ impl Sidecar {
         if len < HEADER as u64 || len > u64::from(u32::MAX) {
             return None;
         }
-        // SAFETY: the file is written under another name and renamed here, never changed after; see the segment's
-        // invariant 3 for what that cannot cover.
+        // SAFETY: the file is written under another name and renamed here, never changed after; see
+        // the segment's invariant 3 for what that cannot cover.
         let map = unsafe { env.map_unchanging(&file) }.ok()?;
         let head = &map[..HEADER];
         let (count, data_end) = (u32_at(head, 32), u32_at(head, 36));
@@ -139,7 +142,8 @@ impl Sidecar {
         Some(Self { map, count, directory_intact, data_end, damaged, oldest_clock, newest_clock, tombstones, expiring })
     }
 
-    /// Writes the sidecar of a segment whose records are `offsets`, sorted by key and newest first, one a key.
+    /// Writes the sidecar of a segment whose records are `offsets`, sorted by key and newest first,
+    /// one a key.
     pub(crate) fn write(
         env: &dyn Env,
         folder: &Path,
@@ -156,7 +160,8 @@ impl Sidecar {
         })
     }
 
-    /// Entries and directory first, a buffer at a time, then the header over the place that was left for it.
+    /// Entries and directory first, a buffer at a time, then the header over the place that was
+    /// left for it.
     fn write_to(
         env: &dyn Env,
         path: &Path,
@@ -278,7 +283,8 @@ impl Sidecar {
         })
     }
 
-    /// Public hash of a key and number of its entry, at a place of the directory below [`Sidecar::len`].
+    /// Public hash of a key and number of its entry, at a place of the directory below
+    /// [`Sidecar::len`].
     fn directory_entry(&self, at: u32) -> (KeyHash, u32) {
         let at = HEADER + self.count as usize * ENTRY + at as usize * DIRECTORY_ENTRY;
         let bytes = &self.map[at..at + DIRECTORY_ENTRY];
@@ -299,7 +305,8 @@ impl Sidecar {
         low
     }
 
-    /// The first entry whose key is at or after `key`, by binary search over the keys in the segment.
+    /// The first entry whose key is at or after `key`, by binary search over the keys in the
+    /// segment.
     pub(crate) fn lower_bound(&self, segment: &Segment, key: &[u8]) -> u32 {
         lower_bound(segment, self.count, |index| self.entry(index).offset, key)
     }
@@ -364,8 +371,8 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// The first of `count` sorted places whose key is at or after `key`. A place with a damaged key says nothing about the
-/// order, so the search asks the nearest intact one to its left.
+/// The first of `count` sorted places whose key is at or after `key`. A place with a damaged key
+/// says nothing about the order, so the search asks the nearest intact one to its left.
 pub(crate) fn lower_bound(segment: &Segment, count: u32, offset_of: impl Fn(u32) -> u32, key: &[u8]) -> u32 {
     let (mut low, mut high) = (0, count);
     while low < high {

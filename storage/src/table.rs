@@ -1,17 +1,19 @@
 //! The hash table of one stripe: buckets of one cache line, eight entries each.
 //!
-//! A look-up touches one line of the table as a rule. A general table keeps control bytes apart from its entries, which
-//! is a second line, and at two million requests a second and more keys than fit the caches, lines are what counts:
-//! in a profile of GET over 100 000 keys, four loads made 45 % of the user time, and one of them was this.
+//! A look-up touches one line of the table as a rule. A general table keeps control bytes apart
+//! from its entries, which is a second line, and at two million requests a second and more keys
+//! than fit the caches, lines are what counts: in a profile of GET over 100 000 keys, four loads
+//! made 45 % of the user time, and one of them was this.
 //!
-//! An entry knows 24 bits of its hash, its tag; the low bits of the tag choose its bucket, and a full bucket overflows
-//! into the next. Several entries may have one tag: the caller tells them apart.
+//! An entry knows 24 bits of its hash, its tag; the low bits of the tag choose its bucket, and a
+//! full bucket overflows into the next. Several entries may have one tag: the caller tells them
+//! apart.
 //!
-//! Bounds: 8 bytes an entry, at most 7/8 full, doubling; 9 to 18 bytes an entry. Growing moves every entry of one stripe.
-//! Invariants:
+//! Bounds: 8 bytes an entry, at most 7/8 full, doubling; 9 to 18 bytes an entry. Growing moves
+//! every entry of one stripe. Invariants:
 //! 1. Empty places are 0, and no entry is.
-//! 2. All buckets from an entry's own to the one it lies in, that one excluded, are full; so a search ends at a bucket
-//!    with an empty place.
+//! 2. All buckets from an entry's own to the one it lies in, that one excluded, are full; so a
+//!    search ends at a bucket with an empty place.
 //!
 //! Tested beside a plain list below.
 
@@ -37,7 +39,8 @@ pub(crate) struct Table {
 impl Bucket {
     const EMPTY: Self = Self([0; PLACES]);
 
-    /// Places whose word has the tag, as bits. All eight are compared at once where the processor can.
+    /// Places whose word has the tag, as bits. All eight are compared at once where the processor
+    /// can.
     #[inline]
     fn with_tag(&self, tag: u32) -> u32 {
         let mut bits = 0;
@@ -157,7 +160,8 @@ impl Table {
             return false;
         };
         self.len -= 1;
-        // Invariant 2: what had overflowed past the hole moves back into it, which makes the next hole.
+        // Invariant 2: what had overflowed past the hole moves back into it, which makes the next
+        // hole.
         let mut was_full = !self.buckets[hole].has_room();
         self.buckets[hole].0[place] = 0;
         let mut at = hole;

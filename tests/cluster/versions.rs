@@ -166,8 +166,8 @@ fn a_failed_write_that_a_quorum_read_returned_stays() {
     }
 }
 
-/// 100 000 pairs with `KOLTSO_TEST_LONG=1`. All nodes have the clock of this machine, and neither has seen the other's write when
-/// the second one comes: the fraction of the millisecond decides.
+/// 100 000 pairs with `KOLTSO_TEST_LONG=1`. All nodes have the clock of this machine, and neither
+/// has seen the other's write when the second one comes: the fraction of the millisecond decides.
 #[test]
 fn the_second_of_two_writes_fifty_microseconds_apart_is_read() {
     let cluster = Cluster::of(3);

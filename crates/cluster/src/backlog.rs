@@ -1,6 +1,8 @@
-//! The bound of a queue that never makes anybody wait: what does not fit is dropped, and counted, so that somebody else sees to it.
+//! The bound of a queue that never makes anybody wait: what does not fit is dropped, and counted,
+//! so that somebody else sees to it.
 //!
-//! Owner: shared by those who fill the queue and the one who empties it; the queue itself is the caller's.
+//! Owner: shared by those who fill the queue and the one who empties it; the queue itself is the
+//! caller's.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -27,7 +29,8 @@ impl Backlog {
         }
     }
 
-    /// Counts an item in, which is to be queued then. `false`: it does not fit, and was counted as dropped.
+    /// Counts an item in, which is to be queued then. `false`: it does not fit, and was counted as
+    /// dropped.
     #[must_use]
     pub fn admit(&self, bytes: usize) -> bool {
         let count = self.count.fetch_add(1, Ordering::Relaxed);

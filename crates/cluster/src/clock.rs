@@ -1,15 +1,18 @@
 //! A hybrid logical clock over the wall clock (Kulkarni et al., *Logical Physical Clocks*, 2014).
 //!
-//! A reading has the units of [`WallTime`]: 48 bits of milliseconds since the Unix epoch and 16 bits of their fraction, then
-//! `max(now, last + 1)`. Two writes one after the other, through different nodes, are ordered as well as their wall clocks agree.
+//! A reading has the units of [`WallTime`]: 48 bits of milliseconds since the Unix epoch and 16
+//! bits of their fraction, then `max(now, last + 1)`. Two writes one after the other, through
+//! different nodes, are ordered as well as their wall clocks agree.
 //!
 //! Owner: one for the process, shared by all cores; two words, on one cache line.
 //!
-//! In a cluster, what a node gave out may live on at its peers only, so its own log does not say where to go on after a
-//! restart. Therefore no reading above a *bound* is given out, and the caller persists a higher bound before it is raised.
+//! In a cluster, what a node gave out may live on at its peers only, so its own log does not say
+//! where to go on after a restart. Therefore no reading above a *bound* is given out, and the
+//! caller persists a higher bound before it is raised.
 //!
 //! Invariants:
-//! 1. Every reading given out is greater than all given out or observed before, whatever the wall clock does.
+//! 1. Every reading given out is greater than all given out or observed before, whatever the wall
+//!    clock does.
 //! 2. No reading is greater than the bound at that moment.
 //! 3. Only [`HybridClock::lower`], for a clean end, lets the bound go back.
 
@@ -17,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use koltso_model::WallTime;
 
-/// The next reading would be this one, and it is above the bound: persist a bound that covers it, raise the clock's, and ask
-/// again.
+/// The next reading would be this one, and it is above the bound: persist a bound that covers it,
+/// raise the clock's, and ask again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BeyondBound(pub u64);
 
@@ -44,10 +47,12 @@ impl HybridClock {
         Self { last: AtomicU64::new(last), bound: AtomicU64::new(bound) }
     }
 
-    /// Goes on above a reading that was seen: in the log, or at a peer. The bound is looked at when a reading is given out.
+    /// Goes on above a reading that was seen: in the log, or at a peer. The bound is looked at when
+    /// a reading is given out.
     #[inline]
     pub fn observe(&self, clock: u64) {
-        // A plain look first: what is seen is mostly older, and the line need not be taken from the other cores.
+        // A plain look first: what is seen is mostly older, and the line need not be taken from the
+        // other cores.
         if clock > self.last.load(Ordering::Relaxed) {
             self.last.fetch_max(clock, Ordering::AcqRel);
         }
@@ -66,7 +71,8 @@ impl HybridClock {
         self.bound.load(Ordering::Acquire)
     }
 
-    /// A new, greatest reading. Where it runs ahead of the wall clock, it counts in its smallest unit.
+    /// A new, greatest reading. Where it runs ahead of the wall clock, it counts in its smallest
+    /// unit.
     ///
     /// # Errors
     /// [`BeyondBound`]; nothing was given out then.
@@ -90,7 +96,8 @@ impl HybridClock {
         self.bound.fetch_max(bound, Ordering::AcqRel);
     }
 
-    /// Sets the bound to what was persisted at a clean end, when nobody takes readings any more, or at the start.
+    /// Sets the bound to what was persisted at a clean end, when nobody takes readings any more, or
+    /// at the start.
     pub fn lower(&self, bound: u64) {
         self.bound.store(bound, Ordering::Release);
     }

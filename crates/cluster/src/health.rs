@@ -9,14 +9,17 @@
 //!    └──────────────────────────── lost ──────────────────────────────┘
 //! ```
 //!
-//! A peer that is not *usable* (down, or its circuit is open) is asked only where a request cannot have enough replicas
-//! without it, and with a probe now and then. *Silence* is: something is unanswered, and nothing at all has come from
-//! the peer since. Answers on one connection come in any order, one for each request: a pong says that the peer lives, and
-//! nothing of the requests before its ping, which may wait for a disk.
+//! A peer that is not *usable* (down, or its circuit is open) is asked only where a request cannot
+//! have enough replicas without it, and with a probe now and then. *Silence* is: something is
+//! unanswered, and nothing at all has come from the peer since. Answers on one connection come in
+//! any order, one for each request: a pong says that the peer lives, and nothing of the requests
+//! before its ping, which may wait for a disk.
 //!
 //! Owner: one coordinator. Bounds: a few words a peer. Invariants:
-//! 1. A core that was itself asleep blames nobody: time in which it did not tick is not counted as a peer's silence.
-//! 2. Hedges are at most [`HEDGE_SHARE`] of the reads, whatever the latencies, plus a burst of [`HEDGE_BURST`].
+//! 1. A core that was itself asleep blames nobody: time in which it did not tick is not counted as
+//!    a peer's silence.
+//! 2. Hedges are at most [`HEDGE_SHARE`] of the reads, whatever the latencies, plus a burst of
+//!    [`HEDGE_BURST`].
 //!
 //! Tested below and by the simulator.
 
@@ -28,7 +31,8 @@ pub const SILENCE_MICROS: u64 = 120_000;
 pub const PROBE_MICROS: u64 = 100_000;
 /// A probe is given up after this.
 pub const PROBE_PATIENCE_MICROS: u64 = 1_000_000;
-/// Between pings of a peer that is well: latency, clock, and its silence where nothing else is asked.
+/// Between pings of a peer that is well: latency, clock, and its silence where nothing else is
+/// asked.
 pub const PING_MICROS: u64 = 1_000_000;
 /// A tick that is later than this says that this core was asleep.
 pub const ASLEEP_MICROS: u64 = 40_000;
@@ -64,7 +68,8 @@ pub struct PeerHealth {
     /// Since when nothing was heard, while something is unanswered.
     waiting_since: u64,
     probe_sent: Option<u64>,
-    /// Probes sent so far: the number of the last one. A pong of an earlier one, which stalled on its way, tells no round trip.
+    /// Probes sent so far: the number of the last one. A pong of an earlier one, which stalled on
+    /// its way, tells no round trip.
     probes: u32,
     next_probe: u64,
     /// Moving average of the round trips, in µs.
@@ -187,7 +192,8 @@ impl PeerHealth {
         }
     }
 
-    /// Frugal streaming (Ma, Muthukrishnan and Sandler, 2013) with a step in proportion: up by 19, down by 1.
+    /// Frugal streaming (Ma, Muthukrishnan and Sandler, 2013) with a step in proportion: up by 19,
+    /// down by 1.
     #[inline]
     fn measured(&mut self, latency: u64) {
         let bucket = ROUND_TRIP_BOUNDS.iter().position(|&bound| latency < bound).unwrap_or(ROUND_TRIP_BOUNDS.len());
@@ -383,7 +389,8 @@ mod tests {
         assert!(peer.tick(1003 * MS + SILENCE_MICROS, 0).opened);
     }
 
-    /// Found by the simulation: the pong of a probe that was given up came with that of the next, and its clock seemed late.
+    /// Found by the simulation: the pong of a probe that was given up came with that of the next,
+    /// and its clock seemed late.
     #[test]
     fn a_pong_of_an_earlier_probe_tells_no_round_trip() {
         let mut peer = connected();

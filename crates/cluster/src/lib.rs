@@ -1,11 +1,13 @@
-//! The decisions of a cluster, as functions from events to actions: where keys live, when a request has enough replicas,
-//! which peer is ailing, what a peer has missed.
+//! The decisions of a cluster, as functions from events to actions: where keys live, when a request
+//! has enough replicas, which peer is ailing, what a peer has missed.
 //!
-//! What nodes say to each other are the values of `koltso-model`: an `Operation` goes to a replica, an `Outcome` comes back.
+//! What nodes say to each other are the values of `koltso-model`: an `Operation` goes to a replica,
+//! an `Outcome` comes back.
 //!
-//! Nothing here does I/O, looks at a clock, starts a thread or draws a random number: time and replies come in, messages
-//! and answers go out, as values. The program joins it with sockets and the engine (`src/member/`); the simulator in
-//! `tests/simulation.rs` joins the same code with a virtual network, one seed and no threads.
+//! Nothing here does I/O, looks at a clock, starts a thread or draws a random number: time and
+//! replies come in, messages and answers go out, as values. The program joins it with sockets and
+//! the engine (`src/member/`); the simulator in `tests/simulation.rs` joins the same code with a
+//! virtual network, one seed and no threads.
 //!
 //! - [`member`]: one core's part in a cluster, whole; what the program and the simulator drive.
 //! - [`membership`]: who the members are, and their numbers.
@@ -14,7 +16,8 @@
 //! - [`health`]: latency, silence, circuits, probes, the hedge budget.
 //! - [`clock`]: versions; [`renewal`]: what a write does about a newer one.
 //! - [`plausibility`], [`skew`]: what is not believed of a peer.
-//! - [`replay`]: how a peer gets what it missed, at which [`pace`]; [`backlog`]: the bound of what waits for that.
+//! - [`replay`]: how a peer gets what it missed, at which [`pace`]; [`backlog`]: the bound of what
+//!   waits for that.
 
 pub mod backlog;
 pub mod clock;

@@ -1,13 +1,15 @@
 //! Who the members of a cluster are, as a value.
 //!
-//! Each node has a *number*, which versions and handshakes carry. Numbers are assigned once and kept: at a cluster's first start
-//! all nodes derive them from the same list of addresses, without asking each other; from then on each node's data folder knows
-//! them. An address that joins the list later, or another order of it, never shifts the number of one that has one, and the number
+//! Each node has a *number*, which versions and handshakes carry. Numbers are assigned once and
+//! kept: at a cluster's first start all nodes derive them from the same list of addresses, without
+//! asking each other; from then on each node's data folder knows them. An address that joins the
+//! list later, or another order of it, never shifts the number of one that has one, and the number
 //! of an address that leaves is not given to another.
 //!
-//! Owner: made at the start, then shared. Bounds: [`NODES_MAX`] nodes. Invariants: addresses and numbers are distinct; nodes are
-//! in the order of their addresses. Deliberately absent, until members change while the cluster serves: an epoch beyond the first,
-//! and the membership before it.
+//! Owner: made at the start, then shared. Bounds: [`NODES_MAX`] nodes. Invariants: addresses and
+//! numbers are distinct; nodes are in the order of their addresses. Deliberately absent, until
+//! members change while the cluster serves: an epoch beyond the first, and the membership before
+//! it.
 
 use koltso_model::{KeyHash, NODES_MAX, NodeId};
 
@@ -85,8 +87,8 @@ impl Membership {
         Ok(Self { epoch, nodes, former })
     }
 
-    /// The first membership of a cluster: the nodes with these addresses, in any order. Every node that is given the same list
-    /// makes the same.
+    /// The first membership of a cluster: the nodes with these addresses, in any order. Every node
+    /// that is given the same list makes the same.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -94,8 +96,8 @@ impl Membership {
         Self { epoch: FIRST_EPOCH, nodes: Vec::new(), former: Vec::new() }.relisted(urls)
     }
 
-    /// The same with this list of addresses, in any order. Addresses that are known keep their numbers; new ones get numbers that
-    /// nobody ever had.
+    /// The same with this list of addresses, in any order. Addresses that are known keep their
+    /// numbers; new ones get numbers that nobody ever had.
     ///
     /// # Errors
     /// See [`MembershipError`].

@@ -1,19 +1,21 @@
-//! How fast missed writes are replayed to a peer that is back: fast enough to catch up in seconds, slow enough that nobody
-//! notices.
+//! How fast missed writes are replayed to a peer that is back: fast enough to catch up in seconds,
+//! slow enough that nobody notices.
 //!
-//! Additive increase, multiplicative decrease on the time that a window of hints takes, as congestion control does (Jain and
-//! Chiu, 1989). Owner: whoever replays to one peer. Bounds: [`WINDOW_MIN`] to [`WINDOW_MAX`] hints in flight.
+//! Additive increase, multiplicative decrease on the time that a window of hints takes, as
+//! congestion control does (Jain and Chiu, 1989). Owner: whoever replays to one peer. Bounds:
+//! [`WINDOW_MIN`] to [`WINDOW_MAX`] hints in flight.
 
 /// Fewest hints sent before their confirmations are awaited.
 pub const WINDOW_MIN: u32 = 8;
 /// Most.
 pub const WINDOW_MAX: u32 = 512;
-/// A window that takes longer than this, in µs, and than [`SLOW_FACTOR`] times the quickest so far, says that the peer has enough
-/// to do.
+/// A window that takes longer than this, in µs, and than [`SLOW_FACTOR`] times the quickest so far,
+/// says that the peer has enough to do.
 pub const SLOW_MICROS: u64 = 5_000;
 /// See there: a distant peer is not a busy one.
 pub const SLOW_FACTOR: u64 = 3;
-/// Share of the time that replay leaves to others: after a window that took `t`, it rests for `t` times this.
+/// Share of the time that replay leaves to others: after a window that took `t`, it rests for `t`
+/// times this.
 pub const REST_SHARE: u64 = 1;
 /// The longest rest, in µs.
 pub const REST_MAX_MICROS: u64 = 50_000;
@@ -39,7 +41,8 @@ impl Pace {
         self.window
     }
 
-    /// A window of hints was confirmed after `micros`. Returns how long to rest before the next, in µs.
+    /// A window of hints was confirmed after `micros`. Returns how long to rest before the next, in
+    /// µs.
     pub fn confirmed(&mut self, micros: u64) -> u64 {
         self.quickest = self.quickest.min(micros);
         self.window = if micros > SLOW_MICROS.max(self.quickest.saturating_mul(SLOW_FACTOR)) {

@@ -1,15 +1,18 @@
-//! Where keys live: key → partition → all nodes, ranked. The replicas of a key for `from` copies are the first `from`.
+//! Where keys live: key → partition → all nodes, ranked. The replicas of a key for `from` copies
+//! are the first `from`.
 //!
-//! Rendezvous hashing (Thaler and Ravishankar, 1998): each node gives each of the 4096 partitions a weight that depends on
-//! nothing but the two, and the heaviest come first. So a node that comes or goes changes no order among the others, replica
-//! sets are nested, and about 1/N of the keys move.
+//! Rendezvous hashing (Thaler and Ravishankar, 1998): each node gives each of the 4096 partitions a
+//! weight that depends on nothing but the two, and the heaviest come first. So a node that comes or
+//! goes changes no order among the others, replica sets are nested, and about 1/N of the keys move.
 //!
-//! Weights here are *stratified*: a node's weights for the 4096 partitions are the numbers 0..4096 in an order that is its
-//! own (its partitions sorted by a hash), in place of independent hashes. No node has luck in all its draws then, which
-//! brings the spread between nodes down by about 40 %.
+//! Weights here are *stratified*: a node's weights for the 4096 partitions are the numbers 0..4096
+//! in an order that is its own (its partitions sorted by a hash), in place of independent hashes.
+//! No node has luck in all its draws then, which brings the spread between nodes down by about
+//! 40 %.
 //!
-//! Owner: made once at start, shared. Bounds: [`NODES_MAX`](koltso_model::NODES_MAX) nodes, 4096 × nodes bytes. Invariants: depends only on the set
-//! of addresses, on every machine; each row is a permutation of the nodes. Tested below by properties.
+//! Owner: made once at start, shared. Bounds: [`NODES_MAX`](koltso_model::NODES_MAX) nodes, 4096 ×
+//! nodes bytes. Invariants: depends only on the set of addresses, on every machine; each row is a
+//! permutation of the nodes. Tested below by properties.
 
 use koltso_model::{KeyHash, PARTITIONS};
 
@@ -57,7 +60,8 @@ fn weights(seed: u64) -> Vec<u16> {
 }
 
 impl Topology {
-    /// The topology of the nodes with these addresses, in any order, at their first start; `me` is one of them.
+    /// The topology of the nodes with these addresses, in any order, at their first start; `me` is
+    /// one of them.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -139,7 +143,8 @@ impl Topology {
         self.id
     }
 
-    /// All nodes in the order in which a key prefers them; its replicas for `from` copies are the first `from`.
+    /// All nodes in the order in which a key prefers them; its replicas for `from` copies are the
+    /// first `from`.
     #[must_use]
     #[inline]
     pub fn ranked(&self, hash: KeyHash) -> &[NodeIndex] {
@@ -209,7 +214,8 @@ mod tests {
         }
     }
 
-    /// Each node's share of the copies, as a multiple of the even share: the least and the greatest.
+    /// Each node's share of the copies, as a multiple of the even share: the least and the
+    /// greatest.
     fn spread(count: usize, from: usize, seed: u64) -> (f64, f64) {
         let topology = topology(&names(count, seed));
         let mut held = vec![0_u32; count];

@@ -2,8 +2,8 @@
 
 use koltso_model::{KeyHash, Outcome, WallTime};
 
-/// A version from further ahead than this is none. A day ahead can be the past of a clock that was wrong once; a year cannot, and
-/// would take the clocks of all nodes along.
+/// A version from further ahead than this is none. A day ahead can be the past of a clock that was
+/// wrong once; a year cannot, and would take the clocks of all nodes along.
 const FUTURE_MAX_MS: u64 = 366 * 24 * 3_600_000;
 
 /// Whether a hybrid logical clock can be where it says it is.
@@ -13,10 +13,12 @@ pub const fn is_plausible(clock: u64, now: WallTime) -> bool {
     WallTime(clock).ms() <= now.ms().saturating_add(FUTURE_MAX_MS)
 }
 
-/// Checks the outcome of an operation on the key `asked`, whoever asked: a core, or a replay of hints.
+/// Checks the outcome of an operation on the key `asked`, whoever asked: a core, or a replay of
+/// hints.
 ///
 /// # Errors
-/// Why the connection is not to be used any more: a member that says such a thing says other untrue things, too.
+/// Why the connection is not to be used any more: a member that says such a thing says other untrue
+/// things, too.
 #[inline]
 pub fn check<B>(asked: KeyHash, answered: KeyHash, outcome: &Outcome<B>, now: WallTime) -> Result<(), String> {
     if answered != asked {

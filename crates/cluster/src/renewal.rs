@@ -1,8 +1,8 @@
 //! The rule "superseded, so again above it", in one place.
 //!
-//! A write that a newer version supersedes met somebody whose clock is ahead, perhaps before this write began. It is later than
-//! that, so it is done again with a version above it, once. A version that is newer even than the second was written at the
-//! same time, and either may be last.
+//! A write that a newer version supersedes met somebody whose clock is ahead, perhaps before this
+//! write began. It is later than that, so it is done again with a version above it, once. A version
+//! that is newer even than the second was written at the same time, and either may be last.
 
 use koltso_model::Version;
 

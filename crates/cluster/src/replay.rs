@@ -2,18 +2,20 @@
 //!
 //! ```text
 //!            hints wait, the pause is over            connected
-//!   Idle ──────────────────────────────────▶ Dial ──────────────▶ Send ──all answers──▶ a rest, by the pace
-//!    ▲                                        │                    │ ▲                      │
-//!    │          10 s without hints            └──── failed ────────┘ └──────────────────────┘
+//!   Idle ──────────────────────────────────▶ Dial ──────────────▶ Send ──answers──▶ a rest
+//!    ▲                                        │                    │ ▲                 │
+//!    │          10 s without hints            └──── failed ────────┘ └─────────────────┘
 //!    └──────────── hang up ◀───────────────────── a pause, which doubles
 //! ```
 //!
-//! Hints go out in their order, a window at a time. Only the leading hints of a window that the peer took, or refused for good,
-//! are forgotten: nothing overtakes a hint that it cannot take now. One that it refuses for good is lost, and the peer needs
-//! repair. A connection that failed once is never used again.
+//! Hints go out in their order, a window at a time. Only the leading hints of a window that the
+//! peer took, or refused for good, are forgotten: nothing overtakes a hint that it cannot take now.
+//! One that it refuses for good is lost, and the peer needs repair. A connection that failed once
+//! is never used again.
 //!
-//! Owner: whoever keeps the hints of one peer. The caller reads hints, dials and sends; time is its own, in µs. Bounds: a window
-//! by the [`Pace`] and [`WINDOW_BYTES`], the pause by [`RETRY_MAX_MICROS`].
+//! Owner: whoever keeps the hints of one peer. The caller reads hints, dials and sends; time is its
+//! own, in µs. Bounds: a window by the [`Pace`] and [`WINDOW_BYTES`], the pause by
+//! [`RETRY_MAX_MICROS`].
 
 use koltso_model::{Outcome, Refused};
 
@@ -177,7 +179,8 @@ impl Replay {
         self.back_off(now);
     }
 
-    /// The dial failed, or the connection did: it must not be used again, and nothing of the window counts as answered.
+    /// The dial failed, or the connection did: it must not be used again, and nothing of the window
+    /// counts as answered.
     pub fn failed(&mut self, now: u64) {
         self.connected = false;
         self.back_off(now);

@@ -2,7 +2,8 @@
 
 use std::cmp::Ordering;
 
-/// Clocks of two nodes may differ by this much, in ms; a peer whose clock differs by more is refused.
+/// Clocks of two nodes may differ by this much, in ms; a peer whose clock differs by more is
+/// refused.
 pub const SKEW_MAX_MS: u64 = 500;
 
 /// What one round trip says of a peer's wall clock.

@@ -1,8 +1,10 @@
-//! Two writes of one key one after the other, through different nodes with one wall clock: the second is read, always.
+//! Two writes of one key one after the other, through different nodes with one wall clock: the
+//! second is read, always.
 //!
-//! Three members, `ack=1 from=3`, the second write 50 µs after the first; every message takes as long as chance says, so that the
-//! second write mostly reaches the replicas before the first, and neither coordinator has seen the other's write. Then a read
-//! with 3/3. With a counter below the milliseconds in place of their fraction, one pair in some was ordered by the nodes' numbers.
+//! Three members, `ack=1 from=3`, the second write 50 µs after the first; every message takes as
+//! long as chance says, so that the second write mostly reaches the replicas before the first, and
+//! neither coordinator has seen the other's write. Then a read with 3/3. With a counter below the
+//! milliseconds in place of their fraction, one pair in some was ordered by the nodes' numbers.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 

@@ -120,8 +120,8 @@ pub struct Figures {
     pub needs_repair: bool,
     /// How many hints it has confirmed since the start.
     pub replayed: u64,
-    /// How many hints were lost since the start: beyond a bound, on a full disk, damaged, or refused
-    /// by the peer for good.
+    /// How many hints were lost since the start: beyond a bound, on a full disk, damaged, or
+    /// refused by the peer for good.
     pub dropped: u64,
     /// About when the oldest pending hint was written, in milliseconds since the Unix epoch; 0 if
     /// there is none.

@@ -4,8 +4,9 @@
 //! attribute:  u8 kind    u8 length    bytes
 //! ```
 //!
-//! Attributes stand one after the other, in ascending order of their kinds, each kind once. A kind that a build does not know is
-//! kept as it is. Bounds: [`ATTRIBUTE_MAX`] bytes an attribute, [`ATTRIBUTES_MAX`] all together.
+//! Attributes stand one after the other, in ascending order of their kinds, each kind once. A kind
+//! that a build does not know is kept as it is. Bounds: [`ATTRIBUTE_MAX`] bytes an attribute,
+//! [`ATTRIBUTES_MAX`] all together.
 
 /// The most bytes of one attribute, without kind and length.
 pub const ATTRIBUTE_MAX: usize = 127;

@@ -1,14 +1,16 @@
 //! A key and its public hash.
 //!
-//! The hash is XXH3-64 without a seed, so that it is the same on every node: placement depends on it. Since it is public, clients
-//! can make keys that collide in it; tables that must not degrade use a hash of their own (`koltso-storage` has a keyed one).
+//! The hash is XXH3-64 without a seed, so that it is the same on every node: placement depends on
+//! it. Since it is public, clients can make keys that collide in it; tables that must not degrade
+//! use a hash of their own (`koltso-storage` has a keyed one).
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The longest key, in bytes; the shortest has one.
 pub const KEY_MAX: usize = 4096;
-/// Number of partitions of the key space: the unit of placement, of moving keys and of comparing replicas.
+/// Number of partitions of the key space: the unit of placement, of moving keys and of comparing
+/// replicas.
 pub const PARTITIONS: usize = 1 << PARTITION_BITS;
 const PARTITION_BITS: u32 = 12;
 
@@ -34,7 +36,8 @@ impl KeyHash {
 
 /// A key with its hash, so that it is hashed once however many layers it passes.
 ///
-/// A key has 1 to [`KEY_MAX`] bytes; whoever takes bytes from outside checks that before making one.
+/// A key has 1 to [`KEY_MAX`] bytes; whoever takes bytes from outside checks that before making
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key<B> {
     bytes: B,

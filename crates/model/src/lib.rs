@@ -1,8 +1,9 @@
-//! The vocabulary of Koltso, once: what the engine stores, what coordinators decide on and what travels between nodes.
+//! The vocabulary of Koltso, once: what the engine stores, what coordinators decide on and what
+//! travels between nodes.
 //!
-//! Everything here is a value. There is no I/O, no clock and no thread; whoever has a key hashes it once and passes the
-//! [`Key`] on. The types are generic over how bytes are held: `&[u8]` where they lie in a buffer or in the log, [`bytes::Bytes`]
-//! where somebody keeps them.
+//! Everything here is a value. There is no I/O, no clock and no thread; whoever has a key hashes it
+//! once and passes the [`Key`] on. The types are generic over how bytes are held: `&[u8]` where
+//! they lie in a buffer or in the log, [`bytes::Bytes`] where somebody keeps them.
 //!
 //! - [`Key`], [`KeyHash`]: a key and the public hash that placement uses.
 //! - [`Version`], [`WallTime`]: which of two records is newer.

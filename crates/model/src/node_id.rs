@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// The identity of a node's data folder, whatever the node's number and address: 128 random bits, given to the folder when it is
-/// created. All zeros: none, or none that is known.
+/// The identity of a node's data folder, whatever the node's number and address: 128 random bits,
+/// given to the folder when it is created. All zeros: none, or none that is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u128);
 

@@ -1,7 +1,7 @@
 //! How many replicas must answer, of how many.
 
-/// The most nodes of a cluster, and so the most replicas of a key: sets of replicas are bits of a `u64`, and a record keeps
-/// the number of its replicas in 6 bits.
+/// The most nodes of a cluster, and so the most replicas of a key: sets of replicas are bits of a
+/// `u64`, and a record keeps the number of its replicas in 6 bits.
 pub const NODES_MAX: usize = 64;
 
 /// `ack` of `from`: 1 ≤ `ack` ≤ `from` ≤ [`NODES_MAX`].
@@ -35,7 +35,8 @@ impl Quorum {
         self.from
     }
 
-    /// The least `ack` for which any two sets of answers of `from` replicas overlap: 1/1, 2/2, 2/3, 3/4, 3/5.
+    /// The least `ack` for which any two sets of answers of `from` replicas overlap: 1/1, 2/2, 2/3,
+    /// 3/4, 3/5.
     #[must_use]
     #[inline]
     pub const fn majority(from: u8) -> u8 {

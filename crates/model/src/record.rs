@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use crate::{Key, NODES_MAX, Version};
 
-/// The largest value that the format has room for, in bytes. A server may take less from its clients (`--max-value`); a
-/// replica takes whatever the format allows.
+/// The largest value that the format has room for, in bytes. A server may take less from its
+/// clients (`--max-value`); a replica takes whatever the format allows.
 pub const VALUE_MAX_LIMIT: usize = 32 << 20;
 
 /// What a record says of itself beside its version, in 16 bits.
@@ -25,8 +25,8 @@ impl Flags {
     const CONDITIONAL: u16 = 1 << 1;
     const FROM_SHIFT: u32 = 2;
     const FROM_MASK: u16 = 0x3f << Self::FROM_SHIFT;
-    /// Set in the bytes of a record where its attributes follow its key, and nowhere else: whoever writes such bytes sets it
-    /// after the attributes, and whoever reads them takes it out again.
+    /// Set in the bytes of a record where its attributes follow its key, and nowhere else: whoever
+    /// writes such bytes sets it after the attributes, and whoever reads them takes it out again.
     pub const ATTRIBUTES_FOLLOW: u16 = 1 << 15;
     /// The bits that have a meaning to a record.
     pub const KNOWN: u16 = Self::TOMBSTONE | Self::CONDITIONAL | Self::FROM_MASK;

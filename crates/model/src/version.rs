@@ -1,17 +1,18 @@
 //! Which of two records of a key is the newer one.
 //!
-//! Invariant: versions are totally ordered, and equal versions mean the same write, so applying records in any order,
-//! any number of times, ends in the same state. A hybrid logical clock makes them (Kulkarni et al., *Logical Physical
-//! Clocks*, 2014), with a fraction of the physical clock in place of a bare counter: two writes of one key one after the other,
-//! through different nodes, are ordered as well as the nodes' clocks agree.
+//! Invariant: versions are totally ordered, and equal versions mean the same write, so applying
+//! records in any order, any number of times, ends in the same state. A hybrid logical clock makes
+//! them (Kulkarni et al., *Logical Physical Clocks*, 2014), with a fraction of the physical clock
+//! in place of a bare counter: two writes of one key one after the other, through different nodes,
+//! are ordered as well as the nodes' clocks agree.
 
 use std::time::Duration;
 
 /// Bits of the fraction below the milliseconds.
 const FRACTION_BITS: u32 = 16;
 
-/// A reading of the wall clock, in units of 1/65 536 ms (about 15 ns) since the Unix epoch: 48 bits of milliseconds, which
-/// last until the year 10889, and 16 bits of their fraction.
+/// A reading of the wall clock, in units of 1/65 536 ms (about 15 ns) since the Unix epoch: 48 bits
+/// of milliseconds, which last until the year 10889, and 16 bits of their fraction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WallTime(pub u64);
 
@@ -43,7 +44,8 @@ impl WallTime {
     }
 }
 
-/// A version of a key: the time of a hybrid logical clock, then the number of the node that gave it as the tie-break.
+/// A version of a key: the time of a hybrid logical clock, then the number of the node that gave it
+/// as the tie-break.
 ///
 /// `clock` has the units of [`WallTime`]. It is never 0 in a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

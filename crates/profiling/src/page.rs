@@ -11,10 +11,10 @@
 //! and the columns of values, divided by their common divisor.
 //!
 //! Invariants: text that comes from names reaches the page only inside JSON strings without `<`,
-//! `>` and `&`, or [`escaped`](crate::markup::escaped); the page denies itself the network (Content-Security-Policy).
-//! Bound: [`NODES_MAX`]; the page says what was cut. The page leaves out values of 0 and less,
-//! since they have no width. Tested in `tests/page.rs` and, in a real browser, in
-//! `tests/browser.rs`.
+//! `>` and `&`, or [`escaped`](crate::markup::escaped); the page denies itself the network
+//! (Content-Security-Policy). Bound: [`NODES_MAX`]; the page says what was cut. The page leaves out
+//! values of 0 and less, since they have no width. Tested in `tests/page.rs` and, in a real
+//! browser, in `tests/browser.rs`.
 
 use crate::capture::{Capture, FrameId, FramePlace, Sample};
 use crate::markup;

@@ -4,7 +4,7 @@
 //! ```text
 //! accept ─▶ SeatGuard::take ─▶ the protocol's task, which says what it waits for (Seat::set)
 //!                │                      ▲
-//!                └─ sweeper: Host::judge ─ CutInput, CutAll ─▶ the pending operation ends by itself
+//!                └─ sweeper: Host::judge ─ CutInput, CutAll ─▶ the pending operation ends itself
 //! drain: no more accepts ─▶ sweeps ─▶ everything is cut ─▶ given up
 //! ```
 //!
@@ -446,8 +446,8 @@ mod tests {
         }
     }
 
-    /// Whether the other end sees that this one has been shut down for reading (its writes fail), and
-    /// for writing (its reads end).
+    /// Whether the other end sees that this one has been shut down for reading (its writes fail),
+    /// and for writing (its reads end).
     fn ends(other: &UnixStream) -> (bool, bool) {
         use std::io::{Read, Write};
         other.set_nonblocking(true).unwrap();

@@ -12,8 +12,8 @@ use koltso_instrument::Mutex;
 
 use crate::transport::sys;
 
-/// What the cores of a server share. A process has one, which every call of [`serve`](crate::server::serve)
-/// gets.
+/// What the cores of a server share. A process has one, which every call of
+/// [`serve`](crate::server::serve) gets.
 #[derive(Debug)]
 pub struct Shared {
     connections: AtomicUsize,

@@ -15,8 +15,8 @@
 //! of each connection.
 //!
 //! Bounds: [`OUTBOX_MAX`] bytes queued and one frame more, then [`Full`]; one attempt to connect
-//! each [`DIAL_GAP`](redial::DIAL_GAP); [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer
-//! of up to the largest frame and 64 KiB.
+//! each [`DIAL_GAP`](redial::DIAL_GAP); [`CONNECT_TIMEOUT`] to connect and a second for the
+//! handshake; a read buffer of up to the largest frame and 64 KiB.
 //!
 //! Invariants:
 //! 1. No read or write is dropped in flight: to end one, its socket is shut down. A connect is not

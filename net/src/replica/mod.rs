@@ -1,10 +1,11 @@
 //! The replica protocol between the nodes of a cluster, over monoio: binary frames, many in flight
 //! on few connections.
 //!
-//! [`frame`], [`handshake`], [`redial`] and [`Features`] are pure. [`Link`] is the asking side: one connection
-//! from a core to a peer. [`serve`] is the answering side; it answers through a [`ReplicaService`],
-//! which may take its time for each request. [`blocking`] asks from a thread without a runtime.
-//! `docs/replica-protocol.md` describes the bytes, and what they protect against.
+//! [`frame`], [`handshake`], [`redial`] and [`Features`] are pure. [`Link`] is the asking side: one
+//! connection from a core to a peer. [`serve`] is the answering side; it answers through a
+//! [`ReplicaService`], which may take its time for each request. [`blocking`] asks from a thread
+//! without a runtime. `docs/replica-protocol.md` describes the bytes, and what they protect
+//! against.
 //!
 //! Owner: everything here lives on one core, and [`blocking`] on one thread. Every length, queue
 //! and wait has a bound, which is named in the file that has it.

@@ -165,7 +165,8 @@ impl Wake for Rc<Desk> {
 }
 
 impl<S: ReplicaService> ReplicaCore<S> {
-    /// Takes in a new connection, or closes it if there are too many. `carry` says what carries its bytes.
+    /// Takes in a new connection, or closes it if there are too many. `carry` says what carries its
+    /// bytes.
     fn accepted<T: Transport>(self: &Rc<Self>, stream: TcpStream, carry: impl Fn(TcpStream) -> T) {
         let identity = &self.config.identity;
         let guard = (self.strangers.get() < STRANGERS_MAX)

@@ -1,9 +1,9 @@
 //! What both ends of a connection do with their socket: they read into a buffer that grows for
 //! large frames, and send an outbox.
 //!
-//! Bounds: once [`READ_SIZE`] bytes of a large frame have come, the buffer grows to the length that it
-//! claims, at most that of the largest frame. Invariant: no read or write is dropped in flight; to
-//! end one, its socket is shut down.
+//! Bounds: once [`READ_SIZE`] bytes of a large frame have come, the buffer grows to the length that
+//! it claims, at most that of the largest frame. Invariant: no read or write is dropped in flight;
+//! to end one, its socket is shut down.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -54,8 +54,8 @@ impl Inbox {
         self.start += count;
     }
 
-    /// Takes out the frame of `len` bytes at the beginning with the buffer that it lies in, if it is
-    /// complete and too long for an ordinary buffer.
+    /// Takes out the frame of `len` bytes at the beginning with the buffer that it lies in, if it
+    /// is complete and too long for an ordinary buffer.
     #[inline]
     pub(crate) fn take_large(&mut self, len: usize) -> Option<Bytes> {
         (len > READ_SIZE && self.bytes().len() >= len).then(|| self.take(len))
@@ -92,8 +92,8 @@ impl Inbox {
         }
         self.start = 0;
         if self.buffer.len() == self.buffer.capacity() {
-            // In one step, since a buffer that doubles leaves as much garbage as it has bytes. What is
-            // claimed and does not come is never touched: it costs addresses, not memory.
+            // In one step, since a buffer that doubles leaves as much garbage as it has bytes. What
+            // is claimed and does not come is never touched: it costs addresses, not memory.
             let more = need.saturating_sub(self.buffer.len());
             self.buffer.reserve_exact(more.max(READ_SIZE));
         }

@@ -3,8 +3,9 @@
 //!
 //! Owner: one runtime, behind an `Rc`. Every counter has its maximum in [`Limits`].
 //!
-//! Invariant: `requests_in_flight` is the sum of the requests that the core's seats hold, and `body_bytes`
-//! that of its reservations. Both give their share back on drop, however a connection ends.
+//! Invariant: `requests_in_flight` is the sum of the requests that the core's seats hold, and
+//! `body_bytes` that of its reservations. Both give their share back on drop, however a connection
+//! ends.
 //!
 //! Tested through `tests/limits.rs`.
 

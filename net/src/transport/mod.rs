@@ -1,11 +1,11 @@
 //! What carries the bytes of a connection: plain TCP today.
 //!
 //! The connection loops of both protocols see [`Transport`] and no socket, so that something else,
-//! such as TLS, can lie in between. What they do with a descriptor is to shut it down when a deadline
-//! strikes, which ends whatever is pending on it, whatever carries the bytes.
+//! such as TLS, can lie in between. What they do with a descriptor is to shut it down when a
+//! deadline strikes, which ends whatever is pending on it, whatever carries the bytes.
 //!
-//! Owner: a connection's tasks. Invariant: no operation is dropped in flight, since its buffer is the
-//! kernel's until it ends.
+//! Owner: a connection's tasks. Invariant: no operation is dropped in flight, since its buffer is
+//! the kernel's until it ends.
 //!
 //! Deliberately absent: buffers, deadlines, and how a connection comes about. Tested through the
 //! protocols, and below with a transport that changes every byte: what got past it would be read as

@@ -1,7 +1,7 @@
 //! The one place where the outcome of a client's request becomes a status code, a head and a body.
 //!
-//! It serves answers that are there at once, which go into the connection's output, as well as those
-//! that come later, from a future.
+//! It serves answers that are there at once, which go into the connection's output, as well as
+//! those that come later, from a future.
 
 use koltso_cluster::coordinator::Shortage;
 use koltso_model::{Outcome, Refused, Version};
@@ -116,7 +116,8 @@ impl Asked<'_> {
 
     #[cold]
     fn shortage(&self, shortage: &Shortage, answered: u32, out: &mut Vec<u8>) -> Answered {
-        // A full disk can also keep a read from repairing a replica, but a reader cannot free space.
+        // A full disk can also keep a read from repairing a replica, but a reader cannot free
+        // space.
         let is_write = matches!(self.kind, RequestKind::Put | RequestKind::Delete);
         let status = if shortage.disk_full && is_write { 507 } else { 504 };
         let name = |node| self.cluster.map_or("a replica", |cluster| cluster.topology.name(node));

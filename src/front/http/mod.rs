@@ -1,12 +1,13 @@
-//! The HTTP front of a data core: routes a request, parses it, has it dispatched, and writes the answer.
+//! The HTTP front of a data core: routes a request, parses it, has it dispatched, and writes the
+//! answer.
 //!
 //! - `request.rs`: what the query asks for.
 //! - `answer.rs`: what an outcome is in HTTP.
 //! - `range.rs`: a range as a streamed body.
 //!
-//! Owner: one core. Nothing here blocks but the stripe locks of the index and, where the provisioning thread was outrun, an
-//! allocation. Whatever belongs to the control plane is handed over with its socket.
-//! Tested through real sockets in `tests/http_contract/`.
+//! Owner: one core. Nothing here blocks but the stripe locks of the index and, where the
+//! provisioning thread was outrun, an allocation. Whatever belongs to the control plane is handed
+//! over with its socket. Tested through real sockets in `tests/http_contract/`.
 
 mod answer;
 mod range;
@@ -86,20 +87,22 @@ impl Api {
         Self { node, metrics, core, turn, dispatch: OnceCell::new() }
     }
 
-    /// Ends the core's part in the cluster and lets go of the writer, so that the store can be closed. No request comes any
-    /// more.
+    /// Ends the core's part in the cluster and lets go of the writer, so that the store can be
+    /// closed. No request comes any more.
     pub async fn close(&self) {
         if let Some(dispatch) = self.dispatch.get() {
             dispatch.close().await;
         }
     }
 
-    /// Whether the store is open, and the core serves peers, too. The first call after the opening sees to that.
+    /// Whether the store is open, and the core serves peers, too. The first call after the opening
+    /// sees to that.
     pub fn is_open(&self) -> bool {
         self.dispatch().is_some()
     }
 
-    /// Where requests go, once the store is open. The first call after that takes the core's writer and joins the cluster.
+    /// Where requests go, once the store is open. The first call after that takes the core's writer
+    /// and joins the cluster.
     #[inline]
     fn dispatch(&self) -> Option<&Dispatch> {
         match self.dispatch.get() {

@@ -1,7 +1,8 @@
 //! A range as a streamed body: one chunk a record, each `key`, `\n`, `value`.
 //!
-//! Owner: one connection of one core. Bounds: about 64 KiB a piece and 1024 records looked at, then the core's other
-//! connections have their turn; the segments it holds are let go about once a second.
+//! Owner: one connection of one core. Bounds: about 64 KiB a piece and 1024 records looked at, then
+//! the core's other connections have their turn; the segments it holds are let go about once a
+//! second.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +19,8 @@ use crate::member::clock_file::now_ms;
 const PIECE: usize = 64 << 10;
 /// Records looked at for a piece, live or not.
 const LOOKS: u32 = 1024;
-/// A cursor that is older lets its segments go, so that a slow reader does not keep compaction's space.
+/// A cursor that is older lets its segments go, so that a slow reader does not keep compaction's
+/// space.
 const CURSOR_AGE_MAX: Duration = Duration::from_secs(1);
 /// Pause while the newest records are being sorted.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(5);

@@ -1,8 +1,8 @@
-//! Quorum coordination of one core: PUT, DELETE and GET with `ack` of `from`, as a machine that takes events and returns
-//! actions.
+//! Quorum coordination of one core: PUT, DELETE and GET with `ack` of `from`, as a machine that
+//! takes events and returns actions.
 //!
 //! ```text
-//!  write/read ─▶ Asking ──enough answers──▶ answered ──nothing pending, or the deadline──▶ gone (hints)
+//!  write/read ─▶ Asking ──enough answers──▶ answered ──none pending, or deadline──▶ gone (hints)
 //!                  │  ▲                        ▲
 //!                  │  └─ a newer version was   │ reads: Fetching (the value of the newest),
 //!                  │     there: once more,     │        Repairing (so that a quorum has it)
@@ -10,29 +10,34 @@
 //!                  └── too few can answer ─▶ Shortage
 //! ```
 //!
-//! **Writes** go to all usable replicas of `from` at once; the `ack`-th confirmation answers. A replica that has a newer
-//! version says so. It was written by somebody whose clock is ahead, perhaps before this write began: the write is done
-//! again with a version above it, once. A version that is newer even than that was written at the same time, and either
-//! may be last. Replicas that did not confirm in the end get a hint, if any did.
+//! **Writes** go to all usable replicas of `from` at once; the `ack`-th confirmation answers. A
+//! replica that has a newer version says so. It was written by somebody whose clock is ahead,
+//! perhaps before this write began: the write is done again with a version above it, once. A
+//! version that is newer even than that was written at the same time, and either may be last.
+//! Replicas that did not confirm in the end get a hint, if any did.
 //!
-//! **Reads** ask `ack` replicas, the quickest first (this node where it is one), one for the value and the others for the
-//! version. The newest answer wins. With a quorum `ack`, the answer waits until a quorum of replicas has that version, so
-//! that no later quorum read returns an older one; stale replicas among the answers are written to for that. Others that
-//! were found stale or damaged are repaired behind the answer.
+//! **Reads** ask `ack` replicas, the quickest first (this node where it is one), one for the value
+//! and the others for the version. The newest answer wins. With a quorum `ack`, the answer waits
+//! until a quorum of replicas has that version, so that no later quorum read returns an older one;
+//! stale replicas among the answers are written to for that. Others that were found stale or
+//! damaged are repaired behind the answer.
 //!
-//! A replica that cannot be asked, or falls silent, is replaced by another of `from` where there is one; where there is none,
-//! it is asked all the same. Every operation has a deadline.
+//! A replica that cannot be asked, or falls silent, is replaced by another of `from` where there is
+//! one; where there is none, it is asked all the same. Every operation has a deadline.
 //!
-//! Owner: one core. Bounds: [`Settings::in_flight_max`] operations; a replica is asked at most once a stage, and
-//! for a value or with a repair once for each version that comes to be the newest.
+//! Owner: one core. Bounds: [`Settings::in_flight_max`] operations; a replica is asked at most once
+//! a stage, and for a value or with a repair once for each version that comes to be the newest.
 //! Invariants:
 //! 1. Each token is answered exactly once, at its deadline (plus a tick) at the latest.
-//! 2. `Applied` is answered only after `ack` replicas confirmed the same version, or have a newer one.
-//! 3. With `ack` ≥ quorum, `Found` and `Absent` are answered only after a quorum has the version, or a newer one.
+//! 2. `Applied` is answered only after `ack` replicas confirmed the same version, or have a newer
+//!    one.
+//! 3. With `ack` ≥ quorum, `Found` and `Absent` are answered only after a quorum has the version,
+//!    or a newer one.
 //! 4. No replica beyond the first `from` of the key's ranking is ever asked.
 //!
-//! Tested by `tests/coordinator/` (scenarios) and `tests/simulation.rs` (seeds). Left out: writes that were confirmed by
-//! fewer than `ack` replicas are not undone; they may be seen later, as the answer says.
+//! Tested by `tests/coordinator/` (scenarios) and `tests/simulation.rs` (seeds). Left out: writes
+//! that were confirmed by fewer than `ack` replicas are not undone; they may be seen later, as the
+//! answer says.
 
 mod reads;
 mod types;
@@ -59,7 +64,8 @@ use self::writes::Write;
 struct Op {
     token: Option<Token>,
     hash: KeyHash,
-    /// Its replicas by rank, as they were when it began: it keeps them, whatever becomes of the members.
+    /// Its replicas by rank, as they were when it began: it keeps them, whatever becomes of the
+    /// members.
     replicas: SmallVec<[NodeIndex; 16]>,
     quorum: Quorum,
     begun: u64,
@@ -169,7 +175,8 @@ impl Coordinator {
         self.slots.len() - self.free.len()
     }
 
-    /// The hash of the key that a request is about, while its operation is there: a reply must be about the same.
+    /// The hash of the key that a request is about, while its operation is there: a reply must be
+    /// about the same.
     #[must_use]
     #[inline]
     pub fn key_hash(&self, id: RequestId) -> Option<KeyHash> {
@@ -186,7 +193,8 @@ impl Coordinator {
         slot.op.as_mut()
     }
 
-    /// Writes a record (or a tombstone) to `from` replicas and answers after `ack`; `from` is at most the number of nodes.
+    /// Writes a record (or a tombstone) to `from` replicas and answers after `ack`; `from` is at
+    /// most the number of nodes.
     ///
     /// # Errors
     /// [`Full`]; nothing was sent then.
@@ -292,8 +300,8 @@ impl Coordinator {
         self.in_flight() < in_flight_max && self.bytes.saturating_add(bytes) <= in_flight_bytes_max
     }
 
-    /// Forgets the older half of the operations that are answered: a replica that is slow may not fill the room of those
-    /// that can do without it. Not if they are too few for a search.
+    /// Forgets the older half of the operations that are answered: a replica that is slow may not
+    /// fill the room of those that can do without it. Not if they are too few for a search.
     fn make_room(&mut self, actions: &mut Vec<Action>) {
         let crowded = self.in_flight() >= self.settings.in_flight_max;
         if crowded && self.answered < (self.settings.in_flight_max / 8).max(1) {
@@ -394,7 +402,8 @@ impl Coordinator {
                             read.fetch_failed |= here;
                         }
                     }
-                    // Whoever does not send the value that it said it has is not asked for it again and again.
+                    // Whoever does not send the value that it said it has is not asked for it again
+                    // and again.
                     let held = read.seen.iter().find(|seen| usize::from(seen.rank) == rank && seen.live);
                     let data = read.data.as_ref().map(|data| data.version);
                     if was_fetch && held.is_some_and(|seen| seen.version > data) {
@@ -421,7 +430,8 @@ impl Coordinator {
         self.health.peer_mut(node).connected_now(now.micros);
     }
 
-    /// A connection to a peer, or an attempt to get one, has ended, and with it all that was asked over it.
+    /// A connection to a peer, or an attempt to get one, has ended, and with it all that was asked
+    /// over it.
     pub fn lost(&mut self, now: Now, node: NodeIndex, actions: &mut Vec<Action>) {
         self.health.peer_mut(node).lost();
         for slot in 0..self.slots.len() {
@@ -470,7 +480,8 @@ impl Coordinator {
         }
     }
 
-    /// Ends all operations as their deadlines would, for a node that stops: what was written gets its hints.
+    /// Ends all operations as their deadlines would, for a node that stops: what was written gets
+    /// its hints.
     pub fn finish(&mut self, actions: &mut Vec<Action>) {
         for slot in 0..self.slots.len() {
             self.expire(slot, actions);
@@ -564,8 +575,8 @@ impl Coordinator {
         self.end(slot, actions);
     }
 
-    /// Nothing more comes from `node` for this operation. Unless that is `certain`, it is still waited for where the usable
-    /// replicas are too few without it.
+    /// Nothing more comes from `node` for this operation. Unless that is `certain`, it is still
+    /// waited for where the usable replicas are too few without it.
     fn give_up_on(&mut self, now: Now, slot: usize, node: NodeIndex, certain: bool, actions: &mut Vec<Action>) {
         let Some(op) = self.slots[slot].op.as_mut() else {
             return;
@@ -581,7 +592,8 @@ impl Coordinator {
             if certain || op.token.is_none() {
                 op.failed |= here;
             } else if op.answers() >= u32::from(op.quorum.ack()) {
-                // A read whose value or repair is waited for. What it does with the silent is in `conclude`.
+                // A read whose value or repair is waited for. What it does with the silent is in
+                // `conclude`.
             } else if others >= u32::from(op.quorum.ack()) {
                 op.failed |= here;
             } else {

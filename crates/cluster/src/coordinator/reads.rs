@@ -1,4 +1,5 @@
-//! Reads: from the quickest replicas, the newest answer wins, and with a quorum it is answered when a quorum has it.
+//! Reads: from the quickest replicas, the newest answer wins, and with a quorum it is answered when
+//! a quorum has it.
 
 use bytes::Bytes;
 use koltso_model::{Flags, Found, Key, Operation, Outcome, Quorum, Record, Tombstone, Version, Want};
@@ -57,7 +58,8 @@ pub(super) struct Read {
     pub(super) fetching: u64,
     pub(super) fetch_failed: u64,
     pub(super) damaged: u64,
-    /// The version that the next three are about, and the stage of its repairs: a confirmation of an older one is none.
+    /// The version that the next three are about, and the stage of its repairs: a confirmation of
+    /// an older one is none.
     pub(super) repair_version: Version,
     pub(super) repair_stage: u8,
     pub(super) repair_sent: u64,
@@ -113,8 +115,8 @@ impl Read {
 }
 
 impl Coordinator {
-    /// Asks `count` more replicas, or as many as there are, the quickest first; the first of them for what is wanted, the
-    /// others for the version.
+    /// Asks `count` more replicas, or as many as there are, the quickest first; the first of them
+    /// for what is wanted, the others for the version.
     pub(super) fn ask_reads(&mut self, now: Now, slot: usize, count: u32, want: Want, actions: &mut Vec<Action>) {
         let Some(op) = &self.slots[slot].op else {
             return;
@@ -181,7 +183,8 @@ impl Coordinator {
             self.ask_reads(now, slot, short, want, actions);
             if lost {
                 self.not_enough(slot, actions);
-                // A damaged replica is repaired all the same, or the next read would find as little.
+                // A damaged replica is repaired all the same, or the next read would find as
+                // little.
                 self.conclude(now, slot, 0, actions);
             }
         } else if op.token.is_none() || op.answered.count_ones() >= u32::from(quorum.ack()) {
@@ -201,7 +204,8 @@ impl Coordinator {
         }
     }
 
-    /// Enough replicas have answered: takes the newest, gets its value, sees that enough have it, answers, repairs the rest.
+    /// Enough replicas have answered: takes the newest, gets its value, sees that enough have it,
+    /// answers, repairs the rest.
     pub(super) fn conclude(&mut self, now: Now, slot: usize, required: u32, actions: &mut Vec<Action>) {
         let Some(op) = self.slots[slot].op.as_mut() else {
             return;
@@ -294,8 +298,8 @@ impl Coordinator {
                 let operation = Operation::Read { key: read.key.clone(), want: Want::Value };
                 self.send(now, slot, rank, Stage::Fetch as u8, operation, actions);
             }
-            // Those that said they have it are gone, or it is damaged there. Their answers do not count: if a quorum had it,
-            // one of the others has it.
+            // Those that said they have it are gone, or it is damaged there. Their answers do not
+            // count: if a quorum had it, one of the others has it.
             None if op.token.is_some() => {
                 read.seen.retain(|seen| holders & bit(usize::from(seen.rank)) == 0);
                 op.answered &= !holders;

@@ -49,14 +49,17 @@ pub(super) enum Stage {
     Renewed = 1,
     /// A value, of which only the version was known.
     Fetch = 2,
-    /// A write to a stale replica, and from here on one with each newer version that comes to be known meanwhile.
+    /// A write to a stale replica, and from here on one with each newer version that comes to be
+    /// known meanwhile.
     Repair = 3,
 }
 
 /// What the caller has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Send a request. If `to` is this node, do it here. Then call [`Coordinator::replied`](super::Coordinator::replied), or [`Coordinator::failed`](super::Coordinator::failed).
+    /// Send a request. If `to` is this node, do it here. Then call
+    /// [`Coordinator::replied`](super::Coordinator::replied), or
+    /// [`Coordinator::failed`](super::Coordinator::failed).
     Send {
         /// The replica.
         to: NodeIndex,
@@ -65,7 +68,8 @@ pub enum Action {
         /// What is asked.
         operation: Operation<Bytes>,
     },
-    /// Send a ping, and call [`Coordinator::probed`](super::Coordinator::probed) when its answer comes.
+    /// Send a ping, and call [`Coordinator::probed`](super::Coordinator::probed) when its answer
+    /// comes.
     Probe {
         /// The peer.
         to: NodeIndex,
@@ -79,7 +83,8 @@ pub enum Action {
         /// For what.
         answer: Answer,
     },
-    /// Make a version above this one, and call [`Coordinator::renew`](super::Coordinator::renew) with it.
+    /// Make a version above this one, and call [`Coordinator::renew`](super::Coordinator::renew)
+    /// with it.
     Renew {
         /// The write that has to be done again.
         id: RequestId,
@@ -98,11 +103,13 @@ pub enum Action {
 /// An operation's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// What came of it: of a write `Applied`, of a read `Found` or `Absent`. Or fewer replicas than `ack` answered.
+    /// What came of it: of a write `Applied`, of a read `Found` or `Absent`. Or fewer replicas than
+    /// `ack` answered.
     pub result: Result<Outcome<Bytes>, Shortage>,
     /// Replicas that had answered.
     pub answered: u32,
-    /// Replicas that were to answer: for a write all of `from`, for a read those that had been asked.
+    /// Replicas that were to answer: for a write all of `from`, for a read those that had been
+    /// asked.
     pub asked: u32,
 }
 
@@ -124,15 +131,16 @@ pub struct Shortage {
 pub struct Settings {
     /// An operation without enough answers is given up after this many µs.
     pub deadline_micros: u64,
-    /// Operations at once, those included that are answered and wait for the last replicas. Where these are many, the oldest
-    /// of them give way to new ones, and what their replicas may have missed becomes hints.
+    /// Operations at once, those included that are answered and wait for the last replicas. Where
+    /// these are many, the oldest of them give way to new ones, and what their replicas may have
+    /// missed becomes hints.
     pub in_flight_max: usize,
     /// Bytes of values that these hold at once.
     pub in_flight_bytes_max: usize,
 }
 
-/// There are [`Settings::in_flight_max`] operations already, or they hold [`Settings::in_flight_bytes_max`], and nearly all of them
-/// wait for their answer.
+/// There are [`Settings::in_flight_max`] operations already, or they hold
+/// [`Settings::in_flight_bytes_max`], and nearly all of them wait for their answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 

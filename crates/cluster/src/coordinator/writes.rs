@@ -1,4 +1,5 @@
-//! Writes: to all usable replicas at once, answered at the `ack`-th confirmation, done again above a newer version once.
+//! Writes: to all usable replicas at once, answered at the `ack`-th confirmation, done again above
+//! a newer version once.
 
 use bytes::Bytes;
 use koltso_model::{Operation, Outcome, Record, Version};
@@ -47,7 +48,8 @@ impl Coordinator {
         }
     }
 
-    /// A version above the one that a write asked for it with, see [`Action::Renew`]. The write may be gone by now.
+    /// A version above the one that a write asked for it with, see [`Action::Renew`]. The write may
+    /// be gone by now.
     pub fn renew(&mut self, now: Now, id: RequestId, version: Version, actions: &mut Vec<Action>) {
         let Some(Op { work: Work::Write(write), .. }) = self.live_op_mut(id) else {
             return;

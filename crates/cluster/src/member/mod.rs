@@ -1,4 +1,5 @@
-//! One core's part in a cluster, as a machine without I/O: everything that a member of a cluster decides.
+//! One core's part in a cluster, as a machine without I/O: everything that a member of a cluster
+//! decides.
 //!
 //! ```text
 //!   clients ──write, read──▶ ┌──────────────────────┐ ──execute─▶ this node's own replica
@@ -8,14 +9,16 @@
 //!                            └──────────────────────┘ ──persist_clock─▶ the clock's bound
 //! ```
 //!
-//! The program drives it with sockets and a store (`src/member/core.rs`), the simulator with a virtual network and one seed
-//! (`tests/simulation.rs`): the same loop in both, which carries out what the coordinator wants and what comes of that, until
-//! nothing is left to do.
+//! The program drives it with sockets and a store (`src/member/driver.rs`), the simulator with a
+//! virtual network and one seed (`tests/simulation.rs`): the same loop in both, which carries out
+//! what the coordinator wants and what comes of that, until nothing is left to do.
 //!
-//! Owner: one core. Bounds: those of the [`Coordinator`], and of the [`ValueRoom`]. A host must not call the member it serves.
+//! Owner: one core. Bounds: those of the [`Coordinator`], and of the [`ValueRoom`]. A host must not
+//! call the member it serves.
 //!
 //! Invariants:
-//! 1. Every version that this node gives out is above all that it has seen: in replies, in what it served, in pings.
+//! 1. Every version that this node gives out is above all that it has seen: in replies, in what it
+//!    served, in pings.
 //! 2. What a peer says is checked before anything is made of it ([`plausibility`]).
 //! 3. Whatever an event leads to is done when [`Member::carry_out`] returns.
 
@@ -47,9 +50,11 @@ pub struct Clocks {
     pub clock: u64,
 }
 
-/// What a member needs done. The calls come from within the member's own methods, so a host must not call it back.
+/// What a member needs done. The calls come from within the member's own methods, so a host must
+/// not call it back.
 pub trait Host {
-    /// Does an operation on this node's own replica. `None`: its outcome comes later, through [`Member::executed`].
+    /// Does an operation on this node's own replica. `None`: its outcome comes later, through
+    /// [`Member::executed`].
     fn execute(&mut self, now: Now, id: RequestId, operation: &Operation<Bytes>) -> Option<Outcome<Bytes>>;
 
     /// Sends a request; its reply comes back through [`Member::replied`] with the same `id`.
@@ -58,8 +63,8 @@ pub trait Host {
     /// [`QueueFull`]: it was not sent, and will not be.
     fn send(&mut self, to: NodeIndex, id: RequestId, operation: &Operation<Bytes>) -> Result<(), QueueFull>;
 
-    /// Sends a ping, if that can be done: a queue that is full says as much as a missing answer. Its pong comes back through
-    /// [`Member::ponged`] with the same `id`.
+    /// Sends a ping, if that can be done: a queue that is full says as much as a missing answer.
+    /// Its pong comes back through [`Member::ponged`] with the same `id`.
     fn ping(&mut self, to: NodeIndex, id: RequestId, clocks: Clocks);
 
     /// Answers a client.
@@ -83,7 +88,8 @@ impl Observer {
         Self(clock)
     }
 
-    /// A peer asks for a write. `Ok`: it is to be done, and its outcome is the answer. (Reads tell nothing new.)
+    /// A peer asks for a write. `Ok`: it is to be done, and its outcome is the answer. (Reads tell
+    /// nothing new.)
     ///
     /// # Errors
     /// The answer, where it is not to be done.
@@ -146,7 +152,8 @@ impl Member {
         &self.coordinator
     }
 
-    /// Whether this node is one of the first `from` for a key, and so can do something about it alone.
+    /// Whether this node is one of the first `from` for a key, and so can do something about it
+    /// alone.
     #[must_use]
     #[inline]
     pub fn is_replica(&self, key: KeyHash, from: u8) -> bool {
@@ -202,8 +209,8 @@ impl Member {
 
     // ---- replies ----
 
-    /// A peer's reply. What comes of it is done by the next [`Member::carry_out`], so that a batch of replies is one.
-    /// A large value that lies in a `buffer` of its own is not copied.
+    /// A peer's reply. What comes of it is done by the next [`Member::carry_out`], so that a batch
+    /// of replies is one. A large value that lies in a `buffer` of its own is not copied.
     ///
     /// # Errors
     /// A sentence, if the peer is not to be believed any more: its connection is to be closed.
@@ -254,7 +261,8 @@ impl Member {
         self.coordinator.replied(now, self.topology.me(), id, outcome, &mut self.gathered);
     }
 
-    /// A peer's pong. Returns what the round trip says of its wall clock, if the ping was still awaited.
+    /// A peer's pong. Returns what the round trip says of its wall clock, if the ping was still
+    /// awaited.
     pub fn ponged(&mut self, now: Now, from: NodeIndex, id: RequestId, clocks: Clocks) -> Option<ClockSkew> {
         self.observer.exchanged(now.wall, clocks.clock);
         let round_trip = self.coordinator.probed(now, from, id)?;
@@ -273,7 +281,8 @@ impl Member {
         self.coordinator.heard(now, peer);
     }
 
-    /// A connection to a peer, or an attempt to get one, has ended, and with it all that was asked over it.
+    /// A connection to a peer, or an attempt to get one, has ended, and with it all that was asked
+    /// over it.
     pub fn lost(&mut self, now: Now, peer: NodeIndex, host: &mut impl Host) {
         self.coordinator.lost(now, peer, &mut self.gathered);
         self.carry_out(now, host);
@@ -285,7 +294,8 @@ impl Member {
         self.carry_out(now, host);
     }
 
-    /// Ends all operations as their deadlines would, for a node that stops: what was written gets its hints.
+    /// Ends all operations as their deadlines would, for a node that stops: what was written gets
+    /// its hints.
     pub fn finish(&mut self, now: Now, host: &mut impl Host) {
         self.coordinator.finish(&mut self.gathered);
         self.carry_out(now, host);

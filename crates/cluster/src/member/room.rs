@@ -1,7 +1,9 @@
-//! Room for the values that peers send: bounded from their arrival until the last client has taken them.
+//! Room for the values that peers send: bounded from their arrival until the last client has taken
+//! them.
 //!
-//! Owner: one member; a value may be let go of on another thread. Bound: `max` bytes of values above [`SMALL_MAX`], and a single
-//! one whatever its size. The smaller ones are bounded by the number of operations and of connections.
+//! Owner: one member; a value may be let go of on another thread. Bound: `max` bytes of values
+//! above [`SMALL_MAX`], and a single one whatever its size. The smaller ones are bounded by the
+//! number of operations and of connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,8 +45,8 @@ impl ValueRoom {
         Self { held: Arc::default(), max }
     }
 
-    /// Keeps a value; `None` if there is no room for it. A large value that lies in a `buffer` of its own is kept with that,
-    /// and any other is copied.
+    /// Keeps a value; `None` if there is no room for it. A large value that lies in a `buffer` of
+    /// its own is kept with that, and any other is copied.
     ///
     /// # Panics
     /// If the value is large and there is a `buffer` in which it does not lie.

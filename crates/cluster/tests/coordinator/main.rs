@@ -5,12 +5,17 @@
 //! named by their versions. Pings are left out, except by `ping`.
 //!
 //! ```text
-//! up B C            there are connections            A: applied, newer 9, full, broken    a reply to the oldest
-//! lost B            the connection has ended         A: has 5, deleted 5, nothing, damaged   request of that node
-//! failed B          its oldest request was not sent  again B: applied      one more reply to the last one replied to
-//! pong B                                             in flight 1           so many operations are there
-//! put 2/3 at 50, delete, get, head                   wait 10               10 ms pass, with a tick every ms
-//! finish            the node stops
+//! up B C                             there are connections
+//! lost B                             the connection has ended
+//! failed B                           its oldest request was not sent
+//! pong B
+//! A: applied, newer 9, full, broken  a reply to the oldest request of that node
+//! A: has 5, deleted 5, nothing, damaged
+//! again B: applied                   one more reply to the last one replied to
+//! put 2/3 at 50, delete, get, head
+//! in flight 1                        so many operations are there
+//! wait 10                            10 ms pass, with a tick every ms
+//! finish                             the node stops
 //! ```
 
 #![allow(missing_docs, clippy::unwrap_used)]
