@@ -130,7 +130,7 @@ impl Store {
         self.parts.stats()
     }
 
-    /// Whether the disk failed, see [`WriteError::Failed`].
+    /// Whether the disk failed, see [`WriteError::Failed`](crate::WriteError::Failed).
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.parts.health.has_failed()

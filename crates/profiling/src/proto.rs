@@ -1,4 +1,4 @@
-//! profile.proto, gzipped: the format that `go tool pprof`, Pyroscope and Parca read. [`decode`]
+//! profile.proto, gzipped: the format that `go tool pprof`, Pyroscope and Parca read. [`decode()`]
 //! reads it back.
 //!
 //! The messages are those of <https://github.com/google/pprof/blob/main/proto/profile.proto>. The

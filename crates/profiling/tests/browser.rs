@@ -111,7 +111,7 @@ fn seventeen_thousand_samples_are_smooth() {
 }
 
 #[test]
-#[ignore = "checks nothing: it draws pictures into the folder that KOLTSO_SCREENSHOTS names"]
+#[ignore = "draws pictures that people look at, into the folder that KOLTSO_SCREENSHOTS names"]
 fn pictures() {
     let target = std::env::var_os("KOLTSO_SCREENSHOTS").expect("KOLTSO_SCREENSHOTS names a folder");
     let Some(name) = browser() else { return };

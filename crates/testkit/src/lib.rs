@@ -12,7 +12,7 @@
 //!   them says and holds.
 //! - [`load`]: a steady open-loop load with latencies counted from when a request was due.
 //! - [`files`]: what a test does to a data folder behind the server's back.
-//! - [`skip`]: a test that cannot run here says so where everybody sees it.
+//! - [`mod@skip`]: a test that cannot run here says so where everybody sees it.
 //! - [`layers`]: whether the modules of a folder import each other in one direction.
 //! - [`json`] and [`metrics`] read what a server says, [`process`] sends signals.
 //!
