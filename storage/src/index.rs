@@ -1,14 +1,18 @@
-//! Where the newest record of each key lies: a striped hash table of 8-byte entries ([`crate::entry`]), and
-//! the table of segments.
+//! Where the newest record of each key lies: a striped hash table of 8-byte entries
+//! ([`crate::entry`]), and the table of segments.
 //!
-//! The key itself stays in the log and is compared there. A key's stripe and its tag are bits of its keyed hash, so nobody
-//! can choose keys that meet there; a stripe's lock is held for one look-up or one change.
+//! The key itself stays in the log and is compared there. A key's stripe and its tag are bits of
+//! its keyed hash, so nobody can choose keys that meet there; a stripe's lock is held for one
+//! look-up or one change.
 //!
 //! Invariants:
-//! 1. An entry names a slot that holds a segment, and an offset of a record that is wholly written there.
-//! 2. A segment leaves its slot only when no entry names it: compaction moves every entry first, each under the lock of
-//!    its stripe. So while a stripe's lock is held, the segments that its entries name stay.
-//! 3. At most one entry a key, except beside an entry whose record's header is damaged, of which nobody can tell the key.
+//! 1. An entry names a slot that holds a segment, and an offset of a record that is wholly written
+//!    there.
+//! 2. A segment leaves its slot only when no entry names it: compaction moves every entry first,
+//!    each under the lock of its stripe. So while a stripe's lock is held, the segments that its
+//!    entries name stay.
+//! 3. At most one entry a key, except beside an entry whose record's header is damaged, of which
+//!    nobody can tell the key.
 
 use std::ptr;
 use std::sync::Arc;
@@ -31,7 +35,8 @@ use crate::table::Table;
 pub enum Applied {
     /// It is the newest version of its key.
     Newest,
-    /// This version was there, which is as new or newer. Its record may be damaged: what it was is known all the same.
+    /// This version was there, which is as new or newer. Its record may be damaged: what it was is
+    /// known all the same.
     Superseded(Version),
 }
 
@@ -125,9 +130,11 @@ impl Index {
         self.slabs.provide();
     }
 
-    /// Makes room for `keys` keys in all, so that loading them does not grow every table several times.
+    /// Makes room for `keys` keys in all, so that loading them does not grow every table several
+    /// times.
     pub(crate) fn reserve(&self, keys: u64) {
-        // Stripes differ by the square root of their size; a twelfth more saves most of them the growth.
+        // Stripes differ by the square root of their size; a twelfth more saves most of them the
+        // growth.
         let each = keys / STRIPES as u64;
         let each = (each + each / 12 + 1) as usize;
         for stripe in &self.stripes {
@@ -147,7 +154,8 @@ impl Index {
     pub(crate) fn retire(&self, slot: u32) -> Arc<IndexedSegment> {
         let old = self.segments[slot as usize].swap(ptr::null_mut(), Ordering::AcqRel);
         assert!(!old.is_null(), "slot {slot} is empty");
-        // SAFETY: the pointer came from `Arc::into_raw` in `install`, and the swap took it out, so this is done once.
+        // SAFETY: the pointer came from `Arc::into_raw` in `install`, and the swap took it out, so
+        // this is done once.
         unsafe { Arc::from_raw(old) }
     }
 
@@ -172,7 +180,8 @@ impl Drop for Index {
         for slot in &mut self.segments {
             let segment = *slot.get_mut();
             if !segment.is_null() {
-                // SAFETY: from `Arc::into_raw` in `install`; `&mut self` says that nobody looks any more.
+                // SAFETY: from `Arc::into_raw` in `install`; `&mut self` says that nobody looks any
+                // more.
                 drop(unsafe { Arc::from_raw(segment) });
             }
         }
@@ -185,15 +194,16 @@ impl Locked<'_> {
     fn segment(&self, entry: Entry) -> &IndexedSegment {
         let segment = self.index.segments[entry.slot() as usize].load(Ordering::Acquire);
         assert!(!segment.is_null(), "an index entry names an empty slot");
-        // SAFETY: `entry` is in this stripe and its lock is held: invariants 1 and 2 keep the segment in its slot for
-        // as long as `self` is borrowed.
+        // SAFETY: `entry` is in this stripe and its lock is held: invariants 1 and 2 keep the
+        // segment in its slot for as long as `self` is borrowed.
         unsafe { &*segment }
     }
 
     /// A reference of one's own to the segment of a hit, for reading on after the lock is gone.
     #[allow(unsafe_code)]
     pub(crate) fn pin(segment: &IndexedSegment) -> Arc<IndexedSegment> {
-        // SAFETY: a `&IndexedSegment` from `Locked` points into the `Arc` that `install` was given, which the slot keeps.
+        // SAFETY: a `&IndexedSegment` from `Locked` points into the `Arc` that `install` was given,
+        // which the slot keeps.
         unsafe {
             Arc::increment_strong_count(ptr::from_ref(segment));
             Arc::from_raw(ptr::from_ref(segment))
@@ -235,16 +245,17 @@ impl Locked<'_> {
         self.keys.entries.find(tag, |_| true).is_some()
     }
 
-    /// Whether this very place is what the index names. A cursor may ask for a segment that left its slot, and the slot
-    /// may have another since, with the same key at the same offset: so the segment is compared too.
+    /// Whether this very place is what the index names. A cursor may ask for a segment that left
+    /// its slot, and the slot may have another since, with the same key at the same offset: so the
+    /// segment is compared too.
     #[inline]
     pub(crate) fn names(&self, hash: IndexHash, segment: &IndexedSegment, offset: u32) -> bool {
         let wanted = Entry::new(hash, segment.slot, offset);
         self.keys.entries.contains(wanted) && ptr::eq(self.segment(wanted), segment)
     }
 
-    /// The newest-wins step: from now on the index names the record of `key` at `place`, unless what it names already is
-    /// as new: then its version.
+    /// The newest-wins step: from now on the index names the record of `key` at `place`, unless
+    /// what it names already is as new: then its version.
     pub(crate) fn offer(&mut self, key: &[u8], place: &Place<'_>) -> Applied {
         let standing = match self.find(place.hash, key) {
             Find::Hit(hit) => {
@@ -255,7 +266,8 @@ impl Locked<'_> {
                 }
                 Some(hit.standing())
             }
-            // Its key cannot be read, but a sidecar may know whose it was. If not, both entries stay.
+            // Its key cannot be read, but a sidecar may know whose it was. If not, both entries
+            // stay.
             Find::Damaged(entry, segment) => {
                 let known = segment.sidecar().and_then(|sidecar| sidecar.known_at(entry.offset()));
                 match known.filter(|known| known.is_of(key)).map(|known| known.entry) {
@@ -273,7 +285,8 @@ impl Locked<'_> {
         Applied::Newest
     }
 
-    /// As [`Locked::offer`], for a record whose key is damaged, so that there is only what a sidecar knows of it.
+    /// As [`Locked::offer`], for a record whose key is damaged, so that there is only what a
+    /// sidecar knows of it.
     pub(crate) fn offer_damaged(&mut self, place: &Place<'_>, known: Option<&Known>) {
         let tag = place.hash.tag();
         let of_same_key = |entry: Entry| {

@@ -1,12 +1,14 @@
-//! A sorted range as a cursor: a merge of the key orders of all segments, each key checked against the index.
+//! A sorted range as a cursor: a merge of the key orders of all segments, each key checked against
+//! the index.
 //!
-//! A cursor sees the segments of the moment it was opened and holds them. What it returns for a key is what the index
-//! names when it comes to that key. So a record that was live when the cursor was opened and is not overwritten appears
-//! exactly once, also when compaction moves it meanwhile; an overwritten one appears once, with some version of it.
-//! Holding old segments costs disk space, so a cursor that is kept long should be [`Cursor::refresh`]ed.
+//! A cursor sees the segments of the moment it was opened and holds them. What it returns for a key
+//! is what the index names when it comes to that key. So a record that was live when the cursor was
+//! opened and is not overwritten appears exactly once, also when compaction moves it meanwhile; an
+//! overwritten one appears once, with some version of it. Holding old segments costs disk space, so
+//! a cursor that is kept long should be [`Cursor::refresh`]ed.
 //!
-//! Bounds: some 100 bytes a segment, plus the sort of at most 32 768 records a log when it is opened. A record that is
-//! damaged is left out and reported.
+//! Bounds: some 100 bytes a segment, plus the sort of at most 32 768 records a log when it is
+//! opened. A record that is damaged is left out and reported.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,7 +25,8 @@ use crate::parts::Parts;
 use crate::record::Record;
 use crate::sidecar::lower_bound;
 
-/// Records a log that a cursor sorts itself when it is opened, in about 5 ms; with more, the sealing thread has to catch up.
+/// Records a log that a cursor sorts itself when it is opened, in about 5 ms; with more, the
+/// sealing thread has to catch up.
 const BEHIND_MAX: usize = 32 << 10;
 /// Records are asked for from memory this many entries ahead.
 const PREFETCH: u32 = 6;
@@ -116,7 +119,8 @@ impl Source {
         (entry.offset, Some(entry.hash))
     }
 
-    /// Goes to the next intact record; `false` at the end. A damaged one that the index names is reported.
+    /// Goes to the next intact record; `false` at the end. A damaged one that the index names is
+    /// reported.
     fn advance(&mut self, parts: &Parts) -> bool {
         while self.next < self.len {
             (self.offset, self.hash) = self.offset_at(self.next);
@@ -153,7 +157,8 @@ impl Source {
     }
 }
 
-/// The key orders of all segments from `start` on; of some partitions only, if so asked, and then from the first key on.
+/// The key orders of all segments from `start` on; of some partitions only, if so asked, and then
+/// from the first key on.
 fn sources(parts: &Parts, start: &[u8], partitions: Option<Range<usize>>) -> Result<Vec<Source>, ScanError> {
     let sealed = |segment: &Arc<IndexedSegment>| {
         let keys = match (&partitions, segment.sidecar()) {
@@ -169,8 +174,9 @@ fn sources(parts: &Parts, start: &[u8], partitions: Option<Range<usize>>) -> Res
         };
         Source::open(parts, segment, Keys::Run(run), start)
     };
-    // The list is taken whole under its lock. A segment made after that holds only what is written, or moved by
-    // compaction, later: moved records are also in the segment they were moved from, which the list has.
+    // The list is taken whole under its lock. A segment made after that holds only what is written,
+    // or moved by compaction, later: moved records are also in the segment they were moved from,
+    // which the list has.
     let segments = parts.segments.all();
     let mut sources = Vec::with_capacity(segments.len() + 8);
     for segment in &segments {
@@ -211,7 +217,8 @@ impl Cursor {
         Ok(cursor)
     }
 
-    /// Goes on after the last returned key with the segments of this moment, and lets the old ones go.
+    /// Goes on after the last returned key with the segments of this moment, and lets the old ones
+    /// go.
     ///
     /// # Errors
     /// [`ScanError::NotReady`]; the cursor is as before then.
@@ -225,7 +232,8 @@ impl Cursor {
         Ok(())
     }
 
-    /// The next live record: its key and value go to `read`, under the lock of the key's stripe. `None` at the end.
+    /// The next live record: its key and value go to `read`, under the lock of the key's stripe.
+    /// `None` at the end.
     pub fn next<R>(&mut self, now_ms: u64, mut read: impl FnMut(&[u8], Value<'_>) -> R) -> Option<R> {
         loop {
             let mut looks = u32::MAX;
@@ -237,7 +245,8 @@ impl Cursor {
         }
     }
 
-    /// As [`Cursor::next`], but pauses once `looks` records were looked at, live or not; each look counts it down.
+    /// As [`Cursor::next`], but pauses once `looks` records were looked at, live or not; each look
+    /// counts it down.
     pub fn step<R>(&mut self, now_ms: u64, looks: &mut u32, mut read: impl FnMut(&[u8], Value<'_>) -> R) -> Step<R> {
         self.next_named(looks, |damage, Place { segment, offset, record }| {
             match lookup(damage, segment, offset, &record, now_ms) {
@@ -247,8 +256,8 @@ impl Cursor {
         })
     }
 
-    /// Goes from key to key until `give` makes something of a record that the index names. It is called under the lock of
-    /// the key's stripe.
+    /// Goes from key to key until `give` makes something of a record that the index names. It is
+    /// called under the lock of the key's stripe.
     #[inline]
     pub(crate) fn next_named<R>(
         &mut self,

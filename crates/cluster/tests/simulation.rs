@@ -1,8 +1,9 @@
 //! Members under a virtual network, with one seed a run: see `sim/mod.rs`.
 //!
-//! Each test runs some seeds, from 0, or from `KOLTSO_SEED`: CI takes a new one each time, and prints it. `KOLTSO_SIM_SEEDS=n` runs
-//! so many of each kind (1 repeats a failure), `KOLTSO_SIM_SECONDS=n` as many as the time allows. A failure shows the last 60
-//! events of its key, or `KOLTSO_SIM_LINES`.
+//! Each test runs some seeds, from 0, or from `KOLTSO_SEED`: CI takes a new one each time, and
+//! prints it. `KOLTSO_SIM_SEEDS=n` runs so many of each kind (1 repeats a failure),
+//! `KOLTSO_SIM_SECONDS=n` as many as the time allows. A failure shows the last 60 events of its
+//! key, or `KOLTSO_SIM_LINES`.
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
@@ -21,7 +22,8 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Runs a plan; where a check fails, again with a trace, of which the last events of the key are shown.
+/// Runs a plan; where a check fails, again with a trace, of which the last events of the key are
+/// shown.
 fn must_hold(plan: &Plan) -> Stats {
     let explain = || format!("KOLTSO_SEED={} KOLTSO_SIM_SEEDS=1 with {plan:?}", plan.seed);
     let report = catch_unwind(AssertUnwindSafe(|| run(plan, false)));
@@ -67,8 +69,8 @@ fn an_ailing_minority_costs_its_peers_nothing() {
     assert!(slow * 10_000 <= timed, "{slow} of {timed} took more than 300 ms");
 }
 
-/// No reads here that would repair: without crashes, hints alone bring every replica what it missed, unless its peers know
-/// that it lacks something.
+/// No reads here that would repair: without crashes, hints alone bring every replica what it
+/// missed, unless its peers know that it lacks something.
 #[test]
 fn what_a_replica_missed_comes_as_hints() {
     let faults = [Kind::Pause, Kind::CutNode, Kind::CutPair, Kind::Break, Kind::Full, Kind::DiskErrors];
@@ -87,7 +89,8 @@ fn hints_only(seed: u64, faults: &[Kind], hints_max: usize) -> Plan {
         keys: 200,
         hints_max,
         in_flight_max: 512,
-        // The final reads come in a burst, and a repair behind an answer that finds its outbox full is not sent again.
+        // The final reads come in a burst, and a repair behind an answer that finds its outbox full
+        // is not sent again.
         outbox_max: 32 << 10,
         socket_max: 16 << 10,
         ..Plan::new(seed, Mode::Stream)
@@ -117,7 +120,8 @@ fn a_seed_is_a_trace() {
     }
 }
 
-/// 2000 requests a second at the two healthy nodes; networks that are quick, slow, and quick with a tail of 80 ms.
+/// 2000 requests a second at the two healthy nodes; networks that are quick, slow, and quick with a
+/// tail of 80 ms.
 #[test]
 fn steady_clients_do_not_notice_that_a_node_ails() {
     for (seed, kind) in
@@ -155,7 +159,8 @@ fn steady_clients_do_not_notice_that_a_node_ails() {
     }
 }
 
-/// Runs a defect with up to `most` seeds, until a check notices it, by what clients and peers can see alone.
+/// Runs a defect with up to `most` seeds, until a check notices it, by what clients and peers can
+/// see alone.
 fn must_be_noticed(mutation: Mutation, most: u64, plan: impl Fn(u64) -> Plan) {
     let found = (0..most).find_map(|seed| {
         let plan = Plan { mutation, looks_inside: false, ..plan(seed) };

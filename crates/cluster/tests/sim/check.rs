@@ -1,14 +1,15 @@
 //! What must be true of the history, judged while it happens.
 //!
-//! Versions are the serialization order. For each key, `from` and number of replicas there is a *floor*: the newest
-//! version that so many replicas of `from` are known to have. An acknowledged write raises it for its `ack`, a quorum read
-//! for a quorum. An operation whose `ack` must meet one of these replicas may not fall below the floor at its beginning:
-//! (a) a read returns the last acknowledged write or something newer, (b) nor anything older than an earlier quorum read,
-//! (c) a write ends with a greater version. (d) Deletes are writes. (e) What is read, repaired or hinted was written by
-//! somebody.
+//! Versions are the serialization order. For each key, `from` and number of replicas there is a
+//! *floor*: the newest version that so many replicas of `from` are known to have. An acknowledged
+//! write raises it for its `ack`, a quorum read for a quorum. An operation whose `ack` must meet
+//! one of these replicas may not fall below the floor at its beginning: (a) a read returns the last
+//! acknowledged write or something newer, (b) nor anything older than an earlier quorum read, (c) a
+//! write ends with a greater version. (d) Deletes are writes. (e) What is read, repaired or hinted
+//! was written by somebody.
 //!
-//! An answer "absent" has no version. It is taken for the oldest delete at or above the floor, which is the most lenient
-//! reading.
+//! An answer "absent" has no version. It is taken for the oldest delete at or above the floor,
+//! which is the most lenient reading.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -154,8 +155,8 @@ impl History {
         *floor = version.max(*floor);
     }
 
-    /// Writes whose value was read at two places in the order, with another between them: a write that was renewed is
-    /// there twice, and order by version does not notice that.
+    /// Writes whose value was read at two places in the order, with another between them: a write
+    /// that was renewed is there twice, and order by version does not notice that.
     pub fn twice(&self) -> u64 {
         let renewed = self.ops.iter().filter_map(|op| Some((&self.returned[op.key], op.first?, op.version)));
         let seen_twice = renewed.filter(|(returned, first, last)| {

@@ -203,7 +203,7 @@ impl World {
         let op = &self.history.ops[token];
         let key = op.key;
         let replicas = &self.ranked[key][..usize::from(op.from)];
-        let have = |&&node: &&usize| self.nodes[node].engine.version(&self.keys[key]) >= Some(version);
+        let have = |&&node: &&usize| self.nodes[node].store.version(&self.keys[key]) >= Some(version);
         let holders = replicas.iter().filter(have).count();
         if holders < usize::from(needed) {
             let text = format!("{token} is answered, and {holders} of {needed} replicas have {version:?}");

@@ -4,7 +4,8 @@ use super::network::unless_answered;
 use super::plan::{Kind, Mode};
 use super::world::{Event, MS, SECOND, Work, World};
 
-/// After a node's fault: time until it counts as well. A dial that began before the end of a fault fails half a second later.
+/// After a node's fault: time until it counts as well. A dial that began before the end of a fault
+/// fails half a second later.
 const WELL_AFTER: u64 = 700 * MS;
 
 #[derive(Clone, Debug)]
@@ -202,16 +203,17 @@ impl World {
         self.uncut_link(other, one);
     }
 
-    /// Damages a record, unless it is the last readable one of its version or another of its key is damaged.
+    /// Damages a record, unless it is the last readable one of its version or another of its key is
+    /// damaged.
     fn damage(&mut self, node: usize) {
         let key = self.random.below(self.plan.keys);
         let name = self.keys[key].clone();
         let replicas = self.ranked[key].clone();
-        let version = self.nodes[node].engine.version(&name);
-        let damaged = replicas.iter().any(|&other| self.nodes[other].engine.is_damaged(&name));
-        let held = replicas.iter().any(|&other| other != node && self.nodes[other].engine.version(&name) >= version);
+        let version = self.nodes[node].store.version(&name);
+        let damaged = replicas.iter().any(|&other| self.nodes[other].store.is_damaged(&name));
+        let held = replicas.iter().any(|&other| other != node && self.nodes[other].store.version(&name) >= version);
         if version.is_some() && held && !damaged {
-            self.nodes[node].engine.damage(&name);
+            self.nodes[node].store.damage(&name);
             self.say(Some(key), || format!("the record of {node} is damaged, {version:?}"));
         }
     }

@@ -1,8 +1,10 @@
-//! The keeper of a node's hints: a log that survives crashes, filled and replayed as the program's keeper does it.
+//! The keeper of a node's hints: a log that survives crashes, filled and replayed as the program's
+//! keeper does it.
 //!
-//! The bound of the queue is [`Backlog`], what is sent when and what the answers mean is [`Replay`]. Only the log itself is the
-//! simulator's: a queue in memory, of which nothing is lost once a hint was appended. As in the program, nothing is appended
-//! while the thread waits for a peer.
+//! The bound of the queue is [`Backlog`], what is sent when and what the answers mean is
+//! [`Replay`]. Only the log itself is the simulator's: a queue in memory, of which nothing is lost
+//! once a hint was appended. As in the program, nothing is appended while the thread waits for a
+//! peer.
 
 use std::collections::VecDeque;
 

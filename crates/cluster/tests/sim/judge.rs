@@ -36,13 +36,13 @@ impl World {
             }
         }
         for node in 0..self.plan.nodes {
-            for name in self.nodes[node].engine.keys() {
+            for name in self.nodes[node].store.keys() {
                 let key = self.key_index[&name];
                 let widest = usize::from(self.history.widest[key]);
                 if !self.ranked[key][..widest].contains(&node) {
                     return self.fail("no replica beyond from", Some(key), format!("{node} holds it"));
                 }
-                if let Some(record) = self.nodes[node].engine.record(&name).cloned() {
+                if let Some(record) = self.nodes[node].store.record(&name).cloned() {
                     let known = self.history.writer(key, &record).map(|_| ());
                     self.must(known);
                 }
@@ -59,8 +59,8 @@ impl World {
         self.converged();
     }
 
-    /// All replicas of a key have one version. A replica that its peers know to lack something, beyond what hints hold, may wait
-    /// for the repair that they ask for.
+    /// All replicas of a key have one version. A replica that its peers know to lack something,
+    /// beyond what hints hold, may wait for the repair that they ask for.
     pub fn converged(&mut self) {
         for key in 0..self.plan.keys {
             // What was confirmed by nobody has no hints, though a replica may have it.
@@ -70,15 +70,16 @@ impl World {
             }
             let replicas = &self.ranked[key][..usize::from(self.history.widest[key])];
             let versions: Vec<_> =
-                replicas.iter().map(|&node| self.nodes[node].engine.version(&self.keys[key])).collect();
+                replicas.iter().map(|&node| self.nodes[node].store.version(&self.keys[key])).collect();
             let newest = versions.iter().copied().max().flatten();
             let needs_repair = |replica: usize| self.nodes.iter().any(|node| node.hints[replica].needs_repair);
-            // A node keeps no hint for itself: what its own disk refused comes with a read, or with a repair.
+            // A node keeps no hint for itself: what its own disk refused comes with a read, or with
+            // a repair.
             let refused_it =
                 |node| newest.is_some_and(|newest: Version| self.history.is_coordinator(key, newest, node));
             let excused = |node| !self.finals_are_done() && (needs_repair(node) || refused_it(node));
             let lacks = replicas.iter().zip(&versions).any(|(&node, &version)| version != newest && !excused(node));
-            let damaged = replicas.iter().any(|&node| self.nodes[node].engine.is_damaged(&self.keys[key]));
+            let damaged = replicas.iter().any(|&node| self.nodes[node].store.is_damaged(&self.keys[key]));
             if lacks || damaged {
                 let text = format!("at {replicas:?}: {versions:?}, damaged: {damaged}");
                 return self.fail("replicas converge", Some(key), text);

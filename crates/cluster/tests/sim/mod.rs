@@ -1,12 +1,15 @@
-//! A cluster without sockets, threads or time: the members that ship, a virtual network and one seed.
+//! A cluster without sockets, threads or time: the members that ship, a virtual network and one
+//! seed.
 //!
-//! [`plan`] makes a run's configuration from its seed; [`world`] is the event loop, [`network`] what travels between nodes,
-//! [`node`] the host of a member, [`hints`] its keeper of hints, [`engine`] what it stores, [`faults`] what happens to it;
-//! [`clients`] ask, [`check`] and [`judge`] say what must be true.
+//! [`plan`] makes a run's configuration from its seed; [`world`] is the event loop, [`network`]
+//! what travels between nodes, [`node`] the host of a member, [`hints`] its keeper of hints,
+//! [`store`] what it stores, [`faults`] what happens to it; [`clients`] ask, [`check`] and
+//! [`judge`] say what must be true.
 //!
-//! What runs as it ships: `Member` with coordinator, health, clock and plausibility; the bound of the hints' queue and their
-//! replay; redialing and the bound of a link's queue. The simulator's own are: the network, the log of hints (in memory), the
-//! engine (in memory, or the real one), and the bound of the clock on disk (a number).
+//! What runs as it ships: `Member` with coordinator, health, clock and plausibility; the bound of
+//! the hints' queue and their replay; redialing and the bound of a link's queue. The simulator's
+//! own are: the network, the log of hints (in memory), the engine (in memory, or the real one), and
+//! the bound of the clock on disk (a number).
 //!
 //! The fault model. A node can be paused (it does nothing, then everything late), crash (its member
 //! and the youngest hints are gone; what its engine confirmed stays; its wall clock may have been
@@ -17,12 +20,11 @@
 //! In the harsh mode single messages of cores are lost, doubled and reordered, which TCP would not
 //! do.
 //!
-//! Not here: replicas that lose what they confirmed, and lies; values that expire; several cores of one node; nodes that join
-//! and leave.
+//! Not here: replicas that lose what they confirmed, and lies; values that expire; several cores of
+//! one node; nodes that join and leave.
 
 pub mod check;
 pub mod clients;
-pub mod engine;
 pub mod faults;
 pub mod hints;
 pub mod judge;
@@ -30,4 +32,5 @@ pub mod network;
 pub mod node;
 pub mod plan;
 pub mod stats;
+pub mod store;
 pub mod world;

@@ -1,7 +1,8 @@
 //! The network: connections that break, stall and are made again, and what travels over them.
 //!
-//! Of each node to each peer there are two connections, as in the program: one of its core, with an outbox and redialing as
-//! `koltso_net::replica::redial` decides, and one of its keeper of hints, which dials when a replay says so.
+//! Of each node to each peer there are two connections, as in the program: one of its core, with an
+//! outbox and redialing as `koltso_net::replica::redial` decides, and one of its keeper of hints,
+//! which dials when a replay says so.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -199,7 +200,8 @@ impl World {
         let (least, mean, tail) = self.plan.delay;
         let mut at = self.now + least + self.random.around(mean);
         if self.random.per_million(tail) && !self.healed {
-            // A round trip beyond the silence that opens a circuit is an ailing peer: one more than `Available` allows.
+            // A round trip beyond the silence that opens a circuit is an ailing peer: one more than
+            // `Available` allows.
             let longest = if self.plan.mode == Mode::Available { 40 * MS } else { 80 * MS };
             at += self.random.below(longest);
         }
@@ -426,8 +428,8 @@ impl World {
     }
 }
 
-/// A peer that is back answers what it gets over a dead connection with a reset. In the modes with one fault at a time, that
-/// is at once, so that one does not outlast itself.
+/// A peer that is back answers what it gets over a dead connection with a reset. In the modes with
+/// one fault at a time, that is at once, so that one does not outlast itself.
 pub fn unless_answered(plan: &Plan, notice: u64, lasts: u64) -> u64 {
     if matches!(plan.mode, Mode::Available | Mode::Steady) { notice.min(lasts) } else { notice }
 }

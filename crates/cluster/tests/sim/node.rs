@@ -13,10 +13,10 @@ use koltso_cluster::placement::NodeIndex;
 use koltso_model::{Operation, Outcome, Record, Refused, Version, WallTime};
 
 use super::check::What;
-use super::engine::Engine;
 use super::hints::PeerHints;
 use super::network::{Msg, Via};
 use super::plan::{Mutation, Plan};
+use super::store::SimStore;
 use super::world::{DEADLINE, TICK, Work, World, topology};
 
 pub struct Node {
@@ -35,7 +35,7 @@ pub struct Node {
     /// The greatest clock that its member saw in this life, and that it ever gave out.
     seen: u64,
     given: u64,
-    pub engine: Engine,
+    pub store: SimStore,
     /// By peer.
     pub hints: Vec<PeerHints>,
     /// Peers that have connected to it since its last tick, as bits.
@@ -82,7 +82,7 @@ impl Node {
             bound,
             seen: 0,
             given: 0,
-            engine: Engine::new(plan.storage),
+            store: SimStore::new(plan.storage),
             hints: (0..plan.nodes).map(|_| PeerHints::new(plan, 0)).collect(),
             arrivals: 0,
             service: 0,
@@ -102,7 +102,7 @@ impl Node {
 
     pub fn crash(&mut self, plan: &Plan, now: u64, vanished: bool) {
         if plan.mutation == Mutation::LosesWhatItConfirmed {
-            self.engine.forget(now.saturating_sub(20_000));
+            self.store.forget(now.saturating_sub(20_000));
         }
         self.up = false;
         self.vanished = vanished;
@@ -116,9 +116,9 @@ impl Node {
     }
 
     pub fn restart(&mut self, plan: &Plan, me: usize, wall: WallTime) {
-        self.engine.reopen();
+        self.store.reopen();
         let forgets = plan.mutation == Mutation::ForgetsClock;
-        let newest = if forgets { 0 } else { self.engine.newest_clock() };
+        let newest = if forgets { 0 } else { self.store.newest_clock() };
         if forgets {
             self.bound = 0;
         }
@@ -268,7 +268,7 @@ impl World {
     ) -> Outcome<Bytes> {
         let (mutation, now) = (self.plan.mutation, self.now);
         let record = match operation {
-            Operation::Read { key, want } => return self.nodes[node].engine.read(key.bytes(), *want),
+            Operation::Read { key, want } => return self.nodes[node].store.read(key.bytes(), *want),
             Operation::Write(record) => record,
         };
         if self.nodes[node].full && !record.flags.is_tombstone() {
@@ -284,7 +284,7 @@ impl World {
         {
             return Outcome::Applied;
         }
-        let outcome = self.nodes[node].engine.write(record, now, mutation);
+        let outcome = self.nodes[node].store.write(record, now, mutation);
         let key = self.key_index[record.key.shared()];
         self.say(Some(key), || format!("{node} takes {:?} of {asker}: {outcome:?}", record.version));
         outcome
@@ -409,7 +409,8 @@ impl World {
         self.must(writer);
     }
 
-    /// A version that a node gives out is above all that it gave out in any life, and above all that it saw in this one.
+    /// A version that a node gives out is above all that it gave out in any life, and above all
+    /// that it saw in this one.
     fn check_version(&mut self, node: usize, token: usize, version: Version) {
         let key = self.history.ops[token].key;
         let Node { seen, given, .. } = self.nodes[node];
@@ -437,7 +438,8 @@ impl World {
             unanswered = unanswered.max(health.peer(NodeIndex(peer as u8)).unanswered());
             hedges += health.peer(NodeIndex(peer as u8)).hedges;
         }
-        // What outbox and kernels hold, a few requests of each operation, and those of operations that are gone.
+        // What outbox and kernels hold, a few requests of each operation, and those of operations
+        // that are gone.
         let most = 1024 + self.plan.in_flight_max * 4;
         if unanswered as usize > most {
             self.fail("bounds", None, format!("{node} counts {unanswered} unanswered requests"));

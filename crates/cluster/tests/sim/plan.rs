@@ -10,7 +10,8 @@ pub enum Mode {
     Stream,
     /// Each message may be lost, doubled or overtaken: safety only.
     Harsh,
-    /// One node of 3 to 5 ails at a time, or two of 5 where 3/5 is asked for: the others must not notice.
+    /// One node of 3 to 5 ails at a time, or two of 5 where 3/5 is asked for: the others must not
+    /// notice.
     Available,
     /// As `Available`, with one fault chosen and clients that send at a constant rate.
     Steady,
@@ -42,8 +43,8 @@ pub enum Kind {
     Break,
 }
 
-/// A defect put in on purpose, to see that the checks notice. Not in what ships: in the engine, the host or the keeper of the
-/// simulator.
+/// A defect put in on purpose, to see that the checks notice. Not in what ships: in the engine, the
+/// host or the keeper of the simulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
     None,
@@ -99,7 +100,8 @@ pub struct Plan {
     /// Mean time between faults, in µs.
     pub fault_every: u64,
     pub faults: Vec<Kind>,
-    /// One way, in µs: the least, the mean on top of it, and how many of a million take up to 80 ms longer.
+    /// One way, in µs: the least, the mean on top of it, and how many of a million take up to 80 ms
+    /// longer.
     pub delay: (u64, u64, u64),
     /// Of a million messages, in [`Mode::Harsh`].
     pub lost: u64,

@@ -1,7 +1,8 @@
 //! The event loop: what happens when, to whom. What it means is in the files beside this one.
 //!
-//! Events are ordered by (virtual µs, sequence). Everything that is a node's own work (messages, ticks, news of its
-//! connections, clients' requests) waits while the node is paused, and is gone if it crashes.
+//! Events are ordered by (virtual µs, sequence). Everything that is a node's own work (messages,
+//! ticks, news of its connections, clients' requests) waits while the node is paused, and is gone
+//! if it crashes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -16,12 +17,12 @@ use koltso_testkit::Random;
 use koltso_testkit::random::mixed;
 
 use super::check::{Failure, History};
-use super::engine::EPOCH_MS;
 use super::faults::Fault;
 use super::network::{Lane, Link, Msg, Via};
 use super::node::Node;
 use super::plan::{Mode, Plan};
 use super::stats::Stats;
+use super::store::EPOCH_MS;
 
 pub const MS: u64 = 1_000;
 pub const SECOND: u64 = 1_000 * MS;
@@ -231,7 +232,8 @@ impl World {
         }
     }
 
-    /// The clocks of a node: a monotonic one with an origin of its own, and a wall clock that is off.
+    /// The clocks of a node: a monotonic one with an origin of its own, and a wall clock that is
+    /// off.
     pub fn clocks(&self, node: usize) -> Now {
         let (offset, drift) = self.plan.clocks[node];
         let drifted = self.now as i64 + self.now as i64 * drift / 1_000_000;

@@ -20,9 +20,10 @@ pub struct Slot {
     before: (u64, Option<Record<Bytes>>),
 }
 
-pub enum Engine {
-    /// Applies by the same rule as the real one: the newest version wins, equal versions are the same write (which
-    /// repairs a damaged record), deletes are remembered, the version of a damaged record is known.
+pub enum SimStore {
+    /// Applies by the same rule as the real one: the newest version wins, equal versions are the
+    /// same write (which repairs a damaged record), deletes are remembered, the version of a
+    /// damaged record is known.
     Memory(BTreeMap<Bytes, Slot>),
     Real(Box<Real>),
 }
@@ -56,7 +57,7 @@ fn options(folder: &TempDir) -> Options {
     }
 }
 
-impl Engine {
+impl SimStore {
     pub fn new(storage: Storage) -> Self {
         match storage {
             Storage::Memory => Self::Memory(BTreeMap::new()),
@@ -110,7 +111,8 @@ impl Engine {
         }
     }
 
-    /// Forgets what was written at or after this moment. (Of each key, one version before the last is known.)
+    /// Forgets what was written at or after this moment. (Of each key, one version before the last
+    /// is known.)
     pub fn forget(&mut self, since: u64) {
         let Self::Memory(map) = self else {
             return;
