@@ -4,16 +4,17 @@
 //! the replies of all requests of one read leave together. In the mode "always" writes are answered
 //! later, those of one read after one sync of the log for all of them.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use koltso_cluster::member::{Clocks, Observer};
-use koltso_model::{Found, Operation, Outcome, Record, VALUE_MAX_LIMIT};
+use koltso_model::{Found, Key, Operation, Outcome, Record, VALUE_MAX_LIMIT, Want};
 use koltso_net::replica::{
     self as wire, AcceptConfig, DeferredReply, Identity, ReplicaEvent, ReplicaService, Replies, Request,
 };
@@ -23,6 +24,10 @@ use super::peers::Served;
 use crate::member::clock_file::{now_ms, now_wall};
 use crate::node::replica::{Contents, Executed, Replica};
 use crate::node::stalls::Turn;
+
+/// A disk that has not confirmed a batch after this time counts as stuck. From then on reads wait for
+/// it, too: while they were answered, nobody would notice what becomes of the writes.
+const STUCK: Duration = Duration::from_millis(50);
 
 /// Connections of peers to one core.
 const CONNECTIONS_MAX: usize = 4096;
@@ -36,8 +41,8 @@ struct PeerService {
     core: usize,
     /// What was written since the last [`ReplicaService::batch_end`] and waits for the disk.
     unsynced: RefCell<Vec<Unsynced>>,
-    /// How many batches are waiting for the disk.
-    syncing: Rc<Cell<usize>>,
+    /// Since when batches are waiting for the disk, the oldest first.
+    syncing: Rc<RefCell<VecDeque<Instant>>>,
 }
 
 /// A reply that waits until the disk has what was written before it.
@@ -47,6 +52,8 @@ enum Unsynced {
     /// The reply to a ping that came behind writes, and the clock that the ping said. It waits like
     /// them, so that a node whose disk is stuck is as silent as one that is stopped.
     Ping(DeferredReply, u64),
+    /// The reply to a read that came when the disk had been stuck for [`STUCK`].
+    Read(DeferredReply, Key<Bytes>, Want),
 }
 
 /// Only this core adds, so a load and a store will do.
@@ -71,8 +78,11 @@ impl PeerService {
         }
     }
 
-    fn read(&self, operation: &Operation<&[u8]>, replies: &mut Replies<'_>) {
-        let executed = self.replica.execute(operation, now_ms(), |outcome| match outcome {
+    fn read(&self, key: Key<&[u8]>, want: Want, replies: &mut Replies<'_>) {
+        if self.syncing.borrow().front().is_some_and(|since| since.elapsed() >= STUCK) {
+            return self.unsynced.borrow_mut().push(Unsynced::Read(replies.later(), key.owned(), want));
+        }
+        let executed = self.replica.execute(&Operation::Read { key, want }, now_ms(), |outcome| match outcome {
             Outcome::Found(Found { value: Some(Contents::Shared(ref value)), .. }) => {
                 let value = value.clone();
                 let Outcome::Found(found) = &outcome else { unreachable!("it was found") };
@@ -92,8 +102,8 @@ impl ReplicaService for PeerService {
         }
         match request {
             Request::Execute(Operation::Write(record)) => self.write(&record, replies),
-            Request::Execute(read) => self.read(&read, replies),
-            Request::Ping { clock, .. } if self.syncing.get() > 0 || !self.unsynced.borrow().is_empty() => {
+            Request::Execute(Operation::Read { key, want }) => self.read(key, want, replies),
+            Request::Ping { clock, .. } if !self.syncing.borrow().is_empty() || !self.unsynced.borrow().is_empty() => {
                 self.unsynced.borrow_mut().push(Unsynced::Ping(replies.later(), clock));
             }
             Request::Ping { clock, .. } => {
@@ -109,14 +119,15 @@ impl ReplicaService for PeerService {
         }
         let unsynced = self.unsynced.take();
         let durable = self.replica.durable();
-        let (observer, syncing) = (self.observer.clone(), self.syncing.clone());
-        syncing.set(syncing.get() + 1);
+        let (observer, replica, syncing) = (self.observer.clone(), self.replica.clone(), self.syncing.clone());
+        syncing.borrow_mut().push_back(Instant::now());
         monoio::spawn(async move {
             let synced = match durable {
                 Some(durable) => durable.await.is_ok(),
                 None => true,
             };
-            syncing.set(syncing.get() - 1);
+            // Batches end in the order in which they began.
+            syncing.borrow_mut().pop_front();
             if !synced {
                 // Nobody knows what is on the disk. Dropped without an answer, these end their
                 // connection.
@@ -128,6 +139,13 @@ impl ReplicaService for PeerService {
                     Unsynced::Ping(deferred, clock) => {
                         let Clocks { wall_ms, clock } = observer.exchanged(now_wall(), clock);
                         deferred.pong(wall_ms, clock);
+                    }
+                    Unsynced::Read(deferred, key, want) => {
+                        let kept = |outcome: Outcome<Contents<'_>>| outcome.map(Contents::into_bytes);
+                        let read = Operation::Read { key: key.borrowed(), want };
+                        if let Executed::Now(outcome) = replica.execute(&read, now_ms(), kept) {
+                            deferred.answer(outcome);
+                        }
                     }
                 }
             }

@@ -1,11 +1,11 @@
 //! What a test does to a data folder behind the server's back: find bytes, flip them, cut files,
 //! compare, copy, mount.
 
-use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
+use std::{fs, io};
 
 use tempfile::TempDir;
 
@@ -158,5 +158,60 @@ impl Drop for SmallDisk {
         // not keep the mount visible.
         let _ = Command::new("umount").arg("-l").arg(folder.path()).status();
         drop(folder);
+    }
+}
+
+/// A limit on what a process writes to its disk, by a control group of its own; lifted when dropped.
+/// What is written to the page cache is not limited, what a sync writes is.
+pub struct ThrottledDisk {
+    group: PathBuf,
+    device: String,
+}
+
+impl ThrottledDisk {
+    /// None, recorded as skipped, where there are no such control groups, or `folder` is on no disk.
+    #[track_caller]
+    pub fn of(pid: u32, folder: &Path) -> Option<ThrottledDisk> {
+        const ALL: &str = "/sys/fs/cgroup/blkio";
+        let device = fs::metadata(folder).unwrap().dev();
+        let device = format!("{}:{}", libc::major(device), libc::minor(device));
+        let group = Path::new(ALL).join(format!("koltso-test-{pid}"));
+        let disk = ThrottledDisk { group, device };
+        let made = fs::create_dir(&disk.group)
+            .and_then(|()| fs::write(disk.group.join("cgroup.procs"), pid.to_string()))
+            .and_then(|()| disk.set(u64::MAX));
+        match made {
+            Ok(()) => Some(disk),
+            Err(error) => {
+                skip(format!("no limit on a disk of {ALL}: {error}"), Remedy::Root);
+                None
+            }
+        }
+    }
+
+    fn set(&self, bytes_a_second: u64) -> io::Result<()> {
+        let limit = format!("{} {bytes_a_second}", self.device);
+        fs::write(self.group.join("blkio.throttle.write_bps_device"), limit)
+    }
+
+    /// Lets no byte through from now on: a sync does not end.
+    pub fn stop(&self) {
+        self.set(1).unwrap();
+    }
+
+    /// Lets everything through again.
+    pub fn release(&self) {
+        self.set(0).unwrap();
+    }
+}
+
+impl Drop for ThrottledDisk {
+    fn drop(&mut self) {
+        let _ = self.set(0);
+        // A group can be removed once nobody is in it.
+        for pid in fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = fs::write("/sys/fs/cgroup/blkio/cgroup.procs", pid);
+        }
+        let _ = fs::remove_dir(&self.group);
     }
 }
