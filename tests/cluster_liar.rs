@@ -1,5 +1,5 @@
 //! A member of the cluster that speaks the protocol and lies: it answers about another key than the
-//! one it was asked for, or tells of versions from the far future.
+//! one it was asked for, or tells of versions from the far future or from no time at all.
 //!
 //! Unlike the other tests of this folder it uses the project's own crates, to be believed as a
 //! member.
@@ -10,7 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use koltso_cluster::placement::Topology;
-use koltso_model::{Flags, Found, KeyHash, Outcome, Version};
+use koltso_model::{Flags, Found, KeyHash, Outcome, Tombstone, Version};
 use koltso_net::replica::frame::{Limits, Parsed, encode_reply, parse_request};
 use koltso_net::replica::handshake::{Acceptor, Progress};
 use koltso_net::replica::{Features, Identity, NodeId, Reply, Request};
@@ -143,5 +143,17 @@ fn a_value_from_the_far_future_is_neither_answered_nor_taken_over() {
     });
     assert_not_believed(&cluster, "more than a year ahead");
     cluster.client(0).get_of("key", (2, 2)).expect(504, "GET 2/2, answered by a liar");
+    assert_version_of_now(&cluster);
+}
+
+#[test]
+fn a_tombstone_of_no_time_is_not_taken_over() {
+    let cluster = with_a_liar(|key| {
+        let tombstone = Tombstone { version: Version::new(0, 1), flags: Flags::new(2) };
+        (key, Outcome::Absent(Some(tombstone)))
+    });
+    // Nothing is here, so that the reader would repair this node with what the other has.
+    cluster.client(0).get_of("absent", (2, 2)).expect(504, "GET 2/2, answered by a liar");
+    assert_not_believed(&cluster, "clock 0");
     assert_version_of_now(&cluster);
 }

@@ -13,7 +13,7 @@ use koltso_hints::{Dial, Keeper, Options, PeerAddress, Target, Verdict};
 use koltso_model::{KeyHash, Operation, Record, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::Connection;
 use koltso_net::replica::frame::{ReplyFrame, encode_request};
-use koltso_net::replica::{Identity, Reply, Request};
+use koltso_net::replica::{Features, Identity, Reply, Request};
 
 use super::Cluster;
 use crate::member::clock_file::{now_ms, now_wall};
@@ -29,6 +29,8 @@ struct Dialer {
 
 struct Line {
     connection: Connection,
+    /// What this node announced: the peer takes nothing else from it.
+    features: Features,
     /// Of this node's membership.
     epoch: u64,
     buffer: Vec<u8>,
@@ -64,21 +66,27 @@ impl Dial for Dialer {
         let skew_max = Duration::from_millis(SKEW_MAX_MS);
         let connection = Connection::dial(address, &self.identity, number, VALUE_MAX_LIMIT, now_ms, skew_max, PATIENCE)
             .map_err(|e| e.to_string())?;
-        Ok(Box::new(Line { connection, epoch: self.identity.topology_number, buffer: Vec::new() }))
+        let Identity { features, topology_number: epoch, .. } = self.identity;
+        Ok(Box::new(Line { connection, features, epoch, buffer: Vec::new() }))
     }
 }
 
 impl Target for Line {
     fn write(&mut self, records: &[Record<Bytes>]) -> Result<Vec<Verdict>, String> {
         self.buffer.clear();
-        for (number, record) in records.iter().enumerate() {
+        // A hint of a build that knew more is none that this one can pass on.
+        let mut confirmed: Vec<_> = records
+            .iter()
+            .map(|record| (!self.features.cover(record.flags, &record.attributes)).then_some(Verdict::Never))
+            .collect();
+        let waiting = confirmed.iter().filter(|verdict| verdict.is_none()).count();
+        for (number, record) in records.iter().enumerate().filter(|(number, _)| confirmed[*number].is_none()) {
             let write = Request::Execute(Operation::Write(record.borrowed()));
             encode_request(&mut self.buffer, number as u64, self.epoch, &write);
         }
         self.connection.send(&self.buffer).map_err(|e| e.to_string())?;
         // Replies come in any order.
-        let mut confirmed = vec![None; records.len()];
-        for _ in records {
+        for _ in 0..waiting {
             let received = self.connection.receive(|frame| {
                 let asked = usize::try_from(frame.number).ok().filter(|&at| confirmed.get(at) == Some(&None));
                 let at = asked.ok_or("it answered a request that is not waiting for an answer")?;
@@ -103,13 +111,14 @@ fn confirmation(asked: KeyHash, frame: &ReplyFrame<'_>) -> Result<Verdict, Strin
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
     use koltso_model::{Flags, Key, Outcome, Version};
+    use koltso_net::replica::NodeId;
     use koltso_net::replica::frame::{Limits, Parsed, RequestFrame, encode_reply, parse_request};
     use koltso_net::replica::handshake::{Acceptor, Progress};
-    use koltso_net::replica::{Features, NodeId};
 
     use super::*;
 
@@ -135,7 +144,7 @@ mod tests {
             let (us, limits) = (identity(2), Limits { value_max: VALUE_MAX_LIMIT, features: Features::KNOWN });
             let mut acceptor = Acceptor::new(&us, &[1, 2], [7; 32]);
             let (mut read, mut out, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
-            let (mut accepted, mut hashes) = (false, Vec::new());
+            let (mut accepted, mut hashes) = (false, HashMap::new());
             while hashes.len() < count {
                 let n = socket.read(&mut buffer).expect("requests");
                 assert!(n > 0, "the end");
@@ -151,13 +160,16 @@ mod tests {
                     socket.write_all(&std::mem::take(&mut out)).expect("a dialer");
                 }
                 while accepted && let Parsed::Complete { frame, len } = parse_request(&read, limits) {
-                    let RequestFrame { request: Request::Execute(operation), .. } = frame else { panic!("a write") };
-                    hashes.push(operation.key().hash());
+                    let RequestFrame { number, request: Request::Execute(operation), .. } = frame else {
+                        panic!("a write")
+                    };
+                    hashes.insert(number, operation.key().hash());
                     read.drain(..len);
                 }
             }
             for (number, outcome) in answers {
-                encode_reply(&mut out, number, 1, hashes[number as usize % count], &Reply::Outcome(outcome));
+                let hash = hashes.get(&number).copied().unwrap_or(KeyHash(0));
+                encode_reply(&mut out, number, 1, hash, &Reply::Outcome(outcome));
             }
             socket.write_all(&out).expect("a dialer");
             // Until the other side goes.
@@ -166,8 +178,8 @@ mod tests {
         address
     }
 
-    fn replayed(answers: Vec<(u64, Outcome<&'static [u8]>)>) -> Result<Vec<Verdict>, String> {
-        let records: Vec<_> = ["a", "b", "c"]
+    fn records() -> Vec<Record<Bytes>> {
+        ["a", "b", "c"]
             .map(|key| Record {
                 key: Key::new(Bytes::from(key)),
                 value: Bytes::from("value"),
@@ -176,9 +188,23 @@ mod tests {
                 flags: Flags::new(2),
                 attributes: Bytes::new(),
             })
-            .to_vec();
+            .to_vec()
+    }
+
+    fn replayed(answers: Vec<(u64, Outcome<&'static [u8]>)>) -> Result<Vec<Verdict>, String> {
+        let records = records();
         let dialer = Dialer { addresses: vec![(peer(records.len(), answers), 2)], identity: identity(1) };
         dialer.dial(0)?.write(&records)
+    }
+
+    #[test]
+    fn a_hint_that_this_build_does_not_understand_holds_up_no_other() {
+        let mut records = records();
+        records[1].attributes = Bytes::from_static(&[200, 0]);
+        let applied = Outcome::Applied;
+        let dialer = Dialer { addresses: vec![(peer(2, vec![(2, applied), (0, applied)]), 2)], identity: identity(1) };
+        let verdicts = dialer.dial(0).and_then(|mut line| line.write(&records));
+        assert_eq!(verdicts, Ok(vec![Verdict::Taken, Verdict::Never, Verdict::Taken]));
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub fn check<B>(asked: KeyHash, answered: KeyHash, outcome: &Outcome<B>, now: Wa
         Some(version) if !is_plausible(version.clock, now) => {
             Err("it has a version from more than a year ahead".to_owned())
         }
+        Some(version) if version.clock == 0 => Err("it has a version of clock 0, which no write has".to_owned()),
         _ => Ok(()),
     }
 }
@@ -59,6 +60,13 @@ mod tests {
         for said in ahead.into_iter().chain([Outcome::Superseded(Version::new(u64::MAX, 1))]) {
             let error = check(KEY, KEY, &said, NOW).expect_err("believed");
             assert!(error.contains("a year ahead"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_version_that_no_write_has_is_not_believed() {
+        for said in said(0) {
+            assert!(check(KEY, KEY, &said, NOW).is_err(), "{said:?}");
         }
     }
 

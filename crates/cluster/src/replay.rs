@@ -35,7 +35,8 @@ pub enum Verdict {
     Taken,
     /// It cannot take it now (its disk is full): it is sent again later.
     NotNow,
-    /// It will never take it: the record is larger than its format allows.
+    /// It will never take it: the record is larger than its format allows, or was made by a build that knew more than
+    /// the node that has the hint.
     Never,
 }
 
