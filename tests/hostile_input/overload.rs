@@ -111,6 +111,27 @@ fn many_large_bodies_at_once_stay_within_the_bytes_in_flight() {
     server.assert_serves();
 }
 
+#[test]
+fn a_body_that_is_only_announced_costs_no_memory() {
+    let mut server = Server::fresh("--threads 1 --max-in-flight-bytes 256MiB --request-timeout 30s");
+    server.assert_serves();
+    let before = server.anonymous_kib();
+    let value = vec![b'v'; 15 << 20];
+    let waiting: Vec<_> = (0..16)
+        .map(|index| {
+            let mut client = server.connect();
+            client.send(&put_bytes(format!("announced{index}"), &value)[..100_000]).unwrap();
+            client
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let grown = server.anonymous_kib().saturating_sub(before);
+    println!("16 bodies of 15 MiB of which 100 kB came: {grown} KiB of anonymous memory");
+    assert!(grown < 16 << 10, "{grown} KiB of anonymous memory for 1.6 MB");
+    drop(waiting);
+    server.assert_serves();
+}
+
 // --- every limit is seen ---
 
 #[test]

@@ -1,8 +1,8 @@
 //! Requests whose body is not completely in the read buffer: collects or discards the body.
 //!
 //! Bounds: `body_max` for a body, `body_bytes_max` for a core, `request_timeout` from the request's
-//! first byte. Memory grows as data arrives, doubling from [`FIRST_STEP`] to [`DOUBLED_MAX`], and
-//! then by the whole rest: a `Content-Length` alone costs a reservation on paper and no memory.
+//! first byte. A body of known length gets a buffer of that length, which is never copied; what has
+//! not come is not touched, so that a `Content-Length` alone costs addresses and no memory.
 //!
 //! Tested in `tests/body.rs` and `tests/limits.rs`.
 
@@ -19,10 +19,6 @@ use crate::http::chunked::Decoder;
 use crate::http::{Framing, Reply, ReplyContext};
 use crate::transport::{Transport, may_go_on};
 
-/// Bytes of the first allocation for a body.
-const FIRST_STEP: usize = 64 * 1024;
-/// A body of which this many bytes have come gets the rest of its memory at once.
-const DOUBLED_MAX: usize = 1024 * 1024;
 /// Bytes of free room behind the head while a chunked body is decoded through the read buffer.
 const CHUNK_ROOM: usize = 16 * 1024;
 
@@ -64,19 +60,12 @@ impl<S: Service, T: Transport> Connection<S, T> {
     async fn collect(&mut self, awaited: Awaited<S>, length: usize) -> Result<Option<Next<S>>, Gone> {
         let head_len = awaited.head_len;
         let body_at = self.start + head_len;
-        let mut body = Vec::with_capacity(length.min(FIRST_STEP.max(self.buffer.len() - body_at)));
+        let mut body = Vec::with_capacity(length);
         body.extend_from_slice(&self.buffer[body_at..]);
         self.buffer.truncate(body_at);
         self.reading();
         while body.len() < length {
-            if body.len() == body.capacity() {
-                // It grows by doubling at first, so that nobody gets memory for a promise, and then
-                // by the whole rest at once, which is reserved anyway: each doubling leaves a large
-                // block to the allocator, which keeps it for a while.
-                let rest = length - body.len();
-                body.reserve_exact(if body.len() < DOUBLED_MAX { body.len().min(rest) } else { rest });
-            }
-            let (from, to) = (body.len(), body.capacity().min(length));
+            let (from, to) = (body.len(), length);
             let (result, slice) = self.transport.receive(body.slice_mut(from..to)).await;
             body = slice.into_inner();
             match result {
