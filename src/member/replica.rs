@@ -22,7 +22,7 @@ use koltso_net::replica::{
 use super::Cluster;
 use super::peers::Served;
 use crate::member::clock_file::{now_ms, now_wall};
-use crate::node::replica::{Contents, Executed, Replica};
+use crate::node::replica::{Contents, Executed, Later, Replica};
 use crate::node::stalls::Turn;
 
 /// A disk that has not confirmed a batch after this time counts as stuck. From then on reads wait for
@@ -48,7 +48,7 @@ struct PeerService {
 /// A reply that waits until the disk has what was written before it.
 enum Unsynced {
     /// The reply to a write, and the write's outcome.
-    Write(DeferredReply, Outcome<Bytes>),
+    Write(DeferredReply, Later),
     /// The reply to a ping that came behind writes, and the clock that the ping said. It waits like
     /// them, so that a node whose disk is stuck is as silent as one that is stopped.
     Ping(DeferredReply, u64),
@@ -70,11 +70,9 @@ impl PeerService {
         if let Err(why) = self.observer.admit(now_wall(), record) {
             return replies.answer(&Outcome::<Bytes>::Refused(why));
         }
-        let outcome = self.replica.write(record);
-        if self.replica.confirms_later() && !matches!(outcome, Outcome::Refused(_)) {
-            self.unsynced.borrow_mut().push(Unsynced::Write(replies.later(), outcome));
-        } else {
-            replies.answer(&outcome);
+        let write = Operation::Write(*record);
+        if let Executed::Later(later) = self.replica.execute(&write, now_ms(), |outcome| replies.answer(&outcome)) {
+            self.unsynced.borrow_mut().push(Unsynced::Write(replies.later(), later));
         }
     }
 
@@ -122,20 +120,15 @@ impl ReplicaService for PeerService {
         let (observer, replica, syncing) = (self.observer.clone(), self.replica.clone(), self.syncing.clone());
         syncing.borrow_mut().push_back(Instant::now());
         monoio::spawn(async move {
-            let synced = match durable {
-                Some(durable) => durable.await.is_ok(),
-                None => true,
-            };
+            if let Some(durable) = durable {
+                // Each write says for itself what became of it.
+                let _ = durable.await;
+            }
             // Batches end in the order in which they began.
             syncing.borrow_mut().pop_front();
-            if !synced {
-                // Nobody knows what is on the disk. Dropped without an answer, these end their
-                // connection.
-                return;
-            }
             for waiting in unsynced {
                 match waiting {
-                    Unsynced::Write(deferred, outcome) => deferred.answer(outcome),
+                    Unsynced::Write(deferred, later) => deferred.answer(later.await),
                     Unsynced::Ping(deferred, clock) => {
                         let Clocks { wall_ms, clock } = observer.exchanged(now_wall(), clock);
                         deferred.pong(wall_ms, clock);

@@ -89,21 +89,26 @@ impl Future for Durable {
 }
 
 impl Commit {
-    /// Waits until everything up to `position` of the core's log is on disk. The request is made at
-    /// once, not when the future is first polled.
+    /// Waits for a request until everything up to `position` of the core's log is on disk. The sync
+    /// is asked for at once, not when the future is first polled.
     pub fn durable(self: &Rc<Self>, position: u64) -> Durable {
-        if position > self.wanted.get() {
-            self.wanted.set(position);
-            if let Some(waker) = self.committer.take() {
-                waker.wake();
-            }
-        }
         // A request whose position the running sync will reach has written nothing new, and its
         // wait is not counted.
         if position > self.durable.get().max(self.syncing.get()) && !self.failed.get() {
             let first = || Gathering { count: 0, since: Instant::now() };
             let gathering = self.gathering.get().unwrap_or_else(first);
             self.gathering.set(Some(Gathering { count: gathering.count + 1, ..gathering }));
+        }
+        self.reached(position)
+    }
+
+    /// As [`Commit::durable`], for somebody who waits beside the requests.
+    pub fn reached(self: &Rc<Self>, position: u64) -> Durable {
+        if position > self.wanted.get() {
+            self.wanted.set(position);
+            if let Some(waker) = self.committer.take() {
+                waker.wake();
+            }
         }
         Durable { commit: self.clone(), position }
     }
@@ -194,9 +199,9 @@ mod tests {
     use koltso_storage::{Options, Store, SyncMode, Version};
 
     use super::*;
-    use koltso_model::{Flags, Key, Outcome, Record};
+    use koltso_model::{Flags, Key, Operation, Outcome, Record};
 
-    use crate::node::replica::Replica;
+    use crate::node::replica::{Executed, Replica};
 
     /// Of the samples whose leaf is this label: how many waits, how many nanoseconds, and whether
     /// functions of `module` waited.
@@ -236,9 +241,12 @@ mod tests {
                                 flags: Flags::new(1),
                                 attributes: &[][..],
                             };
-                            assert_eq!(replica.write(&record), Outcome::Applied);
+                            let write = Operation::Write(record);
                             let began = Instant::now();
-                            replica.durable().expect("always").await.expect("a disk");
+                            let Executed::Later(later) = replica.execute(&write, 0, |_| ()) else {
+                                panic!("confirmed before it was on disk")
+                            };
+                            assert_eq!(later.await, Outcome::Applied);
                             waited.set(waited.get() + began.elapsed());
                         }
                     })

@@ -201,17 +201,22 @@ impl Dispatch {
             let (value, attributes) = (value.as_ref(), &[][..]);
             let mut record = Record { key, value, version: self.next_version(now), expires_at_ms, flags, attributes };
             let mut renewal = Renewal::default();
-            let outcome = loop {
-                let outcome = self.replica.write(&record);
+            let kept = |outcome: Outcome<Contents<'_>>| outcome.map(Contents::into_bytes);
+            let executed = loop {
+                let executed = self.replica.execute(&Operation::Write(record), now.ms(), kept);
+                let outcome = match &executed {
+                    Executed::Now(outcome) => outcome,
+                    Executed::Later(later) => later.outcome(),
+                };
                 if let Outcome::Superseded(newer) = outcome {
-                    renewal.superseded(newer);
+                    renewal.superseded(*newer);
                 }
-                let Some(above) = renewal.again() else { break outcome };
+                let Some(above) = renewal.again() else { break executed };
                 self.node.clock.observe(above.clock);
                 record.version = self.next_version(now);
             };
             let replicas = cluster.map(|_| (1, 1));
-            return Ok(match self.replica.confirm(outcome) {
+            return Ok(match executed {
                 Executed::Now(outcome) => Dispatched::Now(then(Answer { result: Ok(outcome), replicas }.shared())),
                 Executed::Later(later) => Dispatched::Later(LaterAnswer(Source::Alone(later, replicas))),
             });

@@ -71,6 +71,13 @@ pub struct Later {
     durable: Durable,
 }
 
+impl Later {
+    /// What will be told if the disk has it: for deciding what to do next, not for passing on.
+    pub const fn outcome(&self) -> &Outcome<Bytes> {
+        &self.outcome
+    }
+}
+
 impl Future for Later {
     type Output = Outcome<Bytes>;
 
@@ -175,7 +182,7 @@ impl Replica {
 
     /// Appends a record and publishes it. The outcome may be told only after [`Replica::confirm`].
     #[inline]
-    pub fn write(&self, record: &Record<&[u8]>) -> Outcome<Bytes> {
+    fn write(&self, record: &Record<&[u8]>) -> Outcome<Bytes> {
         let mut writer = self.writer.borrow_mut();
         let Some(writer) = writer.as_mut() else {
             return Outcome::Refused(Refused::NotReady);
@@ -191,27 +198,26 @@ impl Replica {
     /// A superseded record waits, too, since its outcome counts as a confirmation: the record that
     /// won may be in another core's log, which is not synced yet.
     #[inline]
-    pub fn confirm(&self, outcome: Outcome<Bytes>) -> Executed<Outcome<Bytes>> {
-        match self.durable() {
-            Some(durable) if !matches!(outcome, Outcome::Refused(_)) => Executed::Later(Later { outcome, durable }),
+    fn confirm(&self, outcome: Outcome<Bytes>) -> Executed<Outcome<Bytes>> {
+        match &self.commit {
+            Some(commit) if !matches!(outcome, Outcome::Refused(_)) => {
+                Executed::Later(Later { outcome, durable: commit.durable(self.position()) })
+            }
             _ => Executed::Now(outcome),
         }
-    }
-
-    /// Whether writes are confirmed only when they are on disk: the mode "always".
-    #[inline]
-    pub const fn confirms_later(&self) -> bool {
-        self.commit.is_some()
     }
 
     /// A future that is ready when everything written so far is on disk; `None` except in the mode
     /// "always".
     #[inline]
     pub fn durable(&self) -> Option<Durable> {
-        let commit = self.commit.as_ref()?;
-        // Without a writer nothing was written that would have to be waited for.
-        let position = self.writer.borrow().as_ref().map_or(0, Writer::position);
-        Some(commit.durable(position))
+        Some(self.commit.as_ref()?.reached(self.position()))
+    }
+
+    /// How far the core's log has been written; without a writer nothing was written that would
+    /// have to be waited for.
+    fn position(&self) -> u64 {
+        self.writer.borrow().as_ref().map_or(0, Writer::position)
     }
 
     /// Lets go of the writer, so that the store can be closed.
