@@ -8,7 +8,6 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use common::{DRIVERS, Server, eventually, limits};
-use koltso_testkit::allowed;
 
 #[test]
 fn a_server_without_connections_stops_at_once_and_refuses_new_ones() {
@@ -16,7 +15,7 @@ fn a_server_without_connections_stops_at_once_and_refuses_new_ones() {
         let mut server = Server::start(driver, limits());
         server.connect().assert_open();
         eventually("closed", || server.shared.connections() == 0);
-        assert!(server.stop() < allowed(Duration::from_millis(300)));
+        assert!(server.stop() < Duration::from_millis(300));
         assert!(TcpStream::connect(server.address).is_err());
     }
 }
@@ -25,7 +24,7 @@ fn a_server_without_connections_stops_at_once_and_refuses_new_ones() {
 fn drained_before_it_began_it_returns() {
     for driver in DRIVERS {
         let mut server = Server::start(driver, limits());
-        assert!(server.stop() < allowed(Duration::from_millis(300)));
+        assert!(server.stop() < Duration::from_millis(300));
     }
 }
 
@@ -59,7 +58,7 @@ fn idle_connections_close_at_once_and_requests_in_flight_are_answered() {
         busy.assert_closed();
         drain.join().unwrap();
         drop((idle, never, reading, heading, busy));
-        assert!(server.stop() < allowed(Duration::from_millis(400)));
+        assert!(server.stop() < Duration::from_millis(400));
         assert_eq!(server.shared.connections(), 0);
     }
 }

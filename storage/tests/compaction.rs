@@ -12,7 +12,7 @@ use common::{FakeEnv, files, scan, small, value_of, version};
 use koltso_storage::{Env, Options, Store, Writer};
 use koltso_testkit::random::{Random, seed_or as seed};
 use koltso_testkit::wait::soon;
-use koltso_testkit::{allowed, wall_ms};
+use koltso_testkit::wall_ms;
 
 fn options(folder: &Path) -> Options {
     Options { env: FakeEnv::new(1 << 40), ..small(folder) }
@@ -255,7 +255,7 @@ fn compaction_keeps_to_its_rate() {
     // A slow rate does not make stopping slow.
     let stopping = Instant::now();
     store.close().unwrap();
-    assert!(stopping.elapsed() < allowed(Duration::from_secs(1)));
+    assert!(stopping.elapsed() < Duration::from_secs(1));
 }
 
 #[test]

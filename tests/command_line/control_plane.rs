@@ -8,7 +8,7 @@ use crate::any_listen;
 use koltso_testkit::client::{Framing, get_bytes, put_bytes};
 use koltso_testkit::json::{json_number, json_object, json_string, json_value};
 use koltso_testkit::metrics::samples;
-use koltso_testkit::{Client, Launch, Random, Response, Server, allowed, entity, eventually, volume};
+use koltso_testkit::{Client, Launch, Random, Response, Server, entity, eventually, volume};
 
 // --- the control plane ---
 
@@ -130,7 +130,7 @@ fn the_control_plane_answers_while_the_data_plane_is_saturated() {
     });
     let slowest = slowest.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     println!("slowest answer of the control plane under load: {slowest:?}");
-    assert!(slowest < allowed(Duration::from_secs(2)), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
 }
 
 #[test]

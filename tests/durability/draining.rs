@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use koltso_testkit::client::{put_bytes, request_bytes};
-use koltso_testkit::{Client, Random, Server, allowed, entity, eventually};
+use koltso_testkit::{Client, Random, Server, entity, eventually};
 
 #[test]
 fn sigterm_finishes_what_is_in_flight_and_exits_0() {
@@ -50,11 +50,7 @@ fn a_drain_waits_neither_for_idle_clients_nor_longer_than_10_seconds() {
     }
     let start = Instant::now();
     server.terminate();
-    assert!(
-        start.elapsed() < allowed(Duration::from_secs(3)),
-        "idle clients held up the drain for {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(3), "idle clients held up the drain for {:?}", start.elapsed());
 
     server.start_again_with("--request-timeout 60s");
     assert_eq!(server.connect().value("key").as_deref(), Some(&b"value"[..]));
@@ -65,7 +61,7 @@ fn a_drain_waits_neither_for_idle_clients_nor_longer_than_10_seconds() {
     let start = Instant::now();
     server.terminate();
     assert!(
-        start.elapsed() < allowed(Duration::from_secs(13)),
+        start.elapsed() < Duration::from_secs(13),
         "a body that never comes held up the drain for {:?}",
         start.elapsed()
     );

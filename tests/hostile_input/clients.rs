@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::assert_memory_bounded;
 use koltso_testkit::client::{get_bytes, put_bytes, request_bytes};
 use koltso_testkit::server::raise_descriptor_limit;
-use koltso_testkit::{Client, Random, Server, allowed, entity, eventually, volume};
+use koltso_testkit::{Client, Random, Server, entity, eventually, volume};
 
 /// Sends `bytes` one by one, `pause` between two, until the server ends it or `within` is over; the
 /// answer and when it came.
@@ -57,7 +57,7 @@ fn a_request_that_dribbles_in_is_408() {
             let start = Instant::now();
             other.store("other", index.to_string());
             assert!(
-                start.elapsed() < allowed(Duration::from_secs(1)),
+                start.elapsed() < Duration::from_secs(1),
                 "PUT took {:?} beside dribbling clients",
                 start.elapsed()
             );
@@ -99,11 +99,7 @@ fn a_body_or_header_that_never_comes_is_408() {
         assert!(start.elapsed() >= Duration::from_millis(900), "{shown:?}: 408 after {:?}", start.elapsed());
         assert!(client.is_ended(Duration::from_secs(5)), "{shown:?}: the connection stays open after 408");
     }
-    assert!(
-        start.elapsed() < allowed(Duration::from_secs(6)),
-        "408 took {:?} with --request-timeout 1s",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(6), "408 took {:?} with --request-timeout 1s", start.elapsed());
     // A second request on a kept connection has the same deadline.
     let mut client = server.connect();
     client.store("k", "v");
@@ -164,7 +160,7 @@ fn ten_thousand_idle_connections_cost_little_and_stop_nobody() {
     let kib = server.anonymous_kib();
     println!("{wanted} idle connections: {empty} KiB -> {kib} KiB of anonymous memory, slowest request {slowest:?}");
     assert_memory_bounded(&server, "10 000 idle connections");
-    assert!(slowest < allowed(Duration::from_secs(1)), "a request took {slowest:?} beside idle connections");
+    assert!(slowest < Duration::from_secs(1), "a request took {slowest:?} beside idle connections");
     drop(idle);
     eventually("the connections are gone", Duration::from_secs(20), || server.descriptors_open() < 200);
     server.assert_serves();
@@ -225,7 +221,7 @@ fn clients_that_never_read_a_large_answer_are_ended_and_cost_no_memory() {
         slowest = slowest.max(sent.elapsed());
         assert_memory_bounded(&server, "clients that do not read");
     }
-    assert!(slowest < allowed(Duration::from_secs(1)), "a request took {slowest:?} beside clients that do not read");
+    assert!(slowest < Duration::from_secs(1), "a request took {slowest:?} beside clients that do not read");
     drop(other);
     eventually("their connections are ended within the request timeout", timeout * 4, || server.established() == 0);
     println!("ended after {:?}, {} KiB of anonymous memory", start.elapsed(), server.anonymous_kib());

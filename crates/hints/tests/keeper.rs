@@ -14,7 +14,7 @@ use koltso_hints::{
 };
 use koltso_model::{Flags, Key, Record, Version};
 use koltso_testkit::wait::soon as until;
-use koltso_testkit::{allowed, wall_ms};
+use koltso_testkit::wall_ms;
 use parking_lot::{Condvar, Mutex};
 
 const URLS: [&str; 3] = ["http://127.0.0.1:1337", "http://127.0.0.1:1338", "http://127.0.0.1:1339"];
@@ -305,7 +305,7 @@ fn a_hundred_thousand_hints_drain_quickly() {
     until("all is replayed", || keeper.figures(1).pending == 0);
     let took = begun.elapsed();
     println!("100000 hints in {} ms, {} windows", took.as_millis(), net.state.lock().windows.len());
-    assert!(took < allowed(Duration::from_secs(3)), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
     assert_eq!(keeper.figures(1).dropped, 0);
     let state = net.state.lock();
     assert!(state.taken.iter().map(number).eq(0..100_000));
@@ -348,7 +348,7 @@ fn a_full_queue_drops_and_never_blocks() {
         let took = begun.elapsed();
         let figures = keeper.figures(1);
         assert_eq!((figures.pending, figures.dropped, figures.needs_repair), (1 + room as u64, EXCESS as u64, true));
-        assert!(took < allowed(Duration::from_secs(2)), "{took:?} for {room}");
+        assert!(took < Duration::from_secs(2), "{took:?} for {room}");
         {
             net.state.lock().is_stuck = false;
             net.changed.notify_all();
@@ -371,7 +371,7 @@ fn stop_leaves_nothing_in_the_queue_and_the_next_start_replays_it() {
     }
     let begun = Instant::now();
     keeper.stop();
-    assert!(begun.elapsed() < allowed(Duration::from_secs(2)));
+    assert!(begun.elapsed() < Duration::from_secs(2));
     keeper.keep(1, record(0, 1));
     assert_eq!((keeper.figures(1).dropped, keeper.figures(1).needs_repair), (1, true), "too late");
 
@@ -402,7 +402,7 @@ fn stop_does_not_wait_for_a_peer_that_hangs() {
     std::thread::sleep(Duration::from_millis(50));
     let begun = Instant::now();
     keeper.stop();
-    assert!(begun.elapsed() < allowed(Duration::from_secs(2)));
+    assert!(begun.elapsed() < Duration::from_secs(2));
     assert_eq!(keeper.figures(1).pending, 1_000);
 }
 

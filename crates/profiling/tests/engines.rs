@@ -15,8 +15,7 @@ use koltso_profiling::capture::{Capture, FramePlace, Sample};
 use koltso_profiling::engine::{self, CpuEngine, CpuRequest, EngineError};
 use koltso_profiling::offcpu::{self, OffCpuRequest};
 use koltso_profiling::symbols::Symbols;
-use koltso_testkit::wait::is_busy;
-use koltso_testkit::{Remedy, allowed, skip};
+use koltso_testkit::{Remedy, skip};
 
 const KERNEL_NAMES: Remedy = Remedy::Machine("io_uring and kernel names: kernel.kptr_restrict of 0, or CAP_SYSLOG");
 
@@ -213,9 +212,7 @@ impl Sums {
         let text =
             format!("leaf {leaf:.3}, is {is:.3}; thread {thread:.3}, is {is_thread:.3}; total {total:.3} of accounted");
         println!("{text}");
-        // Where many threads want the processors, the timers that take samples are late themselves.
-        let (points, part) = if is_busy() { (0.06, 0.15) } else { (0.03, 0.05) };
-        let right = (leaf - is).abs() < points && (thread - is_thread).abs() < points && (total - 1.0).abs() < part;
+        let right = (leaf - is).abs() < 0.03 && (thread - is_thread).abs() < 0.03 && (total - 1.0).abs() < 0.05;
         (!right).then_some(text)
     }
 }
@@ -420,7 +417,7 @@ fn a_stop_ends_a_capture_with_what_there_is() {
         let capture = engine::capture_cpu_by(engine, &request).expect("a capture");
         stopper.join().expect("no panic");
         println!("{:?} for a capture of {} ms", began.elapsed(), capture.duration_ns / 1_000_000);
-        assert!(began.elapsed() < allowed(Duration::from_secs(15)), "{:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
         assert!(capture.duration_ns < 5_000_000_000 && !capture.samples.is_empty(), "{}", capture.engine);
     }
 }

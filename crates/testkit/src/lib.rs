@@ -43,7 +43,7 @@ pub use cluster::Cluster;
 pub use random::Random;
 pub use server::{Launch, Server};
 pub use skip::{Remedy, skip};
-pub use wait::{allowed, eventually, wall_ms};
+pub use wait::{eventually, wall_ms};
 
 /// Whether the long variants of the tests are asked for (`KOLTSO_TEST_LONG=1`).
 pub fn long() -> bool {

@@ -11,8 +11,11 @@ use bytes::Bytes;
 use koltso_net::http::{Head, Reply, query};
 use koltso_net::server::{Admit, Answered, Event, Fill, Limits, Outcome, Service, Shared, Sink, Source, serve};
 use koltso_testkit::Response;
-pub use koltso_testkit::wait::soon as eventually;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+
+pub fn eventually(what: &str, done: impl FnMut() -> bool) {
+    koltso_testkit::eventually(what, Duration::from_secs(5), done);
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {

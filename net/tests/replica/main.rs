@@ -24,7 +24,7 @@ use koltso_net::replica::{
     NodeId, ReplicaEvent, ReplicaService, Replies, Reply, Request, frame, serve,
 };
 use koltso_net::server::Shared;
-use koltso_testkit::{allowed, wall_ms};
+use koltso_testkit::wall_ms;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 const VALUE_MAX: usize = 4 << 20;
@@ -69,7 +69,7 @@ fn on_both<F: Future<Output = ()>>(make: impl FnOnce(Driver) -> F + Send + Copy 
 async fn until(what: &str, happened: impl Fn() -> bool) {
     let begun = Instant::now();
     while !happened() {
-        assert!(begun.elapsed() < allowed(Duration::from_secs(5)), "never: {what}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "never: {what}");
         monoio::time::sleep(Duration::from_millis(2)).await;
     }
 }
@@ -241,7 +241,7 @@ impl Server {
         let begun = Instant::now();
         // The kernel takes io_uring's accepts down a moment after they were shut down.
         while let Err(error) = listener.bind(&address.into()) {
-            assert!(begun.elapsed() < allowed(Duration::from_secs(3)), "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(3), "{error}");
             std::thread::sleep(Duration::from_millis(10));
         }
         listener.listen(128).unwrap();
@@ -270,11 +270,7 @@ impl Server {
     fn wait_for(&self, event: &ReplicaEvent) {
         let begun = Instant::now();
         while !self.has(event) {
-            assert!(
-                begun.elapsed() < allowed(Duration::from_secs(5)),
-                "never: {event:?} in {:?}",
-                self.events.lock().unwrap()
-            );
+            assert!(begun.elapsed() < Duration::from_secs(5), "never: {event:?} in {:?}", self.events.lock().unwrap());
             std::thread::sleep(Duration::from_millis(2));
         }
     }
