@@ -361,10 +361,11 @@ section_return() {
 # 2. Otherwise the innermost user function of the stack that has one of these names decides, for
 #    user samples and for the kernel samples below it (mostly page faults) alike.
 #    koltso_net::replica (links, frames, replica server), koltso::member (which submits to links,
-#    flushes them and serves peers) and koltso_hints are exchange. The rest of koltso_net,
-#    koltso::front, koltso::node::dispatch, and koltso::admin::status and metrics are HTTP.
-#    koltso_storage, koltso::node::replica and commit are storage. koltso_cluster is coordinator
-#    logic. Inlined code counts as the function into which it was inlined.
+#    flushes them and serves peers), koltso::replica::clock and koltso_hints are exchange. The rest
+#    of koltso_net, koltso::front, koltso::node::dispatch, koltso::counters, and
+#    koltso::admin::status and metrics are HTTP. koltso_storage and the rest of koltso::replica are
+#    storage. koltso_cluster is coordinator logic. Inlined code counts as the function into which it
+#    was inlined.
 # 3. Samples of core threads without such a function are the ring, its system calls and the event
 #    loop, which HTTP and exchange share. Sends through the ring are HTTP's: links and the replica
 #    server send by sendto(2) and sendmsg(2), which the stacks show. Receives are divided by the

@@ -50,10 +50,11 @@ RULE = """The samples are those of the node that the load tool asked (the other 
 
 1. Threads that seal, sync, compact and provision segments are storage. `koltso-capture` and `koltso-profiler` are the profiler.
 2. Otherwise the innermost function of ours on the stack decides, also for kernel samples below it: `koltso_net::replica`,
-   `koltso::member` and `koltso_hints` are exchange; `koltso_cluster` is coordinator, which the tables of a report add to the
-   exchange; `koltso::front`, `koltso::node::dispatch`, `koltso::admin::status`, `koltso::admin::metrics` and the rest of
-   `koltso_net` are HTTP; `koltso_storage`, `koltso::node::replica` and `koltso::node::commit` are storage. Inlined code counts
-   as the function into which it was inlined, and `koltso_net::transport` as the function that calls it.
+   `koltso::member`, `koltso::replica::clock` and `koltso_hints` are exchange; `koltso_cluster` is coordinator, which the tables of
+   a report add to the exchange; `koltso::front`, `koltso::node::dispatch`, `koltso::counters`, `koltso::admin::status`,
+   `koltso::admin::metrics` and the rest of `koltso_net` are HTTP; `koltso_storage`, `koltso::replica` and
+   `koltso::replica::commit` are storage. Inlined code counts as the function into which it was inlined, and
+   `koltso_net::transport` as the function that calls it.
 3. The rest of a core's thread is the ring, its system calls and the event loop, which HTTP and exchange share. Sends through the
    ring are HTTP's: frames to and from other nodes leave by `sendto` and `sendmsg`, as their stacks show. Receives are divided by the
    data segments that the node's sockets took in during the capture (`ss -i`, before and after), all else by the ring's operations:

@@ -6,10 +6,13 @@
 
 mod admin;
 mod commands;
+mod counters;
 mod front;
 mod member;
 mod node;
+mod replica;
 mod settings;
+mod stalls;
 mod units;
 
 use std::process::ExitCode;

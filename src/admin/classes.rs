@@ -62,6 +62,7 @@ pub const RULES: Rules = Rules {
     ],
     modules: &[
         ("koltso::front", Some(HTTP)),
+        ("koltso::counters", Some(HTTP)),
         ("koltso::member", Some(EXCHANGE)),
         ("koltso::admin", None),
         ("koltso::admin::classes", None),
@@ -71,10 +72,12 @@ pub const RULES: Rules = Rules {
         ("koltso::admin::refusal", None),
         ("koltso::admin::status", Some(HTTP)),
         ("koltso::node", None),
-        ("koltso::node::commit", Some(STORAGE)),
         ("koltso::node::dispatch", Some(HTTP)),
-        ("koltso::node::replica", Some(STORAGE)),
-        ("koltso::node::stalls", None),
+        ("koltso::replica", Some(STORAGE)),
+        // It makes the versions that nodes exchange.
+        ("koltso::replica::clock", Some(EXCHANGE)),
+        ("koltso::replica::commit", Some(STORAGE)),
+        ("koltso::stalls", None),
         // `serve` starts all other threads' work and is at the root of their stacks.
         ("koltso::commands", None),
         ("koltso::settings", None),
@@ -371,7 +374,7 @@ mod tests {
             ("koltso-core-0", format!("{core}{handle}core::fmt::write"), HTTP),
             ("koltso-core-1", format!("{core}{handle}koltso_storage::log::Writer::put;__memmove_avx"), STORAGE),
             ("koltso-core-0", format!("{core}{handle}koltso_storage::log::Writer::put_[i]"), HTTP),
-            ("koltso-core-0", format!("{core}{handle}koltso::node::replica::Replica::execute"), STORAGE),
+            ("koltso-core-0", format!("{core}{handle}koltso::replica::Replica::execute"), STORAGE),
             ("koltso-core-0", format!("{core}{handle}koltso::member::core::Core::submit"), EXCHANGE),
             (
                 "koltso-core-0",

@@ -1,17 +1,14 @@
-//! What is counted, and how `/metrics` shows it.
+//! How `/metrics` shows what is counted.
 //!
-//! Each core counts for itself, in plain atomics that nobody else writes: a load and a store, no
-//! locked instruction. The control plane adds up the cores when it is asked. Names begin with
-//! `koltso_`; times are in seconds.
+//! The cores count by themselves (`src/counters.rs`), the store and the cluster, too. The control
+//! plane adds up the cores when it is asked. Names begin with `koltso_`; times are in seconds.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use koltso_cluster::health::{self, ROUND_TRIP_BOUNDS};
 use koltso_cluster::placement::NodeIndex;
-use koltso_net::server::Event;
 use koltso_storage::Stats;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -20,71 +17,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
+use crate::counters::{BOUNDS_US, CoreMetrics, Histogram, LIMITS, OPERATIONS, STATUSES};
 use crate::member::{Cluster, PeerFigures, PeerState};
-
-/// What a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub enum RequestKind {
-    /// Anything that is none of the others: `/health`, unknown paths.
-    Other,
-    /// `GET /v0/entity`
-    Get,
-    /// `HEAD /v0/entity`
-    Head,
-    /// `PUT /v0/entity`
-    Put,
-    /// `DELETE /v0/entity`
-    Delete,
-    /// `GET /v0/entities`
-    Range,
-}
-
-const OPERATIONS: [&str; 6] = ["other", "get", "head", "put", "delete", "range"];
-/// The status codes with which the API answers; any other is counted as the last, 0.
-const STATUSES: [u16; 18] = [200, 201, 202, 304, 400, 403, 404, 405, 408, 409, 413, 417, 431, 503, 504, 507, 500, 0];
-/// The upper bounds of the latency buckets, in microseconds.
-const BOUNDS_US: [u64; 18] = [
-    25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
-    2_500_000, 5_000_000, 10_000_000,
-];
-
-/// Packs what `finished` needs to know about a request into the tag that travels with it.
-#[inline]
-pub const fn tag(kind: RequestKind, status: u16) -> u16 {
-    kind as u16 * 1_000 + status
-}
-
-#[derive(Debug, Default)]
-struct Count(AtomicU64);
-
-impl Count {
-    #[inline]
-    fn add(&self, more: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed) + more, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-#[derive(Debug, Default)]
-struct Histogram {
-    buckets: [Count; BOUNDS_US.len() + 1],
-    sum_ns: Count,
-}
-
-impl Histogram {
-    #[inline]
-    fn add(&self, elapsed: Duration) {
-        let ns = elapsed.as_nanos() as u64;
-        let us = ns / 1_000;
-        let bucket = BOUNDS_US.iter().position(|&bound| us < bound).unwrap_or(BOUNDS_US.len());
-        self.buckets[bucket].add(1);
-        self.sum_ns.add(ns);
-    }
-}
 
 /// The sum of one histogram over the cores.
 #[derive(Debug, Default)]
@@ -115,64 +49,6 @@ impl EncodeMetric for Total {
 
     fn metric_type(&self) -> MetricType {
         MetricType::Histogram
-    }
-}
-
-/// The counters of one core.
-#[derive(Debug, Default)]
-pub struct CoreMetrics {
-    latency: [[Histogram; STATUSES.len()]; OPERATIONS.len()],
-    loop_lag: Histogram,
-    accepted: Count,
-    closed: Count,
-    bytes_in: Count,
-    bytes_out: Count,
-    limits: [Count; LIMITS.len()],
-}
-
-const LIMITS: [&str; 8] = [
-    "connections",
-    "header_size",
-    "body_size",
-    "request_timeout",
-    "idle_timeout",
-    "write_timeout",
-    "bad_request",
-    "in_flight",
-];
-
-impl CoreMetrics {
-    /// Counts a request that was answered, and the time it took.
-    #[inline]
-    pub fn finished(&self, tag: u16, elapsed: Duration) {
-        let (operation, status) = (usize::from(tag / 1_000), tag % 1_000);
-        let status = STATUSES.iter().position(|&s| s == status).unwrap_or(STATUSES.len() - 1);
-        self.latency[operation.min(OPERATIONS.len() - 1)][status].add(elapsed);
-    }
-
-    /// Counts something that happened on a connection.
-    #[inline]
-    pub fn event(&self, event: Event) {
-        let limit = match event {
-            Event::BytesIn(n) => return self.bytes_in.add(n as u64),
-            Event::BytesOut(n) => return self.bytes_out.add(n as u64),
-            Event::Accepted => return self.accepted.add(1),
-            Event::Closed => return self.closed.add(1),
-            Event::ConnectionLimit => 0,
-            Event::HeaderTooLarge => 1,
-            Event::BodyTooLarge => 2,
-            Event::RequestTimeout => 3,
-            Event::IdleTimeout => 4,
-            Event::WriteTimeout => 5,
-            Event::BadRequest => 6,
-            Event::Overloaded => 7,
-        };
-        self.limits[limit].add(1);
-    }
-
-    /// Counts that the event loop came round to a timer `late` after it was due.
-    pub fn lagged(&self, late: Duration) {
-        self.loop_lag.add(late);
     }
 }
 
@@ -434,7 +310,10 @@ impl Scrape {
 
 #[cfg(test)]
 mod tests {
+    use koltso_net::server::Event;
+
     use super::*;
+    use crate::counters::{RequestKind, tag};
 
     #[test]
     fn a_scrape_adds_the_cores_up() {

@@ -29,10 +29,10 @@ use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReaso
 use monoio::task::JoinHandle;
 
 use super::{Cluster, replica};
-use crate::member::clock_file::{now_ms, now_wall};
-use crate::node::Node;
-use crate::node::replica::{Contents, Executed, Replica};
-use crate::node::stalls::Turn;
+use crate::replica::clock::{Clock, now_ms, now_wall};
+use crate::replica::{Contents, Executed, Replica};
+use crate::settings::Config;
+use crate::stalls::Turn;
 
 /// Between ticks while something is in flight.
 const TICK_BUSY: Duration = Duration::from_millis(2);
@@ -48,7 +48,7 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
 /// See the module.
 pub struct MemberDriver {
-    node: Arc<Node>,
+    clock: Arc<Clock>,
     cluster: Arc<Cluster>,
     core: usize,
     replica: Rc<Replica>,
@@ -210,7 +210,7 @@ impl Host for CoreHost<'_> {
     }
 
     fn persist_clock(&mut self, needed: u64) {
-        self.0.node.clock.extend(needed);
+        self.0.clock.extend(needed);
     }
 }
 
@@ -221,21 +221,20 @@ impl MemberDriver {
     /// # Errors
     /// If the listener cannot listen.
     pub fn start(
-        node: &Arc<Node>,
+        (config, clock): (&Config, &Arc<Clock>),
         cluster: &Arc<Cluster>,
         core: usize,
         replica: Rc<Replica>,
         turn: Option<Rc<Turn>>,
     ) -> std::io::Result<Rc<Self>> {
-        let config = &node.config;
         let settings = Settings {
             deadline_micros: cluster.config.replica_timeout.as_micros() as u64,
             in_flight_max: config.max_in_flight,
             in_flight_bytes_max: config.max_in_flight_bytes,
         };
-        let member = Member::new(cluster.topology.clone(), settings, node.clock.hybrid().clone());
+        let member = Member::new(cluster.topology.clone(), settings, clock.hybrid().clone());
         let this = Rc::new_cyclic(|this| Self {
-            node: node.clone(),
+            clock: clock.clone(),
             cluster: cluster.clone(),
             core,
             replica,
@@ -271,7 +270,7 @@ impl MemberDriver {
         monoio::spawn(this.clone().tick());
         if let Some(listener) = cluster.listen(core)? {
             let served = (cluster.clone(), this.replica.clone(), this.turn.clone());
-            let observer = Observer::new(node.clock.hybrid().clone());
+            let observer = Observer::new(clock.hybrid().clone());
             let serving = replica::serve(observer, served, core, listener, identity);
             this.serving.set(Some(monoio::spawn(serving)));
         }

@@ -3,7 +3,6 @@
 //!
 //! - `driver.rs`: one core's member, its links to the peers, the clients that wait.
 //! - `replica.rs`: what this node does for peers that coordinate.
-//! - `clock_file.rs`: the wall clock, and the bound of the hybrid logical clock on disk.
 //! - `members_file.rs`: the identity of the data folder, and the numbers of the members, on disk.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
 //! - `replay.rs`: the connections over which missed writes are replayed.
@@ -11,7 +10,6 @@
 //! Every core has a coordinator and one link to each peer of its own, so that no request is handed
 //! from core to core.
 
-pub mod clock_file;
 mod driver;
 pub mod members_file;
 mod peers;

@@ -16,7 +16,7 @@ use koltso_net::replica::frame::{ReplyFrame, encode_request};
 use koltso_net::replica::{Features, Identity, Reply, Request};
 
 use super::Cluster;
-use crate::member::clock_file::{now_ms, now_wall};
+use crate::replica::clock::{now_ms, now_wall};
 
 /// How long a peer may take for the handshake, and for the confirmations of a window.
 const PATIENCE: Duration = Duration::from_millis(500);

@@ -21,9 +21,9 @@ use koltso_net::replica::{
 
 use super::Cluster;
 use super::peers::Served;
-use crate::member::clock_file::{now_ms, now_wall};
-use crate::node::replica::{Contents, Executed, Later, Replica};
-use crate::node::stalls::Turn;
+use crate::replica::clock::{now_ms, now_wall};
+use crate::replica::{Contents, Executed, Later, Replica};
+use crate::stalls::Turn;
 
 /// A disk that has not confirmed a batch after this time counts as stuck. From then on reads wait for
 /// it, too: while they were answered, nobody would notice what becomes of the writes.

@@ -17,10 +17,10 @@ use koltso_cluster::coordinator::{self, Full, Shortage};
 use koltso_cluster::renewal::Renewal;
 use koltso_model::{Flags, Key, Operation, Outcome, Quorum, Record, Refused, Version, WallTime, Want};
 
-use crate::member::clock_file::{now_ms, now_wall};
 use crate::member::{self, Submitted, Ticket};
 use crate::node::Node;
-use crate::node::replica::{Contents, Executed, Later, Replica};
+use crate::replica::clock::{now_ms, now_wall};
+use crate::replica::{Contents, Executed, Later, Replica};
 
 /// What a client wants done with a key.
 pub enum Action<'a> {

@@ -3,10 +3,7 @@
 //! The storage is opened late: listeners accept requests before that and answer that the node is
 //! recovering. Owner: the process, behind an `Arc`.
 
-pub mod commit;
 pub mod dispatch;
-pub mod replica;
-pub mod stalls;
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,9 +16,9 @@ use koltso_profiling::stalls::Stalls;
 use koltso_storage::{Store, Writer};
 use tokio::sync::mpsc;
 
-use crate::admin::metrics::CoreMetrics;
+use crate::counters::CoreMetrics;
 use crate::member::Cluster;
-use crate::member::clock_file::Clock;
+use crate::replica::clock::Clock;
 use crate::settings::Config;
 
 /// A connection on its way from a data core to the control plane.
@@ -64,7 +61,7 @@ pub struct Node {
     /// The identity of its data folder.
     pub id: NodeId,
     /// The clock that makes its versions.
-    pub clock: Clock,
+    pub clock: Arc<Clock>,
     /// The open connections, and the flag that starts the drain.
     pub connections: Arc<Shared>,
     /// The counters of each core.
@@ -94,7 +91,7 @@ impl Node {
         Self {
             config,
             id,
-            clock: Clock::default(),
+            clock: Arc::default(),
             connections: Shared::new(),
             metrics,
             runtime,

@@ -16,10 +16,10 @@ use koltso_storage::schedule;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::admin::metrics::CoreMetrics;
+use crate::counters::CoreMetrics;
 use crate::front::http::Api;
-use crate::node::stalls::{self, Turn};
 use crate::node::{Node, Runtime};
+use crate::stalls::{self, Turn};
 
 /// The most connections that the kernel holds until a core accepts them.
 const BACKLOG: i32 = 4096;

@@ -19,11 +19,11 @@ use tokio::sync::mpsc;
 use crate::admin::control;
 use crate::commands::say;
 use crate::member::Cluster;
-use crate::member::clock_file::{self, now_ms};
 use crate::member::members_file;
-use crate::node::stalls;
 use crate::node::{Node, Runtime};
+use crate::replica::clock::{self, now_ms};
 use crate::settings::{Config, Flags};
+use crate::stalls;
 use crate::units::Span;
 
 /// How often the bound of the clock is written.
@@ -87,9 +87,9 @@ fn cannot_use_clock(data: &Path, e: &std::io::Error) -> Refused {
 /// deleted keys back.
 fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
     let (data, now) = (&node.config.data, now_ms());
-    let found = clock_file::bound_in(data).map_err(|e| cannot_use_clock(data, &e))?;
+    let found = clock::bound_in(data).map_err(|e| cannot_use_clock(data, &e))?;
     let grace = node.config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.tombstone_grace);
-    let away = found.map_or(Duration::ZERO, |bound| clock_file::away(bound, now));
+    let away = found.map_or(Duration::ZERO, |bound| clock::away(bound, now));
     if away > grace {
         return Err(Refused(format!(
             "this node was away for {}, and its peers remember deleted keys for {} (--tombstone-grace): start it with \

@@ -8,10 +8,10 @@ use koltso_model::{Outcome, Refused, Version};
 use koltso_net::http::{ExtraLine, ReplyContext};
 use koltso_net::server::Answered;
 
-use crate::admin::metrics::{RequestKind, tag};
+use crate::counters::{RequestKind, tag};
 use crate::member::Cluster;
 use crate::node::dispatch::Answer;
-use crate::node::replica::Contents;
+use crate::replica::Contents;
 
 /// Shared values up to this many bytes are copied behind the head; larger ones follow it uncopied.
 const COPY_MAX: usize = 4 << 10;

@@ -28,12 +28,12 @@ use koltso_net::server::{Admit, Event, Outcome, Service};
 use self::answer::Asked;
 use self::range::RangeSource;
 use self::request::{Entity, Range, Refusal, bad};
-use crate::admin::metrics::{CoreMetrics, RequestKind, tag};
+use crate::counters::{CoreMetrics, RequestKind, tag};
 use crate::member;
 use crate::node::dispatch::{Action, ClientRequest, Dispatch, Dispatched};
-use crate::node::replica::{Contents, Replica};
-use crate::node::stalls::Turn;
 use crate::node::{Handover, Node};
+use crate::replica::{Contents, Replica};
+use crate::stalls::Turn;
 
 /// The service of one core.
 pub struct Api {
@@ -114,9 +114,10 @@ impl Api {
     #[cold]
     fn join(&self) -> Option<&Dispatch> {
         let (store, writer) = self.node.take_writer(self.core)?;
-        let replica = Rc::new(Replica::new(store, writer, self.node.config.sync));
+        let Node { config, clock, .. } = &*self.node;
+        let replica = Rc::new(Replica::new(store, writer, config.sync));
         let cluster = self.node.cluster.as_ref().map(|cluster| {
-            member::MemberDriver::start(&self.node, cluster, self.core, replica.clone(), self.turn.clone())
+            member::MemberDriver::start((config, clock), cluster, self.core, replica.clone(), self.turn.clone())
                 .expect("the replica address was bound at the start, and nobody else can listen there")
         });
         self.node.core_joined();

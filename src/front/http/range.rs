@@ -13,7 +13,7 @@ use koltso_net::server::{Fill, Sink, Source};
 use koltso_storage::{Cursor, Step, Store, Value};
 
 use super::request::Range;
-use crate::member::clock_file::now_ms;
+use crate::replica::clock::now_ms;
 
 /// Bytes of a piece.
 const PIECE: usize = 64 << 10;

@@ -29,7 +29,7 @@
 //!
 //! Deliberately absent: the runtime; the time that a core spends in its driver, where work and
 //! waiting cannot be told apart. Tested in `tests/stalls.rs` and, with a real core, in the
-//! program's `src/node/stalls.rs`.
+//! program's `src/stalls.rs`.
 
 mod view;
 mod watch;

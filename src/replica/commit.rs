@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use koltso_model::{Flags, Key, Operation, Outcome, Record};
 
-    use crate::node::replica::{Executed, Replica};
+    use crate::replica::{Executed, Replica};
 
     /// Of the samples whose leaf is this label: how many waits, how many nanoseconds, and whether
     /// functions of `module` waited.

@@ -1,5 +1,8 @@
 //! A core's replica: the one place where an operation is done in this node's own store.
 //!
+//! - `commit.rs`: the group commit of the mode "always".
+//! - `clock.rs`: the wall clock, and the process's hybrid logical clock with its bound on disk.
+//!
 //! Clients' requests that this node can answer alone, the core's coordinator and the peers that
 //! coordinate all come through [`Replica::execute`]. The outcome is there at once, or later: in the
 //! mode "always" a write is confirmed after the core's next sync of its log.
@@ -7,6 +10,9 @@
 //! Owner: one core. After [`Replica::close`] nothing is written. Invariant: a value is given out
 //! only after its checksum was compared, a small value's under the lock of the key's stripe and a
 //! large value's outside of any lock.
+
+pub mod clock;
+mod commit;
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -18,7 +24,7 @@ use bytes::Bytes;
 use koltso_model::{Flags, Found, Key, Operation, Outcome, Record, Refused, Version, Want};
 use koltso_storage::{Applied, Lookup, Store, Stored, SyncMode, Unverified, Value, WriteError, Writer};
 
-use crate::node::commit::{self, Commit, Durable, NotDurable, SharedWriter};
+use self::commit::{Commit, Durable, NotDurable, SharedWriter};
 
 /// A core's hold on the store: reads of everything, and writes to the core's own log.
 pub struct Replica {
