@@ -204,12 +204,12 @@ impl Dispatch {
             let kept = |outcome: Outcome<Contents<'_>>| outcome.map(Contents::into_bytes);
             let executed = loop {
                 let executed = self.replica.execute(&Operation::Write(record), now.ms(), kept);
-                let outcome = match &executed {
-                    Executed::Now(outcome) => outcome,
-                    Executed::Later(later) => later.outcome(),
+                let newer = match &executed {
+                    Executed::Now(outcome) => outcome.version(),
+                    Executed::Later(later) => later.superseded(),
                 };
-                if let Outcome::Superseded(newer) = outcome {
-                    renewal.superseded(*newer);
+                if let Some(newer) = newer {
+                    renewal.superseded(newer);
                 }
                 let Some(above) = renewal.again() else { break executed };
                 self.node.clock.observe(above.clock);

@@ -71,16 +71,17 @@ pub enum Executed<R> {
     Later(Later),
 }
 
-/// A future of an outcome that waits for the disk.
+/// A future of a write's outcome that waits for the disk.
 pub struct Later {
-    outcome: Outcome<Bytes>,
+    superseded: Option<Version>,
     durable: Durable,
 }
 
 impl Later {
-    /// What will be told if the disk has it: for deciding what to do next, not for passing on.
-    pub const fn outcome(&self) -> &Outcome<Bytes> {
-        &self.outcome
+    /// The version of a newer record, if the write came too late: for deciding what to do next, not
+    /// for passing on.
+    pub const fn superseded(&self) -> Option<Version> {
+        self.superseded
     }
 }
 
@@ -89,7 +90,7 @@ impl Future for Later {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome<Bytes>> {
         Pin::new(&mut self.durable).poll(cx).map(|durable| match durable {
-            Ok(()) => self.outcome.clone(),
+            Ok(()) => self.superseded.map_or(Outcome::Applied, Outcome::Superseded),
             Err(NotDurable) => Outcome::Refused(Refused::Failed),
         })
     }
@@ -205,9 +206,10 @@ impl Replica {
     /// won may be in another core's log, which is not synced yet.
     #[inline]
     fn confirm(&self, outcome: Outcome<Bytes>) -> Executed<Outcome<Bytes>> {
-        match &self.commit {
-            Some(commit) if !matches!(outcome, Outcome::Refused(_)) => {
-                Executed::Later(Later { outcome, durable: commit.durable(self.position()) })
+        match (&self.commit, &outcome) {
+            (Some(commit), Outcome::Applied | Outcome::Superseded(_)) => {
+                let (superseded, durable) = (outcome.version(), commit.durable(self.position()));
+                Executed::Later(Later { superseded, durable })
             }
             _ => Executed::Now(outcome),
         }

@@ -97,6 +97,8 @@ pub struct Coordinator {
     counters: Counters,
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Empty lists for what the replicas of a read say, to be used again; at most one a slot.
+    spare: Vec<Vec<Seen>>,
     /// Bytes of values that operations hold.
     bytes: usize,
     /// Operations that are answered and not gone.
@@ -153,8 +155,8 @@ impl Coordinator {
         assert!(settings.in_flight_max < PLACES_MAX);
         let health = Health::new(topology.nodes(), topology.me());
         let counters = Counters::default();
-        let (slots, free) = (Vec::new(), Vec::new());
-        Self { topology, settings, health, counters, slots, free, bytes: 0, answered: 0 }
+        let (slots, free, spare) = (Vec::new(), Vec::new(), Vec::new());
+        Self { topology, settings, health, counters, slots, free, spare, bytes: 0, answered: 0 }
     }
 
     /// How the peers are.
@@ -207,8 +209,9 @@ impl Coordinator {
         actions: &mut Vec<Action>,
     ) -> Result<(), Full> {
         let hash = record.key.hash();
-        let work = Work::Write(Write { record, renewal: Renewal::default(), awaits_version: false });
-        let slot = self.begin(now, token, hash, quorum, work, actions)?;
+        let bytes = record.value.len();
+        let work = || Work::Write(Write { record, renewal: Renewal::default(), awaits_version: false });
+        let slot = self.begin(now, token, hash, quorum, (bytes, work), actions)?;
         self.ask_writes(now, slot, actions);
         Ok(())
     }
@@ -227,43 +230,45 @@ impl Coordinator {
         actions: &mut Vec<Action>,
     ) -> Result<(), Full> {
         let hash = key.hash();
-        let work = Work::Read(Read {
-            key,
-            want,
-            hedged: false,
-            seen: SmallVec::new(),
-            data: None,
-            fetching: 0,
-            fetch_failed: 0,
-            damaged: 0,
-            repair_version: Version::default(),
-            repair_stage: Stage::Repair as u8,
-            repair_sent: 0,
-            repaired: 0,
-            repair_failed: 0,
-            silent: 0,
-            waited: false,
-        });
-        let slot = self.begin(now, token, hash, quorum, work, actions)?;
+        let seen = self.spare.pop().unwrap_or_default();
+        let work = || {
+            Work::Read(Read {
+                key,
+                want,
+                hedged: false,
+                seen,
+                data: None,
+                fetching: 0,
+                fetch_failed: 0,
+                damaged: 0,
+                repair_version: Version::default(),
+                repair_stage: Stage::Repair as u8,
+                repair_sent: 0,
+                repaired: 0,
+                repair_failed: 0,
+                silent: 0,
+                waited: false,
+            })
+        };
+        let slot = self.begin(now, token, hash, quorum, (0, work), actions)?;
         self.health.earn_hedge();
         self.ask_reads(now, slot, u32::from(quorum.ack()), want, actions);
         Ok(())
     }
 
+    /// Begins an operation with so many bytes of values, whose work is made where it stays: moving
+    /// it costs as much as all else here.
+    #[inline]
     fn begin(
         &mut self,
         now: Now,
         token: Token,
         hash: KeyHash,
         quorum: Quorum,
-        work: Work,
+        (bytes, work): (usize, impl FnOnce() -> Work),
         actions: &mut Vec<Action>,
     ) -> Result<usize, Full> {
         assert!(usize::from(quorum.from()) <= self.topology.nodes(), "the caller checks `from`");
-        let bytes = match &work {
-            Work::Write(write) => write.record.value.len(),
-            Work::Read(_) => 0,
-        };
         if !self.has_room(bytes) {
             self.make_room(actions);
         }
@@ -278,10 +283,11 @@ impl Coordinator {
                 self.slots.len() - 1
             }
         };
-        let op = Op {
+        let replicas = SmallVec::from_slice(&self.topology.ranked(hash)[..usize::from(quorum.from())]);
+        self.slots[slot].op = Some(Op {
             token: Some(token),
             hash,
-            replicas: SmallVec::from_slice(&self.topology.ranked(hash)[..usize::from(quorum.from())]),
+            replicas,
             quorum,
             begun: now.micros,
             asked: 0,
@@ -289,9 +295,8 @@ impl Coordinator {
             failed: 0,
             disk_full: false,
             busy: false,
-            work,
-        };
-        self.slots[slot].op = Some(op);
+            work: work(),
+        });
         Ok(slot)
     }
 
@@ -542,30 +547,29 @@ impl Coordinator {
     /// Forgets an operation; what replicas missed becomes hints.
     fn end(&mut self, slot: usize, actions: &mut Vec<Action>) {
         let entry = &mut self.slots[slot];
-        let Some(op) = entry.op.take() else {
+        let Some(op) = &mut entry.op else {
             return;
         };
+        self.answered -= usize::from(op.token.is_none());
+        match &mut op.work {
+            Work::Read(read) => {
+                self.bytes -= read.data.as_ref().map_or(0, |data| data.value.len());
+                let mut seen = std::mem::take(&mut read.seen);
+                seen.clear();
+                self.spare.push(seen);
+            }
+            Work::Write(write) => {
+                self.bytes -= write.record.value.len();
+                let missed = if op.answered == 0 { 0 } else { all(op.quorum.from()) & !op.answered };
+                for to in ranks(missed).map(|rank| op.replicas[rank]).filter(|&to| to != self.topology.me()) {
+                    self.health.peer_mut(to).hints += 1;
+                    actions.push(Action::Hint { to, record: write.record.clone() });
+                }
+            }
+        }
+        entry.op = None;
         entry.generation = entry.generation.wrapping_add(1);
         self.free.push(slot as u32);
-        self.answered -= usize::from(op.token.is_none());
-        let write = match op.work {
-            Work::Write(write) => write,
-            Work::Read(read) => {
-                self.bytes -= read.data.map_or(0, |data| data.value.len());
-                return;
-            }
-        };
-        self.bytes -= write.record.value.len();
-        if op.answered == 0 {
-            return;
-        }
-        for rank in ranks(all(op.quorum.from()) & !op.answered) {
-            let to = op.replicas[rank];
-            if to != self.topology.me() {
-                self.health.peer_mut(to).hints += 1;
-                actions.push(Action::Hint { to, record: write.record.clone() });
-            }
-        }
     }
 
     fn expire(&mut self, slot: usize, actions: &mut Vec<Action>) {

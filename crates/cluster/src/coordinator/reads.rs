@@ -51,7 +51,7 @@ pub(super) struct Read {
     pub(super) key: Key<Bytes>,
     pub(super) want: Want,
     pub(super) hedged: bool,
-    pub(super) seen: SmallVec<[Seen; 3]>,
+    pub(super) seen: Vec<Seen>,
     /// The newest record with its value that has come.
     pub(super) data: Option<Record<Bytes>>,
     /// Sets of ranks.
