@@ -30,12 +30,10 @@ use koltso_cluster::clock::{BeyondBound, HybridClock};
 use koltso_instrument::{Mutex, waiting};
 use koltso_model::WallTime;
 
-/// Bits of the fraction below the milliseconds.
-const FRACTION_BITS: u32 = 16;
 /// How far a written bound is ahead: four times the pause between two calls of [`Clock::refresh`],
 /// so that the cores do not write it themselves, and no more, since a node that was killed goes on
 /// above it.
-const AHEAD: u64 = 400 << FRACTION_BITS;
+const AHEAD: u64 = WallTime::from_ms(400).0;
 /// No honest bound is greater (the year 6429); sums of it and what is added here do not overflow.
 const BOUND_MAX: u64 = 1 << 63;
 /// The name in the data folder.
@@ -61,7 +59,7 @@ pub fn now_wall() -> WallTime {
 /// How long ago, by the wall clock, the node lived that left this bound; 400 ms less after a kill,
 /// since a bound is ahead. Zero where the wall clock has gone back.
 pub const fn away(found_bound: u64, now_ms: u64) -> Duration {
-    Duration::from_millis(now_ms.saturating_sub(found_bound >> FRACTION_BITS))
+    Duration::from_millis(now_ms.saturating_sub(WallTime(found_bound).ms()))
 }
 
 /// The bound that an earlier life left in a data folder, without touching anything: what [`away`]
@@ -218,7 +216,7 @@ impl Clock {
         };
         let mut slot = self.file.lock();
         self.observe(found.unwrap_or(0));
-        let alive = now_ms << FRACTION_BITS;
+        let alive = WallTime::from_ms(now_ms).0;
         let bound = alive.max(self.last()).saturating_add(ahead);
         file.write_all_at(&encoded(bound), 0)?;
         file.sync_all()?;
@@ -237,7 +235,7 @@ impl Clock {
         let Some(file) = &mut *slot else {
             return;
         };
-        file.alive = now_ms << FRACTION_BITS;
+        file.alive = WallTime::from_ms(now_ms).0;
         let bound = file.alive.max(self.last()).saturating_add(file.ahead).max(self.hybrid.bound());
         // Where the wall clock has gone back there is nothing to raise, but perhaps a failed write
         // to make good.
@@ -360,7 +358,7 @@ mod tests {
 
     #[test]
     fn threads_that_cross_the_bound_at_once_never_get_a_clock_above_the_file() {
-        for (ahead, rounds) in [(1 << FRACTION_BITS, 30_000), (3, 5_000)] {
+        for (ahead, rounds) in [(WallTime::from_ms(1).0, 30_000), (3, 5_000)] {
             let folder = tempfile::tempdir().expect("a folder");
             let clock = Clock::default();
             clock.persist(folder.path(), NOW, ahead).expect("persists");

@@ -50,7 +50,7 @@ pub struct Config {
 pub struct Cluster {
     /// Nodes of a cluster with another name are not ours.
     pub name: String,
-    /// All nodes, sorted by URL: at least 2, at most [`super::NODES_MAX`].
+    /// All nodes, sorted by URL: at least 2, at most [`NODES_MAX`](koltso_model::NODES_MAX).
     pub nodes: Vec<Member>,
     /// Index of this node in `nodes`.
     pub me: usize,

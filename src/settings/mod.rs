@@ -38,7 +38,5 @@ pub use secret::read_token;
 pub use table::in_force;
 pub use variables::is_ours as is_variable;
 
-/// The most nodes of a cluster: each has connections to each other one.
-pub const NODES_MAX: usize = 64;
 /// From a node's HTTP port to its replica port, unless the file says otherwise.
 pub const REPLICA_PORT_OFFSET: u16 = 10_000;

@@ -8,9 +8,9 @@
 //! Invariants, tested in `tests.rs`: names are unique, also as variables; every default and every
 //! end of a range is a value of its grammar; every setting reaches [`Config`] from each place.
 
+use koltso_model::NODES_MAX;
 use serde_json::{Value as Json, json};
 
-use super::NODES_MAX;
 use super::config::{Cluster, Config};
 use super::grammar::{
     Address, AnyGrammar, Count, FilePath, Name, OffOr, Switch, SyncModes, Url, Urls, Within, stall_bound_text,

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use koltso_model::NODES_MAX;
 use koltso_storage::{SyncMode, VALUE_MAX_LIMIT};
 
 use super::check::check;

@@ -16,7 +16,7 @@
 
 use koltso_model::{KeyHash, PARTITIONS};
 
-use crate::membership::{Membership, MembershipError};
+use crate::membership::{Membership, MembershipError, mix};
 
 /// A node, as its place among the sorted addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,13 +39,6 @@ pub struct Topology {
     id: u64,
     /// `ranking[partition * nodes ..][..nodes]`.
     ranking: Vec<NodeIndex>,
-}
-
-/// splitmix64's finalizer (Steele et al., 2014).
-const fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// A node's weight for each partition.
