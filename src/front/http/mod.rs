@@ -5,8 +5,8 @@
 //! - `answer.rs`: what an outcome is in HTTP.
 //! - `range.rs`: a range as a streamed body.
 //!
-//! Owner: one core. Nothing here blocks but the stripe locks of the index and, where the
-//! provisioning thread was outrun, an allocation. Whatever belongs to the control plane is handed
+//! Owner: one core. Nothing here blocks but the stripe locks of the index and what invariant 7 in
+//! `docs/ARCHITECTURE.md` lists. Whatever belongs to the control plane is handed
 //! over with its socket. Tested through real sockets in `tests/http_contract/`.
 
 mod answer;
