@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Hints go out in their order, a window at a time. Only the leading hints of a window that the
-//! peer took, or refused for good, are forgotten: nothing overtakes a hint that it cannot take now.
-//! One that it refuses for good is lost, and the peer needs repair. A connection that failed once
+//! peer took, or will never take, are forgotten: nothing overtakes a hint that it cannot take now.
+//! One that it will never take is lost, and the peer needs repair. A connection that failed once
 //! is never used again.
 //!
 //! Owner: whoever keeps the hints of one peer. The caller reads hints, dials and sends; time is its
@@ -35,8 +35,8 @@ pub enum Verdict {
     Taken,
     /// It cannot take it now (its disk is full): it is sent again later.
     NotNow,
-    /// It will never take it: the record is larger than its format allows, or was made by a build that knew more than
-    /// the node that has the hint.
+    /// It will never take it: the record is larger than its format allows, or was made by a build
+    /// that knew more than the node that has the hint.
     Never,
 }
 

@@ -120,8 +120,8 @@ pub struct Figures {
     pub needs_repair: bool,
     /// How many hints it has confirmed since the start.
     pub replayed: u64,
-    /// How many hints were lost since the start: beyond a bound, on a full disk, damaged, or
-    /// refused by the peer for good.
+    /// How many hints were lost since the start: beyond a bound, on a full disk, damaged, refused
+    /// by the peer for good, or of a build that knew more than this one.
     pub dropped: u64,
     /// About when the oldest pending hint was written, in milliseconds since the Unix epoch; 0 if
     /// there is none.
@@ -480,7 +480,7 @@ impl Worker {
         let Settled { forget, lost } = self.replay.answered(self.micros(), &verdicts);
         self.log.confirm(window, forget);
         if lost > 0 {
-            self.log.lose(lost as u64, "the peer refuses them for good: they are larger than its format allows");
+            self.log.lose(lost as u64, "the peer will never take them: they are larger than its format allows, or of a build that knew more than this one");
         }
         if forget < verdicts.len() {
             self.complain("the peer refuses its hints now".to_owned());
