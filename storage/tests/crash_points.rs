@@ -263,7 +263,7 @@ fn sequences_are_not_used_twice_over_a_left_over_sidecar() {
     assert_eq!(value_of(&store, b"new"), Some(b"value".to_vec()));
 }
 
-/// Found by `power_loss.rs`: the kernel writes pages in any order, so a record that was not synced
+/// Found by `power_loss/`: the kernel writes pages in any order, so a record that was not synced
 /// may lack some of its sectors while one after it is whole. It must not stand in the way of what
 /// had been acknowledged before it.
 #[test]
@@ -302,7 +302,7 @@ fn a_record_that_lacks_sectors_gives_way_to_the_version_before_it() {
     }
 }
 
-/// Found by `power_loss.rs`: it was reported as damage at each start, though nothing in it had ever
+/// Found by `power_loss/`: it was reported as damage at each start, though nothing in it had ever
 /// been acknowledged.
 #[test]
 fn a_segment_whose_header_never_got_to_the_disk_is_no_damage() {

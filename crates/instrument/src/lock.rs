@@ -7,7 +7,7 @@
 //! stripe of the index (a mutex of 56 bytes without its name) fills exactly one cache line.
 //! Rejected: a type parameter for the name. It would take no space, but two locks that change
 //! places would then have two types. Owner: whoever holds the lock. Tested through the captures in
-//! `profiling/tests/locks.rs`.
+//! `crates/profiling/tests/locks.rs`.
 
 pub use parking_lot::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
 

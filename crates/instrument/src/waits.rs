@@ -18,7 +18,7 @@
 //! Deliberately absent: who holds the lock meanwhile; the last waits of a thread that ends, where
 //! they add up to less than an interval (sums are still right on average). A wait inside a
 //! [`waiting`] is part of it and is not counted again; a wait for a lock inside one is counted as
-//! both. Tested here, in `tests/waits.rs` and, through the captures, in `profiling/tests/locks.rs`.
+//! both. Tested here, in `tests/waits.rs` and, through the captures, in `crates/profiling/tests/locks.rs`.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;

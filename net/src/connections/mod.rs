@@ -21,7 +21,7 @@
 //! 2. The sweeper runs exactly while there are connections.
 //!
 //! Deliberately absent: what a phase means and how long it may last, which the protocols decide.
-//! Tested below, and through `tests/limits.rs`, `tests/drain.rs` and `tests/replica.rs`.
+//! Tested below, and through `tests/limits.rs`, `tests/drain.rs` and `tests/replica/`.
 
 mod shared;
 

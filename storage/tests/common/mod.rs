@@ -131,7 +131,7 @@ pub fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 }
 
 /// An environment that does what the machine does, until it is told to fail. Its syncs cost
-/// nothing: no power is lost in these tests (see `power_loss.rs` for those where it is).
+/// nothing: no power is lost in these tests (see `power_loss/` for those where it is).
 ///
 /// Fault model: allocation answers "full" once `free` bytes are used up, and `space` agrees; a sync
 /// fails while `sync_fails`, and as with Linux the next one may succeed although the bytes are
