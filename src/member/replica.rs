@@ -29,6 +29,10 @@ use crate::stalls::Turn;
 /// it, too: while they were answered, nobody would notice what becomes of the writes.
 const STUCK: Duration = Duration::from_millis(50);
 
+/// How many of the replies that waited for the disk are given before their connections send them: the
+/// value of a read has up to 16 KiB that are held until then.
+const ANSWERS_A_TURN: usize = 256;
+
 /// Connections of peers to one core.
 const CONNECTIONS_MAX: usize = 4096;
 
@@ -126,7 +130,11 @@ impl ReplicaService for PeerService {
             }
             // Batches end in the order in which they began.
             syncing.borrow_mut().pop_front();
-            for waiting in unsynced {
+            for (number, waiting) in unsynced.into_iter().enumerate() {
+                if (number + 1).is_multiple_of(ANSWERS_A_TURN) {
+                    // The connections send what they have before there is more.
+                    monoio::spawn(std::future::ready(())).await;
+                }
                 match waiting {
                     Unsynced::Write(deferred, later) => deferred.answer(later.await),
                     Unsynced::Ping(deferred, clock) => {
