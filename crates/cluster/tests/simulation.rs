@@ -69,6 +69,21 @@ fn an_ailing_minority_costs_its_peers_nothing() {
     assert!(slow * 10_000 <= timed, "{slow} of {timed} took more than 300 ms");
 }
 
+/// Found by the simulation: its slow nodes took all requests from their sockets at once, so that
+/// askers had no bound of what was unanswered, and went on serving those slowly when they were well.
+#[test]
+fn a_slow_node_leaves_requests_in_its_sockets() {
+    for seed in [184, 250] {
+        must_hold(&Plan {
+            faults: vec![Kind::Slow],
+            clients: 10,
+            think: 500,
+            in_flight_max: 6,
+            ..Plan::new(seed, Mode::Available)
+        });
+    }
+}
+
 /// No reads here that would repair: without crashes, hints alone bring every replica what it
 /// missed, unless its peers know that it lacks something.
 #[test]

@@ -129,7 +129,10 @@ impl World {
             }
             Kind::CutPair => self.uncut(node, other),
             Kind::CutLink => self.uncut_link(node, other),
-            Kind::Slow => self.nodes[node].service = 0,
+            Kind::Slow => {
+                self.nodes[node].service = 0;
+                self.catch_up(node);
+            }
             Kind::Full => self.nodes[node].full = false,
             Kind::DiskErrors => self.nodes[node].disk_errors = 0,
             Kind::Damage | Kind::Break => {}

@@ -13,12 +13,12 @@
 //!
 //! The fault model. A node can be paused (it does nothing, then everything late), crash (its member
 //! and the youngest hints are gone; what its engine confirmed stays; its wall clock may have been
-//! set meanwhile), be slow, have a full disk or one that answers some writes with an error, or have
-//! a record damaged, as long as another replica holds that version. Links break, stall (a cut of a
-//! node, a pair or one direction: TCP sends again when it heals, or the connection dies, which is
-//! noticed seconds later), fill up and have tails. Wall clocks are off by up to 0.24 s and drift.
-//! In the harsh mode single messages of cores are lost, doubled and reordered, which TCP would not
-//! do.
+//! set meanwhile), be slow (what it has not come to waits in its sockets), have a full disk or one
+//! that answers some writes with an error, or have a record damaged, as long as another replica
+//! holds that version. Links break, stall (a cut of a node, a pair or one direction: TCP sends
+//! again when it heals, or the connection dies, which is noticed seconds later), fill up and have
+//! tails. Wall clocks are off by up to 0.24 s and drift. In the harsh mode single messages of cores
+//! are lost, doubled and reordered, which TCP would not do.
 //!
 //! Not here: replicas that lose what they confirmed, and lies; values that expire; several cores of
 //! one node; nodes that join and leave.

@@ -234,11 +234,19 @@ impl World {
             }
             return;
         }
-        self.drained(via, msg.size());
         match self.service(node) {
             Some(at) => self.on(node, at, Work::Serve(via, msg)),
-            None => self.serve(node, via, msg),
+            None => self.take(node, via, msg),
         }
+    }
+
+    /// A node takes a request from its socket and serves it. Those behind it wait in the socket.
+    pub fn take(&mut self, node: usize, via: Via, msg: Msg) {
+        let link = self.link(via.asker, via.peer, via.lane);
+        if link.up && link.epoch == via.epoch {
+            self.drained(via, msg.size());
+        }
+        self.serve(node, via, msg);
     }
 
     // ---- connections ----

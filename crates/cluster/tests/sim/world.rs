@@ -211,6 +211,21 @@ impl World {
         self.at(at, Event::Node { node, life, work });
     }
 
+    /// A node that was slow serves at once what waits for its turn.
+    pub fn catch_up(&mut self, node: usize) {
+        let waits = |event: &Event| match event {
+            Event::Node { node: at, work, .. } => *at == node && matches!(work, Work::Serve(..) | Work::ServeSelf(..)),
+            _ => false,
+        };
+        let waiting: Vec<_> = self.events.iter().filter(|(_, event)| waits(event)).map(|(&at, _)| at).collect();
+        for at in waiting {
+            if let Some(event) = self.events.remove(&at) {
+                self.at(self.now, event);
+            }
+        }
+        self.nodes[node].busy_until = self.now;
+    }
+
     pub fn note(&mut self, what: u64) {
         self.hash = mixed(self.hash.rotate_left(1) ^ what);
     }
@@ -279,7 +294,7 @@ impl World {
     pub fn work(&mut self, node: usize, work: Work) {
         match work {
             Work::Deliver(via, msg) => self.deliver(node, via, msg),
-            Work::Serve(via, msg) => self.serve(node, via, msg),
+            Work::Serve(via, msg) => self.take(node, via, msg),
             Work::ServeSelf(id, operation) => {
                 let outcome = self.execute(node, id, &operation);
                 self.with_member(node, |member, now, host| member.executed(now, id, outcome, host));
