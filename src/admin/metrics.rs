@@ -149,6 +149,11 @@ fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fm
         ("koltso_storage_dead_bytes", "Bytes of records that wait for compaction", stats.dead_bytes),
         ("koltso_storage_disk_bytes", "Bytes that the segment files occupy", stats.disk_bytes),
         ("koltso_storage_segments", "Segment files", stats.segments),
+        (
+            "koltso_storage_unreadable_segments",
+            "Segment files without an intact header, of which nothing is served",
+            stats.unreadable_segments,
+        ),
         ("koltso_storage_disk_full", "1 while writes are refused because the disk is full", stats.disk_full.into()),
         ("koltso_storage_failed", "1 after the disk failed to sync", stats.failed.into()),
         ("koltso_storage_sync_max_microseconds", "The slowest sync of the log", stats.sync_us_max),

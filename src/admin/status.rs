@@ -61,6 +61,7 @@ pub fn document(node: &Node) -> String {
             "disk_bytes": stats.disk_bytes,
             "segments": stats.segments,
             "damaged_records": stats.damaged_records,
+            "unreadable_segments": stats.unreadable_segments,
             "appended_bytes": stats.appended_bytes,
             "compacted_segments": stats.compacted_segments,
             "compacted_bytes": stats.compacted_bytes,

@@ -1,4 +1,5 @@
-//! Places in the log that were found damaged: counted once each, and said once each in the log.
+//! Places in the log that were found damaged: counted once each, and said once each in the log. A
+//! whole segment, whose header is damaged, is one of them.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,11 +15,16 @@ const REMEMBERED_MAX: usize = 65_536;
 pub(crate) struct DamageLog {
     seen: Mutex<HashSet<(u64, u32)>>,
     count: AtomicU64,
+    unreadable_segments: AtomicU64,
 }
 
 impl Default for DamageLog {
     fn default() -> Self {
-        Self { seen: Mutex::new(&"damaged records", HashSet::new()), count: AtomicU64::new(0) }
+        Self {
+            seen: Mutex::new(&"damaged records", HashSet::new()),
+            count: AtomicU64::new(0),
+            unreadable_segments: AtomicU64::new(0),
+        }
     }
 }
 
@@ -30,7 +36,17 @@ impl DamageLog {
         self.report(segment.sequence, offset);
     }
 
-    pub(crate) fn report(&self, sequence: u64, offset: u32) {
+    /// A segment has no intact header, so none of its records can be told from garbage. Its file
+    /// stays where it is: another read may find it whole, and so may who repairs it.
+    pub(crate) fn found_unreadable(&self, sequence: u64) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.unreadable_segments.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(
+            "the segment {sequence:016x}.log has no intact header: none of its records is served, and the file is left where it is"
+        );
+    }
+
+    fn report(&self, sequence: u64, offset: u32) {
         let mut seen = self.seen.lock();
         if seen.contains(&(sequence, offset)) {
             return;
@@ -45,5 +61,10 @@ impl DamageLog {
 
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Of these, whole segments.
+    pub(crate) fn unreadable_segments(&self) -> u64 {
+        self.unreadable_segments.load(Ordering::Relaxed)
     }
 }

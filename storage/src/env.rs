@@ -116,6 +116,12 @@ pub trait Env: Send + Sync + 'static {
         file.write_all_at(bytes, offset)
     }
 
+    /// Writes all `bytes` to the file, and returns when they and its length are on disk.
+    fn write_durably(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(bytes, offset)?;
+        file.sync_data()
+    }
+
     /// Where the last bytes that the file system knows of end, at most `len`; what follows is a
     /// hole and reads as zeros.
     fn data_end(&self, file: &File, len: u64) -> u64 {

@@ -53,8 +53,10 @@ pub struct Recovered {
     pub scanned: u64,
     /// Keys found, tombstones included.
     pub keys: u64,
-    /// Places found damaged.
+    /// Places found damaged, segments without an intact header among them.
     pub damaged: u64,
+    /// Of these, segments: their files are left where they are, and nothing in them is served.
+    pub unreadable_segments: u64,
     /// Bytes of half-written records cut off.
     pub torn_bytes: u64,
     /// The newest version's clock, 0 in an empty store: the caller's clock must go on above it.
@@ -188,8 +190,10 @@ fn tidy(env: &dyn Env, folder: &Folder, sequences: &[u64]) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a segment was sealed. What cannot be found out counts as yes.
 fn has_sidecar(env: &dyn Env, folder: &Folder, sequence: u64) -> bool {
-    env.open_to_read(&path_of(folder.path(), sequence, "idx")).is_ok()
+    let opened = env.open_to_read(&path_of(folder.path(), sequence, "idx"));
+    !opened.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
 }
 
 struct Opened {
@@ -207,15 +211,15 @@ fn open_one(
 ) -> Result<Option<Opened>, OpenError> {
     let mut segment = match Segment::open(env, folder.path(), sequence) {
         Ok(segment) => IndexedSegment::new(segment, slot),
-        // Made just before a crash or a power loss: not even the header had arrived, so nothing in
-        // it was ever synced. (What was sealed had been synced. Then it is damage.)
+        // Made just before a crash or a power loss: not even the header had arrived, and there is
+        // nothing behind it. (What was sealed had records. Then it is damage.)
         Err(HeaderError::Unwritten) if !has_sidecar(env, folder, sequence) => {
-            tracing::warn!("the segment {sequence:016x}.log was never written to the disk and is removed");
+            tracing::warn!("the segment {sequence:016x}.log has nothing in it, not even a header, and is removed");
             let _ = env.remove(&path_of(folder.path(), sequence, "log"));
             return Ok(None);
         }
         Err(HeaderError::Damaged | HeaderError::Unwritten) => {
-            damage.report(sequence, 0);
+            damage.found_unreadable(sequence);
             return Ok(None);
         }
         Err(newer @ HeaderError::Newer(_)) => {
@@ -322,7 +326,12 @@ pub(crate) fn recover(env: &dyn Env, folder: &Folder, index: &Index, damage: &Da
         .collect();
     in_parallel(pieces.len(), |number| load(index, pieces[number].0, pieces[number].1.clone()));
 
-    let mut summary = Recovered { segments: opened.len() as u64, damaged: damage.count(), ..Recovered::default() };
+    let mut summary = Recovered {
+        segments: opened.len() as u64,
+        damaged: damage.count(),
+        unreadable_segments: damage.unreadable_segments(),
+        ..Recovered::default()
+    };
     let mut unsealed = Vec::new();
     for one in &opened {
         summary.newest_clock = summary.newest_clock.max(one.newest_clock);

@@ -10,7 +10,7 @@ use crate::record::Record;
 pub(crate) struct Retention {
     grace: Duration,
     kept: AtomicBool,
-    /// A segment that was given back lies in the folder all the same.
+    /// A segment lies in the folder that this store does not know.
     left_behind: AtomicBool,
 }
 
@@ -24,8 +24,8 @@ impl Retention {
         self.kept.store(keep, Ordering::Relaxed);
     }
 
-    /// A segment could not be removed, so the next start finds what is in it. Until then nothing
-    /// may be dropped that is newer.
+    /// A segment could not be removed or not be read, and the next start may find what is in it.
+    /// Until then nothing may be dropped that is newer.
     pub(crate) fn segment_left_behind(&self) {
         self.left_behind.store(true, Ordering::Relaxed);
     }

@@ -18,6 +18,8 @@
 //!    still SIGBUS, and another program that writes the file breaks 1: the folder lock keeps our
 //!    own processes out, nothing else can.)
 //! 4. An unlinked segment lives on in its mapping until the last reader lets go.
+//! 5. The header is on disk before anything is written behind it. So a file without a header that
+//!    has anything behind it has lost it, and is not one that a power loss kept from being written.
 
 use std::fs::File;
 use std::io;
@@ -66,7 +68,7 @@ pub(crate) struct Segment {
 pub(crate) enum HeaderError {
     #[error("it has no intact segment header")]
     Damaged,
-    /// A sector, or a part of one, that never got to the disk.
+    /// It was being made when the process ended or the power was lost, and there is nothing in it.
     #[error("its header was not written")]
     Unwritten,
     #[error("its segment format is {0}, and this build knows formats up to {FORMAT}")]
@@ -97,6 +99,20 @@ fn header_crc(header: &[u8; SEGMENT_HEADER as usize]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..])
 }
 
+/// Whether a file has nothing but zeros from `start` on.
+fn is_blank(env: &dyn Env, file: &File, start: u64) -> io::Result<bool> {
+    let end = env.data_end(file, env.len(file)?);
+    let mut buffer = vec![0; PIECE as usize];
+    for at in (start..end).step_by(buffer.len()) {
+        let piece = (end - at).min(buffer.len() as u64) as usize;
+        env.read_at(file, &mut buffer[..piece], at)?;
+        if buffer[..piece].iter().any(|&byte| byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 impl Segment {
     /// Makes the file with one slice ready. The name is durable only after [`Env::sync_folder`].
     pub(crate) fn create(env: &dyn Env, folder: &Path, sequence: u64, salt: u32, capacity: u32) -> io::Result<Self> {
@@ -106,7 +122,7 @@ impl Segment {
         let prepare = || -> io::Result<MmapRaw> {
             env.set_len(&file, u64::from(capacity))?;
             env.allocate(&file, 0, u64::from(SLICE.min(capacity)))?;
-            env.write_at(&file, &header(sequence, salt, capacity), 0)?;
+            env.write_durably(&file, &header(sequence, salt, capacity), 0)?;
             let map = env.map(&file, capacity as usize)?;
             // Or a fault on a page that is not there yet has the kernel "read" what was never
             // written, which clears as much as the disk's read-ahead is long: 8 MiB in one go, 14
@@ -144,9 +160,10 @@ impl Segment {
         }
         let size_fits = (PAGE..=SEGMENT_MAX).contains(&capacity) && capacity.is_multiple_of(PAGE);
         if !size_fits || bytes != header(sequence, salt, capacity) {
-            // None of these words is zero in a header.
-            let mut words = bytes[..32].chunks_exact(8);
-            let is_unwritten = words.any(|word| word == [0; 8]);
+            // None of these words is zero in a header. That alone says nothing of what is behind
+            // it: a disk may give back zeros for what it has lost.
+            let lacks_words = bytes[..32].chunks_exact(8).any(|word| word == [0; 8]);
+            let is_unwritten = lacks_words && is_blank(env, &file, 32)?;
             return Err(if is_unwritten { HeaderError::Unwritten } else { HeaderError::Damaged });
         }
         // A file cut short gets its size back; the rest reads as zeros, which is where the records

@@ -20,6 +20,9 @@ pub struct Stats {
     pub segments: u64,
     /// Places in the log that were found damaged since the store was opened.
     pub damaged_records: u64,
+    /// Of these, segments without an intact header: each counts once, whatever is in it. Their
+    /// files are in none of the other figures.
+    pub unreadable_segments: u64,
     /// Bytes appended since the store was opened.
     pub appended_bytes: u64,
     /// Segments that compaction has given back.

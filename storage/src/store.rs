@@ -70,6 +70,9 @@ impl Store {
             threads: Threads::default(),
             options,
         });
+        if found.summary.unreadable_segments > 0 {
+            parts.retention.segment_left_behind();
+        }
         background::start(&parts).map_err(|error| OpenError::Io { folder: parts.options.folder.clone(), error })?;
         Ok((Self { parts }, found.summary))
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use koltso_testkit::{Client, Launch, Random, Server, files, volume};
+use koltso_testkit::{Client, Launch, Random, Server, files, metrics, volume};
 
 // --- torn tails ---
 
@@ -130,6 +130,40 @@ fn a_flipped_bit_in_a_value_is_reported_and_never_served() {
         server.start_again();
         assert_eq!(server.connect().value(bad_key).as_deref(), Some(&b"new"[..]), "after another restart");
     }
+}
+
+/// The disk gives back zeros for a sector that it has lost.
+#[test]
+fn a_segment_whose_first_sector_is_zeros_is_reported_and_stays() {
+    let mut random = Random::announced("a_segment_whose_first_sector_is_zeros_is_reported_and_stays");
+    let mut server = Server::fresh("--sync always");
+    let records = consecutive_records(&mut server.connect(), &mut random, 60);
+    server.kill();
+    let (log, _) = place_of(server.data(), &records[30].1);
+    let whole = std::fs::read(&log).unwrap();
+    files::overwrite(&log, 0, &[0; 512]);
+    let lost = std::fs::read(&log).unwrap();
+    for start in ["first", "second"] {
+        server.start_again();
+        let mut client = server.connect();
+        for (key, _) in &records {
+            client.get(key).expect(404, "GET of what nobody can read");
+        }
+        assert_eq!(server.storage_figure("unreadable_segments"), 1, "{start} start: /status does not report it");
+        assert!(server.storage_figure("damaged_records") > 0, "{start} start: /status does not report it");
+        let shown = metrics::sample(&server.ask("GET", "/metrics"), "koltso_storage_unreadable_segments");
+        assert!((shown - 1.0).abs() < f64::EPSILON, "{start} start: /metrics says {shown}");
+        assert!(server.log().contains("has no intact header"), "{start} start: {}", server.log());
+        server.terminate();
+        assert!(std::fs::read(&log).unwrap() == lost, "{start} start: the file was changed");
+    }
+    std::fs::write(&log, whole).unwrap();
+    server.start_again();
+    let mut client = server.connect();
+    for (key, value) in &records {
+        assert!(client.value(key).as_ref() == Some(value), "{key}, after the sector was back");
+    }
+    assert_eq!(server.storage_figure("unreadable_segments"), 0);
 }
 
 #[test]

@@ -174,6 +174,10 @@ impl Env for FakeEnv {
         RealEnv.allocate(file, offset, len)
     }
 
+    fn write_durably(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        RealEnv.write_at(file, bytes, offset)
+    }
+
     fn sync(&self, _file: &File) -> io::Result<()> {
         self.syncs.fetch_add(1, Ordering::SeqCst);
         if self.sync_fails.load(Ordering::SeqCst) {

@@ -543,6 +543,17 @@ impl Env for PowerEnv {
         Ok(())
     }
 
+    fn write_durably(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(file, bytes, offset)?;
+        self.call(Call::Write)?;
+        let mut state = self.state();
+        if let Some(tracked) = state.files.get_mut(&file.metadata()?.ino()) {
+            let content = tracked.current();
+            tracked.sync(&content);
+        }
+        Ok(())
+    }
+
     fn allocate(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
         self.call(Call::Allocate)?;
         RealEnv.allocate(file, offset, len)
