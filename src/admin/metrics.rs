@@ -163,6 +163,11 @@ fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fm
     }
     let counters = [
         ("koltso_storage_damaged_records", "Damaged records found", stats.damaged_records),
+        (
+            "koltso_storage_torn_records",
+            "Records that the start skipped because a power loss had kept them from being written whole",
+            stats.torn_records,
+        ),
         ("koltso_storage_appended_bytes", "Bytes appended to the log", stats.appended_bytes),
         ("koltso_storage_compacted_segments", "Segments given back by compaction", stats.compacted_segments),
         ("koltso_storage_compacted_bytes", "Bytes moved by compaction", stats.compacted_bytes),

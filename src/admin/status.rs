@@ -62,6 +62,7 @@ pub fn document(node: &Node) -> String {
             "segments": stats.segments,
             "damaged_records": stats.damaged_records,
             "unreadable_segments": stats.unreadable_segments,
+            "torn_records": stats.torn_records,
             "appended_bytes": stats.appended_bytes,
             "compacted_segments": stats.compacted_segments,
             "compacted_bytes": stats.compacted_bytes,

@@ -16,6 +16,7 @@ pub(crate) struct DamageLog {
     seen: Mutex<HashSet<(u64, u32)>>,
     count: AtomicU64,
     unreadable_segments: AtomicU64,
+    torn_records: AtomicU64,
 }
 
 impl Default for DamageLog {
@@ -24,6 +25,7 @@ impl Default for DamageLog {
             seen: Mutex::new(&"damaged records", HashSet::new()),
             count: AtomicU64::new(0),
             unreadable_segments: AtomicU64::new(0),
+            torn_records: AtomicU64::new(0),
         }
     }
 }
@@ -46,6 +48,16 @@ impl DamageLog {
         );
     }
 
+    /// Recovery took `count` places of a segment for records that a power loss kept from being
+    /// written whole, and skipped them. Bits that flipped in a value with zeros in it can look the
+    /// same, so this is said, too.
+    pub(crate) fn skipped(&self, sequence: u64, count: u32) {
+        self.torn_records.fetch_add(u64::from(count), Ordering::Relaxed);
+        tracing::warn!(
+            "{count} records lack sectors that never got to the disk, and are skipped: segment {sequence:016x}.log"
+        );
+    }
+
     fn report(&self, sequence: u64, offset: u32) {
         let mut seen = self.seen.lock();
         if seen.contains(&(sequence, offset)) {
@@ -63,7 +75,12 @@ impl DamageLog {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Of these, whole segments.
+    /// Records that recovery skipped as half written.
+    pub(crate) fn torn_records(&self) -> u64 {
+        self.torn_records.load(Ordering::Relaxed)
+    }
+
+    /// Of the damaged ones, whole segments.
     pub(crate) fn unreadable_segments(&self) -> u64 {
         self.unreadable_segments.load(Ordering::Relaxed)
     }

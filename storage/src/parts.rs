@@ -85,6 +85,7 @@ impl Parts {
             records: entries.saturating_sub(tombstones),
             tombstones,
             damaged_records: self.damage.count(),
+            torn_records: self.damage.torn_records(),
             unreadable_segments: self.damage.unreadable_segments(),
             disk_full: self.room.is_full(),
             ..Stats::default()

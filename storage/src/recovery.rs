@@ -57,8 +57,11 @@ pub struct Recovered {
     pub damaged: u64,
     /// Of these, segments: their files are left where they are, and nothing in them is served.
     pub unreadable_segments: u64,
-    /// Bytes of half-written records cut off.
+    /// Bytes of half-written records cut off or skipped.
     pub torn_bytes: u64,
+    /// Places skipped because sectors are missing there, though whole records follow. What stands
+    /// for their keys is older.
+    pub torn_records: u64,
     /// The newest version's clock, 0 in an empty store: the caller's clock must go on above it.
     pub newest_clock: u64,
 }
@@ -82,6 +85,8 @@ pub(crate) struct Scan {
     /// Bytes after the end that are not zero, as far as a torn record reaches, and those of torn
     /// records before it.
     pub(crate) torn: u32,
+    /// Torn records before the end, or neighbours of which no header is intact.
+    pub(crate) skipped: u32,
 }
 
 /// Reads `bytes`, the file from its start, through as records that begin below `limit`; `salt` is
@@ -99,8 +104,9 @@ pub(crate) fn scan(bytes: &[u8], limit: usize, salt: u32) -> Scan {
                     let doubted = std::mem::take(&mut doubtful);
                     for (number, &(offset, header_intact)) in doubted.iter().enumerate() {
                         let end = doubted.get(number + 1).map_or(at as u32, |&(next, _)| next);
-                        if lacks_a_write(&bytes[offset as usize..end as usize], offset) {
+                        if lacks_a_write(bytes, offset as usize..end as usize, header_intact) {
                             scan.torn += end - offset;
+                            scan.skipped += 1;
                             continue;
                         }
                         if header_intact {
@@ -129,22 +135,36 @@ pub(crate) fn scan(bytes: &[u8], limit: usize, salt: u32) -> Scan {
     scan
 }
 
-/// Whether `bytes`, which lie at `offset` of an unsealed segment and are no intact record, look as
-/// if the power had been lost before all their sectors were written: in one of these, the bytes
-/// from its start or those to its end are still zeros.
+/// Whether a place of an unsealed segment that is no intact record looks as if the power had been
+/// lost before all its sectors were written: in one of these the first words of 8 bytes are still
+/// zeros, or the last ones, and bytes that are in doubt are among them.
 ///
 /// Such a record was not acknowledged in the mode "always", since no sync of it had completed, and
-/// what was before it stands. Bits that flipped in what had been written leave no zeros there,
-/// unless the value has them itself.
-fn lacks_a_write(bytes: &[u8], offset: u32) -> bool {
-    let begin = offset as usize;
-    let sectors = begin / SECTOR..(begin + bytes.len()).div_ceil(SECTOR);
-    sectors.into_iter().any(|sector| {
-        let from = (sector * SECTOR).max(begin) - begin;
-        let to = ((sector + 1) * SECTOR - begin).min(bytes.len());
-        let piece = &bytes[from..to];
-        piece.len() >= ALIGN && (piece[..ALIGN] == [0; ALIGN] || piece[piece.len() - ALIGN..] == [0; ALIGN])
+/// what was before it stands. Words that are zeros because they were written so look the same. So
+/// only zeros count that a lost write can have left: they begin where the sector or the place does,
+/// or reach to the end of the sector, whatever lies there, since a log is written forwards.
+fn lacks_a_write(bytes: &[u8], place: Range<usize>, header_intact: bool) -> bool {
+    let doubt = in_doubt(&bytes[..place.end], place.start, header_intact);
+    let is_zero = |at: &usize| bytes[*at..].first_chunk() == Some(&[0; ALIGN]);
+    (doubt.start / SECTOR..doubt.end.div_ceil(SECTOR)).any(|sector| {
+        let (begin, end) = ((sector * SECTOR).max(place.start), ((sector + 1) * SECTOR).min(bytes.len()));
+        let first = (begin..end).step_by(ALIGN).take_while(is_zero).count() * ALIGN;
+        let last = (begin..end).step_by(ALIGN).rev().take_while(is_zero).count() * ALIGN;
+        (first > 0 && begin + first > doubt.start) || (last > 0 && end - last < doubt.end)
     })
+}
+
+/// Which bytes of a place are not known to be what was written; the place ends with `bytes`.
+fn in_doubt(bytes: &[u8], start: usize, header_intact: bool) -> Range<usize> {
+    match Record::view(&bytes[start..]) {
+        // Its checksum covers all but the value.
+        Ok(record) if header_intact => start + record.value_start()..bytes.len(),
+        // Lengths and value fit, so it is in what is before the value.
+        Ok(record) if start + record.size() == bytes.len() && !record.value().is_empty() && record.value_intact() => {
+            start..start + record.value_start()
+        }
+        _ => start..bytes.len(),
+    }
 }
 
 /// The next place that is not zeros.
@@ -253,6 +273,9 @@ fn open_one(
     for &offset in &scan.damaged {
         damage.found(&segment, offset);
     }
+    if scan.skipped > 0 {
+        damage.skipped(sequence, scan.skipped);
+    }
     segment.order.recover(&segment, std::mem::take(&mut scan.offsets), scan.damaged.len() as u32);
     Ok(Some(Opened { segment: Arc::new(segment), scan: Some(scan), newest_clock }))
 }
@@ -330,6 +353,7 @@ pub(crate) fn recover(env: &dyn Env, folder: &Folder, index: &Index, damage: &Da
         segments: opened.len() as u64,
         damaged: damage.count(),
         unreadable_segments: damage.unreadable_segments(),
+        torn_records: damage.torn_records(),
         ..Recovered::default()
     };
     let mut unsealed = Vec::new();

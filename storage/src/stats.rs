@@ -23,6 +23,9 @@ pub struct Stats {
     /// Of these, segments without an intact header: each counts once, whatever is in it. Their
     /// files are in none of the other figures.
     pub unreadable_segments: u64,
+    /// Records that were skipped when the store was opened, because sectors of them had never got
+    /// to the disk while later records had: see [`Recovered`](crate::Recovered).
+    pub torn_records: u64,
     /// Bytes appended since the store was opened.
     pub appended_bytes: u64,
     /// Segments that compaction has given back.

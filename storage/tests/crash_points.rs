@@ -11,7 +11,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{copy_folder, files, find, rounds, scan, small, value_of, version};
+use common::{Seen, copy_folder, files, find, get, rounds, scan, small, value_of, version};
 use koltso_storage::{Options, Store};
 use koltso_testkit::random::{Random, seed_or as seed};
 use koltso_testkit::wait::soon;
@@ -300,6 +300,93 @@ fn a_record_that_lacks_sectors_gives_way_to_the_version_before_it() {
                 store.close().unwrap();
             }
         }
+    }
+}
+
+/// Where in a segment of its own a value lies whose key follows one with a value of `before` bytes.
+fn place_of_value(dir: &Path, before: usize, value: &[u8]) -> usize {
+    let (folder, _) = with_flip(dir, before, value, None);
+    let bytes = fs::read(&files(&folder, "log")[0]).unwrap();
+    fs::remove_dir_all(&folder).unwrap();
+    find(&bytes, value).unwrap()
+}
+
+/// A store with an older and a newer version of "key", the newer one's value being `value`, and a
+/// record after it. A bit is flipped `flip` bytes after the newer one's value begins. Where that
+/// is.
+fn with_flip(dir: &Path, before: usize, value: &[u8], flip: Option<isize>) -> (std::path::PathBuf, usize) {
+    let folder = dir.join("flipped");
+    let (store, _) = Store::open(small(&folder)).unwrap();
+    let mut writer = store.writer().unwrap();
+    writer.put(b"key", b"older", version(1), 0).unwrap();
+    writer.put(b"before", &vec![7; before], version(2), 0).unwrap();
+    writer.put(b"key", value, version(3), 0).unwrap();
+    writer.put(b"after", b"whole", version(4), 0).unwrap();
+    drop((writer, store));
+    let log = files(&folder, "log").remove(0);
+    let mut bytes = fs::read(&log).unwrap();
+    let at = find(&bytes, value).unwrap();
+    if let Some(flip) = flip {
+        bytes[at.checked_add_signed(flip).unwrap()] ^= 4;
+        fs::write(&log, bytes).unwrap();
+    }
+    (folder, at)
+}
+
+/// Zeros that no lost write can have left do not make a record torn whose bits have flipped: its
+/// own ones at its end within a sector, and those of a header that says "never expires".
+#[test]
+fn a_flipped_bit_is_no_lost_write_where_the_record_has_zeros_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |what: &str, folder: &Path, seen: &Seen| {
+        let (store, recovered) = Store::open(small(folder)).unwrap();
+        assert_eq!((recovered.damaged, recovered.torn_records, recovered.torn_bytes), (1, 0, 0), "{what}");
+        assert_eq!(&get(&store, b"key", 1), seen, "{what}");
+        assert_eq!(value_of(&store, b"after"), Some(b"whole".to_vec()), "{what}");
+        drop(store);
+        fs::remove_dir_all(folder).unwrap();
+    };
+    let zeros_at_its_end = [&[9; 100][..], &[0; 24]].concat();
+    let (folder, at) = with_flip(dir.path(), 10, &zeros_at_its_end, Some(50));
+    assert!(at / 512 == (at + 150) / 512, "the record and the one after it lie in one sector");
+    start("zeros at the end of the value", &folder, &Seen::Damaged);
+
+    // The header's last word is the expiry with the flags. A sector begins before it, or after it.
+    let value = &[9; 700];
+    let at = place_of_value(dir.path(), 0, value);
+    for word in [-8 - 3, -3] {
+        // Records begin at multiples of 8, so the one before pushes it as far as it is longer.
+        let begins = at.checked_add_signed(word).unwrap();
+        let (folder, _) = with_flip(dir.path(), begins.next_multiple_of(512) - begins, value, Some(100));
+        let bytes = fs::read(&files(&folder, "log")[0]).unwrap();
+        let moved = find(&bytes, &value[101..]).unwrap() - 101;
+        assert!(moved.checked_add_signed(word).unwrap().is_multiple_of(512));
+        start(&format!("zeros in the header, {word}"), &folder, &Seen::Damaged);
+    }
+
+    // Of a damaged header nobody knows whose it was; the value is intact, so nothing of it is
+    // missing.
+    let zeros_in_it = [&[9; 100][..], &[0; 1_200], &[9; 100]].concat();
+    let (folder, _) = with_flip(dir.path(), 10, &zeros_in_it, Some(-2));
+    start("a header before zeros", &folder, &Seen::Value(version(1), b"older".to_vec()));
+}
+
+/// Where a value's own zeros lie as a lost write would leave them, nobody can tell the two apart.
+/// The older version counts, as after a lost write, and everybody is told.
+#[test]
+fn a_record_that_is_taken_for_torn_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut value = vec![9; 1_500];
+    let at = place_of_value(dir.path(), 10, &value);
+    let edge = at.next_multiple_of(512) - at;
+    value[edge..edge + 8].fill(0);
+    let (folder, _) = with_flip(dir.path(), 10, &value, Some(5));
+    for _ in 0..2 {
+        let (store, recovered) = Store::open(small(&folder)).unwrap();
+        assert_eq!((recovered.damaged, recovered.torn_records), (0, 1));
+        assert_eq!(recovered.torn_bytes, (32 + 3 + 1_500_u64).next_multiple_of(8));
+        assert_eq!(store.stats().torn_records, 1);
+        assert_eq!(value_of(&store, b"key"), Some(b"older".to_vec()));
     }
 }
 

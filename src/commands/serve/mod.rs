@@ -195,7 +195,12 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         );
     }
     if found.torn_bytes > 0 {
-        tracing::warn!("cut off {} bytes of records that were half written when the process ended", found.torn_bytes);
+        tracing::warn!(
+            "cut off {} bytes of records that were half written when the process ended; {} of the records had whole ones \
+             after them, and an older version counts in their place",
+            found.torn_bytes,
+            found.torn_records
+        );
     }
     node.clock.observe(found.newest_clock);
     let store = Arc::new(store);

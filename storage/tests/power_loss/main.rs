@@ -77,6 +77,7 @@ struct Counts {
     segments: u64,
     scanned: u64,
     torn_bytes: u64,
+    torn_records: u64,
     acknowledged: u64,
     compacted: u64,
 }
@@ -398,6 +399,7 @@ impl Workload {
                 counts.segments += found.segments;
                 counts.scanned += found.scanned;
                 counts.torn_bytes += found.torn_bytes;
+                counts.torn_records += found.torn_records;
                 if self.images.is_multiple_of(4) {
                     let in_range = scan(&store, &[0], None, lost.now_ms);
                     let single = state.iter().filter_map(|(key, seen)| match seen {
@@ -493,6 +495,7 @@ fn whatever_a_power_loss_leaves_is_recovered() {
     let wanted = std::env::var("KOLTSO_POWER_IMAGES").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000 * rounds(1));
     let counts = lose_often(seed, wanted, Workload::new);
     assert!(counts.acknowledged > counts.images && counts.scanned > counts.images && counts.torn_bytes > 0);
+    assert!(counts.torn_records > 0, "no record was skipped");
     assert!(counts.compacted > 20, "compaction did not take part");
 }
 
