@@ -144,7 +144,8 @@ impl Commit {
 
 /// Syncs the core's log whenever a request waits for it. This is a task of the core.
 pub async fn run(commit: Rc<Commit>, writer: SharedWriter) {
-    // Descriptors of the segments that are being written: one or two.
+    // Of the segments that are being written: one or two. They are opened with their segments, so a
+    // sync never fails for want of a descriptor.
     let mut files: HashMap<u64, File> = HashMap::new();
     while commit.wanted().await {
         let Some(batch) = writer.borrow().as_ref().map(Writer::begin_sync) else {
@@ -177,11 +178,15 @@ pub async fn run(commit: Rc<Commit>, writer: SharedWriter) {
 }
 
 async fn sync(batch: &SyncBatch, files: &mut HashMap<u64, File>) -> std::io::Result<()> {
-    files.retain(|id, _| batch.files().any(|(wanted, _)| wanted == *id));
-    for (id, file) in batch.files() {
+    files.retain(|id, _| batch.segments().any(|wanted| wanted == *id));
+    for id in batch.segments() {
         let file = match files.entry(id) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(place) => place.insert(File::from_std(file.try_clone()?)?),
+            Entry::Vacant(place) => match batch.take_file(id) {
+                Some(file) => place.insert(File::from_std(file)?),
+                // It was sealed meanwhile.
+                None => continue,
+            },
         };
         file.sync_data().await?;
     }

@@ -17,7 +17,6 @@
 //! Bounds: `compaction_rate` bytes a second are read; one segment at a time, 16 bytes of memory a
 //! record of it; on a full disk, the reserve that only this log may use.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ use std::time::{Duration, Instant};
 use koltso_instrument::waiting;
 
 use crate::entry::Entry;
-use crate::error::WriteError;
+use crate::error::{self, WriteError};
 use crate::hash::IndexHash;
 use crate::index::Find;
 use crate::indexed::IndexedSegment;
@@ -33,7 +32,7 @@ use crate::log::Writer;
 use crate::parts::Parts;
 use crate::record::Record;
 use crate::segment::SEGMENT_HEADER;
-use crate::syncing;
+use crate::syncing::{self, Syncer};
 
 /// How often candidates are looked for when there was none.
 const LOOK: Duration = Duration::from_millis(200);
@@ -258,21 +257,25 @@ fn give_back(parts: &Arc<Parts>, empty: Vec<Arc<IndexedSegment>>) -> Result<(), 
     }
     // Invariant 1. What recovery found unsealed was written by a process that did not come to sync
     // it.
-    let failed = |e: io::Error| {
-        parts.health.fail(&e);
-        WriteError::Failed
-    };
     for segment in parts.seal_queue.all().iter().filter(|s| s.sidecar().is_none()) {
         segment.settle(parts.env()).map_err(|e| parts.health.refuse(e))?;
-        waiting(&"sync of an unsealed segment", || segment.sync(parts.env())).map_err(failed)?;
+        let synced = waiting(&"sync of an unsealed segment", || syncing::sync_segment(parts, segment));
+        synced.map_err(|_| WriteError::Failed)?;
     }
     for log in parts.logs.all() {
-        syncing::sync_log(parts, &log).map_err(|_| WriteError::Failed)?;
+        syncing::sync_log(parts, &log, Syncer::Engine).map_err(|_| WriteError::Failed)?;
     }
     // The names of the copies' segments survive from here on, which in the mode "os" nobody else
     // has seen to. And names that were removed before stay away: or an older version could be back,
     // whose tombstone was dropped since and goes now.
-    parts.folder.sync(parts.env()).map_err(failed)?;
+    parts.folder.sync(parts.env()).map_err(|e| {
+        // A folder has to be opened for that, and without a descriptor nothing was synced that
+        // could have failed.
+        if !error::is_shortage(&e) {
+            parts.health.fail(&e);
+        }
+        parts.health.refuse(e)
+    })?;
     for segment in empty {
         // The blocks come back when nobody holds the segment any more, so it is let go at once.
         parts.retire(&segment);

@@ -77,10 +77,15 @@ impl WriteError {
     pub(crate) fn of(error: io::Error) -> Self {
         match (error.kind(), error.raw_os_error()) {
             (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => Self::DiskFull,
-            (io::ErrorKind::OutOfMemory, _) | (_, Some(libc::EMFILE | libc::ENFILE)) => Self::Resources(error),
+            _ if is_shortage(&error) => Self::Resources(error),
             _ => Self::Io(error),
         }
     }
+}
+
+/// Whether the system lacked file descriptors or memory: that passes, and no disk has failed.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::OutOfMemory || matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 #[cfg(test)]

@@ -75,8 +75,12 @@ impl Health {
     }
 
     /// What a write is answered for which the system refused something. Counted, and logged at a
-    /// bounded rate; a full disk is logged where it is noticed.
+    /// bounded rate; a full disk is logged where it is noticed. After a failed sync that is the
+    /// answer, whatever else is refused.
     pub(crate) fn refuse(&self, error: io::Error) -> WriteError {
+        if self.has_failed() {
+            return WriteError::Failed;
+        }
         let refusal = WriteError::of(error);
         let count = match refusal {
             WriteError::Io(_) => &self.io_errors,

@@ -122,6 +122,7 @@ impl IndexedSegment {
     /// States that it is sealed.
     pub(crate) fn attach(&self, sidecar: Sidecar) {
         self.advise_sequential();
+        self.close_owners_file();
         let attached = self.sidecar.set(sidecar);
         assert!(attached.is_ok(), "a segment is sealed once");
     }

@@ -24,7 +24,7 @@ use crate::parts::Parts;
 use crate::record::{self, Draft};
 use crate::room::Need;
 use crate::segment::SLICE;
-use crate::syncing;
+use crate::syncing::{self, Syncer};
 
 /// The provisioning thread is called when less than this is ready ahead of the writer.
 const LOW_WATER: u32 = 512 << 10;
@@ -232,7 +232,7 @@ impl Writer {
     /// # Errors
     /// [`WriteError::Failed`] if the disk refused.
     pub fn sync(&self) -> Result<(), WriteError> {
-        syncing::sync_log(&self.parts, &self.log).map_err(|_| WriteError::Failed)
+        syncing::sync_log(&self.parts, &self.log, Syncer::Owner).map_err(|_| WriteError::Failed)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Invariants: positions only grow; everything below `durable` was synced.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -62,8 +63,12 @@ impl LogState {
     }
 }
 
-/// What is to be on disk before a write is acknowledged in the mode "always": sync these files,
-/// then tell the writer.
+/// What is to be on disk before a write is acknowledged in the mode "always": sync the files of
+/// these segments (`fdatasync`), then tell the writer.
+///
+/// Each file is taken from the first batch that has it, and kept as long as batches do. It was
+/// opened for this alone, so an error that the kernel reports to a background thread is reported
+/// here as well; and no descriptor is needed when there may be none.
 #[derive(Debug)]
 pub struct SyncBatch {
     segments: Vec<Arc<IndexedSegment>>,
@@ -77,9 +82,24 @@ impl SyncBatch {
         self.position
     }
 
-    /// The files to sync (`fdatasync`), with an identifier that is never reused.
-    pub fn files(&self) -> impl Iterator<Item = (u64, &std::fs::File)> {
-        self.segments.iter().map(|segment| (segment.sequence, segment.file()))
+    /// Identifiers of the segments whose files are to be synced. None is ever reused.
+    pub fn segments(&self) -> impl Iterator<Item = u64> {
+        self.segments.iter().map(|segment| segment.sequence)
+    }
+
+    /// The file of one of the segments; `None` if it was sealed meanwhile, and so is on disk.
+    ///
+    /// # Panics
+    /// If it was taken before, or is not in the batch.
+    #[must_use]
+    pub fn take_file(&self, segment: u64) -> Option<File> {
+        let found = self.segments.iter().find(|other| other.sequence == segment);
+        found.expect("a segment of the batch").take_owners_file()
+    }
+
+    /// For the engine's own syncs.
+    pub(crate) fn in_order(&self) -> &[Arc<IndexedSegment>] {
+        &self.segments
     }
 }
 

@@ -14,6 +14,7 @@ use koltso_instrument::waiting;
 use crate::indexed::IndexedSegment;
 use crate::parts::Parts;
 use crate::sidecar::Sidecar;
+use crate::syncing;
 use crate::threads::TICK;
 
 /// After this long without sorting, the memory that sorting took is given back.
@@ -61,7 +62,7 @@ fn seal(parts: &Parts, segment: &Arc<IndexedSegment>) -> io::Result<()> {
     segment.settle(parts.env())?;
     // Not to be tried again: after a failed sync the kernel may have dropped the pages, and the
     // next one succeeds.
-    waiting(&"sync of a sealed segment", || segment.sync(parts.env())).inspect_err(|e| parts.health.fail(e))?;
+    waiting(&"sync of a sealed segment", || syncing::sync_segment(parts, segment))?;
     parts.health.check()?;
     for log in parts.logs.all() {
         log.was_synced(segment);

@@ -54,6 +54,11 @@ pub(crate) struct Segment {
     capacity: u32,
     path: PathBuf,
     file: File,
+    /// Held while somebody syncs `file`, and until a failure of that is known to all: the kernel
+    /// reports an error once to each open file description.
+    pub(crate) syncing: Mutex<()>,
+    /// For syncs of the log's owner, who does not wait for those of the background threads.
+    owners_file: Mutex<OwnersFile>,
     map: MmapRaw,
     written: AtomicU32,
     ready: AtomicU32,
@@ -61,6 +66,17 @@ pub(crate) struct Segment {
     extending: Mutex<()>,
     /// Clock of the oldest version here; `u64::MAX` while there is none.
     oldest_clock: AtomicU64,
+}
+
+/// An open file description of a segment's file that is not that of the background threads. It was
+/// opened before anything was written, so no error passes it by.
+#[derive(Debug)]
+enum OwnersFile {
+    Here(File),
+    /// The owner syncs it by itself.
+    Taken,
+    /// Nobody has anything to sync any more.
+    Sealed,
 }
 
 /// Why a file is not a segment of ours.
@@ -119,7 +135,8 @@ impl Segment {
         assert!(capacity.is_multiple_of(PAGE) && (PAGE..=SEGMENT_MAX).contains(&capacity));
         let path = path_of(folder, sequence, "log");
         let file = env.create_new(&path)?;
-        let prepare = || -> io::Result<MmapRaw> {
+        let prepare = || -> io::Result<(MmapRaw, File)> {
+            let owners_file = env.open(&path)?;
             env.set_len(&file, u64::from(capacity))?;
             env.allocate(&file, 0, u64::from(SLICE.min(capacity)))?;
             env.write_durably(&file, &header(sequence, salt, capacity), 0)?;
@@ -128,12 +145,13 @@ impl Segment {
             // written, which clears as much as the disk's read-ahead is long: 8 MiB in one go, 14
             // to 36 ms, on the disk of a virtual machine.
             _ = map.advise(Advice::Random);
-            Ok(map)
+            Ok((map, owners_file))
         };
-        let map = prepare().inspect_err(|_| {
+        let (map, owners_file) = prepare().inspect_err(|_| {
             let _ = env.remove(&path);
         })?;
-        let segment = Self::assemble(sequence, salt, capacity, path, file, map);
+        let mut segment = Self::assemble(sequence, salt, capacity, path, file, map);
+        *segment.owners_file.get_mut() = OwnersFile::Here(owners_file);
         segment.ready.store(SLICE.min(capacity), Ordering::Release);
         for start in (0..SLICE.min(capacity)).step_by(PIECE as usize) {
             let end = (start + PIECE).min(capacity);
@@ -182,6 +200,8 @@ impl Segment {
             capacity,
             path,
             file,
+            syncing: Mutex::new(&"sync of a segment", ()),
+            owners_file: Mutex::new(&"sync of a log by its owner", OwnersFile::Sealed),
             map,
             written: AtomicU32::new(SEGMENT_HEADER),
             ready: AtomicU32::new(SEGMENT_HEADER),
@@ -190,9 +210,31 @@ impl Segment {
         }
     }
 
-    /// The file, for those who sync it themselves.
-    pub(crate) const fn file(&self) -> &File {
-        &self.file
+    /// Gives the owner's file to the owner; `None` once the segment is sealed, and so on disk.
+    pub(crate) fn take_owners_file(&self) -> Option<File> {
+        let mut file = self.owners_file.lock();
+        match std::mem::replace(&mut *file, OwnersFile::Taken) {
+            OwnersFile::Here(file) => Some(file),
+            OwnersFile::Taken => panic!("a segment's file is taken once"),
+            OwnersFile::Sealed => {
+                *file = OwnersFile::Sealed;
+                None
+            }
+        }
+    }
+
+    /// The owner has no use for its file any more.
+    pub(crate) fn close_owners_file(&self) {
+        *self.owners_file.lock() = OwnersFile::Sealed;
+    }
+
+    /// Puts what was written on stable storage, as the owner of the log; `None` if that is not for
+    /// the owner to do here.
+    pub(crate) fn sync_as_owner(&self, env: &dyn Env) -> Option<io::Result<()>> {
+        match &*self.owners_file.lock() {
+            OwnersFile::Here(file) => Some(env.sync(file)),
+            OwnersFile::Taken | OwnersFile::Sealed => None,
+        }
     }
 
     /// Writes what was written once more, so that the kernel has to put it on disk at the next sync
@@ -208,7 +250,7 @@ impl Segment {
         Ok(())
     }
 
-    /// Puts what was written on stable storage.
+    /// Puts what was written on stable storage. Only with `syncing` held.
     pub(crate) fn sync(&self, env: &dyn Env) -> io::Result<()> {
         env.sync(&self.file)
     }

@@ -25,7 +25,7 @@ use crate::seal_queue::SealQueue;
 use crate::sealing;
 use crate::segments::Segments;
 use crate::stats::{Counters, Stats};
-use crate::syncing;
+use crate::syncing::{self, Syncer};
 use crate::threads::Threads;
 
 /// An open store. Dropping it stops the background threads; [`Store::close`] also seals and syncs.
@@ -147,7 +147,7 @@ impl Store {
     pub fn close(&self) -> io::Result<()> {
         self.parts.threads.stop();
         for log in self.parts.logs.all() {
-            syncing::sync_log(&self.parts, &log)?;
+            syncing::sync_log(&self.parts, &log, Syncer::Engine)?;
         }
         sealing::seal_everything(&self.parts)
     }

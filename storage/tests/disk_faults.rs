@@ -294,6 +294,166 @@ fn a_segment_is_not_sealed_when_another_sync_has_failed_meanwhile() {
     assert!(common::files(dir.path(), "idx").is_empty(), "a sidecar says that its records are on disk");
 }
 
+/// As Linux does it: a page of a file could not be written, which is reported once to each open
+/// file description. The sealing thread is the first to be told, and says so late.
+#[derive(Default)]
+struct ToldOnce {
+    state: std::sync::Mutex<Told>,
+    /// The sealing thread goes on.
+    go_on: AtomicBool,
+}
+
+#[derive(Default)]
+struct Told {
+    armed: bool,
+    /// The file that lacks a page (its inode).
+    lost: Option<u64>,
+    /// Descriptors on which that was reported.
+    told: Vec<i32>,
+    /// Files that others had synced well before that.
+    before: Vec<u64>,
+}
+
+impl ToldOnce {
+    fn state(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Env for ToldOnce {
+    fn sync(&self, file: &File) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::MetadataExt;
+        let (inode, descriptor) = (file.metadata()?.ino(), file.as_raw_fd());
+        let mut state = self.state();
+        if !state.armed {
+            return Ok(());
+        }
+        let is_sealing = std::thread::current().name() == Some("koltso-seal");
+        if is_sealing && state.lost.is_none() {
+            // So that another descriptor of the same description is known by its position.
+            io::Seek::seek(&mut &*file, io::SeekFrom::Start(77))?;
+            state.lost = Some(inode);
+            state.told.push(descriptor);
+            drop(state);
+            soon("the sealing thread goes on", || self.go_on.load(Ordering::SeqCst));
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        if state.lost.is_none() {
+            state.before.push(inode);
+        }
+        if state.lost == Some(inode) && !state.told.contains(&descriptor) {
+            state.told.push(descriptor);
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        Ok(())
+    }
+}
+
+/// Writes until a segment was rolled and the sealing thread was told that a page of it is lost,
+/// which nobody else knows yet.
+fn lose_a_page(env: &ToldOnce, writer: &mut Writer) {
+    env.state().armed = true;
+    for number in 0..30 {
+        writer.put(&key(number), &[1; 3_000], version(number + 1), 0).unwrap();
+    }
+    soon("a rolled segment is synced", || env.state().lost.is_some());
+}
+
+#[test]
+fn an_error_that_the_sealing_thread_was_told_first_is_told_to_the_owner_as_well() {
+    for by_batch in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Arc::new(ToldOnce::default());
+        let options = Options { sync: SyncMode::Always, env: env.clone(), ..small(dir.path()) };
+        let (store, _) = Store::open(options).unwrap();
+        let mut writer = store.writer().unwrap();
+        lose_a_page(&env, &mut writer);
+        let batch = writer.begin_sync();
+        assert_eq!(batch.segments().count(), 2, "the rolled one and the active one");
+        if by_batch {
+            // As a group commit does it.
+            let synced: Vec<io::Result<()>> = batch
+                .segments()
+                .map(|segment| {
+                    let mut file = batch.take_file(segment).unwrap();
+                    assert_eq!(io::Seek::stream_position(&mut file).unwrap(), 0, "the sealing thread's description");
+                    env.sync(&file)
+                })
+                .collect();
+            assert!(synced.iter().any(Result::is_err), "{synced:?}");
+        } else {
+            assert!(matches!(writer.sync(), Err(WriteError::Failed)), "acknowledged what is lost");
+            assert!(store.has_failed());
+        }
+        assert_eq!(writer.durable(), 0);
+        env.go_on.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn of_the_threads_that_share_a_file_each_knows_what_another_was_told() {
+    let interval = Duration::from_millis(300);
+    let raced = (0..20).any(|_| {
+        let dir = tempfile::tempdir().unwrap();
+        let env = Arc::new(ToldOnce::default());
+        let options = Options { sync: SyncMode::Every(interval), env: env.clone(), ..small(dir.path()) };
+        let (store, _) = Store::open(options).unwrap();
+        let mut writer = store.writer().unwrap();
+        writer.put(b"first", b"value", version(1), 0).unwrap();
+        soon("it is synced", || writer.durable() == writer.position());
+        let durable = writer.durable();
+        lose_a_page(&env, &mut writer);
+        // The syncing thread comes meanwhile.
+        std::thread::sleep(interval * 2);
+        env.go_on.store(true, Ordering::SeqCst);
+        soon("the failure is known", || store.has_failed());
+        std::thread::sleep(interval);
+        let state = env.state();
+        // Else it was synced before it was lost.
+        let raced = !state.before.contains(&state.lost.unwrap());
+        assert!(!raced || writer.durable() == durable, "acknowledged what is lost");
+        raced
+    });
+    assert!(raced, "the machine is too busy: the syncing thread was always the first");
+}
+
+/// A lack of descriptors when a folder is to be synced passes, and no disk has failed.
+#[test]
+fn compaction_without_descriptors_waits_and_goes_on() {
+    struct Short(AtomicBool, std::sync::atomic::AtomicU64);
+    impl Env for Short {
+        fn sync(&self, _file: &File) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync_folder(&self, _folder: &Path) -> io::Result<()> {
+            if self.0.load(Ordering::SeqCst) {
+                self.1.fetch_add(1, Ordering::SeqCst);
+                return Err(io::Error::from_raw_os_error(libc::EMFILE));
+            }
+            Ok(())
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let env = Arc::new(Short(false.into(), 0.into()));
+    let (store, _) = Store::open(Options { sync: SyncMode::Os, env: env.clone(), ..small(dir.path()) }).unwrap();
+    let mut writer = store.writer().unwrap();
+    env.0.store(true, Ordering::SeqCst);
+    let mut clock = 0;
+    soon("compaction asks for the folder", || {
+        clock += 1;
+        writer.put(&key(clock % 8), &[1; 3_000], version(clock), 0).unwrap();
+        env.1.load(Ordering::SeqCst) > 0
+    });
+    soon("the shortage is counted", || store.stats().resource_errors > 0);
+    assert!(!store.has_failed(), "a shortage is no failure");
+    writer.put(b"key", b"value", version(1_000_000), 0).unwrap();
+    assert_eq!(store.stats().compacted_segments, 0);
+    env.0.store(false, Ordering::SeqCst);
+    soon("compaction goes on", || store.stats().compacted_segments > 0);
+}
+
 /// A file system of 48 MiB, as root: everything real.
 #[test]
 fn a_small_file_system_is_filled_emptied_and_filled_again() {

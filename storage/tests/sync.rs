@@ -36,7 +36,7 @@ fn a_batch_covers_what_was_written_before_it_and_nothing_after() {
     assert_eq!(position, 32 + 16, "header, key and value, up to a multiple of 8");
     let batch = writer.begin_sync();
     writer.put(b"second", b"value", version(1), 0).unwrap();
-    assert_eq!((batch.position(), batch.files().count()), (position, 1));
+    assert_eq!((batch.position(), batch.segments().count()), (position, 1));
     assert_eq!(writer.durable(), 0);
     writer.complete_sync(&batch);
     assert_eq!(writer.durable(), position);
@@ -64,16 +64,16 @@ fn batches_across_rolls_name_every_file_that_holds_an_unsynced_record() {
         if number % 21 == 0 {
             // Syncs in flight complete in any order: here the newest first.
             while let Some(batch) = batches.pop_back() {
-                let files: Vec<u64> = batch.files().map(|(sequence, _)| sequence).collect();
+                let files: Vec<u64> = batch.segments().collect();
                 assert_eq!(files.iter().collect::<std::collections::BTreeSet<_>>().len(), files.len());
                 synced.extend(files);
                 writer.complete_sync(&batch);
                 assert!(writer.durable() >= batch.position());
             }
             let again = writer.begin_sync();
-            let last = again.files().map(|(sequence, _)| sequence).last().unwrap();
+            let last = again.segments().last().unwrap();
             assert!(synced.contains(&last));
-            assert_eq!(again.files().count(), 1, "what was rolled and synced is not synced again");
+            assert_eq!(again.segments().count(), 1, "what was rolled and synced is not synced again");
         }
     }
     assert!(store.stats().segments > 10);

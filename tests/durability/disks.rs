@@ -124,6 +124,45 @@ fn overwriting_for_ever_fits_on_a_small_disk() {
     assert_eq!(server.storage_figure("damaged_records"), 0);
 }
 
+/// Found by a review: the group commit needed a descriptor for its first sync of a segment, and
+/// without one it said that the disk had failed, for good.
+#[test]
+fn a_server_without_descriptors_refuses_what_needs_them_and_recovers() {
+    let mut random = Random::announced("a_server_without_descriptors_refuses_what_needs_them_and_recovers");
+    let mut server = Server::fresh("--sync always --threads 1");
+    let mut client = server.connect();
+    let allowed = server.limit_descriptors(1);
+    let mut stored = BTreeMap::new();
+    client.store("first", "the first sync of the log");
+    // Until the segment of 64 MiB is full and there is no other.
+    let refused = (0..40).find_map(|index| {
+        let (key, value) = (format!("fill-{index:02}"), random.bytes(4 << 20));
+        let answer = client.put(&key, &value);
+        match answer.status {
+            201 => {
+                stored.insert(key, value);
+                None
+            }
+            503 => Some(answer),
+            status => panic!("PUT without descriptors: {status} {}\n{}", answer.text(), server.log()),
+        }
+    });
+    let refused = refused.expect("a new segment needs descriptors");
+    assert!(stored.len() >= 10 && refused.text().contains("no file descriptors"), "{}", refused.text());
+    server.limit_descriptors(allowed);
+    let mut client = server.connect();
+    eventually("writes are taken again", Duration::from_secs(10), || client.put("again", "value").status == 201);
+    assert!(server.status().contains("\"failed\": false"), "{}", server.status());
+    assert!(server.storage_figure("resource_errors") > 0);
+    server.kill();
+    server.start_again();
+    let mut client = server.connect();
+    for (key, value) in &stored {
+        assert!(client.value(key).as_ref() == Some(value), "{key}");
+    }
+    assert_eq!(client.value("again").as_deref(), Some(&b"value"[..]));
+}
+
 #[test]
 fn the_storage_figures_follow_overwrites_and_deletes() {
     let server = Server::fresh("--sync os");

@@ -420,6 +420,22 @@ impl Server {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
     }
 
+    /// Lets the server open files and sockets up to this many; those that it has stay. What it was
+    /// allowed before.
+    #[allow(unsafe_code)]
+    pub fn limit_descriptors(&self, most: u64) -> u64 {
+        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        let pid = self.pid().cast_signed();
+        // SAFETY: the calls get pointers to live, properly typed limits, or none.
+        let set = unsafe {
+            assert_eq!(libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut before), 0);
+            let wanted = libc::rlimit { rlim_cur: most, ..before };
+            libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const wanted, std::ptr::null_mut())
+        };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+        before.rlim_cur
+    }
+
     /// How many connections the server holds in the state "established".
     pub fn established(&self) -> usize {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();

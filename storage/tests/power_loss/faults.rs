@@ -21,7 +21,12 @@ fn is_right(error: &WriteError, fault: Fault) -> bool {
         WriteError::DiskFull => matches!(fault.code, libc::ENOSPC | libc::EDQUOT),
         WriteError::Resources(_) => matches!(fault.code, libc::EMFILE | libc::ENFILE | libc::ENOMEM),
         WriteError::Io(_) => matches!(fault.code, libc::EIO | libc::EROFS),
-        WriteError::Failed => matches!(fault.call, Call::Sync | Call::SyncFolder),
+        // A folder is opened to be synced, and it is only then that descriptors can be short.
+        WriteError::Failed => match fault.call {
+            Call::Sync => true,
+            Call::SyncFolder => !matches!(fault.code, libc::EMFILE | libc::ENFILE | libc::ENOMEM),
+            _ => false,
+        },
         _ => false,
     }
 }

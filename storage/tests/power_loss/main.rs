@@ -27,7 +27,7 @@ mod faults;
 mod history;
 mod sim;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -133,6 +133,7 @@ struct Waiting {
 struct Client {
     writer: Writer,
     waiting: VecDeque<Waiting>,
+    files: HashMap<u64, File>,
     sync: Option<(SyncBatch, Vec<u64>)>,
 }
 
@@ -142,7 +143,7 @@ impl Client {
     }
 
     fn with(writer: Writer) -> Self {
-        Self { writer, waiting: VecDeque::new(), sync: None }
+        Self { writer, waiting: VecDeque::new(), files: HashMap::new(), sync: None }
     }
 
     /// Acknowledges what is durable.
@@ -161,10 +162,16 @@ impl Client {
             self.sync = Some((self.writer.begin_sync(), Vec::new()));
             return;
         };
-        let next = batch.files().find(|(id, _)| !done.contains(id));
+        self.files.retain(|id, _| batch.segments().any(|wanted| wanted == *id));
+        let next = batch.segments().find(|id| !done.contains(id));
         match next {
-            Some((id, file)) => {
-                env.sync(file).unwrap();
+            Some(id) => {
+                if !self.files.contains_key(&id) {
+                    self.files.extend(batch.take_file(id).map(|file| (id, file)));
+                }
+                if let Some(file) = self.files.get(&id) {
+                    env.sync(file).unwrap();
+                }
                 done.push(id);
             }
             None => {
