@@ -202,13 +202,15 @@ impl Folder {
                 let file = env.create(&unfinished)?;
                 env.write_at(&file, format!("koltso {FOLDER_FORMAT}\n").as_bytes(), 0)?;
                 env.sync(&file)?;
-                env.rename(&unfinished, &path.join(FORMAT_FILE))?;
-                folder.sync(env)?;
                 // Whoever made the folder may have been killed before it did this.
-                parent_of(path).map_or(Ok(()), |parent| env.sync_folder(parent))
+                parent_of(path).map_or(Ok(()), |parent| env.sync_folder(parent))?;
+                env.rename(&unfinished, &path.join(FORMAT_FILE))
             };
             write().map_err(io_error)?;
         }
+        // Also where there is a FORMAT: whoever wrote it may have ended, or have met an error, before
+        // its name was durable, and segments whose names are would be taken for somebody else's.
+        folder.sync(env).map_err(io_error)?;
         Ok(folder)
     }
 

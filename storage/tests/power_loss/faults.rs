@@ -197,3 +197,31 @@ fn a_segment_that_cannot_be_removed_keeps_the_tombstones_of_what_is_in_it() {
         assert!(seen == Seen::Absent, "key {number} is back");
     }
 }
+
+/// Found by the first test: the folder could not be synced after `FORMAT` had got its name, and the
+/// next start took that for done. With the power lost after that, segments were there and `FORMAT`
+/// was not, so the folder seemed to be somebody else's.
+#[test]
+fn a_folder_that_was_not_synced_at_its_first_start_is_synced_at_the_next() {
+    let seed = seed("a_folder_that_was_not_synced_at_its_first_start_is_synced_at_the_next", 9);
+    for round in 0..60 {
+        let mut workload = Workload::of(Random::seeded(seed.wrapping_add(round)), SyncMode::Always);
+        workload.seen_one_in = 1;
+        let folder = workload.dir.path().join("data");
+        let env = workload.env(&folder);
+        env.fail(Fault { call: Call::SyncFolder, code: libc::EIO, after: 1 + round % 4, times: 1 });
+        drop(Store::open(options(&folder, env.clone(), SyncMode::Always)));
+        env.heal();
+        let mut counts = Counts::default();
+        workload.look(&mut counts, 0);
+        let (store, _) = Store::open(options(&folder, env.clone(), SyncMode::Always)).unwrap();
+        workload.look(&mut counts, 0);
+        let mut client = Client::new(&store);
+        workload.write(&mut client);
+        client.writer.sync().unwrap();
+        client.acknowledge(&workload.history);
+        drop((client, store));
+        workload.look(&mut counts, 0);
+        assert!(counts.images > 10, "{counts:?}");
+    }
+}
