@@ -592,9 +592,20 @@ impl Log {
         {
             result = waiting(&"sync of hints", || (self.sync)(file));
         }
-        if std::mem::take(&mut self.names_dirty) {
-            let sync = || File::open(&self.folder).and_then(|folder| (self.sync)(&folder));
-            result = result.and(waiting(&"sync of a folder", sync));
+        if self.names_dirty {
+            match File::open(&self.folder) {
+                Ok(folder) => {
+                    self.names_dirty = false;
+                    let synced = waiting(&"sync of a folder", || (self.sync)(&folder));
+                    result = result.and(synced);
+                }
+                // Without a descriptor, for example. No sync has failed by that, and the next tick
+                // tries again.
+                Err(error) if self.cannot_sync.due() => {
+                    tracing::warn!("the folder of the hints for {} cannot be synced yet: {error}", self.peer);
+                }
+                Err(_) => {}
+            }
         }
         if let Err(error) = result {
             // The kernel may have dropped the pages. What is read back is verified anyway.

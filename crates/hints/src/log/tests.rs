@@ -461,6 +461,30 @@ fn on_a_full_disk_hints_are_dropped_and_writing_goes_on_when_there_is_room() {
 }
 
 #[test]
+fn a_folder_that_cannot_be_opened_for_a_while_marks_nobody_and_is_synced_later() {
+    thread_local!(static SYNCS: Cell<usize> = const { Cell::new(0) });
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("peer");
+    fs::create_dir(&folder).unwrap();
+    let mut log = open(&folder, WIDE);
+    log.tick(1);
+    log.append(&hints(0..2), 1);
+    log.sync = |_| {
+        SYNCS.set(SYNCS.get() + 1);
+        Ok(())
+    };
+    let away = dir.path().join("away");
+    fs::rename(&folder, &away).unwrap();
+    log.tick(1);
+    assert_eq!((SYNCS.get(), log.needs_repair(), log.pending()), (1, false, 2), "its file alone is synced");
+    fs::rename(&away, &folder).unwrap();
+    log.tick(1);
+    assert_eq!((SYNCS.get(), log.needs_repair()), (2, false), "the folder is synced");
+    log.tick(1);
+    assert_eq!(SYNCS.get(), 2, "there is nothing left to sync");
+}
+
+#[test]
 fn a_failed_sync_marks_the_peer() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path(), WIDE);
