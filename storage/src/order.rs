@@ -10,11 +10,12 @@
 //! megabyte of log, 24 bytes a record while sealing. Invariant: a run holds offsets of intact
 //! records, by key, the newest of each key.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use koltso_instrument::Mutex;
 
-use crate::record::{ALIGN, Record};
+use crate::record::ALIGN;
 use crate::segment::{SEGMENT_HEADER, Segment};
 use crate::sidecar::lower_bound;
 
@@ -51,30 +52,50 @@ struct State {
     damaged: u32,
 }
 
-/// The first 16 bytes of a key as numbers, which decide most comparisons without touching the log.
-fn prefix(key: &[u8]) -> [u64; 2] {
-    let mut bytes = [0; 16];
-    let len = key.len().min(16);
-    bytes[..len].copy_from_slice(&key[..len]);
-    let all = u128::from_be_bytes(bytes);
-    [(all >> 64) as u64, all as u64]
+/// A record to be sorted by its key: what decides most comparisons without touching the log.
+#[derive(Clone, Copy)]
+struct Keyed {
+    /// The first [`PREFIX`] bytes of the key as numbers, zeros behind a shorter one.
+    prefix: [u64; 2],
+    offset: u32,
+    key_len: u16,
+}
+
+const PREFIX: usize = 16;
+
+impl Keyed {
+    fn new(segment: &Segment, offset: u32) -> Option<Self> {
+        let record = segment.record(offset).ok()?;
+        let (mut bytes, key) = ([0; PREFIX], record.key());
+        let len = key.len().min(PREFIX);
+        bytes[..len].copy_from_slice(&key[..len]);
+        let all = u128::from_be_bytes(bytes);
+        Some(Self { prefix: [(all >> 64) as u64, all as u64], offset, key_len: key.len() as u16 })
+    }
+
+    /// By the bytes of the key.
+    fn cmp(&self, other: &Self, segment: &Segment) -> Ordering {
+        self.prefix.cmp(&other.prefix).then_with(|| {
+            if usize::from(self.key_len.min(other.key_len)) <= PREFIX {
+                // One of them is all in its prefix, and the other begins with it.
+                return self.key_len.cmp(&other.key_len);
+            }
+            segment.key_at(self.offset, self.key_len).cmp(segment.key_at(other.offset, other.key_len))
+        })
+    }
 }
 
 /// Offsets by key, the newest of each key. A record that the disk damaged since it was found is
 /// left out.
 fn sort(segment: &Segment, offsets: impl Iterator<Item = u32>) -> Run {
-    let intact = offsets.filter_map(|at| Some((prefix(segment.record(at).ok()?.key()), at)));
-    let mut keyed: Vec<([u64; 2], u32)> = intact.collect();
-    let record = |at: u32| segment.record(at).ok();
-    let key = |at: u32| record(at).map_or(&[][..], |record: Record<'_>| record.key());
-    let version = |at: u32| record(at).map(|record| record.version());
+    let mut keyed: Vec<Keyed> = offsets.filter_map(|offset| Keyed::new(segment, offset)).collect();
+    let version = |keyed: &Keyed| segment.record(keyed.offset).ok().map(|record| record.version());
     keyed.sort_unstable_by(|a, b| {
-        let order = a.0.cmp(&b.0).then_with(|| key(a.1).cmp(key(b.1)));
         // Of a version that arrived twice the index names the first.
-        order.then_with(|| version(b.1).cmp(&version(a.1))).then_with(|| a.1.cmp(&b.1))
+        a.cmp(b, segment).then_with(|| version(b).cmp(&version(a))).then_with(|| a.offset.cmp(&b.offset))
     });
-    keyed.dedup_by(|b, a| a.0 == b.0 && key(a.1) == key(b.1));
-    keyed.iter().map(|&(_, at)| at).collect()
+    keyed.dedup_by(|b, a| a.cmp(b, segment).is_eq());
+    keyed.iter().map(|keyed| keyed.offset).collect()
 }
 
 /// Offsets and ends of the intact records that begin from `start` to `end`. They lie without a gap,
