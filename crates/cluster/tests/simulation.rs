@@ -84,6 +84,16 @@ fn a_slow_node_leaves_requests_in_its_sockets() {
     }
 }
 
+/// Found by the simulation: a read whose repair was refused waited for a slow replica, which was
+/// asked and never silent, and did not ask the one that was left.
+#[test]
+fn a_refused_repair_is_made_up_for_by_another_replica() {
+    must_hold(&Plan::new(8_811_055_002_499, Mode::Available));
+    for seed in 0..30 {
+        must_hold(&Plan { faults: vec![Kind::Slow, Kind::DiskErrors], ..Plan::new(seed, Mode::Available) });
+    }
+}
+
 /// No reads here that would repair: without crashes, hints alone bring every replica what it
 /// missed, unless its peers know that it lacks something.
 #[test]

@@ -243,7 +243,10 @@ impl Coordinator {
             }
             let waiting = stale & !read.repaired & !read.repair_failed;
             let coming = waiting | pending;
-            let silent = (coming & read.silent).count_ones();
+            // After a hedge or a refused repair, those that are still pending are late, or may be too few:
+            // one that is slow and never silent must not keep the others from being asked.
+            let doubted = if read.hedged || read.repair_failed != 0 { pending } else { 0 };
+            let silent = (coming & (read.silent | doubted)).count_ones();
             let likely = up_to_date + coming.count_ones() - silent;
             if likely < required {
                 // Another replica may have it already.
