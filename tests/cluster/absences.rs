@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::{CAUGHT_UP_WITHIN, ENDS, QUORUM, delete_all, none, pending_of, quickly, some};
 use koltso_testkit::cluster::{Records, numbered};
-use koltso_testkit::{Cluster, Random, eventually, volume};
+use koltso_testkit::{Cluster, Random, eventually, files, volume};
 
 #[test]
 fn a_node_that_returns_serves_what_it_missed_although_its_peers_have_gone() {
@@ -127,6 +127,13 @@ fn hints_survive_restarts_of_their_holders() {
         cluster.client(1).store_all_of(&second, QUORUM);
         let pending = || cluster.hints_pending(0, 2) + cluster.hints_pending(1, 2);
         eventually("every missed write is a hint", Duration::from_secs(3), || pending() == 200);
+        // The last of them are counted while they still wait for their file.
+        let folders = [cluster.hints(0), cluster.hints(1)];
+        eventually("every hint is in a file", Duration::from_secs(3), || {
+            let files = folders.iter().flat_map(|folder| files::listing(folder)).filter(|(path, ..)| path.is_file());
+            let bytes: Vec<u8> = files.flat_map(|(path, ..)| std::fs::read(path).unwrap_or_default()).collect();
+            new.keys().all(|key| bytes.windows(key.len()).any(|window| window == &key[..]))
+        });
         end(&mut cluster, 0);
         end(&mut cluster, 1);
         cluster.start(0);
