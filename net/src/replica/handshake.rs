@@ -9,7 +9,7 @@
 //!   PROOF, frames ──────────────────────▶         HMAC-SHA256(secret,
 //!                                                     "koltso dialer" hello hello)
 //!         ◀──────────────────────── frames
-//! either: REFUSAL, one sentence for the other's log, and the end
+//! either: REFUSAL, one of a few sentences, and the end
 //! ```
 //!
 //! Each hello contains a fresh nonce, so no proof is valid for another connection; the labels
@@ -29,6 +29,9 @@
 //!
 //! Features and identity are announced, not compared: a node tells its peer what it understands,
 //! and which folder of data it is. Proofs cover both.
+//!
+//! Whoever refuses has proved nothing yet, so a sentence is repeated only if it is one of
+//! [`SENTENCES`], of which but the numbers can vary; other text never leaves this file.
 //!
 //! Bounds: a message has at most [`MESSAGE_MAX`] bytes, and each side takes at most two. Nothing is
 //! allocated for lengths that a message only claims.
@@ -165,7 +168,7 @@ pub enum HandshakeError {
     /// This side refused because of the clocks.
     #[error("{0}")]
     Skew(String),
-    /// The other side refused, with this sentence.
+    /// The other side refused, with this sentence, which has only words that are written here.
     #[error("the other side refused: {0}")]
     Refusal(String),
 }
@@ -253,8 +256,7 @@ fn read_hello(identity: &Identity, message: &Message<'_>) -> Result<Hello, Hands
         return Err(HandshakeError::Garbage);
     }
     if cluster != identity.cluster.as_bytes() {
-        let (ours, theirs) = (&identity.cluster, printable(cluster));
-        return refuse(format!("node {us} is of cluster \"{ours}\", and node {node} of cluster \"{theirs}\""));
+        return refuse(format!("node {us} and node {node} have different cluster names (--cluster-name)"));
     }
     if node == us {
         return refuse(format!("node {us} is connected to itself, or two nodes have the number {us}"));
@@ -299,14 +301,49 @@ fn check_proof(identity: &Identity, node: u16, mac: Hmac<Sha256>, message: &Mess
 }
 
 fn put_refusal(out: &mut Vec<u8>, sentence: &str) {
-    let sentence = printable(&sentence.as_bytes()[..sentence.len().min(SENTENCE_MAX)]);
+    assert!(sentence.len() <= SENTENCE_MAX && sentence.is_ascii(), "a refusal that others can read");
     begin(out, REFUSAL, 0, sentence.len());
     out.extend_from_slice(sentence.as_bytes());
 }
 
-/// Bytes as they may appear in a log: printable ASCII, and `?` for the rest.
-fn printable(bytes: &[u8]) -> String {
-    bytes.iter().map(|&byte| if byte == b' ' || byte.is_ascii_graphic() { byte as char } else { '?' }).collect()
+/// All sentences of refusals, `#` for a number.
+const SENTENCES: [&str; 12] = [
+    "node # speaks version # of the replica protocol, and the other side #",
+    "node # and node # have different cluster names (--cluster-name)",
+    "node # is connected to itself, or two nodes have the number #",
+    "the --cluster lists of node # and node # differ",
+    "this is node #, and node # expected node # at its address",
+    "node # expected node # at this address, and not node #",
+    "node # is not in the --cluster list of node #",
+    "node # has no secret, and node # has one",
+    "node # has a secret, and node # has none",
+    "node # and node # have different secrets",
+    "the clock of node # is # ms ahead, more than the bound of # ms",
+    "the clock of node # is # ms behind, more than the bound of # ms",
+];
+/// Stands for any other sentence.
+const UNKNOWN: &str = "for a reason that this version does not know";
+/// The most digits of a `u64`.
+const DIGITS_MAX: usize = 20;
+
+/// Whether a text is a sentence with numbers for its `#`.
+fn fits(text: &str, sentence: &str) -> bool {
+    let mut pieces = sentence.split('#');
+    let Some(mut rest) = pieces.next().and_then(|first| text.strip_prefix(first)) else { return false };
+    for piece in pieces {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let behind = rest[digits..].strip_prefix(piece).filter(|_| (1..=DIGITS_MAX).contains(&digits));
+        let Some(behind) = behind else { return false };
+        rest = behind;
+    }
+    rest.is_empty()
+}
+
+/// What may be repeated of the sentence with which the other side refused.
+fn refusal(bytes: &[u8]) -> HandshakeError {
+    let known = |text: &&str| SENTENCES.iter().any(|sentence| fits(text, sentence));
+    let sentence = std::str::from_utf8(bytes).ok().filter(known).unwrap_or(UNKNOWN);
+    HandshakeError::Refusal(sentence.to_owned())
 }
 
 /// Appends the refusal that belongs to an error to the bytes to be sent.
@@ -369,7 +406,7 @@ impl<'a> Dialer<'a> {
             let whole = &bytes[consumed..consumed + message.len];
             consumed += message.len;
             match (message.kind, &self.theirs) {
-                (REFUSAL, _) => return Err(HandshakeError::Refusal(printable(message.body))),
+                (REFUSAL, _) => return Err(refusal(message.body)),
                 (HELLO, None) => {
                     let hello = read_hello(self.identity, &message)?;
                     let (node, us) = (hello.node, self.identity.node);
@@ -444,7 +481,7 @@ impl<'a> Acceptor<'a> {
             let whole = &bytes[consumed..consumed + message.len];
             consumed += message.len;
             match (message.kind, &self.said) {
-                (REFUSAL, _) => return Err(HandshakeError::Refusal(printable(message.body))),
+                (REFUSAL, _) => return Err(refusal(message.body)),
                 (HELLO, None) => {
                     let theirs = read_hello(self.identity, &message)?;
                     let (us, node) = (self.identity.node, theirs.node);

@@ -139,7 +139,7 @@ fn a_peer_that_answers_nonsense_is_lost() {
 fn those_who_do_not_belong_together_say_so_on_both_sides() {
     type Change = fn(&mut Identity);
     let refused_there: [(Change, &str); 5] = [
-        (|i| i.cluster = "other".into(), "node 2 is of cluster \"ring\", and node 1 of cluster \"other\""),
+        (|i| i.cluster = "other".into(), "node 2 and node 1 have different cluster names (--cluster-name)"),
         (|i| i.topology = 8, "the --cluster lists of node 2 and node 1 differ"),
         (|i| i.secret.clear(), "node 2 has a secret, and node 1 has none"),
         (|i| i.node = 4, "node 4 is not in the --cluster list of node 2"),

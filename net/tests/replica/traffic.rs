@@ -187,7 +187,7 @@ fn the_blocking_client_does_the_same() {
         let mut other = identity(1);
         other.cluster = "other".to_owned();
         let error = dial(server.address, &other, second).unwrap_err();
-        let sentence = "it refused: node 2 is of cluster \"ring\", and node 1 of cluster \"other\"";
+        let sentence = "it refused: node 2 and node 1 have different cluster names (--cluster-name)";
         assert_eq!(error.to_string(), sentence);
         server.stop();
         assert!(matches!(connection.receive(|_| ()), Err(LostReason::Closed)));
