@@ -8,6 +8,7 @@ mod admin;
 mod commands;
 mod counters;
 mod front;
+mod logging;
 mod member;
 mod node;
 mod replica;
@@ -101,19 +102,15 @@ fn explain(error: &clap::Error) -> ExitCode {
     let wrong = wrong.strip_prefix("error: ").unwrap_or(&wrong);
     let (usage, help) = usage();
     let meant = suggestion(error).unwrap_or_else(|| ".".to_owned());
-    eprintln!("koltso: {wrong}{meant} {usage} (see {help})");
+    logging::complain(&format!("{wrong}{meant} {usage} (see {help})"));
     ExitCode::from(2)
 }
 
 fn main() -> ExitCode {
     // Before a core is pinned: captures run on any processor.
     koltso_profiling::engine::remember_processors();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .init();
-    match Cli::try_parse() {
+    logging::begin();
+    let code = match Cli::try_parse() {
         Err(error) => explain(&error),
         Ok(Cli { command }) => match command {
             Command::Serve(flags) => serve::run(flags),
@@ -125,5 +122,7 @@ fn main() -> ExitCode {
             Command::Scan(scan) => client::run(|| scan.run()),
             Command::Profile(profile) => client::run(|| profile.run()),
         },
-    }
+    };
+    logging::end();
+    code
 }

@@ -11,7 +11,7 @@ use koltso_testkit::layers;
 
 /// From the bottom up. Modules of the same layer do not import each other.
 const LAYERS: [&[&str]; 9] = [
-    &["units"],
+    &["logging", "units"],
     &["settings"],
     &["counters", "stalls"],
     &["replica"],
@@ -50,6 +50,7 @@ fn each_module_imports_only_layers_below_its_own() {
 #[test]
 fn no_file_of_a_folder_imports_itself_by_way_of_others() {
     for (folder, above, below) in [
+        ("logging", "writer", "queue"),
         ("settings", "check", "table"),
         ("member", "replica", "peers"),
         ("admin", "control", "pprof"),

@@ -180,7 +180,7 @@ fn three_nodes_answer_and_end_together() {
     let mut local = Local::ready(3, &["--sync", "os", "--max-value=1KiB", "--replica-timeout", "250ms"]);
     for index in 0..3 {
         local.assert_healthy(index);
-        let ready = format!("ready {}", local.url(index));
+        let ready = format!("node {} | ready {}", index + 1, local.url(index));
         assert_eq!(local.log().lines().filter(|line| *line == ready).count(), 1, "{ready}:\n{}", local.log());
         assert!(local.folder.path().join(format!("node-{}/FORMAT", index + 1)).exists());
         let mut client = Client::connect(local.address(index)).unwrap();

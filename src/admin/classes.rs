@@ -54,6 +54,7 @@ pub const RULES: Rules = Rules {
         ("koltso-hints-", None),
         ("koltso-stalls", None),
         ("koltso-stalled", None),
+        ("koltso-log", None),
         // Threads of commands other than `serve`.
         ("koltso-bench-", None),
         ("koltso-health", None),
@@ -80,6 +81,7 @@ pub const RULES: Rules = Rules {
         ("koltso::stalls", None),
         // `serve` starts all other threads' work and is at the root of their stacks.
         ("koltso::commands", None),
+        ("koltso::logging", None),
         ("koltso::settings", None),
         ("koltso::units", None),
         // What both protocols do with their connections, which are mostly clients'.

@@ -34,6 +34,7 @@ use crate::admin::metrics::Scrape;
 use crate::admin::pprof;
 use crate::admin::refusal::{refuse, wrong_method};
 use crate::admin::status;
+use crate::logging;
 use crate::node::{Handover, Node};
 
 /// The most connections that wait for the control plane.
@@ -145,6 +146,7 @@ async fn metrics(State(app): State<App>) -> Response {
         storage: node.store().map(|store| store.stats()),
         cluster: node.cluster.clone(),
         stalls: node.stalls.as_ref().map(|stalls| (stalls.count(), stalls.longest())),
+        log_lines: (logging::lines_lost(), logging::lines_left_out()),
     };
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], scrape.text()).into_response()

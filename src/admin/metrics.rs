@@ -65,6 +65,8 @@ pub struct Scrape {
     /// The number of stalls and the longest one; `None` when stall detection is off (`--stall-bound
     /// 0`).
     pub stalls: Option<(u64, Duration)>,
+    /// The lines of the log that were lost, and those that were left out.
+    pub log_lines: (u64, u64),
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> std::fmt::Result {
@@ -117,6 +119,14 @@ impl Scrape {
         let longest = ConstGauge::new(longest.as_secs_f64());
         let (name, help) = ("koltso_core_stall_longest", "The longest turn of a data core since the start");
         longest.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), longest.metric_type())?)
+    }
+
+    fn encode_log(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let (lost, left_out) = self.log_lines;
+        let help = "Lines of the log that were lost because standard error was closed, full or stuck";
+        counter(encoder, "koltso_log_lines_lost", help, lost)?;
+        let help = "Lines of the log that were left out because their place had logged too many";
+        counter(encoder, "koltso_log_lines_left_out", help, left_out)
     }
 
     fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
@@ -295,6 +305,7 @@ impl Collector for Scrape {
         self.encode_requests(&mut encoder)?;
         self.encode_stalls(&mut encoder)?;
         self.encode_connections(&mut encoder)?;
+        self.encode_log(&mut encoder)?;
         if let Some(stats) = &self.storage {
             encode_storage(&mut encoder, stats)?;
         }
@@ -334,7 +345,7 @@ mod tests {
         cores[1].event(Event::Overloaded);
         let storage = Some(Stats { records: 5, ..Stats::default() });
         let stalls = Some((2, Duration::from_millis(12)));
-        let text = Scrape { cores, connections: 3, storage, cluster: None, stalls }.text();
+        let text = Scrape { cores, connections: 3, storage, cluster: None, stalls, log_lines: (8, 9) }.text();
         for line in [
             "koltso_request_duration_seconds_count{operation=\"get\",status=\"200\"} 2",
             "koltso_request_duration_seconds_bucket{le=\"0.0001\",operation=\"get\",status=\"200\"} 1",
@@ -344,6 +355,8 @@ mod tests {
             "koltso_core_stalls_total 2",
             "koltso_core_stall_longest_seconds 0.012",
             "koltso_storage_records 5",
+            "koltso_log_lines_lost_total 8",
+            "koltso_log_lines_left_out_total 9",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::logging;
 use crate::member::Cluster;
 use crate::node::{Node, Runtime};
 use crate::settings::{in_force, stall_bound_text};
@@ -97,6 +98,7 @@ pub fn document(node: &Node) -> String {
         "connections": node.connections.connections(),
         // Null when stall detection is off (`--stall-bound 0`).
         "stalls": stalls,
+        "log": { "lines_lost": logging::lines_lost(), "lines_left_out": logging::lines_left_out() },
         "storage": storage,
         "cluster": node.cluster.as_deref().map(members),
         "config": in_force(config),

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::commands::http_client::{HttpAnswer, HttpRequest, Patience, Server};
+use crate::commands::http_client::{BodyError, HttpAnswer, HttpRequest, Patience, Server};
+use crate::logging;
 use crate::units::Span;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -105,11 +106,11 @@ pub fn run(command: impl FnOnce() -> Result<Done, String>) -> ExitCode {
     match command() {
         Ok(Done::Yes) => ExitCode::SUCCESS,
         Ok(Done::Absent) => {
-            eprintln!("koltso: there is no such key");
+            logging::complain("there is no such key");
             ExitCode::from(1)
         }
         Err(sentence) => {
-            eprintln!("koltso: {sentence}");
+            logging::complain(&sentence);
             ExitCode::from(2)
         }
     }
@@ -137,11 +138,22 @@ impl ServerUrl {
     }
 }
 
+/// A reader of standard output that has seen enough and gone is no error.
+fn written(result: io::Result<()>) -> Result<(), String> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("standard output: {error}")),
+        _ => Ok(()),
+    }
+}
+
 /// Copies a value to standard output.
 fn print(mut answer: HttpAnswer) -> Result<(), String> {
     let mut out = io::stdout().lock();
-    answer.copy(&mut out, u64::MAX).map_err(|e| format!("the value could not be read or written: {e}"))?;
-    out.flush().map_err(|e| format!("the value could not be written: {e}"))
+    match answer.copy(&mut out, u64::MAX) {
+        Ok(_) => written(out.flush()),
+        Err(BodyError::Write(error)) => written(Err(error)),
+        Err(error) => Err(format!("the value could not be read: {error}")),
+    }
 }
 
 impl Quorum {
@@ -206,7 +218,7 @@ impl Scan {
         if answer.status != 200 || !answer.chunked {
             return Err(answer.refusal());
         }
-        let wrong = |e: io::Error| format!("the list could not be read or written: {e}");
+        let wrong = |e: io::Error| format!("the list could not be read: {e}");
         let mut out = io::BufWriter::new(io::stdout().lock());
         while let Some(record) = answer.chunk(RECORD_MAX).map_err(wrong)? {
             let at = record.iter().position(|&b| b == b'\n').unwrap_or(record.len());
@@ -221,9 +233,10 @@ impl Scan {
                     writeln!(out, "\t{}", value.len())
                 }
             };
-            print(&mut out).map_err(wrong)?;
+            if let Err(error) = print(&mut out) {
+                return written(Err(error)).map(|()| Done::Yes);
+            }
         }
-        out.flush().map_err(wrong)?;
-        Ok(Done::Yes)
+        written(out.flush()).map(|()| Done::Yes)
     }
 }

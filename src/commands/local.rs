@@ -4,6 +4,10 @@
 //! All other settings of `serve`, from flags, variables and file, are passed on, each as a flag.
 //! Errors in them, or in an address, are found before anything is started.
 //!
+//! The nodes share this process's standard error. Each begins its lines with its name (`node 1 | `)
+//! and writes them whole, so nothing stands between a node and its log, and nodes go on when the
+//! reader of the log has ended, or this process.
+//!
 //! Owner: the main thread starts, watches and ends the nodes; another thread asks for `/health`
 //! until all answer.
 //!
@@ -16,7 +20,7 @@
 //! that was killed stays down, so that one can watch what the others do. Tested in
 //! `tests/local.rs`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
@@ -29,8 +33,8 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::commands::say;
 use crate::commands::serve::cores;
+use crate::logging::{self, LogSettings};
 use crate::settings::{self, NodeSettings, REPLICA_PORT_OFFSET, SharedFlags};
 
 /// The most nodes: they all share the processors.
@@ -68,7 +72,7 @@ pub fn run(local: Local) -> ExitCode {
     match local.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(code, sentence)) => {
-            say(&format!("koltso: {sentence}"));
+            logging::complain(&sentence);
             ExitCode::from(code)
         }
     }
@@ -78,6 +82,8 @@ pub fn run(local: Local) -> ExitCode {
 struct NodeProcess {
     /// The name of the node in messages: `node 2 (http://127.0.0.1:1338)`.
     name: String,
+    /// How it is started, for a shell.
+    command: String,
     child: Child,
     ended: Option<ExitStatus>,
 }
@@ -92,7 +98,9 @@ impl NodeProcess {
         }
         end_with_parent(&mut command);
         let child = command.spawn().map_err(|e| format!("{name} cannot be started: {e}"))?;
-        Ok(Self { name, child, ended: None })
+        let words = [command.get_program()].into_iter().chain(command.get_args());
+        let command = words.map(in_a_shell).collect::<Vec<_>>().join(" ");
+        Ok(Self { name, command, child, ended: None })
     }
 
     fn lives(&self) -> bool {
@@ -129,6 +137,17 @@ impl NodeProcess {
             // for, so the id is still its own.
             let _ = unsafe { libc::kill(pid, libc::SIGTERM) };
         }
+    }
+}
+
+/// A word of a command as a shell reads it.
+fn in_a_shell(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,%+@".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
 
@@ -216,7 +235,13 @@ impl Local {
             return Err(format!("--port {port} is out of range: {nodes} nodes need ports from 1 to {PORT_MAX}"));
         }
         let ports: Vec<u16> = (port..=last as u16).collect();
-        let nodes = flags.nodes(&ports)?;
+        let (nodes, warnings) = flags.nodes(&ports)?;
+        if let Some(NodeSettings { config, .. }) = nodes.first() {
+            logging::configure(&LogSettings { name: None, ..config.log.clone() });
+        }
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
         for NodeSettings { config, .. } in &nodes {
             let replica = config.cluster.as_ref().map(|cluster| cluster.replica_listen);
             for address in [Some(config.listen), replica].into_iter().flatten() {
@@ -277,7 +302,12 @@ async fn watch(nodes: &mut [NodeProcess], signals: &mut Signals, addresses: Vec<
                 }
                 for index in ended {
                     let (name, end) = (&nodes[index].name, nodes[index].end());
-                    tracing::warn!("{name} ended: {end}; {}", if alive { "the others go on" } else { "it was the last" });
+                    if alive {
+                        let command = &nodes[index].command;
+                        tracing::warn!("{name} ended: {end}; the others go on; bring it back with: {command}");
+                    } else {
+                        tracing::warn!("{name} ended: {end}; it was the last");
+                    }
                 }
                 if !alive {
                     return Err(Failure(1, "no node is left".to_owned()));
@@ -286,7 +316,7 @@ async fn watch(nodes: &mut [NodeProcess], signals: &mut Signals, addresses: Vec<
             answer = &mut healthy, if !ready => match answer {
                 Ok(Ok(())) => {
                     ready = true;
-                    say(&format!("cluster ready {}", urls.join(",")));
+                    logging::say(&format!("cluster ready {}", urls.join(",")));
                 }
                 Ok(Err(index)) => break refused(format!("{} was not ready in {READY_WITHIN:?}", nodes[index].name)),
                 Err(_) => break refused("the nodes cannot be watched: their health is unknown".to_owned()),

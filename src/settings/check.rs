@@ -16,27 +16,25 @@ use super::said::Said;
 use super::secret::{read_secret, read_token};
 use super::table::{
     ADMIN_LISTEN, ADMIN_TOKEN_FILE, CLUSTER, CLUSTER_NAME, CLUSTER_SECRET_FILE, COMPACTION_RATE, DATA, IDLE_TIMEOUT,
-    LISTEN, MAX_CONNECTIONS, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_VALUE, NO_PIN, NODE, REPLICA_LISTEN,
-    REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC, Setting, THREADS, TOMBSTONE_GRACE,
+    LISTEN, LOG_FORMAT, LOG_LEVEL, LOG_NAME, MAX_CONNECTIONS, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_VALUE, NO_PIN,
+    NODE, REPLICA_LISTEN, REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC, Setting, THREADS, TOMBSTONE_GRACE,
 };
 use super::{Flags, REPLICA_PORT_OFFSET};
+use crate::logging::LogSettings;
 
 /// The nodes of `--cluster` by URL.
 type Nodes = BTreeMap<String, HostPort>;
 
 impl Flags {
     /// Reads the environment and the configuration file, too, fills in the defaults and checks
-    /// everything. Warnings go to the log.
+    /// everything. The second value are warnings for the log, which may be about the log.
     ///
     /// # Errors
     /// One sentence that says which setting is wrong, where it was given, and what it may be.
-    pub fn check(self) -> Result<Config, String> {
+    pub fn check(self) -> Result<(Config, Vec<String>), String> {
         let given = Given::gather(self.0, std::env::vars_os(), |_| true)?;
         let config = check(&given)?;
-        for warning in &given.warnings {
-            tracing::warn!("{warning}");
-        }
-        Ok(config)
+        Ok((config, given.warnings))
     }
 }
 
@@ -60,6 +58,11 @@ pub(super) fn check(given: &Given) -> Result<Config, String> {
         admin_token: in_file(given, &ADMIN_TOKEN_FILE, read_token)?,
         compaction_rate: given.value(&COMPACTION_RATE)?.0,
         stall_bound: given.value(&STALL_BOUND)?,
+        log: LogSettings {
+            level: given.value(&LOG_LEVEL)?,
+            format: given.value(&LOG_FORMAT)?,
+            name: given.optional(&LOG_NAME)?,
+        },
         no_pin: given.value(&NO_PIN)?,
         cluster,
     })

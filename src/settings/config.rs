@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use koltso_storage::SyncMode;
 
+use crate::logging::LogSettings;
+
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -39,6 +41,8 @@ pub struct Config {
     /// A turn of a core's loop that takes longer is a stall. `None` when stall detection is off
     /// (`--stall-bound 0`).
     pub stall_bound: Option<Duration>,
+    /// What is logged, and how.
+    pub log: LogSettings,
     /// Whether the cores are left to the scheduler instead of being pinned to processors.
     pub no_pin: bool,
     /// The cluster, if this node is not alone.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use koltso_storage::SyncMode;
 use toml::de::DeValue;
+use tracing::Level;
 
 use super::address::HostPort;
 use crate::units::{Size, Span};
@@ -223,6 +224,42 @@ pub fn sync_text(mode: SyncMode) -> String {
 /// The bound of stalls as its grammar has it.
 pub fn stall_bound_text(bound: Option<Duration>) -> String {
     bound.map_or_else(|| "0".to_owned(), |bound| Span(bound).to_string())
+}
+
+/// One of some words, each of which stands for a value.
+pub struct OneOf<T: 'static>(pub &'static [(&'static str, T)]);
+
+impl<T: Sync> Allowed for OneOf<T> {
+    fn allowed(&self) -> String {
+        let words: Vec<&str> = self.0.iter().map(|(word, _)| *word).collect();
+        match words.split_last() {
+            Some((last, others)) => format!("{} or {last}", others.join(", ")),
+            None => "anything".to_owned(),
+        }
+    }
+}
+
+impl<T: Copy + Sync> Grammar for OneOf<T> {
+    type Value = T;
+
+    fn parse(&self, text: &OsStr) -> Result<T, String> {
+        let found = self.0.iter().find(|(word, _)| text == *word);
+        found.map(|&(_, value)| value).ok_or_else(|| self.refused())
+    }
+}
+
+/// The levels of the log, from the one that says least.
+pub static LEVELS: [(&str, Level); 5] = [
+    ("error", Level::ERROR),
+    ("warn", Level::WARN),
+    ("info", Level::INFO),
+    ("debug", Level::DEBUG),
+    ("trace", Level::TRACE),
+];
+
+/// A level as its grammar has it.
+pub fn level_text(level: Level) -> &'static str {
+    LEVELS.iter().find(|(_, known)| *known == level).map_or("info", |(word, _)| *word)
 }
 
 /// `true` or `false`; as a flag, its name alone is `true`.

@@ -12,7 +12,7 @@ use super::config::Config;
 use super::flags::SharedFlags;
 use super::given::Given;
 use super::said::Said;
-use super::table::{CLUSTER, DATA, LISTEN, Local, NO_PIN, NODE, TABLE};
+use super::table::{CLUSTER, DATA, LISTEN, LOG_NAME, Local, NO_PIN, NODE, TABLE};
 
 /// One of the nodes.
 pub struct NodeSettings {
@@ -36,12 +36,14 @@ pub(super) fn nodes(given: &Given, ports: &[u16]) -> Result<Vec<NodeSettings>, S
         return Err(refused(&address.place));
     }
     let base: PathBuf = given.value(&DATA)?;
+    let name = given.optional(&LOG_NAME)?.map_or(String::new(), |name| name + " ");
     let listen = |port: u16| format!("127.0.0.1:{port}");
     let urls: Vec<String> = ports.iter().map(|&port| format!("http://{}", listen(port))).collect();
     let node = |(index, &port): (usize, &u16)| {
         let mut node = given.clone();
         node.set(&LISTEN, listen(port));
         node.set(&DATA, base.join(format!("node-{}", index + 1)));
+        node.set(&LOG_NAME, format!("{name}node {}", index + 1));
         if node.said(&NO_PIN).is_none() {
             // The nodes share the processors.
             node.set(&NO_PIN, "true");
@@ -57,17 +59,14 @@ pub(super) fn nodes(given: &Given, ports: &[u16]) -> Result<Vec<NodeSettings>, S
 
 impl SharedFlags {
     /// The settings of each node of a cluster on this machine, one a port: node 1 first, with its
-    /// data in a folder `node-1` of the data folder.
+    /// data in a folder `node-1` of the data folder. The second value are warnings for the log.
     ///
     /// # Errors
     /// One sentence for what is wrong, or for a setting that all nodes would get and only one can
     /// use.
-    pub fn nodes(self, ports: &[u16]) -> Result<Vec<NodeSettings>, String> {
+    pub fn nodes(self, ports: &[u16]) -> Result<(Vec<NodeSettings>, Vec<String>), String> {
         let given = Given::gather(self.0, std::env::vars_os(), |setting| setting.local != Local::Chosen)?;
         let nodes = nodes(&given, ports)?;
-        for warning in &given.warnings {
-            tracing::warn!("{warning}");
-        }
-        Ok(nodes)
+        Ok((nodes, given.warnings))
     }
 }

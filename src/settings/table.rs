@@ -10,12 +10,14 @@
 
 use koltso_model::NODES_MAX;
 use serde_json::{Value as Json, json};
+use tracing::Level;
 
 use super::config::{Cluster, Config};
 use super::grammar::{
-    Address, AnyGrammar, Count, FilePath, Name, OffOr, Switch, SyncModes, Url, Urls, Within, stall_bound_text,
-    sync_text,
+    Address, AnyGrammar, Count, FilePath, LEVELS, Name, OffOr, OneOf, Switch, SyncModes, Url, Urls, Within, level_text,
+    stall_bound_text, sync_text,
 };
+use crate::logging::Format;
 use crate::units::{Size, Span};
 
 /// One row of the table.
@@ -382,6 +384,40 @@ settings! {
         local: Local::Same,
         status: Status::Value(|config| stall_bound_text(config.stall_bound).into()),
         grammar: OffOr(Within::new("1ms", "60s")),
+    };
+
+    LOG_LEVEL: OneOf<Level> = Setting {
+        name: "log-level",
+        value: "LEVEL",
+        default: Default::Is("info"),
+        help: "What is logged on standard error: `error`, `warn`, `info`, `debug` or `trace`, each with those before it",
+        group: Group::Administration,
+        local: Local::Same,
+        status: Status::Value(|config| level_text(config.log.level).into()),
+        grammar: OneOf(&LEVELS),
+    };
+
+    LOG_FORMAT: OneOf<Format> = Setting {
+        name: "log-format",
+        value: "FORMAT",
+        default: Default::Is("text"),
+        help: "Whether a line of the log is a `text`, or a `json` object with `ts`, `level`, `target`, `message` and \
+               `fields`",
+        group: Group::Administration,
+        local: Local::Same,
+        status: Status::Value(|config| if config.log.format == Format::Json { "json" } else { "text" }.into()),
+        grammar: OneOf(&[("text", Format::Text), ("json", Format::Json)]),
+    };
+
+    LOG_NAME: Name = Setting {
+        name: "log-name",
+        value: "NAME",
+        default: Default::Off,
+        help: "A name at the beginning of each line of the log, as `node 1` in those of `koltso local`",
+        group: Group::Administration,
+        local: Local::Derived,
+        status: Status::Value(|config| config.log.name.clone().into()),
+        grammar: Name { most: 64 },
     };
 }
 

@@ -120,6 +120,9 @@ const SAMPLES: &[Sample] = &[
     ("admin-listen", "", "127.0.0.1:8", "\"127.0.0.1:8\"", "127.0.0.1"),
     ("admin-token-file", "", "SECRET", "\"SECRET\"", "/nonexistent/token"),
     ("stall-bound", "", "0", "0", "61s"),
+    ("log-level", "", "debug", "\"debug\"", "verbose"),
+    ("log-format", "", "json", "\"json\"", "JSON"),
+    ("log-name", "", "east", "\"east\"", "кольцо"),
 ];
 
 /// Every setting but the file itself, which has no value in a [`Config`].
@@ -566,7 +569,7 @@ fn settings_as_arguments_are_the_same_settings() {
                  --max-connections=3 --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 \
                  --max-in-flight-bytes=64KiB --cluster=127.0.0.1:1,d:2 --node=127.0.0.1:1 --replica-listen=e:3 \
                  --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms --tombstone-grace=1h \
-                 --admin-listen=b:2 --admin-token-file=/t --stall-bound=7ms";
+                 --admin-listen=b:2 --admin-token-file=/t --stall-bound=7ms --log-level=warn --log-format=json --log-name=n";
     let all = given(parse(every.split_whitespace()), Vec::new()).expect("valid");
     let words: Vec<&str> = every.split_whitespace().collect();
     assert_eq!(all.to_args(), words);
@@ -590,11 +593,15 @@ fn nodes_on_this_machine_differ_in_address_and_folder() {
         "--sync=os",
         "--cluster=http://127.0.0.1:5,http://127.0.0.1:6",
         "--node=http://127.0.0.1:6",
+        "--log-name=node 2",
     ];
     assert_eq!(two[1].args, expected);
     assert_eq!(two[1].config.data, Path::new("/d/node-2"));
     let (alone, _) = nodes(Texts::new(), Vec::new(), &[5]).expect("valid");
-    assert_eq!(alone[0].args, ["--listen=127.0.0.1:5", "--data=./koltso-data/node-1", "--no-pin=true"]);
+    let expected = ["--listen=127.0.0.1:5", "--data=./koltso-data/node-1", "--no-pin=true", "--log-name=node 1"];
+    assert_eq!(alone[0].args, expected);
+    let (named, _) = nodes(shared(["--log-name=east"]), Vec::new(), &[5, 6]).expect("valid");
+    assert_eq!(named[1].config.log.name.as_deref(), Some("east node 2"));
 }
 
 #[test]
@@ -602,8 +609,15 @@ fn nodes_on_this_machine_have_what_variables_and_file_say_as_flags() {
     let file = file_with("data = \"/f\"\nmax-value = 2048\nthreads = 2\nno-pin = false\n");
     let flags = shared(["--config".as_ref(), file.path().as_os_str()]);
     let (one, warnings) = nodes(flags, variables("KOLTSO_THREADS=1 KOLTSO_SYNC=os"), &[5]).expect("valid");
-    let expected =
-        ["--listen=127.0.0.1:5", "--data=/f/node-1", "--threads=1", "--no-pin=false", "--sync=os", "--max-value=2048"];
+    let expected = [
+        "--listen=127.0.0.1:5",
+        "--data=/f/node-1",
+        "--threads=1",
+        "--no-pin=false",
+        "--sync=os",
+        "--max-value=2048",
+        "--log-name=node 1",
+    ];
     assert_eq!(one[0].args, expected);
     assert!(warnings.is_empty(), "{warnings:?}");
 }

@@ -12,7 +12,7 @@ const NICE: i32 = 10;
 
 /// For threads that nobody waits for.
 #[allow(unsafe_code)]
-pub(crate) fn be_nice() {
+pub fn be_nice() {
     // SAFETY: a plain system call; on Linux it concerns the calling thread only.
     let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }

@@ -36,6 +36,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::logging;
 use crate::units::{Size, Span};
 use event_loop::{EventLoop, LoadNode, RunState, Times, clock};
 use pace::Pace;
@@ -303,7 +304,7 @@ pub fn run(bench: Bench) -> ExitCode {
     match bench.run() {
         Ok(code) => code,
         Err(sentence) => {
-            eprintln!("koltso: {sentence}");
+            logging::complain(&sentence);
             ExitCode::from(2)
         }
     }
@@ -335,7 +336,7 @@ impl Bench {
         if tally.successes() > 0 {
             return Ok(ExitCode::SUCCESS);
         }
-        eprintln!("koltso: no request was answered 2xx: {}", reason(&tally));
+        logging::complain(&format!("no request was answered 2xx: {}", reason(&tally)));
         Ok(ExitCode::from(1))
     }
 }
@@ -430,7 +431,8 @@ impl Progress {
         let rate = (answers - before) as f64 * 1e9 / now.saturating_sub(since).max(1) as f64;
         let failures = shared.failures.load(Ordering::Relaxed);
         let warming = if now < self.times.record { ", warming up" } else { "" };
-        eprintln!("koltso: {seconds} s: {rate:.0} requests/s, {answers} in all, {failures} socket errors{warming}");
+        let count = format!("{answers} in all, {failures} socket errors{warming}");
+        logging::complain(&format!("{seconds} s: {rate:.0} requests/s, {count}"));
     }
 }
 

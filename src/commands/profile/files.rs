@@ -12,6 +12,7 @@ use koltso_profiling::{page, proto, svg, text};
 use super::division;
 use super::output::{Form, Output, told};
 use super::watch::end_on_signals;
+use crate::logging;
 
 fn read(path: &Path) -> Result<Capture, String> {
     let name = path.display();
@@ -97,7 +98,7 @@ fn write(bytes: &[u8], samples: Option<u64>, out: Option<&Path>) -> Result<(), S
     let (name, is_file) = (output.name(), output.temporary().is_some());
     output.finish()?;
     if is_file {
-        eprintln!("{}", told(&name, bytes.len() as u64, samples, None));
+        logging::say(&told(&name, bytes.len() as u64, samples, None));
     }
     Ok(())
 }

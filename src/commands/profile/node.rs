@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::output::{Form, Output, told};
 use super::watch::{Progress, end_on_signals};
 use crate::commands::http_client::{BodyError, HttpAnswer, HttpRequest, Patience, Server};
+use crate::logging;
 
 const ANSWER_MAX: u64 = 1 << 30;
 /// The time allowed for the list of captures, which is short.
@@ -91,7 +92,7 @@ pub fn capture(ask: &Ask, form: Form, mut output: Output) -> Result<(), String> 
     let name = output.name();
     output.finish()?;
     let samples = id.as_deref().and_then(|id| samples_of(ask, id));
-    eprintln!("{}", told(&name, bytes, samples, id.as_deref()));
+    logging::say(&told(&name, bytes, samples, id.as_deref()));
     Ok(())
 }
 

@@ -45,7 +45,7 @@ pub fn end_on_signals(temporary: Option<&Path>) -> Result<(), String> {
             let _ = std::fs::remove_file(temporary);
         }
         if io::stderr().is_terminal() {
-            eprint!("{ERASE}");
+            show("");
         }
         std::process::exit(128 + kind.as_raw_value());
     };

@@ -17,7 +17,7 @@ use koltso_storage::{Folder, Options, Store};
 use tokio::sync::mpsc;
 
 use crate::admin::control;
-use crate::commands::say;
+use crate::logging;
 use crate::member::Cluster;
 use crate::member::members_file;
 use crate::node::{Node, Runtime};
@@ -45,7 +45,7 @@ pub fn run(flags: Flags) -> ExitCode {
     match serve(flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Refused(sentence)) => {
-            say(&format!("koltso: {sentence}"));
+            logging::complain(&sentence);
             ExitCode::from(2)
         }
     }
@@ -129,8 +129,27 @@ fn cannot_start(e: std::io::Error) -> Refused {
     Refused(format!("the server's threads cannot be started: {e}"))
 }
 
+/// The line before the ready line.
+fn say_what_starts(node: &Node, store: &Store) {
+    let data = std::path::absolute(&node.config.data).unwrap_or_else(|_| node.config.data.clone());
+    let (records, members) = (store.stats().records, node.config.cluster.as_ref().map_or(1, |it| it.nodes.len()));
+    let count = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    tracing::info!(
+        "koltso {}, data folder {}, engine {}, {}, {}",
+        env!("CARGO_PKG_VERSION"),
+        data.display(),
+        node.runtime.name(),
+        count(records, "record"),
+        count(members as u64, "member")
+    );
+}
+
 fn serve(flags: Flags) -> Result<(), Refused> {
-    let mut config = flags.check()?;
+    let (mut config, warnings) = flags.check()?;
+    logging::configure(&config.log);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     allow_huge_pages();
     let in_use = |name: &str, address, e| format!("the address {address} of --{name} cannot be used: {e}");
     let listeners = cores::bind(config.listen, config.threads).map_err(|e| in_use("listen", config.listen, e))?;
@@ -142,6 +161,9 @@ fn serve(flags: Flags) -> Result<(), Refused> {
             Some(listener)
         }
     };
+    if !config.listen.ip().to_canonical().is_loopback() {
+        tracing::warn!("anybody who reaches {} (--listen) can read and write everything here", config.listen);
+    }
     if let Some(address) = listeners.first().and_then(|listener| listener.local_addr().ok()) {
         config.listen = address;
     }
@@ -217,7 +239,8 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     while !node.all_joined() && !threads.iter().any(std::thread::JoinHandle::is_finished) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    say(&format!("ready http://{}", node.config.listen));
+    say_what_starts(&node, &store);
+    logging::say(&format!("ready http://{}", node.config.listen));
 
     for thread in threads {
         match thread.join() {
