@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::logging;
 use crate::member::Cluster;
 use crate::node::{Node, Runtime};
+use crate::replica::clock::jump_ms;
 use crate::settings::{in_force, stall_bound_text};
 
 /// The nodes of the cluster, as this node sees them.
@@ -96,6 +97,9 @@ pub fn document(node: &Node) -> String {
         "runtime": node.runtime.name(),
         "ring_flags": ring_flags,
         "connections": node.connections.connections(),
+        // How far the machine's wall clock is ahead of the time that the node goes by; 0 unless it has
+        // jumped.
+        "clock_jump_ms": jump_ms(),
         // Null when stall detection is off (`--stall-bound 0`).
         "stalls": stalls,
         "log": { "lines_lost": logging::lines_lost(), "lines_left_out": logging::lines_left_out() },

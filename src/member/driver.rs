@@ -22,14 +22,14 @@ use koltso_cluster::Now;
 use koltso_cluster::coordinator::{Answer, Full, RequestId, Settings, Token};
 use koltso_cluster::member::{Clocks, Host, Member, Observer, QueueFull};
 use koltso_cluster::placement::NodeIndex;
-use koltso_cluster::skew::SKEW_MAX_MS;
+use koltso_cluster::skew::{ClockSkew, SKEW_MAX_MS};
 use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, VALUE_MAX_LIMIT, Want};
 use koltso_net::replica::frame::ReplyFrame;
 use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReason};
 use monoio::task::JoinHandle;
 
 use super::{Cluster, replica};
-use crate::replica::clock::{Clock, now_ms, now_wall};
+use crate::replica::clock::{self, Clock, now_wall, told_ms};
 use crate::replica::{Contents, Executed, Replica};
 use crate::settings::Config;
 use crate::stalls::Turn;
@@ -187,9 +187,9 @@ impl Host for CoreHost<'_> {
         link.execute(id.0, operation).map_err(|_| QueueFull)
     }
 
-    fn ping(&mut self, to: NodeIndex, id: RequestId, Clocks { wall_ms, clock }: Clocks) {
+    fn ping(&mut self, to: NodeIndex, id: RequestId, Clocks { clock, .. }: Clocks) {
         if let Some(Some(link)) = self.0.links.borrow().get(to.at()) {
-            let _ = link.request(id.0, &wire::Request::Ping { wall_ms, clock });
+            let _ = link.request(id.0, &wire::Request::Ping { wall_ms: told_ms(), clock });
         }
     }
 
@@ -260,7 +260,7 @@ impl MemberDriver {
                 peer_number: cluster.topology.number(peer),
                 identity: identity.clone(),
                 value_max: VALUE_MAX_LIMIT,
-                wall_ms: now_ms,
+                wall_ms: told_ms,
                 skew_max: Duration::from_millis(SKEW_MAX_MS),
             };
             let link = Link::new(link_config, this.clone());
@@ -290,6 +290,14 @@ impl MemberDriver {
     #[inline]
     pub fn is_replica(&self, key: KeyHash, from: u8) -> bool {
         self.member.borrow().is_replica(key, from)
+    }
+
+    /// A round trip has measured how far a peer's wall clock is off the machine's.
+    fn skew_measured(&self, node: NodeIndex, skew: ClockSkew) {
+        self.cluster.peers.skew_seen(node, skew.offset_ms, skew.error_ms);
+        if skew.agrees() {
+            clock::agreed(node.at());
+        }
     }
 
     /// Gives the member an event, and a host to carry out what comes of it.
@@ -403,7 +411,8 @@ impl LinkHandler for MemberDriver {
         self.cluster.peers.connected(NodeIndex(peer as u8), self.core);
         let link = self.links.borrow().get(peer).and_then(Clone::clone);
         if let Some(skew) = link.and_then(|link| link.skew()) {
-            self.cluster.peers.skew_seen(NodeIndex(peer as u8), skew.offset_ms, skew.error_ms);
+            let skew = ClockSkew { offset_ms: skew.offset_ms, error_ms: skew.error_ms };
+            self.skew_measured(NodeIndex(peer as u8), skew);
         }
     }
 
@@ -421,7 +430,9 @@ impl LinkHandler for MemberDriver {
                 let Some(skew) = member.ponged(now, node, RequestId(frame.number), Clocks { wall_ms, clock }) else {
                     return Ok(());
                 };
-                self.cluster.peers.skew_seen(node, skew.offset_ms, skew.error_ms);
+                // What the machine's clock says counts between nodes, as it does in what they are told.
+                let skew = skew.beside(clock::jump_ms());
+                self.skew_measured(node, skew);
                 skew.check()
             }
         }

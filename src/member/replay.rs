@@ -16,7 +16,7 @@ use koltso_net::replica::frame::{ReplyFrame, encode_request};
 use koltso_net::replica::{Features, Identity, Reply, Request};
 
 use super::Cluster;
-use crate::replica::clock::{now_ms, now_wall};
+use crate::replica::clock::{elapsed_ms, now_wall, told_ms};
 
 /// How long a peer may take for the handshake, and for the confirmations of a window.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -39,7 +39,7 @@ struct Line {
 /// A hint must not outlive the memory of deletes: one of a write before a delete would bring the
 /// key back where the delete is forgotten. (Hints are dropped up to an eighth of their time late.)
 fn options(tombstone_grace: Duration) -> Options {
-    let options = Options::new(now_ms);
+    let options = Options::new(elapsed_ms);
     Options { age_max: options.age_max.min(tombstone_grace / 2), ..options }
 }
 
@@ -64,8 +64,9 @@ impl Dial for Dialer {
     fn dial(&self, node: usize) -> Result<Box<dyn Target>, String> {
         let (address, number) = self.addresses[node];
         let skew_max = Duration::from_millis(SKEW_MAX_MS);
-        let connection = Connection::dial(address, &self.identity, number, VALUE_MAX_LIMIT, now_ms, skew_max, PATIENCE)
-            .map_err(|e| e.to_string())?;
+        let connection =
+            Connection::dial(address, &self.identity, number, VALUE_MAX_LIMIT, told_ms, skew_max, PATIENCE)
+                .map_err(|e| e.to_string())?;
         let Identity { features, topology_number: epoch, .. } = self.identity;
         Ok(Box::new(Line { connection, features, epoch, buffer: Vec::new() }))
     }
@@ -121,6 +122,7 @@ mod tests {
     use koltso_net::replica::handshake::{Acceptor, Progress};
 
     use super::*;
+    use crate::replica::clock::now_ms;
 
     fn identity(node: u16) -> Identity {
         Identity {

@@ -21,7 +21,7 @@ use koltso_net::replica::{
 
 use super::Cluster;
 use super::peers::Served;
-use crate::replica::clock::{now_ms, now_wall};
+use crate::replica::clock::{now_ms, now_wall, told_ms};
 use crate::replica::{Contents, Executed, Later, Replica};
 use crate::stalls::Turn;
 
@@ -109,8 +109,8 @@ impl ReplicaService for PeerService {
                 self.unsynced.borrow_mut().push(Unsynced::Ping(replies.later(), clock));
             }
             Request::Ping { clock, .. } => {
-                let Clocks { wall_ms, clock } = self.observer.exchanged(now_wall(), clock);
-                replies.pong(wall_ms, clock);
+                let Clocks { clock, .. } = self.observer.exchanged(now_wall(), clock);
+                replies.pong(told_ms(), clock);
             }
         }
     }
@@ -138,8 +138,8 @@ impl ReplicaService for PeerService {
                 match waiting {
                     Unsynced::Write(deferred, later) => deferred.answer(later.await),
                     Unsynced::Ping(deferred, clock) => {
-                        let Clocks { wall_ms, clock } = observer.exchanged(now_wall(), clock);
-                        deferred.pong(wall_ms, clock);
+                        let Clocks { clock, .. } = observer.exchanged(now_wall(), clock);
+                        deferred.pong(told_ms(), clock);
                     }
                     Unsynced::Read(deferred, key, want) => {
                         let kept = |outcome: Outcome<Contents<'_>>| outcome.map(Contents::into_bytes);
@@ -192,7 +192,7 @@ pub(super) async fn serve(
         identity,
         members: cluster.topology.numbers().to_vec(),
         value_max: VALUE_MAX_LIMIT,
-        wall_ms: now_ms,
+        wall_ms: told_ms,
         connections_max: CONNECTIONS_MAX,
     };
     let shared = cluster.shared.clone();

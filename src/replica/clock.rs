@@ -4,8 +4,13 @@
 //!
 //! In a cluster, what a node gave out may live on at its peers only, so its own log does not say
 //! where to go on after a restart. Then a bound is kept in the file `clock` of the data folder
-//! ([`Clock::persist_in`]): 16 bytes, little-endian, the bound (u64), the CRC-32C of the other 12
-//! bytes (u32), the format 1 (u32).
+//! ([`Clock::persist_in`]): 24 bytes, little-endian, the bound (u64), when the node was last known
+//! to be alive in ms since the Unix epoch (u64), the CRC-32C of the other 20 bytes (u32), the format
+//! 2 (u32). Format 1 had 16 bytes, without the second number; then the bound stands for it.
+//!
+//! The wall clock that the node goes by is `koltso_cluster::wall`'s: the monotonic clock and an
+//! offset, which [`look`] follows, so that no reading of a core sees a jump. These few words are
+//! static, since they are the machine's, and readers of the time are plain functions.
 //!
 //! Invariants:
 //! 1. Every version given out is greater than all given out or observed before, also when the wall
@@ -23,10 +28,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use koltso_cluster::clock::{BeyondBound, HybridClock};
+use koltso_cluster::wall::{BothClocks, WallNews, WallWatch, Witnesses};
 use koltso_instrument::{Mutex, waiting};
 use koltso_model::WallTime;
 
@@ -38,10 +45,75 @@ const AHEAD: u64 = WallTime::from_ms(400).0;
 const BOUND_MAX: u64 = 1 << 63;
 /// The name in the data folder.
 const FILE: &str = "clock";
-const FILE_SIZE: usize = 16;
-const FORMAT: u32 = 1;
+const FILE_SIZE: usize = 24;
+const LEN: u64 = FILE_SIZE as u64;
+const FORMAT: u32 = 2;
+/// The length of a file of format 1.
+const LEN_1: u64 = 16;
 /// Between two lines about a bound that cannot be written.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// The watch over the wall clock; `None` until somebody asks for the time.
+static WATCH: std::sync::Mutex<Option<WallWatch>> = std::sync::Mutex::new(None);
+/// What is added to the monotonic clock, in ns; [`NOT_BEGUN`] until somebody asks for the time.
+static OFFSET: AtomicI64 = AtomicI64::new(NOT_BEGUN);
+/// The first offset of the process, which nothing moves.
+static FIRST_OFFSET: AtomicI64 = AtomicI64::new(0);
+/// How far the machine's wall clock is ahead of the time gone by, in ms; 0 unless it has jumped.
+static JUMP_MS: AtomicI64 = AtomicI64::new(0);
+/// Nodes whose wall clock agrees with the machine's, since the last look, as bits by node.
+static AGREE: AtomicU64 = AtomicU64::new(0);
+
+const NOT_BEGUN: i64 = i64::MIN;
+/// How often the clocks are read before the best of the pairs is taken: a thread that is not given
+/// the processor between the two readings would see a step.
+const READINGS: usize = 4;
+/// A pair that was read within this is good enough, in ns.
+const READ_WITHIN: u64 = 20_000;
+
+/// The monotonic clock that counts suspension, too, so that a machine that slept has not jumped.
+#[inline]
+#[allow(unsafe_code)]
+fn monotonic_nanos() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the call writes one timespec, which lives on this stack. (It cannot fail: every Linux
+    // that this program runs on has the clock.)
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn both_clocks() -> BothClocks {
+    let mut best = BothClocks { monotonic: 0, wall: 0, error: u64::MAX };
+    for _ in 0..READINGS {
+        let before = monotonic_nanos();
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        let error = monotonic_nanos().saturating_sub(before);
+        if error < best.error {
+            best = BothClocks { monotonic: before, wall: wall.try_into().unwrap_or(u64::MAX), error };
+        }
+        if error <= READ_WITHIN {
+            break;
+        }
+    }
+    best
+}
+
+#[cold]
+fn begin() -> i64 {
+    let mut slot = WATCH.lock().unwrap_or_else(PoisonError::into_inner);
+    let offset = slot.get_or_insert_with(|| WallWatch::starting(both_clocks())).offset();
+    FIRST_OFFSET.store(offset, Ordering::Relaxed);
+    OFFSET.store(offset, Ordering::Release);
+    offset
+}
+
+#[inline]
+fn offset() -> i64 {
+    match OFFSET.load(Ordering::Acquire) {
+        NOT_BEGUN => begin(),
+        offset => offset,
+    }
+}
 
 /// Milliseconds since the Unix epoch. (The kernel's coarse clock is cheaper by 15 ns and up to 4 ms
 /// late: keys would expire before their time.)
@@ -50,25 +122,93 @@ pub fn now_ms() -> u64 {
     now_wall().ms()
 }
 
-/// The wall clock with its fraction of a millisecond: what versions are made of.
+/// The wall clock with its fraction of a millisecond, without its jumps: what versions are made of.
 #[inline]
 pub fn now_wall() -> WallTime {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(WallTime(0), WallTime::since_epoch)
+    WallTime::since_epoch(Duration::from_nanos(monotonic_nanos().saturating_add_signed(offset())))
 }
 
-/// How long ago, by the wall clock, the node lived that left this bound; 400 ms less after a kill,
-/// since a bound is ahead. Zero where the wall clock has gone back.
-pub const fn away(found_bound: u64, now_ms: u64) -> Duration {
-    Duration::from_millis(now_ms.saturating_sub(WallTime(found_bound).ms()))
+/// Milliseconds since the Unix epoch as the machine's wall clock has them, jumps included: what
+/// peers are told, and what their clocks are compared with.
+pub fn told_ms() -> u64 {
+    now_ms().saturating_add_signed(jump_ms())
 }
 
-/// The bound that an earlier life left in a data folder, without touching anything: what [`away`]
-/// is to be asked before [`Clock::persist_in`] makes the folder look alive. `None` where there is
+/// Milliseconds since the Unix epoch that no setting of the clock moves while the process lives: for
+/// ages.
+pub fn elapsed_ms() -> u64 {
+    offset();
+    monotonic_nanos().saturating_add_signed(FIRST_OFFSET.load(Ordering::Relaxed)) / 1_000_000
+}
+
+/// How far the machine's wall clock is ahead of the time that this node goes by, in ms; 0 unless it
+/// has jumped.
+#[inline]
+pub fn jump_ms() -> i64 {
+    JUMP_MS.load(Ordering::Relaxed)
+}
+
+/// A round trip found that the wall clock of a node, by its index, agrees with the machine's.
+pub fn agreed(node: usize) {
+    if jump_ms() != 0 {
+        AGREE.fetch_or(1 << node, Ordering::Relaxed);
+    }
+}
+
+/// Compares the wall clock with the monotonic one: to be called about every 100 ms. `nodes` of the
+/// cluster, or 1.
+pub fn look(nodes: usize) {
+    offset();
+    let agree = AGREE.swap(0, Ordering::Relaxed);
+    let witnesses = if nodes == 1 { Witnesses::Alone } else { Witnesses::Peers { nodes: nodes as u32, agree } };
+    let mut slot = WATCH.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(watch) = &mut *slot else { return };
+    let news = watch.look(both_clocks(), witnesses);
+    OFFSET.store(watch.offset(), Ordering::Release);
+    let jump = watch.jump().map_or(0, |nanos| match nanos / 1_000_000 {
+        0 => nanos.signum(),
+        ms => ms,
+    });
+    JUMP_MS.store(jump, Ordering::Relaxed);
+    drop(slot);
+    let said = |nanos: i64| {
+        let direction = if nanos > 0 { "ahead" } else { "back" };
+        format!("{:.1} s {direction}", nanos.unsigned_abs() as f64 / 1e9)
+    };
+    match news {
+        Some(WallNews::Jumped(by)) => tracing::warn!(
+            "the wall clock has jumped {}: this node goes on by the monotonic clock until the wall clock is right again",
+            said(by)
+        ),
+        Some(WallNews::Healed) => tracing::info!("the wall clock is right again"),
+        Some(WallNews::Adopted(by)) => {
+            tracing::warn!("the wall clock stays {} of where it was, and is followed", said(by))
+        }
+        None => {}
+    }
+}
+
+/// What an earlier life left in a data folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// No clock above it was given out.
+    pub bound: u64,
+    /// When the node was last known to be alive, in ms since the Unix epoch.
+    pub alive_ms: u64,
+}
+
+/// How long ago the node lived that left this, however far ahead its clocks had been. Zero where the
+/// wall clock has gone back.
+pub const fn away(left: Left, now_ms: u64) -> Duration {
+    Duration::from_millis(now_ms.saturating_sub(left.alive_ms))
+}
+
+/// What an earlier life left in a data folder, without touching anything: what [`away`] is to be asked before [`Clock::persist_in`] makes the folder look alive. `None` where there is
 /// none, or a damaged one.
 ///
 /// # Errors
 /// When the file is there and cannot be read.
-pub fn bound_in(folder: &Path) -> io::Result<Option<u64>> {
+pub fn left_in(folder: &Path) -> io::Result<Option<Left>> {
     match File::open(folder.join(FILE)) {
         Ok(file) => Ok(read(&file)?.ok()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -79,21 +219,40 @@ pub fn bound_in(folder: &Path) -> io::Result<Option<u64>> {
 /// The file's bytes are not what was written.
 struct Damaged;
 
-fn read(file: &File) -> io::Result<Result<u64, Damaged>> {
+fn read(file: &File) -> io::Result<Result<Left, Damaged>> {
     let mut bytes = [0; FILE_SIZE];
-    if file.metadata()?.len() != FILE_SIZE as u64 {
-        return Ok(Err(Damaged));
-    }
-    file.read_exact_at(&mut bytes, 0)?;
-    let [b0, b1, b2, b3, b4, b5, b6, b7, ..] = bytes;
-    let bound = u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]);
-    Ok(if bytes == encoded(bound) && bound < BOUND_MAX { Ok(bound) } else { Err(Damaged) })
+    let len = file.metadata()?.len();
+    let bytes = match len {
+        LEN => &mut bytes[..],
+        LEN_1 => &mut bytes[..LEN_1 as usize],
+        _ => return Ok(Err(Damaged)),
+    };
+    file.read_exact_at(bytes, 0)?;
+    let number = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    let bound = number(0);
+    let (left, whole) = if len == LEN {
+        let left = Left { bound, alive_ms: number(8) };
+        (left, bytes == encoded(left))
+    } else {
+        (Left { bound, alive_ms: WallTime(bound).ms() }, bytes == encoded_1(bound))
+    };
+    Ok(if whole && bound < BOUND_MAX { Ok(left) } else { Err(Damaged) })
 }
 
-fn encoded(bound: u64) -> [u8; FILE_SIZE] {
+fn encoded(Left { bound, alive_ms }: Left) -> [u8; FILE_SIZE] {
     let mut bytes = [0; FILE_SIZE];
     bytes[..8].copy_from_slice(&bound.to_le_bytes());
-    bytes[12..].copy_from_slice(&FORMAT.to_le_bytes());
+    bytes[8..16].copy_from_slice(&alive_ms.to_le_bytes());
+    bytes[20..].copy_from_slice(&FORMAT.to_le_bytes());
+    let check = crc32c::crc32c_append(crc32c::crc32c(&bytes[..16]), &bytes[20..]);
+    bytes[16..20].copy_from_slice(&check.to_le_bytes());
+    bytes
+}
+
+fn encoded_1(bound: u64) -> [u8; LEN_1 as usize] {
+    let mut bytes = [0; LEN_1 as usize];
+    bytes[..8].copy_from_slice(&bound.to_le_bytes());
+    bytes[12..].copy_from_slice(&1_u32.to_le_bytes());
     let check = crc32c::crc32c_append(crc32c::crc32c(&bytes[..8]), &bytes[12..]);
     bytes[8..12].copy_from_slice(&check.to_le_bytes());
     bytes
@@ -103,19 +262,20 @@ fn encoded(bound: u64) -> [u8; FILE_SIZE] {
 #[derive(Debug)]
 struct ClockFile {
     file: File,
-    /// What is in the file; less than the clock's bound only after a failed write.
-    written: u64,
+    /// What is in the file; its bound is less than the clock's only after a failed write.
+    written: Left,
     ahead: u64,
-    /// The latest wall clock that a refresh saw: until then the node lived, whether it gave out
+    /// The wall clock that the last refresh saw: until then the node lived, whether it gave out
     /// clocks or not.
-    alive: u64,
+    alive_ms: u64,
     complained: Option<Instant>,
 }
 
 impl ClockFile {
     fn write(&mut self, bound: u64) {
-        match waiting(&"write of the clock's bound", || self.file.write_all_at(&encoded(bound), 0)) {
-            Ok(()) => self.written = bound,
+        let left = Left { bound, alive_ms: self.alive_ms };
+        match waiting(&"write of the clock's bound", || self.file.write_all_at(&encoded(left), 0)) {
+            Ok(()) => self.written = left,
             Err(e) if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) => {
                 self.complained = Some(Instant::now());
                 tracing::error!(
@@ -185,7 +345,7 @@ impl Clock {
     }
 
     /// Starts to persist: reads the bound of an earlier life, goes on above it, and writes a new
-    /// one. Returns the bound found; `None` at a first start, and with a warning where the file is
+    /// one. Returns what it found; `None` at a first start, and with a warning where the file is
     /// damaged.
     ///
     /// To be called before the first clock is given out, and once the folder is known to be ours
@@ -193,37 +353,37 @@ impl Clock {
     ///
     /// # Errors
     /// When the file cannot be made, read or written.
-    pub fn persist_in(&self, folder: &Path, now_ms: u64) -> io::Result<Option<u64>> {
+    pub fn persist_in(&self, folder: &Path, now_ms: u64) -> io::Result<Option<Left>> {
         self.persist(folder, now_ms, AHEAD)
     }
 
-    fn persist(&self, folder: &Path, now_ms: u64, ahead: u64) -> io::Result<Option<u64>> {
+    fn persist(&self, folder: &Path, now_ms: u64, ahead: u64) -> io::Result<Option<Left>> {
         let path = folder.join(FILE);
         let fresh = !path.exists();
         let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
         let found = match read(&file)? {
-            Ok(bound) => Some(bound),
+            Ok(left) => Some(left),
             Err(Damaged) => {
                 if !fresh {
                     tracing::warn!(
                         "the file {} is damaged: the wall clock counts, as at a first start",
                         path.display()
                     );
-                    file.set_len(FILE_SIZE as u64)?;
+                    file.set_len(LEN)?;
                 }
                 None
             }
         };
         let mut slot = self.file.lock();
-        self.observe(found.unwrap_or(0));
-        let alive = WallTime::from_ms(now_ms).0;
-        let bound = alive.max(self.last()).saturating_add(ahead);
-        file.write_all_at(&encoded(bound), 0)?;
+        self.observe(found.map_or(0, |left| left.bound));
+        let bound = WallTime::from_ms(now_ms).0.max(self.last()).saturating_add(ahead);
+        let left = Left { bound, alive_ms: now_ms };
+        file.write_all_at(&encoded(left), 0)?;
         file.sync_all()?;
         if fresh {
             File::open(folder)?.sync_all()?;
         }
-        *slot = Some(ClockFile { file, written: bound, ahead, alive, complained: None });
+        *slot = Some(ClockFile { file, written: left, ahead, alive_ms: now_ms, complained: None });
         self.hybrid.lower(bound);
         Ok(found)
     }
@@ -235,11 +395,12 @@ impl Clock {
         let Some(file) = &mut *slot else {
             return;
         };
-        file.alive = WallTime::from_ms(now_ms).0;
-        let bound = file.alive.max(self.last()).saturating_add(file.ahead).max(self.hybrid.bound());
-        // Where the wall clock has gone back there is nothing to raise, but perhaps a failed write
-        // to make good.
-        if bound > file.written {
+        file.alive_ms = now_ms;
+        let wall = WallTime::from_ms(now_ms).0;
+        let bound = wall.max(self.last()).saturating_add(file.ahead).max(self.hybrid.bound());
+        // Where the wall clock has gone back there is nothing to raise, but the node is alive, and
+        // there is perhaps a failed write to make good.
+        if file.written != (Left { bound, alive_ms: now_ms }) {
             file.write(bound);
             self.hybrid.raise(bound);
         }
@@ -252,7 +413,7 @@ impl Clock {
         let Some(file) = &mut *slot else {
             return;
         };
-        let bound = self.last().max(file.alive);
+        let bound = self.last().max(WallTime::from_ms(file.alive_ms).0);
         self.hybrid.lower(bound);
         file.write(bound);
         if let Err(e) = file.file.sync_data() {
@@ -269,8 +430,16 @@ mod tests {
     const NOW: u64 = 1_700_000_000_000;
 
     /// The bound in the file; a read may see half of a write that goes on at the same time.
+    fn left(folder: &Path) -> Left {
+        (0..1000).find_map(|_| left_in(folder).expect("read")).expect("intact")
+    }
+
     fn on_disk(folder: &Path) -> u64 {
-        (0..1000).find_map(|_| bound_in(folder).expect("read")).expect("intact")
+        left(folder).bound
+    }
+
+    fn bound_in(folder: &Path) -> io::Result<Option<u64>> {
+        Ok(left_in(folder)?.map(|left| left.bound))
     }
 
     #[test]
@@ -281,14 +450,15 @@ mod tests {
         let given = clock.next(WallTime::from_ms(NOW));
         // Killed: the bound is ahead. After a clean end it is exact.
         let again = Clock::default();
-        let found = again.persist_in(folder.path(), NOW - HOUR).expect("persists").expect("a bound");
+        let found = again.persist_in(folder.path(), NOW - HOUR).expect("persists").expect("a bound").bound;
         assert!(found >= given && found <= given + AHEAD, "{found} after {given}");
         let above = again.next(WallTime::from_ms(NOW - HOUR));
         assert!(above > found && above <= on_disk(folder.path()));
         again.finish();
         assert_eq!(on_disk(folder.path()), above);
         let third = Clock::default();
-        assert_eq!(third.persist_in(folder.path(), NOW - HOUR).expect("persists"), Some(above));
+        let found = third.persist_in(folder.path(), NOW - HOUR).expect("persists");
+        assert_eq!(found.map(|left| left.bound), Some(above));
         assert_eq!(third.next(WallTime(0)), above + 1);
     }
 
@@ -300,9 +470,9 @@ mod tests {
         clock.refresh(NOW + HOUR);
         assert_eq!(on_disk(folder.path()), ((NOW + HOUR) << 16) + AHEAD);
         clock.finish();
-        assert_eq!(away(on_disk(folder.path()), NOW + HOUR), Duration::ZERO);
-        assert_eq!(away(on_disk(folder.path()), NOW + 3 * HOUR), Duration::from_millis(2 * HOUR));
-        assert_eq!(away(on_disk(folder.path()), NOW), Duration::ZERO, "the wall clock has gone back");
+        assert_eq!(away(left(folder.path()), NOW + HOUR), Duration::ZERO);
+        assert_eq!(away(left(folder.path()), NOW + 3 * HOUR), Duration::from_millis(2 * HOUR));
+        assert_eq!(away(left(folder.path()), NOW), Duration::ZERO, "the wall clock has gone back");
     }
 
     #[test]
@@ -320,9 +490,10 @@ mod tests {
     fn a_torn_or_damaged_file_counts_as_absent_and_is_written_anew() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join(FILE);
-        let whole = encoded(NOW << 16);
-        let mut cases = vec![Vec::new(), whole[..7].to_vec(), whole[..15].to_vec(), [&whole[..], b"x"].concat()];
-        cases.extend([vec![0; 16], encoded(u64::MAX).to_vec()]);
+        let whole = encoded(Left { bound: NOW << 16, alive_ms: NOW });
+        let mut cases = vec![Vec::new(), whole[..7].to_vec(), whole[..23].to_vec(), [&whole[..], b"x"].concat()];
+        cases.extend([whole[..15].to_vec(), whole[..16].to_vec(), vec![0; 16], vec![0; 24]]);
+        cases.extend([encoded(Left { bound: u64::MAX, alive_ms: NOW }).to_vec(), encoded_1(u64::MAX).to_vec()]);
         for at in 0..FILE_SIZE {
             let mut flipped = whole;
             flipped[at] ^= 1;
@@ -336,7 +507,43 @@ mod tests {
             assert_eq!(bound_in(folder.path()).expect("read"), Some((5 << 16) + AHEAD), "{bytes:?}");
         }
         std::fs::write(&path, whole).expect("written");
-        assert_eq!(Clock::default().persist_in(folder.path(), 5).expect("persists"), Some(NOW << 16));
+        let found = Clock::default().persist_in(folder.path(), 5).expect("persists");
+        assert_eq!(found, Some(Left { bound: NOW << 16, alive_ms: NOW }));
+    }
+
+    #[test]
+    fn a_file_of_format_1_is_read_and_written_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let old = encoded_1(NOW << 16);
+        std::fs::write(folder.path().join(FILE), old).expect("written");
+        let expected = Left { bound: NOW << 16, alive_ms: NOW };
+        assert_eq!(left_in(folder.path()).expect("read"), Some(expected));
+        let clock = Clock::default();
+        assert_eq!(clock.persist_in(folder.path(), NOW + HOUR).expect("persists"), Some(expected));
+        assert_eq!(left(folder.path()).alive_ms, NOW + HOUR);
+        for at in 0..old.len() {
+            let mut flipped = old;
+            flipped[at] ^= 1;
+            std::fs::write(folder.path().join(FILE), flipped).expect("written");
+            assert_eq!(left_in(folder.path()).expect("read"), None);
+        }
+    }
+
+    #[test]
+    fn being_away_is_judged_by_when_the_node_lived_and_not_by_the_bound() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let clock = Clock::default();
+        clock.persist_in(folder.path(), NOW).expect("persists");
+        // A version from a month ahead was seen, and one above it was given out; then it was killed.
+        clock.observe((NOW + 720 * HOUR) << 16);
+        clock.next(WallTime::from_ms(NOW));
+        clock.refresh(NOW + HOUR);
+        assert!(on_disk(folder.path()) > (NOW + 720 * HOUR) << 16);
+        assert_eq!(away(left(folder.path()), NOW + 3 * HOUR), Duration::from_millis(2 * HOUR));
+        // The same if the wall clock itself was wrong and is right again.
+        clock.refresh(NOW + 720 * HOUR);
+        clock.refresh(NOW + 2 * HOUR);
+        assert_eq!(away(left(folder.path()), NOW + 3 * HOUR), Duration::from_millis(HOUR));
     }
 
     #[test]
@@ -399,7 +606,7 @@ mod tests {
             last = next;
         }
         assert_eq!(on_disk(folder.path()), old);
-        assert!(clock.file.lock().as_ref().is_some_and(|file| file.complained.is_some() && file.written == old));
+        assert!(clock.file.lock().as_ref().is_some_and(|file| file.complained.is_some() && file.written.bound == old));
         clock.file.lock().as_mut().expect("persists").file = writable;
         clock.refresh(NOW - HOUR);
         assert!(on_disk(folder.path()) >= last);

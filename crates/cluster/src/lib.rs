@@ -15,7 +15,8 @@
 //! - [`coordinator`]: PUT, DELETE and GET with `ack` of `from`.
 //! - [`health`]: latency, silence, circuits, probes, the hedge budget.
 //! - [`clock`]: versions; [`renewal`]: what a write does about a newer one.
-//! - [`plausibility`], [`skew`]: what is not believed of a peer.
+//! - [`plausibility`], [`skew`]: what is not believed of a peer; [`wall`]: what is not believed of
+//!   the machine's own clock.
 //! - [`replay`]: how a peer gets what it missed, at which [`pace`]; [`backlog`]: the bound of what
 //!   waits for that.
 
@@ -31,6 +32,7 @@ pub mod plausibility;
 pub mod renewal;
 pub mod replay;
 pub mod skew;
+pub mod wall;
 
 use koltso_model::WallTime;
 

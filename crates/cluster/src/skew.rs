@@ -23,6 +23,18 @@ impl ClockSkew {
         Self { offset_ms: theirs_ms as i64 - middle as i64, error_ms: (round_trip_micros / 2).div_ceil(1_000) }
     }
 
+    /// The same round trip as a clock tells it that is `ms` ahead of the one that was compared.
+    #[must_use]
+    pub const fn beside(self, ms: i64) -> Self {
+        Self { offset_ms: self.offset_ms.saturating_sub(ms), ..self }
+    }
+
+    /// Whether the difference is surely within [`SKEW_MAX_MS`].
+    #[must_use]
+    pub const fn agrees(self) -> bool {
+        self.offset_ms.unsigned_abs().saturating_add(self.error_ms) <= SKEW_MAX_MS
+    }
+
     /// Whether the difference is surely not above [`SKEW_MAX_MS`], as far as this round trip tells.
     ///
     /// # Errors
@@ -40,6 +52,14 @@ impl ClockSkew {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_agrees_does_so_for_sure() {
+        let skew = ClockSkew::measured(10_400, 10_000, 100_000);
+        assert!(skew.agrees() && !skew.beside(1_000).agrees());
+        assert!(!ClockSkew::measured(10_000, 10_000, 1_002_000).agrees(), "too slow to tell");
+        assert_eq!(skew.beside(skew.offset_ms).offset_ms, 0);
+    }
 
     #[test]
     fn a_clock_beyond_the_bound_is_told_and_a_slow_answer_is_no_skew() {

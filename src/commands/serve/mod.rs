@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use koltso_cluster::membership::Membership;
-use koltso_storage::{Folder, Options, Store};
+use koltso_storage::{Env, Folder, Options, Store};
 use tokio::sync::mpsc;
 
 use crate::admin::control;
@@ -75,7 +75,18 @@ fn options(config: &Config) -> Options {
         memory_freed: give_memory_back,
         // If this node is alone it makes all versions itself, and none arrives late.
         tombstone_grace: config.cluster.as_ref().map_or(Duration::ZERO, |cluster| cluster.tombstone_grace),
+        env: Arc::new(Machine),
         ..Options::new(&config.data)
+    }
+}
+
+/// The machine, with the wall clock that the node goes by: a jump must not make the store forget
+/// deletes.
+struct Machine;
+
+impl Env for Machine {
+    fn now_ms(&self) -> u64 {
+        now_ms()
     }
 }
 
@@ -87,9 +98,9 @@ fn cannot_use_clock(data: &Path, e: &std::io::Error) -> Refused {
 /// deleted keys back.
 fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
     let (data, now) = (&node.config.data, now_ms());
-    let found = clock::bound_in(data).map_err(|e| cannot_use_clock(data, &e))?;
+    let left = clock::left_in(data).map_err(|e| cannot_use_clock(data, &e))?;
     let grace = node.config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.tombstone_grace);
-    let away = found.map_or(Duration::ZERO, |bound| clock::away(bound, now));
+    let away = left.map_or(Duration::ZERO, |left| clock::away(left, now));
     if away > grace {
         return Err(Refused(format!(
             "this node was away for {}, and its peers remember deleted keys for {} (--tombstone-grace): start it with \
@@ -101,18 +112,22 @@ fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Continues versions above those of an earlier life, and keeps the bound of the clock ahead of it,
-/// so that no core has to do that; the same thread looks after the peers. This must be called when
+/// Compares the wall clock with the monotonic one. In a cluster it continues versions above those of
+/// an earlier life, and keeps the bound of the clock ahead of it, so that no core has to do that; the
+/// same thread looks after the peers. This must be called when
 /// nothing can keep the node from serving any more: a start that fails must not make the node look
 /// as if it had been there.
 fn go_on_with_the_clock(node: &Arc<Node>) -> Result<(), Refused> {
     let data = &node.config.data;
-    node.clock.persist_in(data, now_ms()).map_err(|e| cannot_use_clock(data, &e))?;
+    if node.cluster.is_some() {
+        node.clock.persist_in(data, now_ms()).map_err(|e| cannot_use_clock(data, &e))?;
+    }
     let node = node.clone();
     let keep = move || {
         loop {
             for _ in 0..CLOCKS_A_LOOK {
                 std::thread::sleep(CLOCK_EVERY);
+                clock::look(node.nodes() as usize);
                 node.clock.refresh(now_ms());
             }
             if let (Some(cluster), Some(store)) = (&node.cluster, node.store()) {
@@ -233,8 +248,8 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     if let Some(cluster) = &node.cluster {
         let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
         cluster.start_hints(&node.config.data).map_err(cannot)?;
-        go_on_with_the_clock(&node)?;
     }
+    go_on_with_the_clock(&node)?;
     node.open(store.clone(), writers);
     while !node.all_joined() && !threads.iter().any(std::thread::JoinHandle::is_finished) {
         std::thread::sleep(Duration::from_millis(1));

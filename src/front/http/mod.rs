@@ -32,6 +32,7 @@ use crate::counters::{CoreMetrics, RequestKind, tag};
 use crate::member;
 use crate::node::dispatch::{Action, ClientRequest, Dispatch, Dispatched};
 use crate::node::{Handover, Node};
+use crate::replica::clock::jump_ms;
 use crate::replica::{Contents, Replica};
 use crate::stalls::Turn;
 
@@ -193,6 +194,12 @@ impl Api {
             return self.refuse(kind, &recovering(), reply);
         };
         let cluster = self.node.cluster.as_deref();
+        if cluster.is_some()
+            && matches!(kind, RequestKind::Put | RequestKind::Delete)
+            && let Some(refusal) = clock_ahead()
+        {
+            return self.refuse(kind, &refusal, reply);
+        }
         let context = reply.context();
         let asked = Asked { context, kind, if_none_match, cluster };
         let request = ClientRequest { key: Key::new(&*entity.key), quorum: entity.quorum, action };
@@ -236,6 +243,19 @@ impl Api {
         let store = dispatch.replica().store().clone();
         Outcome::Stream(Box::new(RangeSource::new(store, range, self.node.config.request_timeout)))
     }
+}
+
+/// Why this node makes no versions now: its wall clock has jumped ahead.
+fn clock_ahead() -> Option<Refusal> {
+    let ahead = jump_ms();
+    (ahead > 0).then(|| {
+        let seconds = ahead / 1000;
+        let sentence = format!(
+            "The wall clock of this node has jumped {seconds} s ahead, and it takes no writes until the clock is right \
+             again or the other nodes agree with it; send them to another node."
+        );
+        Refusal { status: 503, sentence: sentence.into() }
+    })
 }
 
 fn recovering() -> Refusal {
