@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::{CAUGHT_UP_WITHIN, QUORUM, key_of, pending_of, quickly, some};
 use koltso_testkit::client::{Framing, request_bytes};
 use koltso_testkit::cluster::{Records, entity_of, numbered};
-use koltso_testkit::{Cluster, Random, entity, eventually};
+use koltso_testkit::{Cluster, Launch, Random, entity, eventually};
 
 #[test]
 fn large_and_empty_values_pass_through_a_node_that_does_not_own_them() {
@@ -121,6 +121,34 @@ fn a_ttl_ends_a_value_on_every_node() {
     eventually("hints of the passing value are done with", CAUGHT_UP_WITHIN, || pending_of(&cluster, 1) == 0);
     assert_eq!(cluster.client(1).value_of("short", (1, 3)), None);
     assert!(cluster.holders("short").is_empty());
+}
+
+#[test]
+fn the_largest_value_binds_clients_and_not_replicas() {
+    let limited = |launch: Launch, max: &str| launch.usual_environment().environment("KOLTSO_MAX_VALUE", max);
+    let mut cluster = Cluster::planned(3, |_, launch, _| Some(limited(launch, "4MiB")));
+    cluster.wait_up();
+    let large = vec![7; 3 << 20];
+    cluster.kill(2);
+    cluster.client(0).put_of("large", &large, QUORUM).expect(201, "PUT 2/3 of 3 MiB");
+    cluster.terminate(0);
+    cluster.terminate(1);
+    for index in 0..3 {
+        cluster.change(index, |launch| limited(launch, "1MiB"));
+    }
+    cluster.start_all();
+    cluster.wait_up();
+    eventually("the replica that was away has what it missed", CAUGHT_UP_WITHIN, || {
+        cluster.holders("large").contains(&2) && pending_of(&cluster, 2) == 0
+    });
+    for index in 0..3 {
+        assert_eq!(cluster.client(index).value_of("large", (3, 3)).as_deref(), Some(&large[..]));
+        assert_eq!(cluster.client(index).put_of("other", &large, QUORUM).status, 413);
+    }
+    for index in [0, 1] {
+        assert_eq!(cluster.peer(index, 2)["needs_repair"], false);
+        assert_eq!(cluster.peer(index, 2)["hints_dropped"], 0);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use koltso_cluster::membership::Membership;
+use koltso_model::VALUE_MAX_LIMIT;
 use koltso_storage::{Env, Folder, Options, Store};
 use tokio::sync::mpsc;
 
@@ -70,7 +71,9 @@ fn allow_huge_pages() {
 fn options(config: &Config) -> Options {
     Options {
         sync: config.sync,
-        value_max: config.max_value,
+        // `--max-value` binds clients, whose bodies the listeners compare with it. Peers bring what
+        // their clients may write.
+        value_max: VALUE_MAX_LIMIT,
         compaction_rate: config.compaction_rate,
         memory_freed: give_memory_back,
         // If this node is alone it makes all versions itself, and none arrives late.

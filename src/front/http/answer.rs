@@ -3,7 +3,8 @@
 //! It serves answers that are there at once, which go into the connection's output, as well as
 //! those that come later, from a future.
 
-use koltso_cluster::coordinator::Shortage;
+use koltso_cluster::coordinator::{Shortage, Useless};
+use koltso_cluster::placement::NodeIndex;
 use koltso_model::{Outcome, Refused, Version};
 use koltso_net::http::{ExtraLine, ReplyContext};
 use koltso_net::server::Answered;
@@ -121,19 +122,42 @@ impl Asked<'_> {
         let is_write = matches!(self.kind, RequestKind::Put | RequestKind::Delete);
         let status = if shortage.disk_full && is_write { 507 } else { 504 };
         let name = |node| self.cluster.map_or("a replica", |cluster| cluster.topology.name(node));
-        let mut names: Vec<&str> = shortage.missing.iter().map(|&node| name(node)).collect();
-        names.sort_unstable();
-        let why = if shortage.disk_full { ", and a replica's disk is full" } else { "" };
-        let sentence = if names.is_empty() {
-            format!(
-                "{answered} replicas answered, but not enough of them could be brought up to date in time{why}; try \
-                 again, or read with a smaller ack."
-            )
-        } else {
-            let (needed, who) = (shortage.needed, names.join(", "));
-            format!("Only {answered} of the {needed} replicas needed answered in time{why}; not so {who}.")
-        };
+        let sentence = shortage_sentence(shortage, answered, name);
         self.refuse(out, status, &sentence)
+    }
+}
+
+/// Why there is no better answer: who did not answer, and what was wrong with those who did.
+fn shortage_sentence<'a>(shortage: &Shortage, answered: u32, name: impl Fn(NodeIndex) -> &'a str) -> String {
+    let Shortage { needed, missing, useless, .. } = shortage;
+    let why = if shortage.disk_full { ", and a replica's disk is full" } else { "" };
+    let silent = missing.iter().filter(|node| useless.iter().all(|(other, _)| other != *node));
+    let mut who: Vec<String> = silent.map(|&node| name(node).to_owned()).collect();
+    who.extend(useless.iter().map(|&(node, why)| format!("{} ({})", name(node), useless_text(why))));
+    who.sort_unstable();
+    let not_so = if who.is_empty() { String::new() } else { format!("; not so {}", who.join(", ")) };
+    if answered < *needed {
+        return format!("Only {answered} of the {needed} replicas needed answered in time{why}{not_so}.");
+    }
+    format!(
+        "{answered} replicas answered, but not enough of them had the newest version or took it in time{why}{not_so}; try \
+         again, or read with a smaller ack."
+    )
+}
+
+/// What was wrong with a replica's answer.
+const fn useless_text(why: Useless) -> &'static str {
+    match why {
+        Useless::Refused(Refused::DiskFull) => "its disk is full",
+        Useless::Refused(Refused::Failed) => "its disk failed, or it does not believe the version",
+        Useless::Refused(Refused::DiskError) => "its disk answered with an error",
+        Useless::Refused(Refused::NoResources) => "it has no file descriptors or no memory left",
+        Useless::Refused(Refused::TooLarge) => "the value is larger than it takes",
+        Useless::Refused(Refused::NotReady) => "it is starting or stopping",
+        Useless::Refused(Refused::Busy) => "this node had no room for its value",
+        Useless::Damaged => "its record is damaged",
+        Useless::Stale => "it has an older version",
+        Useless::WithoutValue => "it did not give the value",
     }
 }
 
@@ -172,6 +196,32 @@ mod tests {
         assert!(matches(Some(b"\"x\", W/\"0000000000001234-0007\""), &tag));
         assert!(!matches(Some(b"\"0000000000001234-0008\""), &tag));
         assert!(!matches(None, &tag));
+    }
+
+    #[test]
+    fn a_504_says_what_was_wrong_with_those_who_answered() {
+        let name = |node: NodeIndex| ["http://a", "http://b", "http://c"][node.at()];
+        let shortage = |missing: &[u8], useless: &[(u8, Useless)]| Shortage {
+            needed: 2,
+            missing: missing.iter().map(|&node| NodeIndex(node)).collect(),
+            disk_full: false,
+            busy: false,
+            useless: useless.iter().map(|&(node, why)| (NodeIndex(node), why)).collect(),
+        };
+        let silent = shortage_sentence(&shortage(&[1, 2], &[]), 0, name);
+        assert_eq!(silent, "Only 0 of the 2 replicas needed answered in time; not so http://b, http://c.");
+        let refused = shortage_sentence(&shortage(&[1], &[(1, Useless::Refused(Refused::NotReady))]), 1, name);
+        assert_eq!(
+            refused,
+            "Only 1 of the 2 replicas needed answered in time; not so http://b (it is starting or stopping)."
+        );
+        // Both of two have answered, and one was of no use.
+        for why in [Useless::Damaged, Useless::Stale, Useless::WithoutValue] {
+            let both = shortage_sentence(&shortage(&[], &[(1, why)]), 2, name);
+            assert!(!both.contains("Only") && both.contains("http://b (") && !both.contains("http://a"), "{both}");
+        }
+        let third = shortage_sentence(&shortage(&[2], &[(1, Useless::WithoutValue)]), 2, name);
+        assert!(third.contains("not so http://b (it did not give the value), http://c;"), "{third}");
     }
 
     #[test]

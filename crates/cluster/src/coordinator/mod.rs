@@ -56,7 +56,7 @@ use crate::placement::{NodeIndex, Topology};
 use crate::renewal::Renewal;
 
 use self::reads::{Read, Seen};
-pub use self::types::{Action, Answer, Counters, Full, RequestId, Settings, Shortage, Token};
+pub use self::types::{Action, Answer, Counters, Full, RequestId, Settings, Shortage, Token, Useless};
 use self::types::{PLACES_MAX, Stage};
 use self::writes::Write;
 
@@ -75,6 +75,8 @@ struct Op {
     failed: u64,
     disk_full: bool,
     busy: bool,
+    /// What replicas said instead of doing it, by rank; at most one a replica.
+    refused: Vec<(u8, Refused)>,
     work: Work,
 }
 
@@ -140,6 +142,24 @@ impl Op {
 
     const fn answers(&self) -> u32 {
         self.answered.count_ones()
+    }
+
+    /// What was wrong with the replicas that answered, once each.
+    fn useless(&self) -> Vec<(NodeIndex, Useless)> {
+        let mut useless: Vec<(usize, Useless)> =
+            self.refused.iter().map(|&(rank, why)| (rank.into(), Useless::Refused(why))).collect();
+        if let Work::Read(read) = &self.work {
+            let newest = read.newest().and_then(|seen| seen.version).unwrap_or_default();
+            let stale = if self.short() == 0 { read.stale(newest) & self.answered & !read.repaired } else { 0 };
+            let without = read.holders(newest) & (read.fetching | read.fetch_failed);
+            let sets = [(read.damaged, Useless::Damaged), (without, Useless::WithoutValue), (stale, Useless::Stale)];
+            for (rank, why) in sets.into_iter().flat_map(|(set, why)| ranks(set).map(move |rank| (rank, why))) {
+                if useless.iter().all(|&(other, _)| other != rank) {
+                    useless.push((rank, why));
+                }
+            }
+        }
+        useless.into_iter().map(|(rank, why)| (self.replicas[rank], why)).collect()
     }
 
     /// How many more replicas must be asked for `ack` answers to be possible.
@@ -295,6 +315,7 @@ impl Coordinator {
             failed: 0,
             disk_full: false,
             busy: false,
+            refused: Vec::new(),
             work: work(),
         });
         Ok(slot)
@@ -347,6 +368,11 @@ impl Coordinator {
         let here = bit(rank);
         op.disk_full |= matches!(outcome, Outcome::Refused(Refused::DiskFull));
         op.busy |= matches!(outcome, Outcome::Refused(Refused::Busy));
+        if let Outcome::Refused(why) = outcome
+            && op.refused.iter().all(|&(other, _)| usize::from(other) != rank)
+        {
+            op.refused.push((rank as u8, why));
+        }
         match &mut op.work {
             Work::Write(write) => {
                 if (id.stage() == Stage::Renewed as u8) != write.renewal.is_renewed() {
@@ -540,7 +566,8 @@ impl Coordinator {
         let concerned = if matches!(op.work, Work::Write(_)) { all(op.quorum.from()) } else { op.asked };
         // Where enough answered, the value or a repair was what did not come.
         let missing = ranks(concerned & !op.answered).map(|rank| op.replicas[rank]).collect();
-        let shortage = Shortage { needed: op.quorum.ack().into(), missing, disk_full: op.disk_full, busy: op.busy };
+        let (disk_full, busy, useless) = (op.disk_full, op.busy, op.useless());
+        let shortage = Shortage { needed: op.quorum.ack().into(), missing, disk_full, busy, useless };
         self.answer(slot, Err(shortage), actions);
     }
 

@@ -1,7 +1,7 @@
 //! What the coordinator takes and gives: names of requests, actions, answers, settings.
 
 use bytes::Bytes;
-use koltso_model::{Operation, Outcome, Record, Version};
+use koltso_model::{Operation, Outcome, Record, Refused, Version};
 
 use crate::placement::NodeIndex;
 
@@ -124,6 +124,21 @@ pub struct Shortage {
     pub disk_full: bool,
     /// This node has no room for a value that came.
     pub busy: bool,
+    /// What was wrong with replicas that did answer.
+    pub useless: Vec<(NodeIndex, Useless)>,
+}
+
+/// Why the answer of a replica was of no use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Useless {
+    /// It did not do it.
+    Refused(Refused),
+    /// Its record of the key is damaged.
+    Damaged,
+    /// It has an older version, and was not brought up to date.
+    Stale,
+    /// It has the newest version, and did not give its value.
+    WithoutValue,
 }
 
 /// What the coordinator is told at its start.
