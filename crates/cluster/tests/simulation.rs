@@ -129,6 +129,17 @@ fn disk_errors(seed: u64) -> Plan {
     Plan { keys: 1_000, think: 8_000, ..hints_only(seed, &[Kind::DiskErrors], 100_000) }
 }
 
+fn jumps(seed: u64) -> Plan {
+    let faults = vec![Kind::Jump, Kind::Jump, Kind::Pause, Kind::CutNode, Kind::Crash, Kind::Break];
+    Plan { faults, ..Plan::new(seed, Mode::Stream) }
+}
+
+#[test]
+fn a_wall_clock_that_jumps_drags_nothing_along() {
+    seeds(60, jumps);
+    seeds(30, |seed| hints_only(seed, &[Kind::Jump, Kind::Pause, Kind::CutNode], 100_000));
+}
+
 #[test]
 fn the_real_engine_does_as_the_simulated_one() {
     let faults = vec![Kind::Crash, Kind::Vanish, Kind::Pause, Kind::CutNode];
@@ -231,5 +242,6 @@ noticed! {
     confirmations_of_other_hints_are_noticed: ConfirmsTheWrongHints within 10 of disk_errors;
     an_overflow_that_nobody_is_told_of_is_noticed: HidesOverflow within 20 of
         |seed| hints_only(seed, &[Kind::Pause, Kind::CutNode], 8);
+    a_jump_that_is_followed_is_noticed: FollowsJumps within 20 of jumps;
     a_reply_that_counts_twice_is_noticed: CountsRepliesTwice within 5 of stream;
 }

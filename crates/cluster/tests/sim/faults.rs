@@ -1,5 +1,7 @@
 //! Faults: what begins, what it breaks, and how it ends.
 
+use koltso_cluster::wall::WallWatch;
+
 use super::network::unless_answered;
 use super::plan::{Kind, Mode};
 use super::world::{Event, MS, SECOND, Work, World};
@@ -90,6 +92,11 @@ impl World {
                 self.nodes[node].disk_errors = *self.random.choose(&[20_000, 200_000, 500_000]);
                 true
             }
+            Kind::Jump if self.nodes[node].jump_ms == 0 => {
+                let by = *self.random.choose(&[2_000, 3_600_000, 30 * 86_400_000, 400 * 86_400_000]);
+                self.nodes[node].jump_ms = if self.random.one_in(2_u64) { by } else { -by };
+                true
+            }
             Kind::Damage => {
                 self.damage(node);
                 false
@@ -135,6 +142,7 @@ impl World {
             }
             Kind::Full => self.nodes[node].full = false,
             Kind::DiskErrors => self.nodes[node].disk_errors = 0,
+            Kind::Jump => self.nodes[node].jump_ms = 0,
             Kind::Damage | Kind::Break => {}
         }
         // It has a backlog to work off, and connections to make, before it counts as well.
@@ -189,6 +197,11 @@ impl World {
         if *offset != 0 {
             // The wall clock was set meanwhile.
             *offset = self.random.between(0, 2 * skew) as i64 - skew as i64;
+        }
+        if self.plan.jumps() {
+            // Who starts has nothing to compare its wall clock with: it is right by then.
+            self.nodes[node].jump_ms = 0;
+            self.nodes[node].watch = Some(WallWatch::starting(self.machine_clocks(node)));
         }
         let (plan, wall, now) = (self.plan.clone(), self.clocks(node).wall, self.now);
         self.nodes[node].restart(&plan, node, wall);

@@ -17,8 +17,9 @@
 //! that answers some writes with an error, or have a record damaged, as long as another replica
 //! holds that version. Links break, stall (a cut of a node, a pair or one direction: TCP sends
 //! again when it heals, or the connection dies, which is noticed seconds later), fill up and have
-//! tails. Wall clocks are off by up to 0.24 s and drift. In the harsh mode single messages of cores
-//! are lost, doubled and reordered, which TCP would not do.
+//! tails. Wall clocks are off by up to 0.24 s and drift; where a plan says so, they jump by up to
+//! 400 days for up to three seconds. In the harsh mode single messages of cores are lost, doubled
+//! and reordered, which TCP would not do.
 //!
 //! Not here: replicas that lose what they confirmed, and lies; values that expire; several cores of
 //! one node; nodes that join and leave.

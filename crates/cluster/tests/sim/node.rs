@@ -10,6 +10,7 @@ use koltso_cluster::coordinator::{Answer, RequestId, Settings, Token};
 use koltso_cluster::health::{HEDGE_BURST, HEDGE_SHARE};
 use koltso_cluster::member::{Clocks, Host, Member, Observer, QueueFull};
 use koltso_cluster::placement::NodeIndex;
+use koltso_cluster::wall::{WallWatch, Witnesses};
 use koltso_model::{Operation, Outcome, Record, Refused, Version, WallTime};
 
 use super::check::What;
@@ -18,6 +19,9 @@ use super::network::{Msg, Via};
 use super::plan::{Mutation, Plan};
 use super::store::SimStore;
 use super::world::{DEADLINE, TICK, Work, World, topology};
+
+/// How far a clock may be ahead without a jump, in ms: skew, small steps, and the bounds of crashes.
+const DRAGGED_MAX_MS: u64 = 20_000;
 
 pub struct Node {
     pub up: bool,
@@ -46,6 +50,12 @@ pub struct Node {
     pub full: bool,
     /// Of a million writes, those that its disk answers with an error.
     pub disk_errors: u64,
+    /// How far the wall clock of its machine has jumped, in ms.
+    pub jump_ms: i64,
+    /// What it makes of its machine's wall clock, where clocks jump.
+    pub watch: Option<WallWatch>,
+    /// Peers whose clock agrees with its machine's since its last tick, as bits.
+    agree: u64,
     pub ailing: u32,
     /// When it has recovered from its last fault.
     pub well_at: u64,
@@ -89,6 +99,9 @@ impl Node {
             busy_until: 0,
             full: false,
             disk_errors: 0,
+            jump_ms: 0,
+            watch: None,
+            agree: 0,
             ailing: 0,
             well_at: 0,
             open: BTreeSet::new(),
@@ -182,6 +195,12 @@ impl Host for SimHost<'_> {
 }
 
 impl World {
+    /// How far the node's machine is ahead of the time that the node goes by, in ms.
+    fn jumped_ms(&self, node: usize) -> i64 {
+        let jump = self.nodes[node].watch.as_ref().and_then(WallWatch::jump);
+        jump.map_or(0, |nanos| nanos / 1_000_000)
+    }
+
     /// Gives a node's member an event, and a host to carry out what comes of it.
     pub fn with_member<R>(&mut self, node: usize, event: impl FnOnce(&mut Member, Now, &mut SimHost<'_>) -> R) -> R {
         let now = self.clocks(node);
@@ -223,7 +242,10 @@ impl World {
             }
             Msg::Ping { id, clocks } => {
                 self.nodes[node].seen = self.nodes[node].seen.max(clocks.clock);
-                Msg::Pong { id, clocks: self.nodes[node].observer.exchanged(wall, clocks.clock) }
+                let Clocks { wall_ms, clock } = self.nodes[node].observer.exchanged(wall, clocks.clock);
+                // What the machine's clock says.
+                let wall_ms = wall_ms.saturating_add_signed(self.jumped_ms(node));
+                Msg::Pong { id, clocks: Clocks { wall_ms, clock } }
             }
             Msg::Reply { .. } | Msg::HintReply { .. } | Msg::Pong { .. } => unreachable!("these are answers"),
         };
@@ -326,7 +348,15 @@ impl World {
             Msg::Pong { id, clocks } => {
                 self.nodes[node].seen = self.nodes[node].seen.max(clocks.clock);
                 let skew = self.with_member(node, |member, now, _| member.ponged(now, peer, id, clocks));
+                let jump_ms = self.jumped_ms(node);
+                let skew = skew.map(|skew| skew.beside(jump_ms));
+                if skew.is_some_and(|skew| skew.agrees()) {
+                    self.nodes[node].agree |= 1 << via.peer;
+                }
                 if let Some(Err(sentence)) = skew.map(|skew| skew.check()) {
+                    if self.plan.jumps() {
+                        return self.break_link(node, via.peer, 0);
+                    }
                     self.fail("clocks are judged right", None, format!("{node} of {}: {sentence}", via.peer));
                 }
             }
@@ -360,6 +390,11 @@ impl World {
     pub fn tick(&mut self, node: usize) {
         let at = self.now + TICK;
         self.on(node, at, Work::Tick);
+        let (clocks, agree) = (self.machine_clocks(node), std::mem::take(&mut self.nodes[node].agree));
+        let witnesses = Witnesses::Peers { nodes: self.plan.nodes as u32, agree };
+        if let Some(watch) = &mut self.nodes[node].watch {
+            watch.look(clocks, witnesses);
+        }
         self.with_member(node, |member, now, host| member.tick(now, host));
         let arrivals = std::mem::take(&mut self.nodes[node].arrivals);
         for peer in self.peers(node).filter(|peer| arrivals >> peer & 1 == 1) {
@@ -424,7 +459,20 @@ impl World {
         self.nodes[node].given = version.clock;
     }
 
+    /// A jump is in no clock, nor in what was made by one.
+    fn check_jumps(&mut self, node: usize) {
+        let last = WallTime(self.nodes[node].clock.last()).ms();
+        let right = self.machine_clocks(node).wall / 1_000_000;
+        let right = right.saturating_add_signed(-self.nodes[node].jump_ms);
+        if self.plan.looks_inside && last > right + DRAGGED_MAX_MS {
+            self.fail("jumps drag no clock", None, format!("{node} is at {last} ms, and it is {right}"));
+        }
+    }
+
     fn check_node(&mut self, node: usize) {
+        if self.plan.jumps() {
+            self.check_jumps(node);
+        }
         for &token in &self.nodes[node].open {
             let op = &self.history.ops[token];
             if op.begun.is_some_and(|begun| self.now - begun >= DEADLINE) {

@@ -41,6 +41,9 @@ pub enum Kind {
     DiskErrors,
     Damage,
     Break,
+    /// The wall clock of its machine jumps, and is right again at the end. Not in the usual mixture:
+    /// the node goes by [`WallWatch`](koltso_cluster::wall::WallWatch) where it is in the plan.
+    Jump,
 }
 
 /// A defect put in on purpose, to see that the checks notice. Not in what ships: in the engine, the
@@ -78,6 +81,8 @@ pub enum Mutation {
     HidesOverflow,
     /// A reply counts for another replica, too.
     CountsRepliesTwice,
+    /// A node goes by its machine's wall clock, whatever that does.
+    FollowsJumps,
 }
 
 #[derive(Clone, Debug)]
@@ -125,6 +130,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether wall clocks jump in it.
+    pub fn jumps(&self) -> bool {
+        self.faults.contains(&Kind::Jump)
+    }
+
     pub fn new(seed: u64, mode: Mode) -> Self {
         let mut random = Random::seeded(mixed(seed ^ 0x706c_616e));
         let alone = matches!(mode, Mode::Available | Mode::Steady);

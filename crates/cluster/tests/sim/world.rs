@@ -12,6 +12,7 @@ use bytes::Bytes;
 use koltso_cluster::Now;
 use koltso_cluster::coordinator::RequestId;
 use koltso_cluster::placement::Topology;
+use koltso_cluster::wall::{BothClocks, WallWatch};
 use koltso_model::{KeyHash, Operation, Quorum, WallTime};
 use koltso_testkit::Random;
 use koltso_testkit::random::mixed;
@@ -20,7 +21,7 @@ use super::check::{Failure, History};
 use super::faults::Fault;
 use super::network::{Lane, Link, Msg, Via};
 use super::node::Node;
-use super::plan::{Mode, Plan};
+use super::plan::{Mode, Mutation, Plan};
 use super::stats::Stats;
 use super::store::EPOCH_MS;
 
@@ -175,6 +176,11 @@ impl World {
             plan,
         };
         world.nodes = (0..count).map(|me| Node::new(&world.plan, me, world.clocks(me).wall)).collect();
+        if world.plan.jumps() {
+            for node in 0..count {
+                world.nodes[node].watch = Some(WallWatch::starting(world.machine_clocks(node)));
+            }
+        }
         for node in 0..count {
             let at = world.random.below(TICK);
             world.on(node, at, Work::Tick);
@@ -250,10 +256,23 @@ impl World {
     /// The clocks of a node: a monotonic one with an origin of its own, and a wall clock that is
     /// off.
     pub fn clocks(&self, node: usize) -> Now {
+        let machine = self.machine_clocks(node);
+        let watch = self.nodes.get(node).and_then(|node| node.watch.as_ref());
+        let wall = match watch.filter(|_| self.plan.mutation != Mutation::FollowsJumps) {
+            Some(watch) => machine.monotonic.saturating_add_signed(watch.offset()),
+            None => machine.wall,
+        };
+        let wall = Duration::from_nanos(wall);
+        Now { micros: self.now + 7 * SECOND * (node as u64 + 1), wall: WallTime::since_epoch(wall) }
+    }
+
+    /// The clocks of a node's machine, jumps included.
+    pub fn machine_clocks(&self, node: usize) -> BothClocks {
         let (offset, drift) = self.plan.clocks[node];
         let drifted = self.now as i64 + self.now as i64 * drift / 1_000_000;
-        let wall = Duration::from_micros(((EPOCH_MS as i64 + offset) * 1000 + drifted) as u64);
-        Now { micros: self.now + 7 * SECOND * (node as u64 + 1), wall: WallTime::since_epoch(wall) }
+        let jump_ms = self.nodes.get(node).map_or(0, |node| node.jump_ms);
+        let wall = ((EPOCH_MS as i64 + offset + jump_ms) * 1000 + drifted) as u64 * 1000;
+        BothClocks { monotonic: self.now * 1000, wall, error: 0 }
     }
 
     fn step(&mut self, event: Event) {
