@@ -52,6 +52,7 @@ pub const RULES: Rules = Rules {
         ("koltso-control", None),
         ("koltso-clock", None),
         ("koltso-hints-", None),
+        ("koltso-names-", None),
         ("koltso-stalls", None),
         ("koltso-stalled", None),
         ("koltso-log", None),

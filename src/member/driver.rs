@@ -248,7 +248,7 @@ impl MemberDriver {
             this: this.clone(),
         });
         let identity = Rc::new(cluster.identity());
-        for (at, member) in cluster.config.nodes.iter().enumerate() {
+        for (at, name) in cluster.names.iter().enumerate() {
             let peer = NodeIndex(at as u8);
             if peer == cluster.topology.me() {
                 this.links.borrow_mut().push(None);
@@ -256,7 +256,7 @@ impl MemberDriver {
             }
             let link_config = LinkConfig {
                 peer: at,
-                address: member.replica,
+                address: name.clone(),
                 peer_number: cluster.topology.number(peer),
                 identity: identity.clone(),
                 value_max: VALUE_MAX_LIMIT,

@@ -4,6 +4,7 @@
 //! - `driver.rs`: one core's member, its links to the peers, the clients that wait.
 //! - `replica.rs`: what this node does for peers that coordinate.
 //! - `members_file.rs`: the identity of the data folder, and the numbers of the members, on disk.
+//! - `names.rs`: where the peers are, looked up at each dial.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
 //! - `replay.rs`: the connections over which missed writes are replayed.
 //!
@@ -12,6 +13,7 @@
 
 mod driver;
 pub mod members_file;
+mod names;
 mod peers;
 mod replay;
 mod replica;
@@ -29,6 +31,7 @@ use koltso_storage::Store;
 use socket2::Socket;
 
 pub use self::driver::{MemberDriver, Submitted, Ticket};
+use self::names::PeerName;
 pub use self::peers::{PeerFigures, PeerState, Peers};
 
 use crate::settings;
@@ -50,6 +53,8 @@ pub struct Cluster {
     pub peers: Peers,
     /// Connections of peers to this node, and the order to end them.
     pub shared: Arc<Shared>,
+    /// Where the nodes are, by index; this node's own is not asked.
+    names: Vec<Arc<PeerName>>,
     hints: OnceLock<Arc<Keeper>>,
     /// Bound, one a core. Nobody can connect before its core serves.
     listeners: Mutex<Vec<Option<Socket>>>,
@@ -57,19 +62,25 @@ pub struct Cluster {
 
 impl Cluster {
     /// The cluster of a checked configuration and its members, with one bound socket a core.
+    ///
+    /// # Errors
+    /// The threads that look up names cannot be started.
     pub fn new(
         config: settings::Cluster,
         (membership, id): (Membership, NodeId),
         cores: usize,
         sockets: Vec<Socket>,
-    ) -> Self {
-        let names = Self::urls(&config);
-        let topology = Topology::of(&membership, &names[config.me]);
+    ) -> std::io::Result<Self> {
+        let urls = Self::urls(&config);
+        let names = config.nodes.iter().enumerate().map(|(at, node)| PeerName::of(at, &node.replica));
+        let names = names.collect::<std::io::Result<_>>()?;
+        let topology = Topology::of(&membership, &urls[config.me]);
         assert_eq!(topology.me().at(), config.me, "the configuration is sorted as the topology is");
-        let peers = Peers::new(names, topology.me(), cores);
+        let peers = Peers::new(urls, topology.me(), cores);
         let listeners = Mutex::new(&"replica listeners", sockets.into_iter().map(Some).collect());
         let topology = Arc::new(topology);
-        Self { config, membership, topology, id, peers, shared: Shared::new(), hints: OnceLock::new(), listeners }
+        let (shared, hints) = (Shared::new(), OnceLock::new());
+        Ok(Self { config, membership, topology, id, peers, shared, names, hints, listeners })
     }
 
     /// Starts to keep hints in the data folder, and to replay those that are there.

@@ -1,7 +1,6 @@
 //! The connections over which missed writes are replayed: blocking ones, on the threads of the
 //! hints' keeper, so that a data core never waits for a file or for a peer that catches up.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use koltso_net::replica::frame::{ReplyFrame, encode_request};
 use koltso_net::replica::{Features, Identity, Reply, Request};
 
 use super::Cluster;
+use super::names::PeerName;
 use crate::replica::clock::{elapsed_ms, now_wall, told_ms};
 
 /// How long a peer may take for the handshake, and for the confirmations of a window.
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 struct Dialer {
     /// By node.
-    addresses: Vec<(SocketAddr, u16)>,
+    addresses: Vec<(Arc<PeerName>, u16)>,
     identity: Identity,
 }
 
@@ -50,8 +50,8 @@ pub(super) fn age_max(tombstone_grace: Duration) -> Duration {
 
 /// Starts the keeper of this node's hints.
 pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keeper>> {
-    let members = cluster.config.nodes.iter().zip(cluster.topology.numbers());
-    let addresses = members.map(|(member, &number)| (member.replica, number)).collect();
+    let members = cluster.names.iter().zip(cluster.topology.numbers());
+    let addresses = members.map(|(name, &number)| (name.clone(), number)).collect();
     let dialer = Dialer { addresses, identity: cluster.identity() };
     let peers = cluster.topology.peers();
     let peers =
@@ -62,7 +62,8 @@ pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keepe
 
 impl Dial for Dialer {
     fn dial(&self, node: usize) -> Result<Box<dyn Target>, String> {
-        let (address, number) = self.addresses[node];
+        let (name, number) = &self.addresses[node];
+        let (address, number) = (name.wait(PATIENCE)?, *number);
         let skew_max = Duration::from_millis(SKEW_MAX_MS);
         let connection =
             Connection::dial(address, &self.identity, number, VALUE_MAX_LIMIT, told_ms, skew_max, PATIENCE)
@@ -114,7 +115,7 @@ fn confirmation(asked: KeyHash, frame: &ReplyFrame<'_>) -> Result<Verdict, Strin
 mod tests {
     use std::collections::HashMap;
     use std::io::{Read, Write};
-    use std::net::TcpListener;
+    use std::net::{SocketAddr, TcpListener};
 
     use koltso_model::{Flags, Key, Outcome, Version};
     use koltso_net::replica::NodeId;
@@ -134,6 +135,10 @@ mod tests {
             features: Features::KNOWN,
             secret: Vec::new(),
         }
+    }
+
+    fn known(address: SocketAddr) -> Arc<PeerName> {
+        Arc::new(PeerName::Known(address))
     }
 
     /// A peer that reads `count` requests, and gives these answers to those with these numbers, in
@@ -195,7 +200,7 @@ mod tests {
 
     fn replayed(answers: Vec<(u64, Outcome<&'static [u8]>)>) -> Result<Vec<Verdict>, String> {
         let records = records();
-        let dialer = Dialer { addresses: vec![(peer(records.len(), answers), 2)], identity: identity(1) };
+        let dialer = Dialer { addresses: vec![(known(peer(records.len(), answers)), 2)], identity: identity(1) };
         dialer.dial(0)?.write(&records)
     }
 
@@ -204,7 +209,8 @@ mod tests {
         let mut records = records();
         records[1].attributes = Bytes::from_static(&[200, 0]);
         let applied = Outcome::Applied;
-        let dialer = Dialer { addresses: vec![(peer(2, vec![(2, applied), (0, applied)]), 2)], identity: identity(1) };
+        let dialer =
+            Dialer { addresses: vec![(known(peer(2, vec![(2, applied), (0, applied)])), 2)], identity: identity(1) };
         let verdicts = dialer.dial(0).and_then(|mut line| line.write(&records));
         assert_eq!(verdicts, Ok(vec![Verdict::Taken, Verdict::Never, Verdict::Taken]));
     }

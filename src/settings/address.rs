@@ -51,6 +51,23 @@ impl HostPort {
         format!("http://{self}")
     }
 
+    /// The address, if the host is one in digits.
+    pub fn in_digits(&self) -> Option<SocketAddr> {
+        self.to_string().parse().ok()
+    }
+
+    /// The address, where nobody else has a say in it: in digits, or `localhost`.
+    pub fn known(&self) -> Option<SocketAddr> {
+        if self.host == "localhost" { self.resolve().ok() } else { self.in_digits() }
+    }
+
+    /// Whether the host can be a name at all (RFC 1035 section 2.3.4).
+    pub fn can_be_resolved(&self) -> bool {
+        let name = self.host.strip_suffix('.').unwrap_or(&self.host);
+        self.host.starts_with('[') || (name.len() <= 253 && name.split('.').all(|label| matches!(label.len(), 1..=63)))
+    }
+
+    /// Where it leads now. Blocks.
     pub fn resolve(&self) -> io::Result<SocketAddr> {
         first_of(&self.to_string())
     }

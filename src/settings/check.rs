@@ -2,7 +2,9 @@
 //! contain, and which cluster the nodes form. The result is a [`Config`].
 //!
 //! Every node of a cluster gets the same URLs in any order. Sorted, they are the same list with the
-//! same indices on every node. Names are resolved once, here.
+//! same indices on every node. Only this node's own name is resolved here; those of the others are
+//! when they are dialed, so that a name server that is away, or a machine that is gone, keeps no node
+//! from starting.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -110,7 +112,10 @@ fn cluster(given: &Given) -> Result<(Option<Cluster>, SocketAddr), String> {
     let nodes = members(urls, given)?;
     let replica_listen = match given.said(&REPLICA_LISTEN) {
         Some(said) => address(said, &said.text.to_string_lossy())?,
-        None => nodes[me].replica,
+        None => {
+            let Member { url, replica } = &nodes[me];
+            replica.resolve().map_err(|e| format!("the replica address {replica} of {url} cannot be resolved: {e}"))?
+        }
     };
     let secret = in_file(given, &CLUSTER_SECRET_FILE, read_secret)?.unwrap_or_default();
     // A node alone has no replica listener.
@@ -193,12 +198,15 @@ fn members(urls: Nodes, given: &Given) -> Result<Vec<Member>, String> {
                 ));
             }
         };
-        let cannot = |e| format!("the replica address {replica} of {url} cannot be resolved: {e}");
-        let resolved = replica.resolve().map_err(cannot)?;
-        if let Some(other) = members.iter().find(|other| other.replica == resolved) {
-            return Err(format!("{} and {url} have one replica address, {resolved}", other.url));
+        if !replica.can_be_resolved() {
+            return Err(format!("the replica address {replica} of {url} cannot be resolved: that is no name"));
         }
-        members.push(Member { url, replica: resolved });
+        let known = replica.known();
+        let is_same = |other: &HostPort| *other == replica || (known.is_some() && other.known() == known);
+        if let Some(other) = members.iter().find(|other| is_same(&other.replica)) {
+            return Err(format!("{} and {url} have one replica address, {replica}", other.url));
+        }
+        members.push(Member { url, replica });
     }
     Ok(members)
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use koltso_storage::SyncMode;
 
 use crate::logging::LogSettings;
+use super::address::HostPort;
 
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
@@ -87,6 +88,6 @@ impl fmt::Debug for Cluster {
 pub struct Member {
     /// `http://host:port`, the host in lower case, without a slash at the end.
     pub url: String,
-    /// Where it listens to the other nodes.
-    pub replica: SocketAddr,
+    /// Where it listens to the other nodes; a name is looked up at each dial.
+    pub replica: HostPort,
 }

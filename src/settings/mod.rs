@@ -30,6 +30,7 @@ mod variables;
 #[cfg(test)]
 mod tests;
 
+pub use address::HostPort;
 pub use config::{Cluster, Config};
 pub use flags::{Flags, SharedFlags};
 pub use grammar::stall_bound_text;

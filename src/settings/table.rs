@@ -438,6 +438,7 @@ pub fn in_force(config: &Config) -> Json {
         Status::Value(of) => Some((setting.name.replace('-', "_"), of(config))),
         Status::Named(name, of) => Some((name.to_owned(), of(config))),
     });
-    let addresses = of_cluster(config, |cluster| cluster.nodes.iter().map(|node| json!(node.replica)).collect());
+    let addresses =
+        of_cluster(config, |cluster| cluster.nodes.iter().map(|node| json!(node.replica.to_string())).collect());
     Json::Object(shown.chain([("replica_addresses".to_owned(), addresses)]).collect())
 }

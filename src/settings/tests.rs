@@ -451,8 +451,8 @@ fn a_cluster_is_the_same_list_whatever_the_order_and_the_spelling() {
     let cluster = config.cluster.expect("a cluster");
     let urls: Vec<&str> = cluster.nodes.iter().map(|node| node.url.as_str()).collect();
     assert_eq!(urls, ["http://127.0.0.1:1337", "http://127.0.0.1:1338", "http://localhost:1339"]);
-    assert_eq!((cluster.me, cluster.replica_listen), (1, cluster.nodes[1].replica));
-    let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.replica.port()).collect();
+    assert_eq!((cluster.me, Some(cluster.replica_listen)), (1, cluster.nodes[1].replica.in_digits()));
+    let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.replica.port).collect();
     assert_eq!(ports, [11337, 11338, 11339]);
     assert_eq!((cluster.name.as_str(), cluster.secret.len()), ("koltso", 0));
     assert_eq!(cluster.replica_timeout, Duration::from_secs(1));
@@ -498,6 +498,12 @@ fn what_is_wrong_with_a_cluster_is_one_sentence() {
     refused("--cluster http://127.0.0.1:1337,http://127.0.0.1:55536", "[replica-addresses]");
     refused("--cluster http://127.0.0.1:1337,http://localhost:1337 --node 127.0.0.1:1337", "one replica address");
     refused("--cluster http://127.0.0.1:1337,http://no..host:1", "cannot be resolved");
+    let long = "a".repeat(64);
+    refused(&format!("--cluster http://127.0.0.1:1337,http://{long}:1"), "cannot be resolved");
+    // Whose name does not resolve now may be back later; only the own address has to be usable.
+    let away = checked("--cluster http://127.0.0.1:1337,http://nobody.invalid:1").expect("the peer may be away");
+    assert_eq!(away.cluster.expect("a cluster").nodes[1].replica.to_string(), "nobody.invalid:10001");
+    refused("--cluster http://127.0.0.1:1337,http://nobody.invalid:1 --node nobody.invalid:1", "cannot be resolved");
     refused("--listen no..host:1", "--listen no..host:1 cannot be resolved");
     refused(&format!("{two} --replica-listen 0.0.0.0:11337"), "give --cluster-secret-file");
     refused(&format!("{two} --replica-listen [::]:11337"), "give --cluster-secret-file");

@@ -7,6 +7,7 @@ mod clocks;
 mod hints;
 mod impostors;
 mod lists;
+mod names;
 mod secrets;
 mod strangers;
 

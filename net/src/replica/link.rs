@@ -15,8 +15,8 @@
 //! of each connection.
 //!
 //! Bounds: [`OUTBOX_MAX`] bytes queued and one frame more, then [`Full`]; one attempt to connect
-//! each [`DIAL_GAP`](redial::DIAL_GAP); [`CONNECT_TIMEOUT`] to connect and a second for the
-//! handshake; a read buffer of up to the largest frame and 64 KiB.
+//! each [`DIAL_GAP`](redial::DIAL_GAP); [`LOCATE_TIMEOUT`] to find the peer's address,
+//! [`CONNECT_TIMEOUT`] to connect and a second for the handshake; a read buffer of up to the largest frame and 64 KiB.
 //!
 //! Invariants:
 //! 1. No read or write is dropped in flight: to end one, its socket is shut down. A connect is not
@@ -29,11 +29,12 @@
 //! `tests/replica/`.
 
 use std::cell::{Cell, RefCell};
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use bytes::Bytes;
 use koltso_model::Operation;
@@ -57,7 +58,11 @@ pub const HOLD_MAX: usize = 8 * 1024;
 /// How long an attempt waits for the peer's kernel.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The longest pause between two checks of a connect.
+/// How long an attempt waits for the peer's address: what a resolver takes that asks a second name
+/// server.
+pub const LOCATE_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// The longest pause between two checks of a connect, or whether the address is there.
 const LOOK_MAX: Duration = Duration::from_millis(10);
 
 /// Is told by a link what happens. All calls come from the link's core; a handler may call the link
@@ -93,13 +98,34 @@ pub trait LinkHandler: 'static {
     fn lost(&self, peer: usize, why: &LostReason);
 }
 
+/// Finds where a peer listens, on another thread: looking a name up blocks.
+pub trait Locate: fmt::Debug + Send + Sync {
+    /// Asks for the address as it is from now on; the number goes to [`found`](Self::found). Never
+    /// waits.
+    fn ask(&self) -> u64;
+
+    /// The address that was asked for, or a sentence without the peer's name; `None` while it is
+    /// looked for. Never waits.
+    fn found(&self, ticket: u64) -> Option<Result<SocketAddr, String>>;
+}
+
+impl Locate for SocketAddr {
+    fn ask(&self) -> u64 {
+        0
+    }
+
+    fn found(&self, _: u64) -> Option<Result<SocketAddr, String>> {
+        Some(Ok(*self))
+    }
+}
+
 /// The settings of a link.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
     /// The number by which the handler knows the peer.
     pub peer: usize,
-    /// The address at which the peer listens for replica connections.
-    pub address: SocketAddr,
+    /// Finds the address at which the peer listens for replica connections, at each dial.
+    pub address: Arc<dyn Locate>,
     /// The peer's number in the cluster, which its handshake must prove.
     pub peer_number: u16,
     /// The identity of this node.
@@ -340,8 +366,8 @@ impl<H: LinkHandler> Link<H> {
     }
 
     /// Connects without an operation of the driver, since such an operation could not be given up.
-    async fn dial(&self) -> io::Result<std::net::TcpStream> {
-        let address = self.config.address;
+    async fn dial(&self) -> Result<std::net::TcpStream, LostReason> {
+        let address = self.locate().await?;
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         socket.set_tcp_nodelay(true)?;
@@ -354,23 +380,40 @@ impl<H: LinkHandler> Link<H> {
         let mut pause = Duration::from_millis(1);
         while !sys::connect_ended(socket.as_raw_fd())? {
             if begun.elapsed() >= CONNECT_TIMEOUT || self.closed.get() {
-                return Err(io::ErrorKind::TimedOut.into());
+                return Err(LostReason::Timeout);
             }
             monoio::time::sleep(pause).await;
             pause = (pause * 2).min(LOOK_MAX);
         }
         if let Some(error) = socket.take_error()? {
-            return Err(error);
+            return Err(error.into());
         }
         if socket.local_addr()? == address.into() {
             // Nobody listens, and the kernel happened to give us that port: TCP connects such a
             // socket to itself.
-            return Err(io::ErrorKind::ConnectionRefused.into());
+            return Err(LostReason::ConnectRefused);
         }
         // io_uring waits in operations on a blocking socket, and reports EAGAIN from a non-blocking
         // one; epoll is the other way round.
         socket.set_nonblocking(monoio::utils::is_legacy())?;
         Ok(socket.into())
+    }
+
+    /// Where the peer is now.
+    async fn locate(&self) -> Result<SocketAddr, LostReason> {
+        let ticket = self.config.address.ask();
+        let begun = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            if let Some(found) = self.config.address.found(ticket) {
+                return found.map_err(LostReason::Unresolved);
+            }
+            if begun.elapsed() >= LOCATE_TIMEOUT || self.closed.get() {
+                return Err(LostReason::Unresolved("its name was not resolved in time".to_owned()));
+            }
+            monoio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_MAX);
+        }
     }
 
     async fn shake_hands(&self, transport: &mut impl Transport, inbox: &mut Inbox) -> Result<PeerIdentity, LostReason> {

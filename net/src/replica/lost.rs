@@ -12,6 +12,9 @@ pub enum LostReason {
     /// Nobody listens at the peer's address.
     #[error("the connection was refused")]
     ConnectRefused,
+    /// It is not known where the peer is, for this reason.
+    #[error("{0}")]
+    Unresolved(String),
     /// The peer closed or reset the connection.
     #[error("the connection was closed")]
     Closed,

@@ -31,7 +31,9 @@ pub use features::Features;
 pub use frame::{Reply, Request};
 pub use handshake::{Identity, Skew};
 pub use koltso_model::NodeId;
-pub use link::{CONNECT_TIMEOUT, Full, HOLD_MAX, Link, LinkConfig, LinkHandler, LinkState, OUTBOX_MAX};
+pub use link::{
+    CONNECT_TIMEOUT, Full, HOLD_MAX, LOCATE_TIMEOUT, Link, LinkConfig, LinkHandler, LinkState, Locate, OUTBOX_MAX,
+};
 pub use lost::LostReason;
 pub use redial::DIAL_GAP;
 #[cfg(test)]

@@ -2,16 +2,18 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::{
-    DRIVERS, EPOCHS, LIMITS, PING, Server, When, assert_ended, closed, frame_of, identity, link_to, on_both, pattern,
-    put, raw, raw_peer, read, reply_from, shared_put, until,
+    DRIVERS, EPOCHS, LIMITS, PING, Server, When, assert_ended, closed, frame_of, identity, link_by, link_to, on_both,
+    pattern, put, raw, raw_peer, read, reply_from, shared_put, until,
 };
 use bytes::Bytes;
 use koltso_model::{KeyHash, Outcome};
 use koltso_net::replica::frame::{Parsed, encode_reply, parse_request};
-use koltso_net::replica::{DIAL_GAP, Full, LinkState, OUTBOX_MAX, ReplicaEvent, Reply};
+use koltso_net::replica::{DIAL_GAP, Full, LinkState, Locate, OUTBOX_MAX, ReplicaEvent, Reply};
 use koltso_testkit::wall_ms;
 
 #[test]
@@ -125,6 +127,46 @@ fn a_link_comes_back_after_its_peer() {
             link.dial_now();
         }
         until("up", || link.state() == LinkState::Up).await;
+        closed(&link, &seen).await;
+    });
+}
+
+/// A name: asked at each dial, and answered when it is looked at for the second time.
+#[derive(Debug, Default)]
+struct Name {
+    leads_to: Mutex<Option<SocketAddr>>,
+    asked: AtomicU64,
+    looked: AtomicU64,
+}
+
+impl Locate for Name {
+    fn ask(&self) -> u64 {
+        self.asked.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn found(&self, ticket: u64) -> Option<Result<SocketAddr, String>> {
+        assert_eq!(ticket, self.asked.load(Ordering::Relaxed), "each dial asks anew");
+        let again = self.looked.fetch_add(1, Ordering::Relaxed) % 2 == 1;
+        again.then(|| self.leads_to.lock().unwrap().ok_or_else(|| "its name leads nowhere".to_owned()))
+    }
+}
+
+#[test]
+fn a_peer_is_dialed_wherever_its_name_leads_by_then() {
+    on_both(|driver| async move {
+        let name = Arc::new(Name::default());
+        let (link, seen) = link_by(name.clone(), identity(1));
+        until("it is nowhere", || seen.lost.borrow().len() == 1).await;
+        assert_eq!(seen.lost.borrow()[0], "its name leads nowhere");
+        for round in 1..=2 {
+            let mut server = Server::start(driver);
+            *name.leads_to.lock().unwrap() = Some(server.address);
+            link.dial_now();
+            until("up", || link.state() == LinkState::Up).await;
+            assert_eq!(seen.connected.get(), round);
+            server.stop();
+            until("lost", || link.state() != LinkState::Up).await;
+        }
         closed(&link, &seen).await;
     });
 }

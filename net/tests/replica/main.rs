@@ -20,8 +20,8 @@ use koltso_model::{Flags, Found, Key, KeyHash, Operation, Outcome, Record, Versi
 use koltso_net::replica::frame::{HEADER, Limits, Parsed, ReplyFrame, encode_request};
 use koltso_net::replica::handshake::{Acceptor, Dialer, Progress};
 use koltso_net::replica::{
-    AcceptConfig, DeferredReply, Features, Full, Identity, Link, LinkConfig, LinkHandler, LinkState, LostReason,
-    NodeId, ReplicaEvent, ReplicaService, Replies, Reply, Request, frame, serve,
+    AcceptConfig, DeferredReply, Features, Full, Identity, Link, LinkConfig, LinkHandler, LinkState, Locate,
+    LostReason, NodeId, ReplicaEvent, ReplicaService, Replies, Reply, Request, frame, serve,
 };
 use koltso_net::server::Shared;
 use koltso_testkit::wall_ms;
@@ -373,6 +373,10 @@ impl Seen {
 }
 
 fn link_of(address: SocketAddr, identity: Identity) -> (Rc<Link<Seen>>, Rc<Seen>) {
+    link_by(Arc::new(address), identity)
+}
+
+fn link_by(address: Arc<dyn Locate>, identity: Identity) -> (Rc<Link<Seen>>, Rc<Seen>) {
     let seen = Rc::<Seen>::default();
     let config = LinkConfig {
         peer: 9,

@@ -202,7 +202,8 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         Some((settings, sockets)) => {
             let (urls, me) = (Cluster::urls(&settings), settings.nodes[settings.me].url.clone());
             let members = members_file::members_in(&config.data, &urls, &me, id).map_err(|e| e.to_string())?;
-            Some(Arc::new(Cluster::new(settings, (members, id), config.threads, sockets)))
+            let cluster = Cluster::new(settings, (members, id), config.threads, sockets);
+            Some(Arc::new(cluster.map_err(cannot_start)?))
         }
     };
 
