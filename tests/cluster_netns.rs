@@ -213,6 +213,30 @@ fn a_node_that_is_cut_off_says_504_in_time_and_loses_nothing() {
 }
 
 #[test]
+fn a_cable_that_is_down_for_a_moment_says_nothing_of_a_clock() {
+    let Some(setting) = Networked::build() else { return };
+    let (cluster, network) = (&setting.cluster, &setting.network);
+    // Pings wait in the kernels meanwhile, and go out together. All nodes have one clock.
+    let cuts = volume(9, 18);
+    for cut in 0..cuts {
+        network.cut(2);
+        std::thread::sleep(Duration::from_millis(400 + 2100 * cut / (cuts - 1)));
+        network.mend(2);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    cluster.wait_up();
+    for index in 0..NODES {
+        let log = cluster.log(index);
+        let claims: Vec<&str> = log.lines().filter(|line| line.contains("clock")).collect();
+        assert!(claims.is_empty(), "node {index}: {claims:?}");
+        for peer in cluster.others(index) {
+            let skew = cluster.peer(index, peer)["clock_skew_ms"].as_i64().expect("a skew");
+            assert!(skew.abs() < 1_500, "node {index} of {peer}: {skew} ms, more than half of the longest cut");
+        }
+    }
+}
+
+#[test]
 fn a_slow_cable_slows_down_nobody_else() {
     let Some(setting) = Networked::build() else { return };
     let (cluster, network) = (&setting.cluster, &setting.network);
