@@ -14,6 +14,7 @@
 //! again B: applied                   one more reply to the last one replied to
 //! put 2/3 at 50, delete, get, head
 //! in flight 1                        so many operations are there
+//! why B Stale, C Damaged             what was wrong with answers, at the last shortage
 //! wait 10                            10 ms pass, with a tick every ms
 //! finish                             the node stops
 //! ```
@@ -50,6 +51,8 @@ struct Scene {
     waiting: BTreeMap<char, VecDeque<(RequestId, Operation<Bytes>)>>,
     last: BTreeMap<char, (RequestId, Operation<Bytes>)>,
     actions: Vec<Action>,
+    /// What was wrong with the answers that were of no use, at the last shortage.
+    useless: Vec<String>,
     pings: bool,
     /// The last ping of each.
     pinged: BTreeMap<char, RequestId>,
@@ -81,6 +84,7 @@ impl Scene {
             waiting: BTreeMap::new(),
             last: BTreeMap::new(),
             actions: Vec::new(),
+            useless: Vec::new(),
             pings: false,
             pinged: BTreeMap::new(),
         }
@@ -188,6 +192,7 @@ impl Scene {
                 }
             }
             "in" => assert_eq!(self.coordinator.in_flight(), words[2].parse().unwrap(), "{line}"),
+            "why" => assert_eq!(self.useless.join(", "), words[1..].join(" "), "{line}"),
             "finish" => self.coordinator.finish(&mut self.actions),
             "ping" => self.pings = true,
             "again" => self.reply(letters[0], &words[2..], true),
@@ -251,6 +256,10 @@ impl Scene {
                         Err(shortage) => {
                             let mut missing: Vec<_> = shortage.missing.iter().map(|&n| self.letter(n)).collect();
                             missing.sort_unstable();
+                            let useless =
+                                shortage.useless.iter().map(|&(n, why)| format!("{} {why:?}", self.letter(n)));
+                            self.useless = useless.collect();
+                            self.useless.sort_unstable();
                             let missing: String = missing.into_iter().collect();
                             let full = if shortage.disk_full { " disk full" } else { "" };
                             format!("needs {} misses {missing}{full}", shortage.needed)

@@ -161,3 +161,23 @@ fn a_repair_counts_for_the_version_that_it_brought() {
          in flight 0",
     );
 }
+
+#[test]
+fn a_read_that_fails_says_what_was_wrong_with_its_answers() {
+    play(
+        3,
+        "up B C
+         get 2/2       -> value A, version B
+         A: has 5
+         B: has 7      -> fetch B
+         B: damaged    -> needs 2 misses B, repair B 5
+         why B Damaged
+         B: applied
+         in flight 0
+         get 2/2       -> value A, version B
+         A: has 7
+         B: has 5      -> repair B 7
+         B: full       -> needs 2 misses  disk full
+         why B Refused(DiskFull)",
+    );
+}

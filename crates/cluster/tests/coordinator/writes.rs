@@ -228,3 +228,17 @@ fn a_doubled_confirmation_counts_once() {
          A: applied    -> written",
     );
 }
+
+#[test]
+fn a_write_that_fails_says_who_refused_it() {
+    play(
+        3,
+        "up B C
+         put 3/3       -> write A 50, write B 50, write C 50
+         A: applied
+         B: broken
+         lost C        -> needs 3 misses BC, hint B 50, hint C 50
+         why B Refused(Failed)
+         in flight 0",
+    );
+}
