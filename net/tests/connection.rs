@@ -252,3 +252,25 @@ fn hand_off_of_a_collected_chunked_body_frames_it_again() {
         assert_eq!(String::from_utf8(read).unwrap(), format!("{head}5\r\nabcde\r\n0\r\n\r\nrest"));
     });
 }
+
+#[test]
+fn a_request_that_changes_something_waits_for_those_before_it_and_those_behind_it_for_it() {
+    on_both(|server| {
+        let pause = 60;
+        for (methods, waits) in [("GET PUT", 2), ("PUT GET", 2), ("PUT DELETE", 2), ("GET GET PUT GET", 3)] {
+            let batch: String = methods
+                .split(' ')
+                .map(|method| format!("{method} /later?ms={pause} HTTP/1.1\r\nHost: t\r\nContent-Length: 0\r\n\r\n"))
+                .collect();
+            let begun = Instant::now();
+            let mut client = server.connect();
+            client.send(batch);
+            for method in methods.split(' ') {
+                let response = client.response();
+                assert!(response.text().starts_with(method), "{methods}: {}", response.text());
+            }
+            let least = Duration::from_millis(pause * waits);
+            assert!(begun.elapsed() >= least, "{methods}: {:?} for {waits} waits", begun.elapsed());
+        }
+    });
+}

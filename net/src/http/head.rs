@@ -49,6 +49,12 @@ impl Method {
             _ => Self::Other,
         }
     }
+
+    /// Whether a request of this method changes nothing (RFC 9110 section 9.2.1).
+    #[must_use]
+    pub const fn is_safe(self) -> bool {
+        matches!(self, Self::Get | Self::Head)
+    }
 }
 
 /// The protocol version of a request.

@@ -3,8 +3,12 @@
 //! Most are bytes in one buffer. Values that must not be copied, and answers that are not ready
 //! yet, are parts beside it, each with the position in the buffer to which it belongs.
 //!
-//! Bounds: [`Answers::full`] says when the batch must be sent. Invariant: `at` of the parts never
-//! decreases. Tested through `tests/connection.rs`.
+//! Bounds: [`Answers::full`] says when the batch must be sent. Invariants:
+//! 1. `at` of the parts never decreases.
+//! 2. `pending` says what the answers to be awaited have not done yet; whoever would call the
+//!    service asks [`Answers::must_wait`] first, so that requests take effect in their order.
+//!
+//! Tested through `tests/connection.rs`.
 
 use bytes::Bytes;
 
@@ -25,6 +29,18 @@ pub(crate) enum Part {
     Later { answer: Box<dyn Later>, request: usize, head: bool },
 }
 
+/// What the requests of a batch may still do, whose answers are awaited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Pending {
+    /// Nothing: each has taken effect.
+    #[default]
+    Nothing,
+    /// They read.
+    Reads,
+    /// They change something.
+    Writes,
+}
+
 #[derive(Default)]
 pub(crate) struct Answers {
     pub(crate) bytes: Vec<u8>,
@@ -32,6 +48,7 @@ pub(crate) struct Answers {
     /// The tags of the requests whose answers end in this batch.
     pub(crate) tags: Vec<u16>,
     value_bytes: usize,
+    pending: Pending,
 }
 
 impl Answers {
@@ -57,9 +74,24 @@ impl Answers {
     }
 
     /// Adds an answer that comes later. The tag of its request must have been pushed before.
-    pub(crate) fn push_later(&mut self, answer: Box<dyn Later>, head: bool) {
+    /// `is_safe` says whether the request changes nothing.
+    pub(crate) fn push_later(&mut self, answer: Box<dyn Later>, head: bool, is_safe: bool) {
+        if !answer.took_effect() {
+            self.pending = self.pending.max(if is_safe { Pending::Reads } else { Pending::Writes });
+        }
         let request = self.tags.len() - 1;
         self.parts.push((self.bytes.len(), Part::Later { answer, request, head }));
+    }
+
+    /// Whether the next request, which changes nothing if it `is_safe`, could take effect before one
+    /// whose answer is awaited. The batch must be sent first.
+    #[inline]
+    pub(crate) fn must_wait(&self, is_safe: bool) -> bool {
+        match self.pending {
+            Pending::Nothing => false,
+            Pending::Reads => !is_safe,
+            Pending::Writes => true,
+        }
     }
 
     /// Empties the batch and keeps its buffers.
@@ -69,6 +101,7 @@ impl Answers {
         self.parts.clear();
         self.tags.clear();
         self.value_bytes = 0;
+        self.pending = Pending::Nothing;
     }
 
     /// Whether it has no buffers yet, so that one of the core's may take its place.

@@ -101,7 +101,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
             if !awaited.reservation.grow(body.capacity()) {
                 let context = self.last_context(awaited.context);
                 overloaded(&core, &mut self.answers, context, Overload::Bodies);
-                return Ok(Some(Next::Linger));
+                return Ok(Some(Next::Close));
             }
             self.buffer.truncate(head_len);
             if self.buffer.capacity() - head_len < CHUNK_ROOM {
@@ -116,13 +116,13 @@ impl<S: Service, T: Transport> Connection<S, T> {
     /// read buffer.
     fn call_with(&mut self, awaited: Awaited<S>, body: Vec<u8>, length: usize) -> Option<Next<S>> {
         let core = Rc::clone(self.seat.core());
-        let Awaited { admitted, mut context, is_urgent, framing, head_len, .. } = awaited;
+        let Awaited { admitted, mut context, is_safe, is_urgent, framing, head_len, .. } = awaited;
         context.set_date(&core.date());
         context.keep_alive &= !core.draining();
         let body = Bytes::from(body);
         let its_body = body.clone();
         let serve = |reply: &mut Reply<'_>| core.service.call_admitted(admitted, its_body, reply);
-        match call(&core, &mut self.seat, &mut self.answers, context, || is_urgent, serve) {
+        match call(&core, &mut self.seat, &mut self.answers, context, (is_safe, || is_urgent), serve) {
             Called::Next => {
                 self.consume(length);
                 None
@@ -135,7 +135,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
             }
             Called::Other(next) => {
                 self.consume(length);
-                Some(self.close_or_linger(next))
+                Some(next)
             }
         }
     }

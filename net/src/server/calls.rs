@@ -45,9 +45,10 @@ pub(super) fn admit<S: Service>(
         let mut reply = Reply::new(&mut answers.bytes, context);
         match core.service.admit(head, &mut reply) {
             Admit::Body(admitted) => {
-                let (is_urgent, framing, head_len) = (core.service.is_urgent(head), head.body, head.head_len);
+                let (is_safe, is_urgent) = (head.method.is_safe(), core.service.is_urgent(head));
+                let (framing, head_len) = (head.body, head.head_len);
                 let context = ReplyContext::new(head, &core.date());
-                let awaited = Awaited { admitted, context, is_urgent, framing, head_len, ask, reservation };
+                let awaited = Awaited { admitted, context, is_safe, is_urgent, framing, head_len, ask, reservation };
                 return Next::Body(Box::new(awaited));
             }
             Admit::HandOff => return Next::HandOff(bytes.to_vec()),
@@ -61,7 +62,7 @@ pub(super) fn admit<S: Service>(
     }
     match head.body {
         Framing::Length(length) if context.keep_alive => Next::Skip { length: head.head_len + length as usize },
-        _ => Next::Linger,
+        _ => Next::Close,
     }
 }
 
@@ -72,7 +73,7 @@ pub(super) fn call<S: Service>(
     seat: &mut HttpSeat<S>,
     answers: &mut Answers,
     context: ReplyContext,
-    is_urgent: impl FnOnce() -> bool,
+    (is_safe, is_urgent): (bool, impl FnOnce() -> bool),
     serve: impl FnOnce(&mut Reply<'_>) -> Outcome,
 ) -> Called<S> {
     if core.requests_full() && !is_urgent() {
@@ -100,7 +101,7 @@ pub(super) fn call<S: Service>(
     answers.tags.push(tag);
     match outcome {
         Outcome::Value(value) if !context.head => answers.push_value(value),
-        Outcome::Later(answer) => answers.push_later(answer, context.head),
+        Outcome::Later(answer) => answers.push_later(answer, context.head, is_safe),
         _ => {}
     }
     if context.keep_alive { Called::Next } else { Called::Other(Next::Close) }
@@ -123,7 +124,7 @@ pub(super) fn refuse<S: Service>(
     }
     context.keep_alive = false;
     context.error(&mut answers.bytes, bad.status, &bad.sentence);
-    Next::Linger
+    Next::Close
 }
 
 #[derive(Clone, Copy)]

@@ -15,7 +15,6 @@ use monoio::buf::IoBufMut;
 use super::answers::Answers;
 use super::core::HttpSeat;
 use super::deadlines::Phase;
-use super::next::Next;
 use super::service::{Event, Service};
 use crate::transport::{Transport, may_go_on};
 
@@ -123,13 +122,5 @@ impl<S: Service, T: Transport> Connection<S, T> {
 
     pub(super) fn request_expired(&self) -> bool {
         self.start < self.buffer.len() && self.seat.request_expired()
-    }
-
-    /// If a connection closes with input left, it must linger; otherwise the answer may be lost.
-    pub(super) fn close_or_linger(&self, next: Next<S>) -> Next<S> {
-        match next {
-            Next::Close if self.start < self.buffer.len() || self.seat.core().draining() => Next::Linger,
-            next => next,
-        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Idle ─first byte─▶ Reading ─whole request─▶ Working ─socket full─▶ Writing ─▶ Working ─▶ Idle
-//!                       └─ refused ─▶ Lingering ─▶ closed
+//!                       └─ last answer ─▶ Lingering ─▶ closed
 //! ```
 //!
 //! Tested below (the verdicts, as a table) and in `tests/limits.rs`.
@@ -13,7 +13,7 @@ use super::limits::Limits;
 use super::service::Event;
 use crate::connections::Verdict;
 
-/// How long a client may go on sending after its connection's last answer.
+/// How long a client may be silent after its connection's last answer before the connection ends.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
 /// What a connection is waiting for.
@@ -27,7 +27,7 @@ pub(crate) enum Phase {
     Working,
     /// It waits for the client to take its answer, since the last progress.
     Writing,
-    /// It waits for the end of a refused client's input.
+    /// It waits for the end of the client's input after the last answer.
     Lingering,
 }
 

@@ -13,6 +13,12 @@ pub trait Later {
     /// `out`, using a [`ReplyContext`](crate::http::ReplyContext). Nothing is written before that,
     /// and this is not called again after it.
     fn poll_answer(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Answered>;
+
+    /// Whether what was asked is done already and only its confirmation is awaited, so that the
+    /// connection's next requests need not wait for the answer to take effect after it.
+    fn took_effect(&self) -> bool {
+        false
+    }
 }
 
 /// What the server must know about an answer beside the bytes that were written.
@@ -27,6 +33,7 @@ pub struct Answered {
 
 /// A future, and the function that writes its result.
 pub(super) struct When<F, W> {
+    pub(super) took_effect: bool,
     pub(super) future: F,
     /// The function; `None` once it has been called.
     pub(super) write: Option<W>,
@@ -38,5 +45,9 @@ impl<F: Future + Unpin, W: FnOnce(F::Output, &mut Vec<u8>) -> Answered> Later fo
             let write = self.write.take().expect("nobody polls what has been ready");
             write(result, out)
         })
+    }
+
+    fn took_effect(&self) -> bool {
+        self.took_effect
     }
 }

@@ -19,8 +19,8 @@ pub(super) enum Next<S: Service> {
         context: ReplyContext,
         tag: u16,
     },
+    /// The connection's last answer is in the batch.
     Close,
-    Linger,
     HandOff(Vec<u8>),
 }
 
@@ -39,6 +39,8 @@ pub(super) struct Awaited<S: Service> {
     pub(super) admitted: S::Admitted,
     /// The context of the answer.
     pub(super) context: ReplyContext,
+    /// Whether the request changes nothing.
+    pub(super) is_safe: bool,
     pub(super) is_urgent: bool,
     pub(super) framing: Framing,
     pub(super) head_len: usize,

@@ -24,8 +24,10 @@ use crate::transport::{Transport, may_go_on, sys};
 
 /// The most bytes of one write.
 const WRITE_MAX: usize = 1024 * 1024;
-/// The most bytes that are read and discarded while lingering.
-const LINGER_BYTES_MAX: usize = 1024 * 1024;
+/// The most bytes that are read and discarded while lingering: twice the largest body that any
+/// server of this kind can be set to take (32 MiB), so that whoever sends one that is too large by
+/// no more than that has the answer. More costs the client its connection.
+const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The size of the buffer for them.
 const LINGER_BUFFER: usize = 16 * 1024;
 
@@ -192,22 +194,32 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// Reads and discards what a client still sends after its last answer. Closing at once would
-    /// make the kernel send a reset, which can destroy the answer before the client has read it
-    /// (RFC 9112, 9.6).
+    /// Ends the connection in stages (RFC 9112 section 9.6): ends the output, then reads and discards
+    /// what the client still sends. Closing at once would make the kernel send a reset as soon as
+    /// anything comes or is there unread, which can destroy the answer before the client has read
+    /// it; and many clients read only when they have sent everything.
+    ///
+    /// Bounds: [`LINGER_BYTES_MAX`], [`LINGER`] without a byte, and `request_timeout` ([`LINGER`]
+    /// while the server drains) in all.
     pub(super) async fn linger(mut self) {
         self.transport.end_output();
         let begun = Instant::now();
-        self.seat.set(Phase::Lingering, begun);
         let mut buffer = Vec::with_capacity(LINGER_BUFFER);
         let mut discarded = 0;
-        while discarded < LINGER_BYTES_MAX {
+        loop {
+            let now = Instant::now();
+            let core = self.seat.core();
+            let time_max = if core.draining() { LINGER } else { core.limits.request_timeout.max(LINGER) };
+            if discarded >= LINGER_BYTES_MAX || now.duration_since(begun) >= time_max {
+                break;
+            }
+            self.seat.set(Phase::Lingering, now);
             let (result, back) = self.transport.receive(buffer.slice_mut(0..LINGER_BUFFER)).await;
             buffer = back.into_inner();
             match result {
-                // This is the end of the client's input, or the deadline, which looks the same.
-                Ok(0) if begun.elapsed() < LINGER => return,
-                Ok(0) => break,
+                // This is the end of the client's input, or the deadline, which looks the same. The
+                // kernel still delivers what the client has not taken.
+                Ok(0) => return,
                 Ok(more) => discarded += more,
                 Err(error) if may_go_on(&error) => {}
                 Err(_) => return,

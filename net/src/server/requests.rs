@@ -47,6 +47,10 @@ impl<S: Service, T: Transport> Connection<S, T> {
                     return refuse(&core, &mut self.answers, ReplyContext::unread(&date), &bad);
                 }
             };
+            let is_safe = head.method.is_safe();
+            if self.answers.must_wait(is_safe) {
+                return Next::Flush;
+            }
             let mut context = ReplyContext::new(&head, &date);
             context.keep_alive &= !core.draining();
             let rest = &bytes[head.head_len..];
@@ -79,12 +83,12 @@ impl<S: Service, T: Transport> Connection<S, T> {
             let length = head.head_len + body_len;
             let is_urgent = || core.service.is_urgent(&head);
             let serve = |reply: &mut Reply<'_>| core.service.call(&head, body, reply);
-            match call(&core, &mut self.seat, &mut self.answers, context, is_urgent, serve) {
+            match call(&core, &mut self.seat, &mut self.answers, context, (is_safe, is_urgent), serve) {
                 Called::Next => self.consume(length),
                 Called::HandOff => return Next::HandOff(bytes.to_vec()),
                 Called::Other(next) => {
                     self.consume(length);
-                    return self.close_or_linger(next);
+                    return next;
                 }
             }
         }

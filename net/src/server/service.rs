@@ -82,7 +82,8 @@ pub enum Outcome {
     /// is left out after `HEAD`.
     Value(Bytes),
     /// The answer comes later. Its work has been started: the server awaits the answers of a batch
-    /// one after another.
+    /// one after another. Until an answer that has not taken effect is there, the connection's next
+    /// request is called only if both it and all that are awaited are safe.
     Later(Box<dyn Later>),
     /// The head is in the buffer, written by [`Reply::stream_head`]; the source makes the body. It
     /// is not run after `HEAD`.
@@ -92,12 +93,23 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// An answer that `write` makes from the future's result.
+    /// An answer that `write` makes from the future's result, until which the request may not have
+    /// taken effect.
     pub fn when<F: Future + Unpin + 'static>(
         future: F,
         write: impl FnOnce(F::Output, &mut Vec<u8>) -> Answered + 'static,
     ) -> Self {
-        Self::Later(Box::new(When { future, write: Some(write) }))
+        Self::when_in_effect(false, future, write)
+    }
+
+    /// As [`when`](Self::when), of a request of which it is known whether it
+    /// [took effect](Later::took_effect).
+    pub fn when_in_effect<F: Future + Unpin + 'static>(
+        took_effect: bool,
+        future: F,
+        write: impl FnOnce(F::Output, &mut Vec<u8>) -> Answered + 'static,
+    ) -> Self {
+        Self::Later(Box::new(When { took_effect, future, write: Some(write) }))
     }
 }
 

@@ -7,12 +7,14 @@
 //!            │  ├─▶ Body: collect the body, go on   (body.rs)
 //!            │  ├─▶ Skip: read over it, go on       (body.rs)
 //!            └──┼── Stream: stream, go on           (output.rs)
-//!               ├─▶ Close, Linger: flush, end
+//!               ├─▶ Close: flush, linger, end
 //!               └─▶ HandOff: flush, give the socket away
 //! ```
 //!
-//! Invariant: nothing is read before the answers to all handled requests are sent, so a client that
-//! does not read holds one batch.
+//! Invariants:
+//! 1. Nothing is read before the answers to all handled requests are sent, so a client that does not
+//!    read holds one batch.
+//! 2. A connection that the server ends after an answer ends in stages: see `linger` in `output.rs`.
 //!
 //! A request costs no allocation, no timer and no lock; a batch costs two readings of the clock.
 //! Tested in `tests/connection.rs`.
@@ -76,15 +78,11 @@ impl<S: Service, T: Transport> Connection<S, T> {
                             return;
                         }
                         if !context.keep_alive {
-                            return;
+                            return self.linger().await;
                         }
                         self.handle()
                     }
                     Next::Close => {
-                        let _ = self.flush().await;
-                        return;
-                    }
-                    Next::Linger => {
                         if self.flush().await.is_ok() {
                             self.linger().await;
                         }
