@@ -30,8 +30,8 @@ pub enum RequestKind {
 /// The kinds of request as labels, in the order of [`RequestKind`].
 pub const OPERATIONS: [&str; 6] = ["other", "get", "head", "put", "delete", "range"];
 /// The status codes with which the API answers; any other is counted as the last, 0.
-pub const STATUSES: [u16; 18] =
-    [200, 201, 202, 304, 400, 403, 404, 405, 408, 409, 413, 417, 431, 503, 504, 507, 500, 0];
+pub const STATUSES: [u16; 23] =
+    [200, 201, 202, 204, 206, 304, 400, 403, 404, 405, 408, 409, 412, 413, 416, 417, 431, 501, 503, 504, 507, 500, 0];
 /// The upper bounds of the latency buckets, in microseconds.
 pub const BOUNDS_US: [u64; 18] = [
     25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,

@@ -10,25 +10,29 @@
 //! (`--admin-token-file`). Without one the paths answer 403 there, unless they have a listener of
 //! their own (`--admin-listen`), which then is the only place that serves them.
 //!
-//! Bounds: 1024 connections wait, 64 are served at a time, and a request must arrive within 10 s.
+//! Bounds: 1024 connections wait, 64 are served at a time, a request must arrive within 10 s, and
+//! after its answer 256 connections at a time end in stages.
 
+use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use axum::Router;
-use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{RawQuery, Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use koltso_net::http::query;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::admin::metrics::Scrape;
 use crate::admin::pprof;
@@ -40,6 +44,12 @@ use crate::node::{Handover, Node};
 /// The most connections that wait for the control plane.
 pub const WAITING_MAX: usize = 1024;
 const SERVED_MAX: usize = 64;
+/// The most connections that end in stages; past it they are closed at once.
+const LINGERING_MAX: usize = 256;
+/// How long a client may be silent then.
+const LINGER: Duration = Duration::from_secs(1);
+/// The most bytes that are read and discarded then, about.
+const LINGER_BYTES_MAX: usize = 64 << 20;
 /// The time within which the head of a request must arrive.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time within which it must be answered; the longest capture takes 300 s.
@@ -125,9 +135,39 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
     next.run(request).await
 }
 
+/// Methods that HTTP knows (RFC 9110 section 9, RFC 5789).
+fn is_known(method: &Method) -> bool {
+    let known = [
+        Method::GET,
+        Method::HEAD,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::OPTIONS,
+        Method::PATCH,
+        Method::TRACE,
+        Method::CONNECT,
+    ];
+    known.contains(method)
+}
+
+/// The answer to a request that no path decides on; `None` if its path does.
+fn for_any_path(request: &Request) -> Option<Response> {
+    if request.method() == Method::OPTIONS {
+        return Some((StatusCode::NO_CONTENT, [(header::ALLOW, "GET, HEAD")]).into_response());
+    }
+    (!is_known(request.method())).then(|| {
+        let method: String = request.method().as_str().chars().take(32).collect();
+        refuse(StatusCode::NOT_IMPLEMENTED, &format!("{method} is not a method of HTTP."))
+    })
+}
+
 async fn close_after(request: Request, next: Next) -> Response {
     let is_profile = request.uri().path().starts_with("/debug/pprof");
-    let mut response = next.run(request).await;
+    let mut response = match for_any_path(&request) {
+        Some(response) => response,
+        None => next.run(request).await,
+    };
     if is_profile && (response.status().is_client_error() || response.status().is_server_error()) {
         // `go tool pprof` prints the sentence of an error with this header, including those of the
         // guard.
@@ -135,10 +175,21 @@ async fn close_after(request: Request, next: Next) -> Response {
     }
     response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
     response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
     response
 }
 
-async fn metrics(State(app): State<App>) -> Response {
+/// Refuses the first parameter of a path that knows none.
+fn without_parameters(path: &str, query: Option<&str>) -> Option<Response> {
+    let (name, _) = query::pairs(query?).next()?;
+    let shown: String = name.chars().take(40).flat_map(char::escape_default).collect();
+    Some(refuse(StatusCode::BAD_REQUEST, &format!("The parameter `{shown}` is not known here: {path} has none.")))
+}
+
+async fn metrics(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
+    if let Some(refusal) = without_parameters("/metrics", query.as_deref()) {
+        return refusal;
+    }
     let node = &app.node;
     let scrape = Scrape {
         cores: node.metrics.clone(),
@@ -152,14 +203,17 @@ async fn metrics(State(app): State<App>) -> Response {
     ([(header::CONTENT_TYPE, kind)], scrape.text()).into_response()
 }
 
-async fn status(State(app): State<App>) -> Response {
+async fn status(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
+    if let Some(refusal) = without_parameters("/status", query.as_deref()) {
+        return refusal;
+    }
     let text = status::document(&app.node);
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 fn router(app: &App) -> Router {
     let nowhere = || async { refuse(StatusCode::BAD_REQUEST, "There is no such path; see /status and /metrics.") };
-    let wrong = || async { wrong_method("GET") };
+    let wrong = || async { wrong_method("GET, HEAD") };
     Router::new()
         .route("/metrics", get(metrics).fallback(wrong))
         .route("/status", get(status).fallback(wrong))
@@ -170,23 +224,64 @@ fn router(app: &App) -> Router {
         .layer(middleware::from_fn(close_after))
 }
 
-async fn serve(handover: Handover, router: Router) {
+/// A request whose path is written without needless escapes, as the routes are.
+fn normalised<B>(mut request: hyper::Request<B>) -> hyper::Request<B> {
+    if request.uri().path().contains('%')
+        && let Ok(path) = query::normalised(request.uri().path())
+    {
+        let target = request.uri().query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
+        if let Ok(uri) = target.parse::<Uri>() {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}
+
+/// Ends a connection in stages, as the data plane does: ends the output, then reads and discards
+/// what the client still sends, so that no reset destroys the answer.
+async fn linger(mut socket: tokio::net::TcpStream) {
+    if poll_fn(|cx| Pin::new(&mut socket).poll_shutdown(cx)).await.is_err() {
+        return;
+    }
+    let begun = Instant::now();
+    let (mut left, mut buffer) = (LINGER_BYTES_MAX, vec![0; 16 << 10]);
+    while left > 0 && begun.elapsed() < REQUEST_TIMEOUT {
+        if !matches!(tokio::time::timeout(LINGER, socket.readable()).await, Ok(Ok(()))) {
+            return;
+        }
+        match socket.try_read(&mut buffer) {
+            Ok(0) => return,
+            Ok(read) => left = left.saturating_sub(read),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
+}
+
+async fn serve(handover: Handover, router: Router, permit: OwnedSemaphorePermit, lingering: Arc<Semaphore>) {
     if handover.socket.set_nonblocking(true).is_err() {
         return;
     }
+    // hyper closes what it is given: a second descriptor keeps the socket for the end in stages.
+    let same = handover.socket.try_clone().and_then(tokio::net::TcpStream::from_std);
     let Ok(socket) = tokio::net::TcpStream::from_std(handover.socket) else {
         return;
     };
     let stream = Prefixed { prefix: handover.read_so_far, taken: 0, socket };
     let service = TowerToHyperService::new(router);
+    let service = service_fn(move |request| service.call(normalised(request)));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
     let connection = http.serve_connection(TokioIo::new(stream), service);
     // A client that goes away or is too slow gets no answer; nobody else is affected.
     let _ = tokio::time::timeout(ANSWER_TIMEOUT, connection).await;
+    drop(permit);
+    if let (Ok(socket), Ok(_permit)) = (same, lingering.try_acquire()) {
+        linger(socket).await;
+    }
 }
 
-async fn accept(listener: TcpListener, router: Router, served: Arc<Semaphore>) {
+async fn accept(listener: TcpListener, router: Router, permits: Permits) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
         return;
     };
@@ -196,35 +291,39 @@ async fn accept(listener: TcpListener, router: Router, served: Arc<Semaphore>) {
                 let Ok(socket) = socket.into_std() else {
                     continue;
                 };
-                start(Handover { socket, read_so_far: Vec::new() }, &router, &served).await;
+                start(Handover { socket, read_so_far: Vec::new() }, &router, &permits).await;
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
-async fn start(handover: Handover, router: &Router, served: &Arc<Semaphore>) {
-    let Ok(permit) = served.clone().acquire_owned().await else {
+/// How many connections may be served, and how many may then end in stages.
+#[derive(Clone)]
+struct Permits {
+    served: Arc<Semaphore>,
+    lingering: Arc<Semaphore>,
+}
+
+async fn start(handover: Handover, router: &Router, permits: &Permits) {
+    let Ok(permit) = permits.served.clone().acquire_owned().await else {
         return;
     };
-    let router = router.clone();
-    tokio::task::spawn_local(async move {
-        serve(handover, router).await;
-        drop(permit);
-    });
+    tokio::task::spawn_local(serve(handover, router.clone(), permit, permits.lingering.clone()));
 }
 
 async fn run(node: Arc<Node>, mut handovers: mpsc::Receiver<Handover>, own: Option<TcpListener>) {
     let app = App { node: node.clone(), debug: pprof::router(node.clone()), dedicated: false };
-    let served = Arc::new(Semaphore::new(SERVED_MAX));
+    let (served, lingering) = (Arc::new(Semaphore::new(SERVED_MAX)), Arc::new(Semaphore::new(LINGERING_MAX)));
+    let permits = Permits { served, lingering };
     if let Some(listener) = own {
         let dedicated = router(&App { dedicated: true, ..app.clone() });
-        tokio::task::spawn_local(accept(listener, dedicated, served.clone()));
+        tokio::task::spawn_local(accept(listener, dedicated, permits.clone()));
     }
     tokio::task::spawn_local(drain_on_signal(node));
     let router = router(&app);
     while let Some(handover) = handovers.recv().await {
-        start(handover, &router, &served).await;
+        start(handover, &router, &permits).await;
     }
 }
 

@@ -32,6 +32,8 @@ pub enum Action<'a> {
         value: Contents<'a>,
         /// The key is absent again this many milliseconds after the write was accepted.
         ttl_ms: Option<u64>,
+        /// What [`Attributes::parse`](koltso_model::Attributes::parse) takes; empty for none.
+        attributes: &'a [u8],
     },
     /// Delete the key.
     Delete,
@@ -51,6 +53,8 @@ pub struct ClientRequest<'a> {
 pub struct Answer<B> {
     /// The outcome, or why too few replicas answered.
     pub result: Result<Outcome<B>, Shortage>,
+    /// The version that a write was given; `None` for a read.
+    pub written: Option<Version>,
     /// How many replicas answered, of how many that were asked; `None` where there is no cluster.
     pub replicas: Option<(u32, u32)>,
 }
@@ -58,8 +62,8 @@ pub struct Answer<B> {
 impl Answer<Bytes> {
     /// The same answer in the type of one that is there at once.
     pub fn shared(self) -> Answer<Contents<'static>> {
-        let Self { result, replicas } = self;
-        Answer { result: result.map(|outcome| outcome.map(Contents::Shared)), replicas }
+        let Self { result, written, replicas } = self;
+        Answer { result: result.map(|outcome| outcome.map(Contents::Shared)), written, replicas }
     }
 }
 
@@ -75,9 +79,17 @@ pub enum Dispatched<R> {
 pub struct LaterAnswer(Source);
 
 enum Source {
-    /// This node answers alone; the second field becomes [`Answer::replicas`].
-    Alone(Later, Option<(u32, u32)>),
+    /// This node answers alone; the other fields become [`Answer::written`] and
+    /// [`Answer::replicas`].
+    Alone(Later, Option<Version>, Option<(u32, u32)>),
     Coordinated(Ticket),
+}
+
+impl LaterAnswer {
+    /// Whether what was asked is done, and only its confirmation is awaited.
+    pub const fn took_effect(&self) -> bool {
+        matches!(self.0, Source::Alone(..))
+    }
 }
 
 impl Future for LaterAnswer {
@@ -85,9 +97,9 @@ impl Future for LaterAnswer {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<Bytes>> {
         match &mut self.0 {
-            Source::Alone(later, replicas) => {
-                let replicas = *replicas;
-                Pin::new(later).poll(cx).map(|outcome| Answer { result: Ok(outcome), replicas })
+            Source::Alone(later, written, replicas) => {
+                let (written, replicas) = (*written, *replicas);
+                Pin::new(later).poll(cx).map(|outcome| Answer { result: Ok(outcome), written, replicas })
             }
             Source::Coordinated(ticket) => Pin::new(ticket).poll(cx).map(coordinated),
         }
@@ -139,16 +151,17 @@ impl Dispatch {
         let ClientRequest { key, quorum, action } = request;
         match action {
             Action::Read(want) => self.read(key, quorum, want, then),
-            Action::Put { value, ttl_ms } => {
+            Action::Put { value, ttl_ms, attributes } => {
                 let now = now_wall();
                 // The millisecond of the acceptance has already begun: only from the next one on
                 // has the key its whole time.
                 let expires_at_ms = ttl_ms.map_or(0, |ttl| now.ms() + 1 + ttl);
-                self.write(key, quorum, value, (expires_at_ms, Flags::new(quorum.from())), now, then)
+                let flags = Flags::new(quorum.from());
+                self.write(key, quorum, value, (expires_at_ms, flags, attributes), now, then)
             }
             Action::Delete => {
                 let flags = Flags::new(quorum.from()).tombstone();
-                self.write(key, quorum, Contents::Borrowed(&[]), (0, flags), now_wall(), then)
+                self.write(key, quorum, Contents::Borrowed(&[]), (0, flags, &[]), now_wall(), then)
             }
         }
     }
@@ -171,11 +184,13 @@ impl Dispatch {
             let executed = self.replica.execute(&Operation::Read { key, want }, now_ms(), |outcome| match outcome {
                 // Another replica may have an intact copy.
                 Outcome::Damaged if cluster.is_some() => None,
-                outcome => Some(finish(Answer { result: Ok(outcome), replicas })),
+                outcome => Some(finish(Answer { result: Ok(outcome), written: None, replicas })),
             });
             match executed {
                 Executed::Now(Some(result)) => return Ok(Dispatched::Now(result)),
-                Executed::Later(later) => return Ok(Dispatched::Later(LaterAnswer(Source::Alone(later, replicas)))),
+                Executed::Later(later) => {
+                    return Ok(Dispatched::Later(LaterAnswer(Source::Alone(later, None, replicas))));
+                }
                 Executed::Now(None) => {}
             }
         }
@@ -191,14 +206,14 @@ impl Dispatch {
         key: Key<&[u8]>,
         quorum: Quorum,
         value: Contents<'_>,
-        (expires_at_ms, flags): (u64, Flags),
+        (expires_at_ms, flags, attributes): (u64, Flags, &[u8]),
         now: WallTime,
         then: impl FnOnce(Answer<Contents<'_>>) -> R,
     ) -> Result<Dispatched<R>, Full> {
         let cluster = self.cluster.as_ref();
         let alone = cluster.is_none_or(|cluster| quorum.from() == 1 && cluster.is_replica(key.hash(), 1));
         let Some(cluster) = cluster.filter(|_| !alone) else {
-            let (value, attributes) = (value.as_ref(), &[][..]);
+            let value = value.as_ref();
             let mut record = Record { key, value, version: self.next_version(now), expires_at_ms, flags, attributes };
             let mut renewal = Renewal::default();
             let kept = |outcome: Outcome<Contents<'_>>| outcome.map(Contents::into_bytes);
@@ -215,19 +230,22 @@ impl Dispatch {
                 self.node.clock.observe(above.clock);
                 record.version = self.next_version(now);
             };
-            let replicas = cluster.map(|_| (1, 1));
+            let (written, replicas) = (Some(record.version), cluster.map(|_| (1, 1)));
             return Ok(match executed {
-                Executed::Now(outcome) => Dispatched::Now(then(Answer { result: Ok(outcome), replicas }.shared())),
-                Executed::Later(later) => Dispatched::Later(LaterAnswer(Source::Alone(later, replicas))),
+                Executed::Now(outcome) => {
+                    Dispatched::Now(then(Answer { result: Ok(outcome), written, replicas }.shared()))
+                }
+                Executed::Later(later) => Dispatched::Later(LaterAnswer(Source::Alone(later, written, replicas))),
             });
         };
         // The member gives the version.
         let version = Version::default();
         let record = match value {
             Contents::Shared(value) => {
-                Record { key: key.owned(), value, version, expires_at_ms, flags, attributes: Bytes::new() }
+                let attributes = Bytes::copy_from_slice(attributes);
+                Record { key: key.owned(), value, version, expires_at_ms, flags, attributes }
             }
-            Contents::Borrowed(value) => Record { key, value, version, expires_at_ms, flags, attributes: &[] }.owned(),
+            Contents::Borrowed(value) => Record { key, value, version, expires_at_ms, flags, attributes }.owned(),
         };
         Ok(submitted(cluster.write(record, quorum)?, then))
     }
@@ -250,5 +268,5 @@ fn coordinated(answer: coordinator::Answer) -> Answer<Bytes> {
         Err(shortage) if shortage.busy => Ok(Outcome::Refused(Refused::Busy)),
         result => result,
     };
-    Answer { result, replicas: Some((answer.answered, answer.asked)) }
+    Answer { result, written: answer.written, replicas: Some((answer.answered, answer.asked)) }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{CAUGHT_UP_WITHIN, ENDS, End, QUORUM, key_of, quickly};
+use koltso_testkit::client::request_bytes;
 use koltso_testkit::cluster::{Quorum, entity_of, numbered, replicas};
 use koltso_testkit::{Client, Cluster, Response, eventually};
 
@@ -233,4 +234,103 @@ fn a_node_serves_before_its_peers_have_come() {
     cluster.start(0);
     cluster.wait_up();
     eventually("the last one has it too", CAUGHT_UP_WITHIN, || cluster.holders("alone") == [0, 1, 2]);
+}
+
+#[test]
+fn answers_to_put_carry_the_tag_that_any_node_gives_back() {
+    let cluster = Cluster::of(3);
+    for quorum in [(1, 1), (2, 3), (3, 3)] {
+        for size in [10, 200_000] {
+            let mut client = cluster.client(0);
+            let put = client.put_of("tagged", vec![b'v'; size], quorum).expect(201, "PUT");
+            let tag = put.header("etag").expect("201 carries an ETag").to_owned();
+            for index in 0..3 {
+                let got = cluster.client(index).get_of("tagged", quorum).expect(200, "GET");
+                assert_eq!(got.header("etag"), Some(&*tag), "node {index}, {quorum:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn content_type_and_encoding_reach_every_replica_also_by_hints_and_repair() {
+    let mut cluster = Cluster::of(3);
+    let headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Encoding", "gzip")];
+    let assert_kept = |answer: Response, what: &str| {
+        assert_eq!(answer.header("content-type"), Some(headers[0].1), "{what}");
+        assert_eq!(answer.header("content-encoding"), Some(headers[1].1), "{what}");
+    };
+    let sizes = [0, 100, 200_000];
+    let put = |client: &mut Client, key: &str, size: usize, quorum: Quorum| {
+        client.request("PUT", &entity_of(key, quorum), &headers, Some(&vec![b'v'; size])).expect(201, key);
+    };
+    for size in sizes {
+        put(&mut cluster.client(0), &format!("all-{size}"), size, (3, 3));
+    }
+    cluster.kill(2);
+    for size in sizes {
+        put(&mut cluster.client(0), &format!("hint-{size}"), size, QUORUM);
+    }
+    cluster.start(2);
+    for size in sizes {
+        let key = format!("hint-{size}");
+        eventually("the missed value has arrived", CAUGHT_UP_WITHIN, || cluster.holders(&key).contains(&2));
+    }
+    // Written to one, then repaired by a read that asks all.
+    for size in sizes {
+        let key = format!("read-{size}");
+        put(&mut cluster.client(0), &key, size, (1, 3));
+        let read = cluster.client(1).get_of(&key, (3, 3)).expect(200, &key);
+        assert_kept(read, &key);
+        let part = cluster.client(2).request("GET", &entity_of(&key, (3, 3)), &[("Range", "bytes=0-0")], None);
+        let part = part.expect(if size == 0 { 416 } else { 206 }, &key);
+        if size > 0 {
+            assert_kept(part, &key);
+        }
+    }
+    for alone in 0..3 {
+        for other in (0..3).filter(|&other| other != alone) {
+            cluster.kill(other);
+        }
+        for way in ["all", "hint", "read"] {
+            for size in sizes {
+                let key = format!("{way}-{size}");
+                for method in ["GET", "HEAD"] {
+                    let answer = cluster.client(alone).request(method, &entity_of(&key, (1, 3)), &[], None);
+                    assert_kept(answer.expect(200, &key), &format!("{method} {key} of node {alone} alone"));
+                }
+            }
+        }
+        cluster.start_all();
+        cluster.wait_up();
+    }
+}
+
+#[test]
+fn pipelined_requests_of_a_connection_take_effect_in_their_order() {
+    let mut cluster = Cluster::of(3);
+    let records = numbered("piped", 40, "old");
+    cluster.client(0).store_all_of(&records, (3, 3));
+    // A peer that stalls makes reads ask another, which may have the writes behind them by then.
+    cluster.pause(2);
+    let mut batch = Vec::new();
+    for key in records.keys() {
+        let target = entity_of(key, QUORUM);
+        batch.extend_from_slice(&request_bytes("GET", &target, &[], None));
+        batch.extend_from_slice(&request_bytes("PUT", &target, &[], Some(b"new")));
+        batch.extend_from_slice(&request_bytes("GET", &target, &[], None));
+        batch.extend_from_slice(&request_bytes("DELETE", &target, &[], None));
+        batch.extend_from_slice(&request_bytes("GET", &target, &[], None));
+    }
+    let mut client = cluster.client(0);
+    client.send(&batch).unwrap();
+    for (key, old) in &records {
+        let shown = String::from_utf8_lossy(key);
+        assert!(client.read("GET").expect(200, &shown).body == *old, "{shown}: a read saw the write behind it");
+        client.read("PUT").expect(201, &shown);
+        assert_eq!(client.read("GET").expect(200, &shown).body, b"new", "{shown}: a read missed the write before it");
+        client.read("DELETE").expect(202, &shown);
+        client.read("GET").expect(404, &shown);
+    }
+    cluster.resume(2);
 }

@@ -6,6 +6,7 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod clients;
+mod closing;
 mod overload;
 mod requests;
 mod smuggling;

@@ -7,7 +7,7 @@ use koltso_testkit::client::{Framing, get_bytes, put_bytes, request_bytes};
 use koltso_testkit::{Random, Server, entity, volume};
 
 #[test]
-fn a_request_without_host_is_400() {
+fn a_request_without_a_valid_host_is_400() {
     let server = Server::fresh("");
     let first = |bytes: &[u8]| {
         let mut client = server.connect();
@@ -17,6 +17,18 @@ fn a_request_without_host_is_400() {
     first(b"GET /health HTTP/1.1\r\n\r\n").expect(400, "HTTP/1.1 without Host");
     first(b"GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n").expect(400, "two Host headers");
     first(b"GET /health HTTP/1.1\r\nHost:\r\n\r\n").expect(200, "an empty Host is one");
+    for host in
+        ["bad host", "a/b", "u@h", "a,b", "a:port", "ключ", ":80", "[::1", "a:65536", "a?b", "a, b", "a:1:2", "[x]:1"]
+    {
+        first(format!("GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).expect(400, host);
+        first(format!("GET /health HTTP/1.0\r\nHost: {host}\r\n\r\n").as_bytes()).expect(400, host);
+        if !host.contains(['/', '?', ' ']) {
+            first(format!("GET http://{host}/health HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).expect(400, host);
+        }
+    }
+    for host in ["localhost", "127.0.0.1:1", "[::1]:1", "LOCALHOST"] {
+        first(format!("GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).expect(200, host);
+    }
     first(b"GET /health HTTP/1.1\r\nhOsT: a\r\n\r\n").expect(200, "names of headers have no case");
 }
 
@@ -314,6 +326,7 @@ fn chunked_request_bodies_are_values() {
         (b"A\r\n0123456789\r\n0\r\n\r\n", b"0123456789"),
         (b"a;name=value\r\n0123456789\r\n0;last\r\n\r\n", b"0123456789"),
         (b"a;name=\"quoted; value\"\r\n0123456789\r\n0\r\n\r\n", b"0123456789"),
+        (b"a ; name = value;other\r\n0123456789\r\n0\r\n\r\n", b"0123456789"),
         (b"3\r\nabc\r\n0\r\nX-Trailer: one\r\nX-Other: two\r\n\r\n", b"abc"),
         (b"0003\r\nabc\r\n000\r\n\r\n", b"abc"),
         (b"4\r\n\r\n\r\n\r\n0\r\n\r\n", b"\r\n\r\n"),
@@ -370,6 +383,12 @@ fn a_malformed_chunk_is_400_and_stores_nothing() {
         b"5\r\nhelloX\r\n0\r\n\r\n",
         b"5\r\nhello0\r\n\r\n",
         b"5 5\r\nhello\r\n0\r\n\r\n",
+        b"5 \r\nhello\r\n0\r\n\r\n",
+        b"5\t\r\nhello\r\n0\r\n\r\n",
+        b"5;\r\nhello\r\n0\r\n\r\n",
+        b"5;a \r\nhello\r\n0\r\n\r\n",
+        b"5;a=\"b\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello\r\n0 \r\n\r\n",
         b"fffffffffffffffff\r\nhello\r\n0\r\n\r\n",
     ];
     for body in bodies {
@@ -400,6 +419,18 @@ fn an_absolute_form_target_is_understood() {
     assert_eq!(got.expect(200, "GET with absolute-form").body, b"v");
     client.request("GET", "HTTP://h/health", &[], None).expect(200, "the scheme has no case");
     client.request("GET", "http://h/nowhere", &[], None).expect(400, "an unknown path in absolute-form");
+}
+
+#[test]
+fn a_fragment_on_the_wire_is_400() {
+    let server = Server::fresh("");
+    server.connect().store("a", "v");
+    for target in ["/v0/entity?id=a#f", "/v0/entity#?id=a", "/health#", "http://localhost/v0/entity?id=a#f"] {
+        let mut client = server.connect();
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+        client.read("GET").expect(400, target);
+    }
+    server.ask("GET", "/v0/entity?id=a%23f").expect(404, "an escaped one is part of the key");
 }
 
 #[test]

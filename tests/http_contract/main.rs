@@ -8,7 +8,10 @@
 mod entity;
 mod etag;
 mod http;
+mod parts;
 mod paths;
+mod preconditions;
+mod representations;
 mod ttl;
 mod values;
 

@@ -2,8 +2,8 @@
 //!
 //! A state machine that is fed slices and appends the data to a `Vec<u8>`; however the input is
 //! cut, the result is the same. It is strict, because a lenient reader behind a lenient proxy lets
-//! requests be smuggled: only CRLF ends a line, and the size is plain hexadecimal. Servers and
-//! clients can use it.
+//! requests be smuggled: only CRLF ends a line, the size is plain hexadecimal, and whatever follows
+//! it has the grammar of an extension. Servers and clients can use it.
 //!
 //! Bounds: `body_max` for the data, [`LINE_MAX`] for a chunk line, [`TRAILERS_MAX`] for all
 //! trailers. Extensions and trailers are skipped. Tested below, with a property test over all cuts.
@@ -22,7 +22,8 @@ pub enum ChunkedError {
         /// The limit in bytes.
         body_max: usize,
     },
-    /// There is no hexadecimal digit where a chunk size must be, or an invalid byte after the size.
+    /// There is no hexadecimal digit where a chunk size must be, or something after the size that is
+    /// no extension.
     #[error("a chunk of the body has no valid hexadecimal size")]
     Size,
     /// The chunk size needs more than 64 bits.
@@ -51,16 +52,29 @@ pub struct Progress {
 /// ```text
 ///          ┌────────────────────────────────────────────────┐
 ///          ▼                                                │
-/// Start → Size → (Extension) → SizeLf → Data → DataCr → DataLf
+/// Start → Size → (extensions) → SizeLf → Data → DataCr → DataLf
 ///                                  └ size 0 → TrailerStart ⇄ Trailer → TrailerLf
 ///                                                └ CR → EndLf → Done
+/// extensions:  Blank → `;` Name → NameEnd → `=` Value → Token | Quoted ⇄ Escape → Blank
 /// ```
+/// Blanks may stand around `;` and `=` (RFC 9112 section 7.1.1), and not at the end of the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Start,
     Size,
-    AfterSize,
-    Extension,
+    /// Blanks after a size or an extension: a semicolon must follow.
+    Blank,
+    /// Behind a semicolon: blanks, then the name.
+    NameStart,
+    Name,
+    /// Blanks after a name.
+    NameEnd,
+    /// Behind the equals sign: blanks, then the value.
+    ValueStart,
+    Token,
+    Quoted,
+    Escape,
+    QuotedEnd,
     SizeLf,
     Data,
     DataCr,
@@ -120,18 +134,19 @@ impl Decoder {
     fn step(&mut self, byte: u8) -> Result<State, ChunkedError> {
         match self.state {
             State::Start | State::Size => self.size(byte),
-            State::AfterSize => match byte {
-                b' ' | b'\t' => self.line_grows(State::AfterSize),
-                b';' => self.line_grows(State::Extension),
-                b'\r' => Ok(State::SizeLf),
-                _ => Err(ChunkedError::Size),
-            },
-            State::Extension => match byte {
-                b'\r' => Ok(State::SizeLf),
-                b'\t' | b' '..=b'~' | 0x80.. => self.line_grows(State::Extension),
-                _ => Err(ChunkedError::LineEnd),
-            },
             State::SizeLf if byte == b'\n' => self.chunk(),
+            State::Blank
+            | State::NameStart
+            | State::Name
+            | State::NameEnd
+            | State::ValueStart
+            | State::Token
+            | State::Quoted
+            | State::Escape
+            | State::QuotedEnd => {
+                let next = extension(self.state, byte)?;
+                if next == State::SizeLf { Ok(next) } else { self.line_grows(next) }
+            }
             State::DataCr if byte == b'\r' => Ok(State::DataLf),
             State::DataLf if byte == b'\n' => Ok(State::Start),
             State::TrailerStart if byte == b'\r' => Ok(State::EndLf),
@@ -157,8 +172,8 @@ impl Decoder {
             b'A'..=b'F' => byte - b'A' + 10,
             _ if first => return Err(ChunkedError::Size),
             b'\r' => return Ok(State::SizeLf),
-            b';' => return self.line_grows(State::Extension),
-            b' ' | b'\t' => return self.line_grows(State::AfterSize),
+            b';' => return self.line_grows(State::NameStart),
+            b' ' | b'\t' => return self.line_grows(State::Blank),
             _ => return Err(ChunkedError::Size),
         };
         self.remaining = self.remaining.checked_mul(16).ok_or(ChunkedError::SizeOverflow)? | u64::from(digit);
@@ -187,6 +202,27 @@ impl Decoder {
     }
 }
 
+/// The state after a byte behind a chunk's size.
+fn extension(state: State, byte: u8) -> Result<State, ChunkedError> {
+    let is_token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    Ok(match (state, byte) {
+        (State::Blank | State::NameStart | State::NameEnd | State::ValueStart, b' ' | b'\t') => state,
+        (State::Blank | State::Name | State::NameEnd | State::Token | State::QuotedEnd, b';') => State::NameStart,
+        (State::Name | State::Token | State::QuotedEnd, b'\r') => State::SizeLf,
+        (State::NameStart | State::Name, _) if is_token => State::Name,
+        (State::Name, b' ' | b'\t') => State::NameEnd,
+        (State::Name | State::NameEnd, b'=') => State::ValueStart,
+        (State::ValueStart | State::Token, _) if is_token => State::Token,
+        (State::ValueStart, b'"') => State::Quoted,
+        (State::Token | State::QuotedEnd, b' ' | b'\t') => State::Blank,
+        (State::Quoted, b'"') => State::QuotedEnd,
+        (State::Quoted, b'\\') => State::Escape,
+        (State::Quoted | State::Escape, b'\t' | b' '..=b'~' | 0x80..) => State::Quoted,
+        (_, b'\t' | b' '..=b'~' | 0x80..) => return Err(ChunkedError::Size),
+        _ => return Err(ChunkedError::LineEnd),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,7 +236,7 @@ mod tests {
 
     #[test]
     fn decodes_and_stops_at_the_end() {
-        let input = b"4\r\nWiki\r\n5;a=\"b\"\r\npedia\r\nC \r\n in\r\n\r\nchunk\r\n0\r\nA: b\r\n\r\nGET /";
+        let input = b"4\r\nWiki\r\n5;a=\"b\"\r\npedia\r\nC ; x = y\r\n in\r\n\r\nchunk\r\n0\r\nA: b\r\n\r\nGET /";
         let (body, consumed, done) = whole(input, 100).expect("valid");
         assert_eq!(body, b"Wikipedia in\r\n\r\nchunk");
         assert_eq!(&input[consumed..], b"GET /");
@@ -217,6 +253,17 @@ mod tests {
             (b" 1\r\n", Size),
             (b"1 1\r\n", Size),
             (b"1\n", Size),
+            (b"1 \r\n", LineEnd),
+            (b"1\t\r\n", LineEnd),
+            (b"1;\r\n", LineEnd),
+            (b"1;a \r\n", LineEnd),
+            (b"1;a=\r\n", LineEnd),
+            (b"1;a=\"b\r\n", LineEnd),
+            (b"1;a=b \r\n", LineEnd),
+            (b"1;a b\r\n", Size),
+            (b"1;a=b=c\r\n", Size),
+            (b"1;a=\"b\"c\r\n", Size),
+            (b"1;,\r\n", Size),
             (b"1\rA", LineEnd),
             (b"1;a\nb", LineEnd),
             (b"1\r\nab", LineEnd),

@@ -11,12 +11,18 @@
 //! 1. A body has exactly one framing: one `Content-Length` of plain digits, or `Transfer-Encoding:
 //!    chunked`, or none.
 //! 2. Whatever could be read in two ways is refused and the connection closed; nothing is repaired.
+//! 3. A head that is [`Complete`](Parsed::Complete) has a valid `Host` or, over HTTP/1.0, none
+//!    (`host.rs`), and no fragment in its target.
+//!
+//! Header lines that few requests have are not kept one by one: [`Seen`] says which there are, and
+//! [`Head::values`] reads them again, all lines of a name, from the bytes that httparse has checked.
 //!
 //! Tested below; the property tests feed arbitrary bytes and every prefix.
 
 use std::borrow::Cow;
 
 use super::chunked::ChunkedError;
+use super::host;
 
 /// The most header lines in a head.
 pub const HEADERS_MAX: usize = 64;
@@ -34,6 +40,8 @@ pub enum Method {
     Delete,
     /// `POST`
     Post,
+    /// `OPTIONS`
+    Options,
     /// Any other; methods are case-sensitive.
     Other,
 }
@@ -46,6 +54,7 @@ impl Method {
             "PUT" => Self::Put,
             "DELETE" => Self::Delete,
             "POST" => Self::Post,
+            "OPTIONS" => Self::Options,
             _ => Self::Other,
         }
     }
@@ -53,7 +62,78 @@ impl Method {
     /// Whether a request of this method changes nothing (RFC 9110 section 9.2.1).
     #[must_use]
     pub const fn is_safe(self) -> bool {
-        matches!(self, Self::Get | Self::Head)
+        matches!(self, Self::Get | Self::Head | Self::Options)
+    }
+}
+
+macro_rules! seen {
+    ($($name:ident = $bit:literal, $text:literal;)*) => {
+        /// Which of the header lines a head has that are read by [`Head::values`].
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Seen(u16);
+
+        impl Seen {
+            $(
+                #[doc = concat!("`", $text, "`")]
+                pub const $name: Self = Self(1 << $bit);
+            )*
+
+            const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                    _ => "",
+                }
+            }
+        }
+    };
+}
+
+seen! {
+    IF_MATCH = 0, "if-match";
+    IF_NONE_MATCH = 1, "if-none-match";
+    IF_UNMODIFIED_SINCE = 2, "if-unmodified-since";
+    IF_MODIFIED_SINCE = 3, "if-modified-since";
+    IF_RANGE = 4, "if-range";
+    RANGE = 5, "range";
+    CONTENT_TYPE = 6, "content-type";
+    CONTENT_ENCODING = 7, "content-encoding";
+    CONTENT_RANGE = 8, "content-range";
+    ORIGIN = 9, "origin";
+    SEC_FETCH_SITE = 10, "sec-fetch-site";
+    REQUEST_METHOD = 11, "access-control-request-method";
+}
+
+impl Seen {
+    /// Lines that may stand once: to join those of two would make another value of them.
+    const ONCE: Self = Self(
+        Self::IF_RANGE.0
+            | Self::RANGE.0
+            | Self::CONTENT_TYPE.0
+            | Self::CONTENT_RANGE.0
+            | Self::ORIGIN.0
+            | Self::SEC_FETCH_SITE.0
+            | Self::IF_UNMODIFIED_SINCE.0
+            | Self::IF_MODIFIED_SINCE.0,
+    );
+
+    /// Whether none of these lines is there.
+    #[must_use]
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether any line of `lines` is there.
+    #[must_use]
+    #[inline]
+    pub const fn has(self, lines: Self) -> bool {
+        self.0 & lines.0 != 0
+    }
+
+    /// The lines of both.
+    #[must_use]
+    pub const fn and(self, lines: Self) -> Self {
+        Self(self.0 | lines.0)
     }
 }
 
@@ -84,7 +164,7 @@ pub struct Head<'a> {
     pub method: Method,
     /// The method as it was sent.
     pub method_name: &'a str,
-    /// The target up to the first `?`, not decoded; starts with `/`.
+    /// The target up to the first `?`, not decoded; starts with `/`, or is the `*` of `OPTIONS`.
     pub path: &'a str,
     /// The target after the first `?`, not decoded.
     pub query: &'a str,
@@ -96,12 +176,62 @@ pub struct Head<'a> {
     pub body: Framing,
     /// Whether the client waits for `100 Continue` before it sends the body.
     pub expect_continue: bool,
-    /// The value of `If-None-Match`, the first if there are several; `None` if there is none.
-    pub if_none_match: Option<&'a [u8]>,
+    /// The host that is asked, with its port if it has one: that of an absolute target, or else of
+    /// `Host`. Empty if there is neither.
+    pub host: &'a str,
+    /// Which of the lines are there that [`Head::values`] reads.
+    pub seen: Seen,
     /// The value of `Authorization`; `None` if there is none.
     pub authorization: Option<&'a [u8]>,
     /// Bytes of the head, including the empty line.
     pub head_len: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Head<'a> {
+    /// Whether HTTP knows the method (RFC 9110 section 9, RFC 5789), so that it is a path that does
+    /// not.
+    #[must_use]
+    pub fn is_method_known(&self) -> bool {
+        self.method != Method::Other || matches!(self.method_name, "PATCH" | "TRACE" | "CONNECT")
+    }
+
+    /// The values of all lines of a name, in order. `line` is one of the constants of [`Seen`].
+    pub fn values(&self, line: Seen) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let bytes = if self.seen.has(line) { self.bytes } else { &[] };
+        // The first line is the request's, which has no name before a colon that could be meant.
+        bytes.split(|byte| *byte == b'\n').skip_while(|line| line.trim_ascii().is_empty()).skip(1).filter_map(
+            move |text| {
+                let colon = text.iter().position(|byte| *byte == b':')?;
+                text[..colon].eq_ignore_ascii_case(line.name().as_bytes()).then(|| text[colon + 1..].trim_ascii())
+            },
+        )
+    }
+
+    /// The value of a line that may stand once; `None` if there is none.
+    #[must_use]
+    pub fn value(&self, line: Seen) -> Option<&'a [u8]> {
+        self.values(line).next()
+    }
+
+    /// The elements of a list, of all its lines; `None` if there is no line. Quoted strings are not
+    /// taken apart.
+    pub fn elements(&self, line: Seen) -> Option<impl Iterator<Item = &'a [u8]> + use<'a>> {
+        self.seen.has(line).then(|| self.values(line).flat_map(elements))
+    }
+}
+
+/// The elements of a list that are not empty (RFC 9110 section 5.6.1). A comma in a quoted string
+/// ends no element.
+pub fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut quoted = false;
+    list.split(move |byte| {
+        // Entity tags know no escapes (RFC 9110 section 8.8.3).
+        quoted ^= *byte == b'"';
+        *byte == b',' && !quoted
+    })
+    .map(<[u8]>::trim_ascii)
+    .filter(|element| !element.is_empty())
 }
 
 /// A request that is answered with an error, after which the connection closes.
@@ -168,18 +298,13 @@ fn try_parse(bytes: &[u8], header_max: usize) -> Result<Option<Head<'_>>, BadReq
         return Err(BadRequest::new(400, "The request line is incomplete."));
     };
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
-    let (path, query) = split_target(target)?;
+    let (authority, path, query) = split_target(method_name, target)?;
 
     let mut fields = Fields::default();
     for header in request.headers.iter() {
         fields.take(header.name, header.value)?;
     }
-    if fields.hosts != 1 && version == Version::Http11 || fields.hosts > 1 {
-        return Err(BadRequest::new(
-            400,
-            format!("The request has {} Host headers and needs exactly one.", fields.hosts),
-        ));
-    }
+    let host = fields.host(version)?;
     Ok(Some(Head {
         method: Method::new(method_name),
         method_name,
@@ -193,25 +318,35 @@ fn try_parse(bytes: &[u8], header_max: usize) -> Result<Option<Head<'_>>, BadReq
         body: fields.framing(version)?,
         // A 1.0 client cannot understand an interim answer (RFC 9110, 10.1.1).
         expect_continue: fields.expect_continue && version == Version::Http11,
-        if_none_match: fields.if_none_match,
+        // RFC 9112 section 3.2.2: an absolute target wins.
+        host: authority.unwrap_or(host),
+        seen: fields.seen,
         authorization: fields.authorization,
         head_len,
+        bytes: &bytes[..head_len],
     }))
 }
 
-/// Splits an origin-form or absolute-form target into path and query.
+/// Splits an origin-form or absolute-form target into authority, path and query.
 #[inline]
-fn split_target(target: &str) -> Result<(&str, &str), BadRequest> {
-    let target = if target.starts_with('/') { target } else { after_authority(target)? };
-    match target.bytes().position(|byte| byte == b'?') {
-        None => Ok((target, "")),
-        Some(0) => Ok(("/", &target[1..])),
-        Some(at) => Ok((&target[..at], &target[at + 1..])),
+fn split_target<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, &'a str, &'a str), BadRequest> {
+    if target.as_bytes().contains(&b'#') {
+        return Err(BadRequest::new(400, "The request target has a fragment, which is not sent: write %23 for a #."));
     }
+    let (authority, target) = if target.starts_with('/') { (None, target) } else { absolute(method, target)? };
+    Ok(match target.bytes().position(|byte| byte == b'?') {
+        None => (authority, target, ""),
+        Some(0) => (authority, "/", &target[1..]),
+        Some(at) => (authority, &target[..at], &target[at + 1..]),
+    })
 }
 
+/// A target that does not begin with a slash: a URL, or the `*` of `OPTIONS`.
 #[cold]
-fn after_authority(target: &str) -> Result<&str, BadRequest> {
+fn absolute<'a>(method: &str, target: &'a str) -> Result<(Option<&'a str>, &'a str), BadRequest> {
+    if target == "*" && method == "OPTIONS" {
+        return Ok((None, target));
+    }
     let bytes = target.as_bytes();
     let scheme = ["http://", "https://"]
         .into_iter()
@@ -221,22 +356,33 @@ fn after_authority(target: &str) -> Result<&str, BadRequest> {
     };
     let rest = &target[scheme.len()..];
     let end = rest.bytes().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
-    if end == 0 {
+    let authority = &rest[..end];
+    if end == 0 || host::name(authority).is_empty() {
         return Err(BadRequest::new(400, "The URL in the request line has no host."));
     }
-    Ok(if end == rest.len() { "/" } else { &rest[end..] })
+    if !host::is_valid(authority.as_bytes()) {
+        return Err(BadRequest::new(400, "The host of the URL in the request line is not a name or an address."));
+    }
+    let path = match &rest[end..] {
+        // RFC 9112 section 3.2.4: without a path and a query it is the server that is meant.
+        "" if method == "OPTIONS" => "*",
+        "" => "/",
+        path => path,
+    };
+    Ok((Some(authority), path))
 }
 
 /// The parts of the header lines that the connection needs.
 #[derive(Default)]
 struct Fields<'a> {
     hosts: usize,
+    host: &'a [u8],
+    seen: Seen,
     keep_alive: bool,
     close: bool,
     length: Option<u64>,
     encoding: Option<&'a [u8]>,
     expect_continue: bool,
-    if_none_match: Option<&'a [u8]>,
     authorization: Option<&'a [u8]>,
 }
 
@@ -246,18 +392,56 @@ impl<'a> Fields<'a> {
         // The length tells most headers apart before any byte is compared.
         let is = |known: &str| name.eq_ignore_ascii_case(known);
         match name.len() {
-            4 if is("host") => self.hosts += 1,
-            6 if is("expect") => self.expect(value)?,
-            10 if is("connection") => self.connection(value),
-            13 if is("if-none-match") => {
-                self.if_none_match.get_or_insert(value);
+            4 if is("host") => {
+                self.hosts += 1;
+                self.host = value;
             }
+            5 if is("range") => self.see(Seen::RANGE)?,
+            6 if is("expect") => self.expect(value)?,
+            6 if is("origin") => self.see(Seen::ORIGIN)?,
+            8 if is("if-match") => self.see(Seen::IF_MATCH)?,
+            8 if is("if-range") => self.see(Seen::IF_RANGE)?,
+            10 if is("connection") => self.connection(value),
+            12 if is("content-type") => self.see(Seen::CONTENT_TYPE)?,
+            13 if is("if-none-match") => self.see(Seen::IF_NONE_MATCH)?,
+            13 if is("content-range") => self.see(Seen::CONTENT_RANGE)?,
             13 if is("authorization") => once(&mut self.authorization, value, "Authorization")?,
             14 if is("content-length") => self.length(value)?,
+            14 if is("sec-fetch-site") => self.see(Seen::SEC_FETCH_SITE)?,
+            16 if is("content-encoding") => self.see(Seen::CONTENT_ENCODING)?,
             17 if is("transfer-encoding") => once(&mut self.encoding, value, "Transfer-Encoding")?,
+            17 if is("if-modified-since") => self.see(Seen::IF_MODIFIED_SINCE)?,
+            19 if is("if-unmodified-since") => self.see(Seen::IF_UNMODIFIED_SINCE)?,
+            29 if is("access-control-request-method") => self.see(Seen::REQUEST_METHOD)?,
             _ => {}
         }
         Ok(())
+    }
+
+    fn see(&mut self, line: Seen) -> Result<(), BadRequest> {
+        if self.seen.has(line) && Seen::ONCE.has(line) {
+            return Err(BadRequest::new(400, format!("The request has more than one {} header.", line.name())));
+        }
+        self.seen = self.seen.and(line);
+        Ok(())
+    }
+
+    /// The value of `Host`, if there is one where one must be, and it is valid.
+    #[inline]
+    fn host(&self, version: Version) -> Result<&'a str, BadRequest> {
+        if self.hosts != 1 && version == Version::Http11 || self.hosts > 1 {
+            return Err(BadRequest::new(
+                400,
+                format!("The request has {} Host headers and needs exactly one.", self.hosts),
+            ));
+        }
+        match std::str::from_utf8(self.host) {
+            Ok(host) if host::is_valid(self.host) => Ok(host),
+            _ => Err(BadRequest::new(
+                400,
+                format!("Host \"{}\" is not a name or an address with at most a port.", shown(self.host)),
+            )),
+        }
     }
 
     fn connection(&mut self, value: &[u8]) {

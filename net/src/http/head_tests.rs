@@ -34,7 +34,7 @@ fn a_whole_head() {
     assert_eq!((head.method, head.method_name), (Method::Put, "PUT"));
     assert_eq!((head.path, head.query), ("/v0/entity", "id=a?b"));
     assert_eq!(head.body, Framing::Length(12));
-    assert_eq!(head.if_none_match, Some(&b"\"t\""[..]));
+    assert_eq!(head.value(Seen::IF_NONE_MATCH), Some(&b"\"t\""[..]));
     assert_eq!(head.authorization, Some(&b"Bearer q"[..]));
     assert!(head.expect_continue && !head.keep_alive);
     assert_eq!(&bytes[head.head_len..], b"body");
@@ -65,6 +65,46 @@ fn targets() {
     for target in ["*", "host:80", "ftp://h/", "http:///x", "x/y"] {
         assert_eq!(status(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()), 400, "{target}");
     }
+}
+
+#[test]
+fn a_fragment_is_refused_and_the_star_belongs_to_options() {
+    for target in ["/a#b", "/#", "/a?b#c", "http://h/#", "#"] {
+        assert_eq!(status(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()), 400, "{target}");
+    }
+    for (target, path) in [("*", "*"), ("http://h", "*"), ("http://h/", "/"), ("/a", "/a")] {
+        let bytes = format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let head = complete(bytes.as_bytes());
+        assert_eq!((head.method, head.path), (Method::Options, path), "{target}");
+    }
+    assert_eq!(status(b"OPTIONS ** HTTP/1.1\r\nHost: a\r\n\r\n"), 400);
+}
+
+#[test]
+fn the_host_is_valid_and_that_of_the_target_wins() {
+    assert_eq!(complete(b"GET / HTTP/1.1\r\nHost: a:1\r\n\r\n").host, "a:1");
+    assert_eq!(complete(b"GET http://b/ HTTP/1.1\r\nHost: a:1\r\n\r\n").host, "b");
+    assert_eq!(complete(b"GET / HTTP/1.0\r\n\r\n").host, "");
+    for host in ["a b", "a/b", "u@h", "a,b", "a:x", "\u{e9}", ":1"] {
+        assert_eq!(status(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()), 400, "{host}");
+    }
+    for target in ["http://u@h/", "http://a,b/", "http://:1/", "http://a:x/"] {
+        assert_eq!(status(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()), 400, "{target}");
+    }
+}
+
+#[test]
+fn the_lines_of_a_list_are_joined_and_other_lines_stand_once() {
+    let bytes =
+        b"\r\nGET /if-match: HTTP/1.1\r\nHost: a\r\nIf-Match: \"a,b\" , \"c\"\r\nX-If-Match: \"x\"\r\nif-match:\r\n\
+        IF-MATCH:\t\"d\" \r\n\r\nIf-Match: \"body\"";
+    let head = complete(bytes);
+    let tags: Vec<&[u8]> = head.elements(Seen::IF_MATCH).expect("there are lines").collect();
+    assert_eq!(tags, [&b"\"a,b\""[..], b"\"c\"", b"\"d\""]);
+    assert!(head.elements(Seen::IF_NONE_MATCH).is_none() && head.value(Seen::RANGE).is_none());
+    assert_eq!(with("Range: bytes=0-1\r\nRange: bytes=0-1"), 400);
+    assert_eq!(with("Content-Type: a/b\r\nContent-Type: a/b"), 400);
+    assert_eq!(with("Origin: a\r\nOrigin: b"), 400);
 }
 
 #[test]

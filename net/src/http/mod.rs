@@ -5,12 +5,16 @@
 //! each file, with property tests where the input is hostile.
 
 pub mod chunked;
+pub mod conditions;
 pub mod date;
 pub mod head;
+pub mod host;
 pub mod query;
+pub mod range;
 pub mod reply;
 mod status;
 
+pub use conditions::Conditions;
 pub use date::Date;
-pub use head::{BadRequest, Framing, Head, Method, Parsed, Version};
-pub use reply::{ExtraLine, Reply, ReplyContext};
+pub use head::{BadRequest, Framing, Head, Method, Parsed, Seen, Version};
+pub use reply::{ExtraLine, Reply, ReplyContext, Representation};

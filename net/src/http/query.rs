@@ -77,6 +77,41 @@ fn decode_from(bytes: &[u8], first: usize) -> Result<Vec<u8>, BadEscape> {
     Ok(decoded)
 }
 
+/// Decodes the escapes of a path that stand for characters which need none: letters, digits, `-`,
+/// `.`, `_` and `~`. The two forms are the same URL (RFC 3986 section 6.2.2.2), and only they: an
+/// escaped slash is no slash.
+///
+/// # Errors
+/// [`BadEscape`] for a `%` without two hexadecimal digits after it.
+#[inline]
+pub fn normalised(path: &str) -> Result<Cow<'_, str>, BadEscape> {
+    match memchr(path.as_bytes(), b'%') {
+        None => Ok(Cow::Borrowed(path)),
+        Some(first) => normalised_from(path, first).map(Cow::Owned),
+    }
+}
+
+fn normalised_from(path: &str, first: usize) -> Result<String, BadEscape> {
+    let bytes = path.as_bytes();
+    let mut normal = String::with_capacity(path.len());
+    let mut from = 0;
+    let mut next = Some(first);
+    while let Some(at) = next {
+        let (Some(high), Some(low)) = (bytes.get(at + 1).and_then(hex), bytes.get(at + 2).and_then(hex)) else {
+            return Err(BadEscape { at });
+        };
+        let byte = high << 4 | low;
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            normal.push_str(&path[from..at]);
+            normal.push(char::from(byte));
+            from = at + 3;
+        }
+        next = memchr(&bytes[at + 3..], b'%').map(|further| at + 3 + further);
+    }
+    normal.push_str(&path[from..]);
+    Ok(normal)
+}
+
 fn hex(digit: &u8) -> Option<u8> {
     match digit {
         b'0'..=b'9' => Some(digit - b'0'),
@@ -96,6 +131,18 @@ mod tests {
         let all: Vec<_> = pairs("id=a=b&&ack&=x&from=").collect();
         assert_eq!(all, [("id", "a=b"), ("ack", ""), ("", "x"), ("from", "")]);
         assert_eq!(pairs("").count(), 0);
+    }
+
+    #[test]
+    fn a_path_is_normalised_where_escapes_are_not_needed() {
+        assert!(matches!(normalised("/v0/entity"), Ok(Cow::Borrowed("/v0/entity"))));
+        assert_eq!(normalised("/v0/%65ntit%79%2d").as_deref(), Ok("/v0/entity-"));
+        assert_eq!(normalised("/v0%2Fentity%zz"), Err(BadEscape { at: 12 }));
+        assert_eq!(normalised("/v0%2fentit%79").as_deref(), Ok("/v0%2fentity"));
+        assert_eq!(normalised("/%25%36%35").as_deref(), Ok("/%2565"));
+        for (path, at) in [("%", 0), ("/a%4", 2), ("/%41%", 4), ("/%é", 1)] {
+            assert_eq!(normalised(path), Err(BadEscape { at }), "{path}");
+        }
     }
 
     #[test]

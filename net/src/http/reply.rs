@@ -5,21 +5,45 @@
 //! buffer, for answers that are ready at once.
 //!
 //! Invariants:
-//! 1. An answer is one status line, `Date`, `Connection` if it is needed, the headers, an empty
-//!    line, the body.
+//! 1. An answer is one status line, `Date`, `X-Content-Type-Options: nosniff`, `Connection` if it is
+//!    needed, the headers, an empty line, the body.
 //! 2. After `HEAD`, no byte of a body is written, though `Content-Length` says what `GET` would
 //!    have sent.
 //! 3. `204` and `304` have neither `Content-Length` nor a body.
+//! 4. Every answer with a body says what caches may do with it: values are to be revalidated,
+//!    sentences not to be kept.
 //!
 //! The status line says HTTP/1.1 even to HTTP/1.0 clients (RFC 9110, 6.2), but nothing is sent that
 //! they would not understand. Tested below.
 
 use super::date::{DATE_LENGTH, Date};
 use super::head::{Head, Method, Version};
+use super::range::Part;
 use super::status;
 
-const OCTETS: &[u8] = b"Content-Type: application/octet-stream\r\n";
-const TEXT: &[u8] = b"Content-Type: text/plain; charset=utf-8\r\n";
+const TYPE: &[u8] = b"Content-Type: ";
+const OCTETS: &[u8] = b"application/octet-stream";
+/// What stands between the content type of a value and its tag.
+const OF_A_VALUE: &[u8] = b"\r\nCache-Control: no-cache\r\nAccept-Ranges: bytes\r\nETag: ";
+/// The same, of a value without a content type of its own: the usual case, in one piece.
+const OCTETS_OF_A_VALUE: &[u8] = b"Content-Type: application/octet-stream\r\nCache-Control: no-cache\r\n\
+    Accept-Ranges: bytes\r\nETag: ";
+const TEXT: &[u8] = b"Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n";
+
+/// A value as its head describes it.
+#[derive(Debug, Clone, Copy)]
+pub struct Representation<'a> {
+    /// The tag with its quotes.
+    pub etag: &'a [u8],
+    /// The media type; empty for `application/octet-stream`.
+    pub content_type: &'a [u8],
+    /// The codings; empty for none.
+    pub content_encoding: &'a [u8],
+    /// Bytes of the whole value.
+    pub length: u64,
+    /// The part that is sent; `None` for all of it.
+    pub part: Option<Part>,
+}
 
 /// One more header line that the program wants in an answer whatever its status is. Making one does
 /// not allocate.
@@ -112,9 +136,9 @@ impl ReplyContext {
         }
         out.extend_from_slice(&self.date);
         out.extend_from_slice(match (self.keep_alive, self.version) {
-            (true, Version::Http11) => b"\r\n".as_slice(),
-            (true, Version::Http10) => b"\r\nConnection: keep-alive\r\n",
-            (false, _) => b"\r\nConnection: close\r\n",
+            (true, Version::Http11) => b"\r\nX-Content-Type-Options: nosniff\r\n".as_slice(),
+            (true, Version::Http10) => b"\r\nX-Content-Type-Options: nosniff\r\nConnection: keep-alive\r\n",
+            (false, _) => b"\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n",
         });
         out.extend_from_slice(self.extra.as_bytes());
     }
@@ -199,9 +223,63 @@ impl ReplyContext {
     #[inline]
     pub fn value_head(&self, out: &mut Vec<u8>, etag: &[u8], content_length: u64) {
         self.begin(out, 200);
-        out.extend_from_slice(OCTETS);
-        self.header(out, "ETag", etag);
+        out.extend_from_slice(OCTETS_OF_A_VALUE);
+        out.extend_from_slice(etag);
+        out.extend_from_slice(b"\r\n");
         self.end_with_length(out, content_length);
+    }
+
+    /// Writes the head of a `200`, or a `206` for a part, with a value that is more than bytes and a
+    /// tag. Bytes that may not be in a header line, which no client of this server can have sent,
+    /// are left out with their line.
+    pub fn representation_head(&self, out: &mut Vec<u8>, value: &Representation<'_>) {
+        self.begin(out, if value.part.is_some() { 206 } else { 200 });
+        let given =
+            |text: &[u8]| !text.is_empty() && text.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..));
+        out.extend_from_slice(TYPE);
+        out.extend_from_slice(if given(value.content_type) { value.content_type } else { OCTETS });
+        out.extend_from_slice(OF_A_VALUE);
+        out.extend_from_slice(value.etag);
+        out.extend_from_slice(b"\r\n");
+        if given(value.content_encoding) {
+            self.header(out, "Content-Encoding", value.content_encoding);
+        }
+        if let Some(part) = value.part {
+            out.extend_from_slice(b"Content-Range: bytes ");
+            number(out, part.first);
+            out.push(b'-');
+            number(out, part.last);
+            out.push(b'/');
+            number(out, value.length);
+            out.extend_from_slice(b"\r\n");
+        }
+        self.end_with_length(out, value.part.map_or(value.length, Part::length));
+    }
+
+    /// Writes a `416`: `length` is that of the whole value.
+    pub fn unsatisfiable(&self, out: &mut Vec<u8>, length: u64, sentence: &str) {
+        self.begin(out, 416);
+        out.extend_from_slice(b"Content-Range: bytes */");
+        number(out, length);
+        out.extend_from_slice(b"\r\n");
+        self.end_error(out, sentence);
+    }
+
+    /// Writes an answer without a body to a write that made the version with this tag, which has its
+    /// quotes.
+    #[inline]
+    pub fn written(&self, out: &mut Vec<u8>, code: u16, etag: &[u8]) {
+        self.begin(out, code);
+        out.extend_from_slice(b"ETag: ");
+        out.extend_from_slice(etag);
+        out.extend_from_slice(b"\r\nContent-Length: 0\r\n\r\n");
+    }
+
+    /// Writes the answer to `OPTIONS`: the methods that the target knows.
+    pub fn options(&self, out: &mut Vec<u8>, allow: &str) {
+        self.begin(out, 204);
+        self.header(out, "Allow", allow.as_bytes());
+        self.end(out);
     }
 
     /// Writes the head of a `200` whose length is not known: the body is chunked or, for an
@@ -210,6 +288,7 @@ impl ReplyContext {
         let delimited_by_close = Self { keep_alive: self.keep_alive && self.version == Version::Http11, ..*self };
         delimited_by_close.begin(out, 200);
         self.header(out, "Content-Type", content_type.as_bytes());
+        out.extend_from_slice(b"Cache-Control: no-cache\r\n");
         if self.version == Version::Http11 {
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
@@ -219,6 +298,7 @@ impl ReplyContext {
     /// Writes a `304`; `etag` is the tag with its quotes.
     pub fn not_modified(&self, out: &mut Vec<u8>, etag: &[u8]) {
         self.begin(out, 304);
+        out.extend_from_slice(b"Cache-Control: no-cache\r\n");
         self.header(out, "ETag", etag);
         self.end(out);
     }
@@ -347,6 +427,11 @@ impl<'a> Reply<'a> {
     /// Writes the head of a `200` whose body follows as `Outcome::Stream`.
     pub fn stream_head(&mut self, content_type: &str) {
         self.context.stream_head(self.out, content_type);
+    }
+
+    /// Writes the answer to `OPTIONS`; see [`ReplyContext::options`].
+    pub fn options(&mut self, allow: &str) {
+        self.context.options(self.out, allow);
     }
 
     /// Writes a `304`; `etag` is the tag with its quotes.

@@ -285,9 +285,13 @@ async fn no_such() -> Response {
     refuse(StatusCode::NOT_FOUND, "There is no such profile; /debug/pprof/ lists them.")
 }
 
-/// Refuses HEAD, whose answer would cost a whole capture.
+/// Paths below `/debug/pprof/` that only show what is there.
+const SHOWN: [&str; 5] =
+    ["/debug/pprof", "/debug/pprof/", "/debug/pprof/cmdline", "/debug/pprof/captures", "/debug/pprof/diff"];
+
+/// Refuses HEAD where its answer would cost a whole capture.
 async fn no_head(request: Request, next: Next) -> Response {
-    if request.method() == Method::HEAD {
+    if request.method() == Method::HEAD && !SHOWN.contains(&request.uri().path()) {
         return wrong_method("GET");
     }
     next.run(request).await
@@ -296,7 +300,8 @@ async fn no_head(request: Request, next: Next) -> Response {
 /// The routes of the profiles. The control plane merges them with its own and puts its guard before
 /// them.
 pub fn router(node: Arc<Node>) -> Router {
-    let wrong = || async { wrong_method("GET") };
+    let wrong = || async { wrong_method("GET, HEAD") };
+    let wrong_for_capture = || async { wrong_method("GET") };
     let wrong_for_symbol = || async { wrong_method("GET, POST") };
     Router::new()
         .route("/debug/pprof/symbol", get(symbol).post(symbol).fallback(wrong_for_symbol))
@@ -305,7 +310,7 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/debug/pprof/cmdline", get(cmdline).fallback(wrong))
         .route("/debug/pprof/captures", get(list).fallback(wrong))
         .route("/debug/pprof/diff", get(diff).fallback(wrong))
-        .route("/debug/pprof/{name}", get(profile).fallback(wrong))
+        .route("/debug/pprof/{name}", get(profile).fallback(wrong_for_capture))
         .route("/debug/pprof/{name}/{*rest}", any(no_such))
         .route("/debug/pprof/{name}/", any(no_such))
         .layer(middleware::from_fn(no_head))

@@ -82,24 +82,27 @@ pub fn parse(profile: &str, text: &str) -> Option<Result<Asked, String>> {
 }
 
 /// The parameters by name, of which each must be known and given once.
-fn given<'a>(profile: &str, text: &'a str, known: impl Fn(&str) -> bool) -> Result<Vec<(&'a str, &'a str)>, String> {
-    let mut given: Vec<(&str, &str)> = Vec::new();
+fn given<'a>(profile: &str, text: &'a str, known: impl Fn(&str) -> bool) -> Result<Vec<(String, &'a str)>, String> {
+    let mut given: Vec<(String, &str)> = Vec::new();
     for (name, value) in query::pairs(text) {
+        let name = query::decode(name).map_err(|e| format!("The name of a parameter is wrong: {e}."))?;
+        let name = String::from_utf8_lossy(&name);
         // These are two names of one parameter.
-        let name = if name == "frequency" { "hz" } else { name };
+        let name = if name == "frequency" { "hz" } else { &name };
         if !known(name) {
+            let name: String = name.chars().take(40).flat_map(char::escape_default).collect();
             return Err(format!("/debug/pprof/{profile} knows no parameter {name}."));
         }
-        if given.iter().any(|&(before, _)| before == name) {
+        if given.iter().any(|(before, _)| before == name) {
             return Err(format!("The parameter {name} is given more than once."));
         }
-        given.push((name, value));
+        given.push((name.to_owned(), value));
     }
     Ok(given)
 }
 
-fn value<'a>(given: &[(&str, &'a str)], name: &str) -> Option<&'a str> {
-    given.iter().find(|(known, _)| *known == name).map(|&(_, value)| value)
+fn value<'a>(given: &[(String, &'a str)], name: &str) -> Option<&'a str> {
+    given.iter().find(|(known, _)| known == name).map(|&(_, value)| value)
 }
 
 fn parameters(profile: &str, event: Option<Event>, page: Format, text: &str) -> Result<Asked, String> {
@@ -166,7 +169,7 @@ fn format_of(name: &str, heatmap: bool) -> Result<Format, String> {
     })
 }
 
-fn id(given: &[(&str, &str)], name: &str) -> Result<u64, String> {
+fn id(given: &[(String, &str)], name: &str) -> Result<u64, String> {
     let text = value(given, name).ok_or_else(|| {
         format!("The parameter {name} is missing: the number of a capture; /debug/pprof/captures lists them.")
     })?;

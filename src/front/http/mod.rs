@@ -22,12 +22,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use koltso_cluster::coordinator::Full;
 use koltso_model::{Key, Want};
-use koltso_net::http::{Head, Method, Reply};
+use koltso_net::http::conditions::{self, Judged};
+use koltso_net::http::{Head, Method, Reply, query};
 use koltso_net::server::{Admit, Event, Outcome, Service};
 
 use self::answer::Asked;
 use self::range::RangeSource;
-use self::request::{Entity, Range, Refusal, bad};
+use self::request::{Entity, Range, Refusal, bad, without_parameters};
 use crate::counters::{CoreMetrics, RequestKind, tag};
 use crate::member;
 use crate::node::dispatch::{Action, ClientRequest, Dispatch, Dispatched};
@@ -54,12 +55,14 @@ fn kind(method: Method) -> RequestKind {
         Method::Head => RequestKind::Head,
         Method::Put => RequestKind::Put,
         Method::Delete => RequestKind::Delete,
-        Method::Post | Method::Other => RequestKind::Other,
+        Method::Post | Method::Options | Method::Other => RequestKind::Other,
     }
 }
 
 /// What `/v0/entity` knows.
 const ENTITY_METHODS: &str = "GET, HEAD, PUT, DELETE";
+/// What paths know that are only read.
+const READ_METHODS: &str = "GET, HEAD";
 
 /// Where a path leads.
 enum Route {
@@ -70,7 +73,18 @@ enum Route {
     Nowhere,
 }
 
+#[inline]
 fn route(path: &str) -> Route {
+    if path.contains('%') { route_escaped(path) } else { route_normalised(path) }
+}
+
+#[cold]
+fn route_escaped(path: &str) -> Route {
+    query::normalised(path).map_or(Route::Nowhere, |path| route_normalised(&path))
+}
+
+#[inline]
+fn route_normalised(path: &str) -> Route {
     match path {
         "/v0/entity" => Route::Entity,
         "/v0/entities" => Route::Entities,
@@ -142,16 +156,34 @@ impl Api {
     }
 
     fn not_allowed(&self, head: &Head<'_>, allow: &str, reply: &mut Reply<'_>) -> Outcome {
-        reply.tag(tag(RequestKind::Other, 405));
         let method: String = head.method_name.chars().take(32).collect();
+        if !head.is_method_known() {
+            let sentence = format!("{method} is not a method of HTTP.");
+            return self.refuse(RequestKind::Other, &Refusal { status: 501, sentence: sentence.into() }, reply);
+        }
+        reply.tag(tag(RequestKind::Other, 405));
         let sentence = format!("The path {} knows {allow}, not {method}.", head.path);
         reply.error_with(405, "Allow", allow, &sentence);
         Outcome::Done
     }
 
+    /// Answers `OPTIONS`, which asks for nothing but what there is.
+    fn options(&self, route: &Route, reply: &mut Reply<'_>) -> Outcome {
+        reply.tag(tag(RequestKind::Other, 204));
+        reply.options(match route {
+            Route::Entity => ENTITY_METHODS,
+            Route::Nowhere => "OPTIONS",
+            Route::Entities | Route::Health | Route::Control => READ_METHODS,
+        });
+        Outcome::Done
+    }
+
     fn health(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Outcome {
         if !matches!(head.method, Method::Get | Method::Head) {
-            return self.not_allowed(head, "GET, HEAD", reply);
+            return self.not_allowed(head, READ_METHODS, reply);
+        }
+        if let Err(refusal) = without_parameters(head) {
+            return self.refuse(RequestKind::Other, &refusal, reply);
         }
         match self.node.unhealthy() {
             None => {
@@ -171,7 +203,7 @@ impl Api {
             return self.not_allowed(head, ENTITY_METHODS, reply);
         }
         match Entity::of(head, self.node.nodes()) {
-            Ok(entity) => self.serve_entity(kind, &entity, head.if_none_match, Contents::Borrowed(body), reply),
+            Ok(entity) => self.serve_entity(kind, entity, Contents::Borrowed(body), reply),
             Err(refusal) => self.refuse(kind, &refusal, reply),
         }
     }
@@ -179,13 +211,12 @@ impl Api {
     fn serve_entity(
         &self,
         kind: RequestKind,
-        entity: &Entity<'_>,
-        if_none_match: Option<&[u8]>,
+        entity: Entity<'_>,
         body: Contents<'_>,
         reply: &mut Reply<'_>,
     ) -> Outcome {
         let action = match kind {
-            RequestKind::Put => Action::Put { value: body, ttl_ms: entity.ttl_ms },
+            RequestKind::Put => Action::Put { value: body, ttl_ms: entity.ttl_ms, attributes: &entity.attributes },
             RequestKind::Delete => Action::Delete,
             RequestKind::Head => Action::Read(Want::Version),
             _ => Action::Read(Want::Value),
@@ -201,7 +232,7 @@ impl Api {
             return self.refuse(kind, &refusal, reply);
         }
         let context = reply.context();
-        let asked = Asked { context, kind, if_none_match, cluster };
+        let asked = Asked { context, kind, conditions: entity.conditions.as_deref(), cluster };
         let request = ClientRequest { key: Key::new(&*entity.key), quorum: entity.quorum, action };
         match dispatch.dispatch(request, |answer| asked.answer(answer, reply.buffer())) {
             Ok(Dispatched::Now(answered)) => {
@@ -209,10 +240,11 @@ impl Api {
                 answered.value.map_or(Outcome::Done, Outcome::Value)
             }
             Ok(Dispatched::Later(answer)) => {
-                let (cluster, if_none_match) = (self.node.cluster.clone(), if_none_match.map(Box::<[u8]>::from));
-                Outcome::when(answer, move |answer, out| {
-                    let (cluster, if_none_match) = (cluster.as_deref(), if_none_match.as_deref());
-                    Asked { context, kind, if_none_match, cluster }.answer(answer.shared(), out)
+                let (cluster, conditions) = (self.node.cluster.clone(), entity.conditions);
+                let took_effect = answer.took_effect();
+                Outcome::when_in_effect(took_effect, answer, move |answer, out| {
+                    let (cluster, conditions) = (cluster.as_deref(), conditions.as_deref());
+                    Asked { context, kind, conditions, cluster }.answer(answer.shared(), out)
                 })
             }
             Err(Full) => {
@@ -225,11 +257,22 @@ impl Api {
     }
 
     fn entities(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Outcome {
-        if head.method != Method::Get {
-            return self.not_allowed(head, "GET", reply);
+        if !matches!(head.method, Method::Get | Method::Head) {
+            return self.not_allowed(head, READ_METHODS, reply);
         }
         match Range::of(head) {
-            Ok(range) => self.serve_range(range, reply),
+            Ok(range) => match conditions::judge_untagged(head) {
+                Judged::Failed => {
+                    let sentence = "A range has no tag that If-Match could name.";
+                    self.refuse(RequestKind::Range, &Refusal { status: 412, sentence: sentence.into() }, reply)
+                }
+                Judged::NotModified => {
+                    reply.tag(tag(RequestKind::Range, 304));
+                    reply.empty(304);
+                    Outcome::Done
+                }
+                _ => self.serve_range(range, reply),
+            },
             Err(refusal) => self.refuse(RequestKind::Range, &refusal, reply),
         }
     }
@@ -268,10 +311,8 @@ pub enum Admitted {
     Entity {
         /// By its method.
         kind: RequestKind,
-        /// From its query.
-        entity: Entity<'static>,
         /// From its head.
-        if_none_match: Option<Box<[u8]>>,
+        entity: Entity<'static>,
     },
     /// On `/v0/entities`.
     Range(Range),
@@ -283,20 +324,25 @@ impl Service for Api {
     fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit<Admitted> {
         let outcome = match route(head.path) {
             Route::Control => return Admit::HandOff,
+            route if head.method == Method::Options => self.options(&route, reply),
             Route::Nowhere => self.nowhere(head, reply),
             Route::Entity if kind(head.method) == RequestKind::Other => self.not_allowed(head, ENTITY_METHODS, reply),
             Route::Entity => match Entity::of(head, self.node.nodes()) {
                 Ok(_) if self.dispatch().is_none() => self.refuse(kind(head.method), &recovering(), reply),
                 Ok(entity) => {
-                    let (kind, if_none_match) = (kind(head.method), head.if_none_match.map(Box::from));
-                    return Admit::Body(Admitted::Entity { kind, entity: entity.into_owned(), if_none_match });
+                    return Admit::Body(Admitted::Entity { kind: kind(head.method), entity: entity.into_owned() });
                 }
                 Err(refusal) => self.refuse(kind(head.method), &refusal, reply),
             },
-            Route::Entities if head.method != Method::Get => self.not_allowed(head, "GET", reply),
             Route::Entities => match Range::of(head) {
-                Ok(range) => return Admit::Body(Admitted::Range(range)),
-                Err(refusal) => self.refuse(RequestKind::Range, &refusal, reply),
+                Ok(range) if head.method == Method::Get && conditions::judge_untagged(head) == Judged::Whole => {
+                    return Admit::Body(Admitted::Range(range));
+                }
+                // A refusal, or a head: neither needs the body.
+                _ => match self.entities(head, reply) {
+                    Outcome::Stream(_) => Outcome::Done,
+                    outcome => outcome,
+                },
             },
             Route::Health => self.health(head, reply),
         };
@@ -307,19 +353,18 @@ impl Service for Api {
     #[inline]
     fn call(&self, head: &Head<'_>, body: &[u8], reply: &mut Reply<'_>) -> Outcome {
         match route(head.path) {
+            Route::Control => Outcome::HandOff,
+            route if head.method == Method::Options => self.options(&route, reply),
             Route::Entity => self.entity(head, body, reply),
             Route::Entities => self.entities(head, reply),
             Route::Health => self.health(head, reply),
-            Route::Control => Outcome::HandOff,
             Route::Nowhere => self.nowhere(head, reply),
         }
     }
 
     fn call_admitted(&self, admitted: Admitted, body: Bytes, reply: &mut Reply<'_>) -> Outcome {
         match admitted {
-            Admitted::Entity { kind, entity, if_none_match } => {
-                self.serve_entity(kind, &entity, if_none_match.as_deref(), Contents::Shared(body), reply)
-            }
+            Admitted::Entity { kind, entity } => self.serve_entity(kind, entity, Contents::Shared(body), reply),
             Admitted::Range(range) => self.serve_range(range, reply),
         }
     }

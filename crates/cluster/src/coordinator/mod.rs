@@ -548,14 +548,14 @@ impl Coordinator {
             return;
         };
         let answered = op.answers();
-        let asked = match op.work {
-            Work::Write(_) => op.quorum.from().into(),
-            Work::Read(_) => op.asked.count_ones(),
+        let (asked, written) = match &op.work {
+            Work::Write(write) => (op.quorum.from().into(), Some(write.record.version)),
+            Work::Read(_) => (op.asked.count_ones(), None),
         };
         if let Some(token) = op.token.take() {
             self.answered += 1;
             self.counters.not_enough += u64::from(result.is_err());
-            actions.push(Action::Answer { token, answer: Answer { result, answered, asked } });
+            actions.push(Action::Answer { token, answer: Answer { result, written, answered, asked } });
         }
     }
 

@@ -106,6 +106,8 @@ pub struct Answer {
     /// What came of it: of a write `Applied`, of a read `Found` or `Absent`. Or fewer replicas than
     /// `ack` answered.
     pub result: Result<Outcome<Bytes>, Shortage>,
+    /// The version that a write was given; `None` for a read.
+    pub written: Option<Version>,
     /// Replicas that had answered.
     pub answered: u32,
     /// Replicas that were to answer: for a write all of `from`, for a read those that had been
