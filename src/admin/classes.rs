@@ -74,6 +74,8 @@ pub const RULES: Rules = Rules {
         ("koltso::admin::refusal", None),
         ("koltso::admin::status", Some(HTTP)),
         ("koltso::node", None),
+        // Whoever asks it decides what it is for.
+        ("koltso::node::access", None),
         ("koltso::node::dispatch", Some(HTTP)),
         ("koltso::replica", Some(STORAGE)),
         // It makes the versions that nodes exchange.

@@ -23,14 +23,14 @@ use std::{io, thread};
 
 use axum::Router;
 use axum::extract::{RawQuery, Request, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderName, Method, StatusCode, Uri, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use koltso_net::http::query;
+use koltso_net::http::{host, query};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -39,10 +39,12 @@ use crate::admin::pprof;
 use crate::admin::refusal::{refuse, wrong_method};
 use crate::admin::status;
 use crate::logging;
+use crate::node::access::{Access, Admission, Asker, PREFLIGHT};
 use crate::node::{Handover, Node};
 
 /// The most connections that wait for the control plane.
 pub const WAITING_MAX: usize = 1024;
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SERVED_MAX: usize = 64;
 /// The most connections that end in stages; past it they are closed at once.
 const LINGERING_MAX: usize = 256;
@@ -96,6 +98,35 @@ struct App {
     debug: Router,
     /// Whether this listener serves only the control plane (`--admin-listen`).
     dedicated: bool,
+    /// What a listener of its own answers to.
+    access: Option<Arc<Access>>,
+}
+
+/// Judges who asks, as the data plane does.
+fn judge(app: &App, request: &Request) -> Result<Admission, (StatusCode, String)> {
+    let headers = request.headers();
+    let bytes = |name| headers.get(name).map(header::HeaderValue::as_bytes);
+    let named = headers.get_all(header::HOST).iter().count();
+    let host = bytes(header::HOST).unwrap_or_default();
+    let host = std::str::from_utf8(host).ok().filter(|host| host::is_valid(host.as_bytes()));
+    let is_needed = request.version() == Version::HTTP_11;
+    let Some(host) = host.filter(|_| named == 1 || named == 0 && !is_needed) else {
+        let sentence = "The request needs exactly one Host, a name or an address.";
+        return Err((StatusCode::BAD_REQUEST, sentence.to_owned()));
+    };
+    let host = request.uri().authority().map_or(host, axum::http::uri::Authority::as_str);
+    let (origin, site) = (bytes(header::ORIGIN), bytes(SEC_FETCH_SITE));
+    let access = app.access.as_deref().unwrap_or(&app.node.access);
+    access.judge(&Asker { host, origin, site }).map_err(|sentence| (StatusCode::FORBIDDEN, sentence))
+}
+
+/// Adds whole header lines to an answer.
+fn add_lines(response: &mut Response, lines: &'static str) {
+    for (name, value) in lines.lines().filter_map(|line| line.split_once(": ")) {
+        if let (Ok(name), value) = (HeaderName::try_from(name), header::HeaderValue::from_static(value)) {
+            response.headers_mut().insert(name, value);
+        }
+    }
 }
 
 /// Compares without stopping at the first difference, so that the time taken reveals nothing about
@@ -162,11 +193,23 @@ fn for_any_path(request: &Request) -> Option<Response> {
     })
 }
 
-async fn close_after(request: Request, next: Next) -> Response {
+async fn close_after(State(app): State<App>, request: Request, next: Next) -> Response {
     let is_profile = request.uri().path().starts_with("/debug/pprof");
-    let mut response = match for_any_path(&request) {
-        Some(response) => response,
-        None => next.run(request).await,
+    let is_preflight =
+        request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let mut response = match judge(&app, &request) {
+        Err((status, sentence)) => refuse(status, &sentence),
+        Ok(admission) => {
+            let mut response = match for_any_path(&request) {
+                Some(response) => response,
+                None => next.run(request).await,
+            };
+            add_lines(&mut response, admission.lines);
+            if is_preflight && admission.is_allowed_origin {
+                add_lines(&mut response, PREFLIGHT);
+            }
+            response
+        }
     };
     if is_profile && (response.status().is_client_error() || response.status().is_server_error()) {
         // `go tool pprof` prints the sentence of an error with this header, including those of the
@@ -221,7 +264,7 @@ fn router(app: &App) -> Router {
         .merge(app.debug.clone())
         .fallback(nowhere)
         .layer(middleware::from_fn_with_state(app.clone(), guard))
-        .layer(middleware::from_fn(close_after))
+        .layer(middleware::from_fn_with_state(app.clone(), close_after))
 }
 
 /// A request whose path is written without needless escapes, as the routes are.
@@ -230,7 +273,9 @@ fn normalised<B>(mut request: hyper::Request<B>) -> hyper::Request<B> {
         && let Ok(path) = query::normalised(request.uri().path())
     {
         let target = request.uri().query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
-        if let Ok(uri) = target.parse::<Uri>() {
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = target.parse().ok();
+        if let Ok(uri) = Uri::from_parts(parts) {
             *request.uri_mut() = uri;
         }
     }
@@ -313,11 +358,12 @@ async fn start(handover: Handover, router: &Router, permits: &Permits) {
 }
 
 async fn run(node: Arc<Node>, mut handovers: mpsc::Receiver<Handover>, own: Option<TcpListener>) {
-    let app = App { node: node.clone(), debug: pprof::router(node.clone()), dedicated: false };
+    let app = App { node: node.clone(), debug: pprof::router(node.clone()), dedicated: false, access: None };
     let (served, lingering) = (Arc::new(Semaphore::new(SERVED_MAX)), Arc::new(Semaphore::new(LINGERING_MAX)));
     let permits = Permits { served, lingering };
     if let Some(listener) = own {
-        let dedicated = router(&App { dedicated: true, ..app.clone() });
+        let access = node.config.admin_listen.map(|address| Arc::new(Access::new(&node.config, address)));
+        let dedicated = router(&App { dedicated: true, access, ..app.clone() });
         tokio::task::spawn_local(accept(listener, dedicated, permits.clone()));
     }
     tokio::task::spawn_local(drain_on_signal(node));

@@ -3,6 +3,7 @@
 //! The storage is opened late: listeners accept requests before that and answer that the node is
 //! recovering. Owner: the process, behind an `Arc`.
 
+pub mod access;
 pub mod dispatch;
 
 use std::net::TcpStream;
@@ -16,6 +17,7 @@ use koltso_profiling::stalls::Stalls;
 use koltso_storage::{Store, Writer};
 use tokio::sync::mpsc;
 
+use self::access::Access;
 use crate::counters::CoreMetrics;
 use crate::member::Cluster;
 use crate::replica::clock::Clock;
@@ -66,6 +68,8 @@ pub struct Node {
     pub connections: Arc<Shared>,
     /// The counters of each core.
     pub metrics: Vec<Arc<CoreMetrics>>,
+    /// What the HTTP listener answers to.
+    pub access: Access,
     /// How the cores run.
     pub runtime: Runtime,
     /// The cluster that the node is a member of; `None` if it is the only node.
@@ -88,12 +92,14 @@ impl Node {
         control: mpsc::Sender<Handover>,
     ) -> Self {
         let metrics = (0..config.threads).map(|_| Arc::default()).collect();
+        let access = Access::new(&config, config.listen);
         Self {
             config,
             id,
             clock: Arc::default(),
             connections: Shared::new(),
             metrics,
+            access,
             runtime,
             cluster,
             stalls,

@@ -17,9 +17,10 @@ use super::grammar::{FilePath, Grammar};
 use super::said::Said;
 use super::secret::{read_secret, read_token};
 use super::table::{
-    ADMIN_LISTEN, ADMIN_TOKEN_FILE, CLUSTER, CLUSTER_NAME, CLUSTER_SECRET_FILE, COMPACTION_RATE, DATA, IDLE_TIMEOUT,
-    LISTEN, LOG_FORMAT, LOG_LEVEL, LOG_NAME, MAX_CONNECTIONS, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_VALUE, NO_PIN,
-    NODE, REPLICA_LISTEN, REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC, Setting, THREADS, TOMBSTONE_GRACE,
+    ADMIN_LISTEN, ADMIN_TOKEN_FILE, ALLOWED_HOST, CLUSTER, CLUSTER_NAME, CLUSTER_SECRET_FILE, COMPACTION_RATE,
+    CORS_ORIGIN, DATA, IDLE_TIMEOUT, LISTEN, LOG_FORMAT, LOG_LEVEL, LOG_NAME, MAX_CONNECTIONS, MAX_IN_FLIGHT,
+    MAX_IN_FLIGHT_BYTES, MAX_VALUE, NO_PIN, NODE, REPLICA_LISTEN, REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC,
+    Setting, THREADS, TOMBSTONE_GRACE,
 };
 use super::{Flags, REPLICA_PORT_OFFSET};
 use crate::logging::LogSettings;
@@ -56,6 +57,9 @@ pub(super) fn check(given: &Given) -> Result<Config, String> {
         idle_timeout: given.value(&IDLE_TIMEOUT)?.0,
         max_in_flight: count(given.value(&MAX_IN_FLIGHT)?.0),
         max_in_flight_bytes: count(given.value(&MAX_IN_FLIGHT_BYTES)?.0),
+        own_hosts: own_hosts(given, cluster.as_ref())?,
+        allowed_hosts: given.optional(&ALLOWED_HOST)?.unwrap_or_default(),
+        cors_origins: given.optional(&CORS_ORIGIN)?.unwrap_or_default(),
         admin_listen: given.said(&ADMIN_LISTEN).map(|said| address(said, &said.text.to_string_lossy())).transpose()?,
         admin_token: in_file(given, &ADMIN_TOKEN_FILE, read_token)?,
         compaction_rate: given.value(&COMPACTION_RATE)?.0,
@@ -68,6 +72,15 @@ pub(super) fn check(given: &Given) -> Result<Config, String> {
         no_pin: given.value(&NO_PIN)?,
         cluster,
     })
+}
+
+/// The hosts by which the settings call this node.
+fn own_hosts(given: &Given, cluster: Option<&Cluster>) -> Result<Vec<String>, String> {
+    let of_url = |url: &str| HostPort::parse_url(url).map(|address| address.host);
+    let listen = given.value(&LISTEN)?;
+    let node = given.optional(&NODE)?.map(|node| node.host);
+    let member = cluster.and_then(|cluster| of_url(&cluster.nodes[cluster.me].url));
+    Ok(HostPort::parse(&listen).map(|address| address.host).into_iter().chain(node).chain(member).collect())
 }
 
 /// Reads the file that a setting names; `None` if the setting was not given.

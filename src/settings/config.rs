@@ -33,6 +33,12 @@ pub struct Config {
     pub max_in_flight: usize,
     /// The most bytes of bodies in flight, a core.
     pub max_in_flight_bytes: usize,
+    /// The names of this node in the settings, in lower case.
+    pub own_hosts: Vec<String>,
+    /// Further names to which a listener on loopback answers, in lower case.
+    pub allowed_hosts: Vec<String>,
+    /// Origins whose pages may use the server, in lower case.
+    pub cors_origins: Vec<String>,
     /// A second listener for the control plane.
     pub admin_listen: Option<SocketAddr>,
     /// The token that the control plane asks for.

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use koltso_net::http::host;
 use koltso_storage::SyncMode;
 use toml::de::DeValue;
 use tracing::Level;
@@ -378,6 +379,67 @@ impl Grammar for Urls {
     }
 }
 
+/// What a list has as its items, in the one spelling that is compared.
+pub trait Item: Sync {
+    /// What one is, with an example.
+    const ALLOWED: &'static str;
+
+    /// One item, in lower case; `None` if the text is none.
+    fn parse(text: &str) -> Option<String>;
+}
+
+/// The name of a host, without a port.
+pub struct HostName;
+
+impl Item for HostName {
+    const ALLOWED: &'static str = "a list of names such as db.example,10.0.0.1, without ports";
+
+    fn parse(text: &str) -> Option<String> {
+        let valid = !text.is_empty() && host::is_valid(text.as_bytes()) && host::name(text) == text;
+        valid.then(|| text.to_ascii_lowercase())
+    }
+}
+
+/// The origin of a page: a scheme, a host, and a port if it is not the scheme's own.
+pub struct PageOrigin;
+
+impl Item for PageOrigin {
+    const ALLOWED: &'static str = "a list of origins such as https://console.example,http://localhost:8080";
+
+    fn parse(text: &str) -> Option<String> {
+        let (scheme, authority) = text.split_once("://")?;
+        let of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+        let valid = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme.bytes().all(of_scheme)
+            && !host::name(authority).is_empty()
+            && host::is_valid(authority.as_bytes());
+        valid.then(|| text.to_ascii_lowercase())
+    }
+}
+
+/// Items with commas between them; in the file also a list.
+pub struct ListOf<I>(pub PhantomData<fn() -> I>);
+
+impl<I: Item> Allowed for ListOf<I> {
+    fn allowed(&self) -> String {
+        I::ALLOWED.to_owned()
+    }
+
+    fn of_unquoted(&self, value: &DeValue<'_>) -> Option<String> {
+        let items: Option<Vec<&str>> = value.as_array()?.iter().map(|item| item.get_ref().as_str()).collect();
+        Some(items?.join(","))
+    }
+}
+
+impl<I: Item> Grammar for ListOf<I> {
+    type Value = Vec<String>;
+
+    fn parse(&self, text: &OsStr) -> Result<Self::Value, String> {
+        let items = text.to_str().and_then(|text| text.split(',').map(|item| I::parse(item.trim())).collect());
+        items.ok_or_else(|| self.refused())
+    }
+}
+
 /// Printable ASCII characters.
 pub struct Name {
     /// The most characters.
@@ -430,6 +492,21 @@ mod tests {
         }
         for text in ["0ms", "5", "61s", ""] {
             assert!(bounds.check(OsStr::new(text)).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn lists_of_hosts_and_origins_are_in_lower_case_and_have_nothing_behind_them() {
+        let hosts = ListOf::<HostName>(PhantomData);
+        assert_eq!(hosts.parse(OsStr::new("A.example, [::1]")), Ok(vec!["a.example".to_owned(), "[::1]".to_owned()]));
+        for text in ["", "a:1", "a/b", "a,", "u@h"] {
+            assert!(hosts.check(OsStr::new(text)).is_err(), "{text:?}");
+        }
+        let origins = ListOf::<PageOrigin>(PhantomData);
+        assert_eq!(origins.parse(OsStr::new("HTTPS://A.example:8")), Ok(vec!["https://a.example:8".to_owned()]));
+        for text in ["", "*", "null", "a.example", "https://", "https://a/", "https://a,", "://a", "https://a\r\nX: y"]
+        {
+            assert!(origins.check(OsStr::new(text)).is_err(), "{text:?}");
         }
     }
 

@@ -8,14 +8,16 @@
 //! Invariants, tested in `tests.rs`: names are unique, also as variables; every default and every
 //! end of a range is a value of its grammar; every setting reaches [`Config`] from each place.
 
+use std::marker::PhantomData;
+
 use koltso_model::NODES_MAX;
 use serde_json::{Value as Json, json};
 use tracing::Level;
 
 use super::config::{Cluster, Config};
 use super::grammar::{
-    Address, AnyGrammar, Count, FilePath, LEVELS, Name, OffOr, OneOf, Switch, SyncModes, Url, Urls, Within, level_text,
-    stall_bound_text, sync_text,
+    Address, AnyGrammar, Count, FilePath, HostName, LEVELS, ListOf, Name, OffOr, OneOf, PageOrigin, Switch, SyncModes,
+    Url, Urls, Within, level_text, stall_bound_text, sync_text,
 };
 use crate::logging::Format;
 use crate::units::{Size, Span};
@@ -133,6 +135,30 @@ settings! {
         local: Local::Chosen,
         status: Status::Value(|config| config.listen.to_string().into()),
         grammar: Address,
+    };
+
+    ALLOWED_HOST: ListOf<HostName> = Setting {
+        name: "allowed-host",
+        value: "NAME,NAME,…",
+        default: Default::Off,
+        help: "Further names that a request may ask for where the node listens on loopback; it answers to those of \
+               loopback and its own, and to others with `403`",
+        group: Group::Node,
+        local: Local::Same,
+        status: Status::Value(|config| config.allowed_hosts.as_slice().into()),
+        grammar: ListOf(PhantomData),
+    };
+
+    CORS_ORIGIN: ListOf<PageOrigin> = Setting {
+        name: "cors-origin",
+        value: "ORIGIN,ORIGIN,…",
+        default: Default::Off,
+        help: "Origins whose pages may use the server from a browser; what a browser marks as a request from another \
+               site is otherwise answered with `403`",
+        group: Group::Node,
+        local: Local::Same,
+        status: Status::Value(|config| config.cors_origins.as_slice().into()),
+        grammar: ListOf(PhantomData),
     };
 
     DATA: FilePath = Setting {

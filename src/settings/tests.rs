@@ -99,6 +99,8 @@ type Sample = (&'static str, &'static str, &'static str, &'static str, &'static 
 /// One for each setting; `SECRET` stands for a file with a secret that is also a token.
 const SAMPLES: &[Sample] = &[
     ("listen", "", "127.0.0.1:9", "\"127.0.0.1:9\"", "nowhere"),
+    ("allowed-host", "", "db.example,10.0.0.1", "[\"db.example\", \"10.0.0.1\"]", "db.example:80"),
+    ("cors-origin", "", "https://a.example", "\"https://a.example\"", "a.example"),
     ("data", "", "/elsewhere", "\"/elsewhere\"", ""),
     ("threads", "", "7", "7", "257"),
     ("no-pin", "", "true", "true", "perhaps"),
@@ -227,6 +229,9 @@ fn a_setting_changes_what_is_shown_of_it_and_nothing_else() {
         let shown = now[key].as_str().map_or_else(|| now[key].to_string(), str::to_owned);
         let expected = match setting.name {
             "admin-token-file" | "cluster-secret-file" => "true",
+            // Lists are shown as lists.
+            "allowed-host" => "[\"db.example\",\"10.0.0.1\"]",
+            "cors-origin" => "[\"https://a.example\"]",
             // The largest unit that fits.
             "tombstone-grace" => "240000h",
             _ => text,
@@ -571,7 +576,7 @@ fn nodes(flags: Texts, environment: Variables, ports: &[u16]) -> Result<(Vec<Nod
 
 #[test]
 fn settings_as_arguments_are_the_same_settings() {
-    let every = "--listen=127.0.0.1:1 --data=/d --threads=2 --no-pin=true --sync=250ms --max-value=1500 --compaction-rate=1MB \
+    let every = "--listen=127.0.0.1:1 --allowed-host=a --cors-origin=http://a --data=/d --threads=2 --no-pin=true --sync=250ms --max-value=1500 --compaction-rate=1MB \
                  --max-connections=3 --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 \
                  --max-in-flight-bytes=64KiB --cluster=127.0.0.1:1,d:2 --node=127.0.0.1:1 --replica-listen=e:3 \
                  --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms --tombstone-grace=1h \

@@ -51,7 +51,7 @@ fn strangers_at_the_replica_port_are_shown_out() {
     let mut messages = vec![
         ("nothing".to_owned(), Vec::new()),
         ("a byte".to_owned(), vec![0]),
-        ("an HTTP request".to_owned(), b"GET / HTTP/1.1\r\nHost: koltso\r\n\r\n".to_vec()),
+        ("an HTTP request".to_owned(), b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
         ("a TLS hello".to_owned(), vec![0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]),
         ("zeros".to_owned(), vec![0; 4096]),
         ("a mebibyte of zeros".to_owned(), vec![0; 1 << 20]),

@@ -72,8 +72,11 @@ fn answers_of_the_control_plane_close_the_connection() {
         let mut client = server.connect();
         client
             .send(
-                &[&put_bytes("key", b"newer")[..], format!("GET {path} HTTP/1.1\r\nHost: k\r\n\r\n").as_bytes()]
-                    .concat(),
+                &[
+                    &put_bytes("key", b"newer")[..],
+                    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes(),
+                ]
+                .concat(),
             )
             .unwrap();
         client.read("PUT").expect(201, "PUT before it");

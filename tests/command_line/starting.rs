@@ -337,7 +337,9 @@ fn where_io_uring_is_refused_the_same_is_served_on_epoll() {
         client.store_all((0..2000).map(|index| (format!("k{index:04}"), vec![b'v'; index])), 100);
         assert_eq!(client.range("start=k&end=l").len(), 2000);
         client
-            .send(b"PUT /v0/entity?id=c HTTP/1.1\r\nHost: k\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+            .send(
+                b"PUT /v0/entity?id=c HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n",
+            )
             .unwrap();
         client.read("PUT").expect(100, "Expect: 100-continue");
         client.send(b"v").unwrap();

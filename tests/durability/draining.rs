@@ -55,7 +55,7 @@ fn a_drain_waits_neither_for_idle_clients_nor_longer_than_10_seconds() {
     server.start_again_with("--request-timeout 60s");
     assert_eq!(server.connect().value("key").as_deref(), Some(&b"value"[..]));
     let mut never = server.connect();
-    never.send(b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: k\r\nContent-Length: 10\r\n\r\nhalf").unwrap();
+    never.send(b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf").unwrap();
     let mut taken = server.connect();
     taken.get("key").expect(200, "GET");
     let start = Instant::now();

@@ -35,9 +35,10 @@ fn a_request_that_dribbles_in_is_408() {
     let mut server = Server::fresh("--request-timeout 1s --idle-timeout 60s");
     let header = request_bytes("PUT", &entity("dribbled"), &[("X-Padding", &"p".repeat(200))], Some(b"v"));
     let body =
-        [&b"PUT /v0/entity?id=dribbled HTTP/1.1\r\nHost: k\r\nContent-Length: 300\r\n\r\n"[..], &[b'v'; 300]].concat();
+        [&b"PUT /v0/entity?id=dribbled HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300\r\n\r\n"[..], &[b'v'; 300]]
+            .concat();
     let chunks = [
-        &b"PUT /v0/entity?id=dribbled HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n"[..],
+        &b"PUT /v0/entity?id=dribbled HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"[..],
         &b"1\r\nv\r\n".repeat(80),
     ]
     .concat();
@@ -77,11 +78,11 @@ fn a_request_that_dribbles_in_is_408() {
 fn a_body_or_header_that_never_comes_is_408() {
     let mut server = Server::fresh("--request-timeout 1s --idle-timeout 60s");
     let starts: [&[u8]; 6] = [
-        b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: k\r\nContent-Length: 10\r\n\r\n",
-        b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: k\r\nContent-Length: 10\r\n\r\nhalf",
-        b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
-        b"GET /v0/entity?id=never HTTP/1.1\r\nHost: k\r\n",
+        b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n",
+        b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf",
+        b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"PUT /v0/entity?id=never HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
+        b"GET /v0/entity?id=never HTTP/1.1\r\nHost: localhost\r\n",
         b"G",
     ];
     let start = Instant::now();

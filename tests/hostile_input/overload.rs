@@ -159,7 +159,7 @@ fn every_limit_that_is_hit_counts_in_its_metric() {
     });
     provoke("body_size", &|| {
         let mut client = server.connect();
-        client.send(b"PUT /v0/entity?id=a HTTP/1.1\r\nHost: k\r\nContent-Length: 1000001\r\n\r\n").unwrap();
+        client.send(b"PUT /v0/entity?id=a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000001\r\n\r\n").unwrap();
         client.read("PUT").expect(413, "a body that is too large");
     });
     provoke("request_timeout", &|| {

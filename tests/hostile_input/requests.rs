@@ -17,7 +17,7 @@ fn random_bytes_end_in_an_error_or_a_close_never_in_a_crash() {
     let valid = [
         put_bytes("fuzz", b"some value"),
         get_bytes("fuzz"),
-        b"PUT /v0/entity?id=fuzz HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+        b"PUT /v0/entity?id=fuzz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
             .to_vec(),
         request_bytes("GET", "/v0/entities?start=f&end=g&limit=3", &[("If-None-Match", "\"x\"")], None),
         request_bytes("PUT", "/v0/entity?id=fuzz&ttl=5&ack=1&from=1", &[("Expect", "100-continue")], Some(b"v")),
@@ -75,7 +75,7 @@ fn random_bytes_end_in_an_error_or_a_close_never_in_a_crash() {
 fn half_a_request_changes_nothing() {
     let mut server = Server::fresh("");
     let chunked =
-        b"PUT /v0/entity?id=half HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3\r\nyou\r\n0\r\n\r\n".to_vec();
+        b"PUT /v0/entity?id=half HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n3\r\nyou\r\n0\r\n\r\n".to_vec();
     for whole in [put_bytes("half", b"value"), chunked] {
         for length in 0..whole.len() {
             let mut client = server.connect();
@@ -98,7 +98,7 @@ fn half_a_request_changes_nothing() {
 fn a_header_block_beyond_16_kib_is_431() {
     let mut server = Server::fresh("");
     let with_header_of = |total: usize| {
-        let head = "GET /health HTTP/1.1\r\nHost: k\r\nX-Padding: ";
+        let head = "GET /health HTTP/1.1\r\nHost: localhost\r\nX-Padding: ";
         format!("{head}{}\r\n\r\n", "p".repeat(total - head.len() - 4))
     };
     for total in [8 << 10, (16 << 10) - 64] {
@@ -130,7 +130,7 @@ fn a_header_of_1_mb_is_431_and_takes_no_memory() {
     for filler in [line.repeat(250), "p".repeat(1_000_000)] {
         let mut clients: Vec<Client> = (0..20).map(|_| server.connect()).collect();
         for client in &mut clients {
-            send_what_goes(client, b"GET /health HTTP/1.1\r\nHost: k\r\nX-Long: ");
+            send_what_goes(client, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ");
             send_what_goes(client, filler.as_bytes());
         }
         assert_memory_bounded(&server, "headers of 1 MB");
@@ -152,7 +152,7 @@ fn many_small_headers_within_16_kib_are_no_reason_to_crash() {
     for count in [50, 63, 64, 65, 100, 128, 129, 1000, 2600] {
         let mut client = server.connect();
         let headers = "a:b\r\n".repeat(count);
-        send_what_goes(&mut client, format!("GET /health HTTP/1.1\r\nHost: k\r\n{headers}\r\n").as_bytes());
+        send_what_goes(&mut client, format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").as_bytes());
         let status = client.read("GET").status;
         assert!(status == 200 || status == 431 && count > 60, "{count} headers: {status}");
     }

@@ -8,7 +8,7 @@ use koltso_testkit::{Server, entity};
 
 /// The request that must never be executed, hidden in a body or behind broken framing.
 fn smuggled(key: &str) -> String {
-    format!("PUT /v0/entity?id={key} HTTP/1.1\r\nHost: k\r\nContent-Length: 1\r\n\r\nX")
+    format!("PUT /v0/entity?id={key} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nX")
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn conflicting_lengths_are_refused_and_nothing_is_smuggled() {
         // Read as five bytes, as chunks or as nothing, another request follows; only a close is
         // safe.
         let bytes = format!(
-            "PUT /v0/entity?id=outer-{index} HTTP/1.1\r\nHost: k\r\n{headers}\r\n\r\n0\r\n\r\n{}",
+            "PUT /v0/entity?id=outer-{index} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n0\r\n\r\n{}",
             smuggled(&key),
         );
         let mut client = server.connect();
@@ -120,7 +120,7 @@ fn a_body_is_never_taken_for_a_request() {
                 format!("Content-Length: {}\r\n\r\n{hidden}", hidden.len())
             };
             let mut client = server.connect();
-            let bytes = format!("{method} {target} HTTP/1.1\r\nHost: k\r\n{headers}{framed}");
+            let bytes = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{headers}{framed}");
             send_what_goes(&mut client, bytes.as_bytes());
             send_what_goes(&mut client, &get_bytes("present"));
             client.end_sending();
@@ -143,14 +143,14 @@ fn the_body_of_a_request_refused_by_its_size_is_never_taken_for_a_request() {
     let hidden = smuggled("smuggled");
     let mut body = hidden.repeat(40);
     let mut client = server.connect();
-    let head = format!("PUT /v0/entity?id=a HTTP/1.1\r\nHost: k\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!("PUT /v0/entity?id=a HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
     send_what_goes(&mut client, (head + &body).as_bytes());
     client.read("PUT").expect(413, "a body that is too large");
     client.end_sending();
     assert!(client.read_all().is_empty(), "answers to what was in the body");
     body = hidden.repeat(20);
     let mut client = server.connect();
-    let head = "PUT /v0/entity?id=a HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head = "PUT /v0/entity?id=a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     send_what_goes(&mut client, format!("{head}{:x}\r\n{body}\r\n0\r\n\r\n", body.len()).as_bytes());
     client.read("PUT").expect(413, "a chunk that is too large");
     client.end_sending();
@@ -179,7 +179,7 @@ fn chunk_framing_hides_no_request() {
     ];
     for body in bodies {
         let mut client = server.connect();
-        let head = "PUT /v0/entity?id=outer HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let head = "PUT /v0/entity?id=outer HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
         send_what_goes(&mut client, (head.to_owned() + &body).as_bytes());
         client.end_sending();
         let answers = client.read_all();

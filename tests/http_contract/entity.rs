@@ -40,7 +40,7 @@ fn an_empty_value_is_a_value() {
     client.put("length", "").expect(201, "PUT with Content-Length: 0");
     client.request("PUT", &entity("none"), &[], None).expect(201, "PUT without any body");
     client
-        .send(b"PUT /v0/entity?id=chunked HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        .send(b"PUT /v0/entity?id=chunked HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
         .unwrap();
     client.read("PUT").expect(201, "PUT with an empty chunked body");
     for key in ["length", "none", "chunked"] {

@@ -12,6 +12,7 @@ mod parts;
 mod paths;
 mod preconditions;
 mod representations;
+mod sites;
 mod ttl;
 mod values;
 

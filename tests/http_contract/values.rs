@@ -110,7 +110,8 @@ fn a_value_of_16_mib_is_stored_and_one_byte_more_is_413() {
     assert!(client.value("large").as_ref() == Some(&value), "16 MiB come back as they went in");
     // The length is enough to refuse it: no byte of the body has to be sent.
     let mut client = server.connect();
-    let head = format!("PUT {} HTTP/1.1\r\nHost: k\r\nContent-Length: {}\r\n\r\n", entity("larger"), VALUE_MAX + 1);
+    let head =
+        format!("PUT {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", entity("larger"), VALUE_MAX + 1);
     client.send(head.as_bytes()).unwrap();
     client.read("PUT").expect(413, "PUT of 16 MiB and a byte");
     server.ask("GET", &entity("larger")).expect(404, "GET of what was refused");
@@ -123,7 +124,8 @@ fn max_value_bounds_bodies_by_length_and_by_chunks() {
         let server = Server::fresh(flag);
         let chunked = |key: &str, size: usize| {
             let mut bytes =
-                format!("PUT {} HTTP/1.1\r\nHost: k\r\nTransfer-Encoding: chunked\r\n\r\n", entity(key)).into_bytes();
+                format!("PUT {} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", entity(key))
+                    .into_bytes();
             for piece in vec![b'c'; size].chunks(300) {
                 bytes.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
                 bytes.extend_from_slice(piece);

@@ -85,7 +85,7 @@ pub fn encode(bytes: impl AsRef<[u8]>) -> String {
 
 /// The bytes of an ordinary HTTP/1.1 request; `body` None means no Content-Length at all.
 pub fn request_bytes(method: &str, target: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> Vec<u8> {
-    let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: koltso\r\n").into_bytes();
+    let mut bytes = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n").into_bytes();
     for (name, value) in headers {
         bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }

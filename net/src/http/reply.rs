@@ -90,6 +90,7 @@ pub struct ReplyContext {
     pub keep_alive: bool,
     date: [u8; DATE_LENGTH],
     extra: ExtraLine,
+    lines: &'static str,
 }
 
 impl ReplyContext {
@@ -103,18 +104,31 @@ impl ReplyContext {
             keep_alive: request.keep_alive,
             date: *date.text(),
             extra: ExtraLine::NONE,
+            lines: "",
         }
     }
 
     /// The context of an answer to something that could not be read as a request.
     #[must_use]
     pub fn unread(date: &Date) -> Self {
-        Self { version: Version::Http11, head: false, keep_alive: false, date: *date.text(), extra: ExtraLine::NONE }
+        let (date, extra, lines) = (*date.text(), ExtraLine::NONE, "");
+        Self { version: Version::Http11, head: false, keep_alive: false, date, extra, lines }
     }
 
     /// Makes the answer one of another time.
     pub fn set_date(&mut self, date: &Date) {
         self.date = *date.text();
+    }
+
+    /// Adds whole header lines to the answer, whatever it will be, each with its CR LF.
+    pub fn set_lines(&mut self, lines: &'static str) {
+        self.lines = lines;
+    }
+
+    /// What [`set_lines`](Self::set_lines) set; empty for nothing.
+    #[must_use]
+    pub const fn lines(&self) -> &'static str {
+        self.lines
     }
 
     /// Adds a header line to the answer, whatever it will be.
@@ -141,6 +155,9 @@ impl ReplyContext {
             (false, _) => b"\r\nX-Content-Type-Options: nosniff\r\nConnection: close\r\n",
         });
         out.extend_from_slice(self.extra.as_bytes());
+        if !self.lines.is_empty() {
+            out.extend_from_slice(self.lines.as_bytes());
+        }
     }
 
     /// Writes one header line. Name and value must be free of CR, LF and NUL: they come from the
@@ -275,9 +292,10 @@ impl ReplyContext {
         out.extend_from_slice(b"\r\nContent-Length: 0\r\n\r\n");
     }
 
-    /// Writes the answer to `OPTIONS`: the methods that the target knows.
-    pub fn options(&self, out: &mut Vec<u8>, allow: &str) {
+    /// Writes the answer to `OPTIONS`: the methods that the target knows, and whole further lines.
+    pub fn options(&self, out: &mut Vec<u8>, allow: &str, lines: &str) {
         self.begin(out, 204);
+        out.extend_from_slice(lines.as_bytes());
         self.header(out, "Allow", allow.as_bytes());
         self.end(out);
     }
@@ -358,6 +376,13 @@ impl<'a> Reply<'a> {
         self.context.set_extra(line);
     }
 
+    /// Adds whole header lines to the answer; see [`ReplyContext::set_lines`]. Call it before the
+    /// answer is written.
+    #[inline]
+    pub fn set_lines(&mut self, lines: &'static str) {
+        self.context.set_lines(lines);
+    }
+
     /// Closes the connection after this answer. Call it before the answer is written.
     pub fn close(&mut self) {
         self.context.keep_alive = false;
@@ -430,8 +455,8 @@ impl<'a> Reply<'a> {
     }
 
     /// Writes the answer to `OPTIONS`; see [`ReplyContext::options`].
-    pub fn options(&mut self, allow: &str) {
-        self.context.options(self.out, allow);
+    pub fn options(&mut self, allow: &str, lines: &str) {
+        self.context.options(self.out, allow, lines);
     }
 
     /// Writes a `304`; `etag` is the tag with its quotes.

@@ -47,7 +47,9 @@ pub(super) fn admit<S: Service>(
             Admit::Body(admitted) => {
                 let (is_safe, is_urgent) = (head.method.is_safe(), core.service.is_urgent(head));
                 let (framing, head_len) = (head.body, head.head_len);
-                let context = ReplyContext::new(head, &core.date());
+                let lines = reply.context().lines();
+                let mut context = ReplyContext::new(head, &core.date());
+                context.set_lines(lines);
                 let awaited = Awaited { admitted, context, is_safe, is_urgent, framing, head_len, ask, reservation };
                 return Next::Body(Box::new(awaited));
             }

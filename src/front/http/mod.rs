@@ -23,7 +23,7 @@ use bytes::Bytes;
 use koltso_cluster::coordinator::Full;
 use koltso_model::{Key, Want};
 use koltso_net::http::conditions::{self, Judged};
-use koltso_net::http::{Head, Method, Reply, query};
+use koltso_net::http::{Head, Method, Reply, Seen, query};
 use koltso_net::server::{Admit, Event, Outcome, Service};
 
 use self::answer::Asked;
@@ -31,6 +31,7 @@ use self::range::RangeSource;
 use self::request::{Entity, Range, Refusal, bad, without_parameters};
 use crate::counters::{CoreMetrics, RequestKind, tag};
 use crate::member;
+use crate::node::access::{Asker, PREFLIGHT};
 use crate::node::dispatch::{Action, ClientRequest, Dispatch, Dispatched};
 use crate::node::{Handover, Node};
 use crate::replica::clock::jump_ms;
@@ -167,15 +168,37 @@ impl Api {
         Outcome::Done
     }
 
-    /// Answers `OPTIONS`, which asks for nothing but what there is.
-    fn options(&self, route: &Route, reply: &mut Reply<'_>) -> Outcome {
+    /// Answers `OPTIONS`, which asks for nothing but what there is and, from a browser, what a page
+    /// may do.
+    fn options(&self, head: &Head<'_>, route: &Route, allowed_origin: bool, reply: &mut Reply<'_>) -> Outcome {
         reply.tag(tag(RequestKind::Other, 204));
-        reply.options(match route {
+        let allow = match route {
             Route::Entity => ENTITY_METHODS,
             Route::Nowhere => "OPTIONS",
             Route::Entities | Route::Health | Route::Control => READ_METHODS,
-        });
+        };
+        let is_preflight = allowed_origin && head.seen.has(Seen::REQUEST_METHOD);
+        reply.options(allow, if is_preflight { PREFLIGHT } else { "" });
         Outcome::Done
+    }
+
+    /// Whether the request comes by a name, and from a place, that the listener answers; if so,
+    /// whether it comes from a page of an allowed origin.
+    #[inline]
+    fn access(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Result<bool, Refusal> {
+        let mut asker = Asker { host: head.host, origin: None, site: None };
+        if !head.seen.is_empty() {
+            (asker.origin, asker.site) = (head.value(Seen::ORIGIN), head.value(Seen::SEC_FETCH_SITE));
+        }
+        match self.node.access.judge(&asker) {
+            Ok(admission) => {
+                if !admission.lines.is_empty() {
+                    reply.set_lines(admission.lines);
+                }
+                Ok(admission.is_allowed_origin)
+            }
+            Err(sentence) => Err(Refusal { status: 403, sentence: sentence.into() }),
+        }
     }
 
     fn health(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Outcome {
@@ -322,9 +345,16 @@ impl Service for Api {
     type Admitted = Admitted;
 
     fn admit(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Admit<Admitted> {
+        let allowed_origin = match self.access(head, reply) {
+            Ok(allowed_origin) => allowed_origin,
+            Err(refusal) => {
+                self.refuse(kind(head.method), &refusal, reply);
+                return Admit::Answered;
+            }
+        };
         let outcome = match route(head.path) {
             Route::Control => return Admit::HandOff,
-            route if head.method == Method::Options => self.options(&route, reply),
+            route if head.method == Method::Options => self.options(head, &route, allowed_origin, reply),
             Route::Nowhere => self.nowhere(head, reply),
             Route::Entity if kind(head.method) == RequestKind::Other => self.not_allowed(head, ENTITY_METHODS, reply),
             Route::Entity => match Entity::of(head, self.node.nodes()) {
@@ -352,9 +382,13 @@ impl Service for Api {
 
     #[inline]
     fn call(&self, head: &Head<'_>, body: &[u8], reply: &mut Reply<'_>) -> Outcome {
+        let allowed_origin = match self.access(head, reply) {
+            Ok(allowed_origin) => allowed_origin,
+            Err(refusal) => return self.refuse(kind(head.method), &refusal, reply),
+        };
         match route(head.path) {
             Route::Control => Outcome::HandOff,
-            route if head.method == Method::Options => self.options(&route, reply),
+            route if head.method == Method::Options => self.options(head, &route, allowed_origin, reply),
             Route::Entity => self.entity(head, body, reply),
             Route::Entities => self.entities(head, reply),
             Route::Health => self.health(head, reply),
