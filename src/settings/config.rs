@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use koltso_storage::SyncMode;
 
-use crate::logging::LogSettings;
 use super::address::HostPort;
+use crate::logging::LogSettings;
 
 /// A configuration that was checked.
 #[derive(Clone, Debug)]
