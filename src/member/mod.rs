@@ -7,6 +7,7 @@
 //! - `names.rs`: where the peers are, looked up at each dial.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
 //! - `replay.rs`: the connections over which missed writes are replayed.
+//! - `urls.rs`: what a sentence between nodes says of numbers, with URLs for them.
 //!
 //! Every core has a coordinator and one link to each peer of its own, so that no request is handed
 //! from core to core.
@@ -17,6 +18,7 @@ mod names;
 mod peers;
 mod replay;
 mod replica;
+mod urls;
 
 use std::net::TcpListener;
 use std::sync::{Arc, OnceLock};
@@ -33,6 +35,7 @@ use socket2::Socket;
 pub use self::driver::{MemberDriver, Submitted, Ticket};
 use self::names::PeerName;
 pub use self::peers::{PeerFigures, PeerState, Peers};
+use self::urls::UrlsByNumber;
 
 use crate::settings;
 
@@ -76,7 +79,7 @@ impl Cluster {
         let names = names.collect::<std::io::Result<_>>()?;
         let topology = Topology::of(&membership, &urls[config.me]);
         assert_eq!(topology.me().at(), config.me, "the configuration is sorted as the topology is");
-        let peers = Peers::new(urls, topology.me(), cores);
+        let peers = Peers::new(urls, topology.numbers(), topology.me(), cores);
         let listeners = Mutex::new(&"replica listeners", sockets.into_iter().map(Some).collect());
         let topology = Arc::new(topology);
         let (shared, hints) = (Shared::new(), OnceLock::new());
@@ -139,6 +142,11 @@ impl Cluster {
             features: Features::KNOWN,
             secret: self.config.secret.clone(),
         }
+    }
+
+    /// What nodes are called for people.
+    fn urls_by_number(&self) -> UrlsByNumber {
+        UrlsByNumber::new(self.topology.numbers().iter().copied().zip(Self::urls(&self.config)))
     }
 
     /// The peer with this number.

@@ -13,6 +13,8 @@ use koltso_cluster::health::RoundTrips;
 use koltso_cluster::placement::NodeIndex;
 use koltso_instrument::Mutex;
 
+use super::urls::UrlsByNumber;
+
 /// The same sentence about a peer is logged again after this.
 const REPEAT: Duration = Duration::from_secs(60);
 /// Nodes that are started together find each other in this time, and nothing is said about it.
@@ -89,6 +91,7 @@ struct Trouble {
 /// All peers; this node's own place is empty.
 pub struct Peers {
     peers: Vec<Peer>,
+    names: UrlsByNumber,
     me: NodeIndex,
     counters: Vec<Mutex<Counters>>,
     served: Vec<Served>,
@@ -111,7 +114,8 @@ fn worth_a_line(logged: &Mutex<Option<(String, Instant)>>, sentence: &str) -> bo
 
 impl Peers {
     /// Peers of whom nothing is known.
-    pub fn new(urls: Vec<String>, me: NodeIndex, cores: usize) -> Self {
+    pub fn new(urls: Vec<String>, numbers: &[u16], me: NodeIndex, cores: usize) -> Self {
+        let names = UrlsByNumber::new(numbers.iter().copied().zip(urls.iter().cloned()));
         let peer = |url| Peer {
             url,
             cores: (0..cores).map(|_| Mutex::new(&"figures of a peer", PeerFigures::default())).collect(),
@@ -125,6 +129,7 @@ impl Peers {
         };
         Self {
             peers: urls.into_iter().map(peer).collect(),
+            names,
             me,
             counters: (0..cores).map(|_| Mutex::new(&"counters of a coordinator", Counters::default())).collect(),
             served: (0..cores).map(|_| Served::default()).collect(),
@@ -182,17 +187,18 @@ impl Peers {
     /// A core's connection to a peer, or its attempt to get one, has ended. `absent`: nobody
     /// listens there.
     pub fn lost(&self, node: NodeIndex, core: usize, sentence: &str, absent: bool) {
+        let sentence = self.names.translated(sentence);
         let peer = &self.peers[node.at()];
         peer.connected[core].store(false, Ordering::Relaxed);
         peer.away_since.lock().get_or_insert_with(Instant::now);
         let mut trouble = peer.trouble.lock();
         match &mut *trouble {
             Some(trouble) if trouble.sentence == sentence => {}
-            trouble => *trouble = Some(Trouble { sentence: sentence.to_owned(), since: Instant::now() }),
+            trouble => *trouble = Some(Trouble { sentence: sentence.clone(), since: Instant::now() }),
         }
         drop(trouble);
         let early = absent && self.started.elapsed() < PATIENCE_AT_START;
-        if !early && worth_a_line(&peer.logged, sentence) {
+        if !early && worth_a_line(&peer.logged, &sentence) {
             tracing::warn!("no connection to {}: {sentence}", peer.url);
         }
     }
@@ -206,11 +212,12 @@ impl Peers {
 
     /// Somebody connected here and was refused, or broke the protocol.
     pub fn refused(&self, sentence: &str) {
+        let sentence = self.names.translated(sentence);
         self.refusals.fetch_add(1, Ordering::Relaxed);
-        *self.refused.lock() = Some(Trouble { sentence: sentence.to_owned(), since: Instant::now() });
-        if worth_a_line(&self.refused_logged, sentence) {
+        if worth_a_line(&self.refused_logged, &sentence) {
             tracing::warn!("a replica connection was refused: {sentence}");
         }
+        *self.refused.lock() = Some(Trouble { sentence, since: Instant::now() });
     }
 
     /// Connections to this node that were refused.
@@ -319,7 +326,7 @@ mod tests {
 
     #[test]
     fn the_skew_of_a_peer_is_known_once_it_was_seen() {
-        let peers = Peers::new(vec!["http://a:1".into(), "http://b:1".into()], NodeIndex(0), 1);
+        let peers = Peers::new(vec!["http://a:1".into(), "http://b:1".into()], &[7, 8], NodeIndex(0), 1);
         assert_eq!(peers.skew_ms(NodeIndex(1)), None);
         peers.skew_seen(NodeIndex(1), 400, 1);
         assert_eq!(peers.skew_ms(NodeIndex(1)), Some(400));

@@ -16,6 +16,7 @@ use koltso_net::replica::{Features, Identity, Reply, Request};
 
 use super::Cluster;
 use super::names::PeerName;
+use super::urls::UrlsByNumber;
 use crate::replica::clock::{elapsed_ms, now_wall, told_ms};
 
 /// How long a peer may take for the handshake, and for the confirmations of a window.
@@ -25,6 +26,7 @@ struct Dialer {
     /// By node.
     addresses: Vec<(Arc<PeerName>, u16)>,
     identity: Identity,
+    urls: UrlsByNumber,
 }
 
 struct Line {
@@ -52,7 +54,7 @@ pub(super) fn age_max(tombstone_grace: Duration) -> Duration {
 pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keeper>> {
     let members = cluster.names.iter().zip(cluster.topology.numbers());
     let addresses = members.map(|(name, &number)| (name.clone(), number)).collect();
-    let dialer = Dialer { addresses, identity: cluster.identity() };
+    let dialer = Dialer { addresses, identity: cluster.identity(), urls: cluster.urls_by_number() };
     let peers = cluster.topology.peers();
     let peers =
         peers.map(|node| PeerAddress { node: node.at(), url: cluster.topology.name(node).to_owned() }).collect();
@@ -67,7 +69,7 @@ impl Dial for Dialer {
         let skew_max = Duration::from_millis(SKEW_MAX_MS);
         let connection =
             Connection::dial(address, &self.identity, number, VALUE_MAX_LIMIT, told_ms, skew_max, PATIENCE)
-                .map_err(|e| e.to_string())?;
+                .map_err(|e| self.urls.translated(&e.to_string()))?;
         let Identity { features, topology_number: epoch, .. } = self.identity;
         Ok(Box::new(Line { connection, features, epoch, buffer: Vec::new() }))
     }
@@ -200,7 +202,11 @@ mod tests {
 
     fn replayed(answers: Vec<(u64, Outcome<&'static [u8]>)>) -> Result<Vec<Verdict>, String> {
         let records = records();
-        let dialer = Dialer { addresses: vec![(known(peer(records.len(), answers)), 2)], identity: identity(1) };
+        let dialer = Dialer {
+            addresses: vec![(known(peer(records.len(), answers)), 2)],
+            identity: identity(1),
+            urls: UrlsByNumber::new([]),
+        };
         dialer.dial(0)?.write(&records)
     }
 
@@ -209,8 +215,11 @@ mod tests {
         let mut records = records();
         records[1].attributes = Bytes::from_static(&[200, 0]);
         let applied = Outcome::Applied;
-        let dialer =
-            Dialer { addresses: vec![(known(peer(2, vec![(2, applied), (0, applied)])), 2)], identity: identity(1) };
+        let dialer = Dialer {
+            addresses: vec![(known(peer(2, vec![(2, applied), (0, applied)])), 2)],
+            identity: identity(1),
+            urls: UrlsByNumber::new([]),
+        };
         let verdicts = dialer.dial(0).and_then(|mut line| line.write(&records));
         assert_eq!(verdicts, Ok(vec![Verdict::Taken, Verdict::Never, Verdict::Taken]));
     }

@@ -37,6 +37,11 @@ fn nodes_with_the_same_secret_work_together() {
     }
 }
 
+/// Whether a text calls a node by a number: `node 24539`.
+fn names_a_number(text: &str) -> bool {
+    text.split("node ").skip(1).any(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+}
+
 #[test]
 fn a_node_with_another_secret_or_none_is_refused() {
     for other in [Some("another secret that is just as long as it is"), None] {
@@ -57,6 +62,19 @@ fn a_node_with_another_secret_or_none_is_refused() {
         eventually("a refused secret is in a log", SAID_WITHIN, || mentions(0) + mentions(1) + mentions(2) > 0);
         let refused = |index: usize, peer: usize| cluster.peer(index, peer)["refused"].is_string();
         eventually("and in a /status", SAID_WITHIN, || refused(0, 2) || refused(2, 0));
+        // By their URLs, which people know, and not by the numbers of versions.
+        for (index, line) in (0..3)
+            .flat_map(|index| lines_with(&cluster.log(index), &["secret"]).into_iter().map(move |line| (index, line)))
+        {
+            assert!(!names_a_number(&line), "node {index}: {line}");
+            let both = [index, 2].map(|index| cluster.url(index));
+            let named = line.matches("http://").count() >= 2 && both.iter().all(|url| line.contains(url));
+            assert!(named || index == 2, "node {index}: {both:?}: {line}");
+        }
+        for (index, peer) in [(0, 2), (2, 0)] {
+            let refused = cluster.peer(index, peer)["refused"].as_str().unwrap_or_default().to_owned();
+            assert!(!names_a_number(&refused), "node {index}: {refused}");
+        }
         let records = numbered("secret", 50, "value");
         cluster.client(0).store_all_of(&records, QUORUM);
         let expected = records.iter().map(|(key, value)| (key, Some(value)));

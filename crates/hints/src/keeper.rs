@@ -164,6 +164,7 @@ struct Published {
 
 struct Queue {
     node: usize,
+    url: String,
     sender: Sender<Item>,
     shared: Arc<QueueState>,
     thread: Mutex<Option<(JoinHandle<()>, Receiver<()>)>>,
@@ -224,7 +225,7 @@ impl Keeper {
             shared.published.lock().figures.needs_repair = log.needs_repair();
             let worker = Worker {
                 node: peer.node,
-                url: peer.url,
+                url: peer.url.clone(),
                 queue,
                 shared: shared.clone(),
                 dial: dial.clone(),
@@ -245,7 +246,7 @@ impl Keeper {
                 drop(ended);
             })?;
             let thread = Mutex::new(&"threads of hints", Some((thread, has_ended)));
-            queues.push(Queue { node: peer.node, sender, shared, thread });
+            queues.push(Queue { node: peer.node, url: peer.url, sender, shared, thread });
         }
         Ok(Arc::new(Self { queues }))
     }
@@ -315,10 +316,7 @@ impl Keeper {
         for queue in &self.queues {
             let Some((thread, has_ended)) = queue.thread.lock().take() else { continue };
             if has_ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
-                tracing::warn!(
-                    "the hints for node {} are not all on disk yet: their thread is left behind",
-                    queue.node
-                );
+                tracing::warn!("the hints for {} are not all on disk yet: their thread is left behind", queue.url);
                 continue;
             }
             // In the server a panic ends the process; elsewhere it must not go unnoticed.
