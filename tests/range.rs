@@ -508,3 +508,40 @@ fn a_store_behaves_as_a_sorted_map_through_restarts() {
         assert_eq!(figure, u64::try_from(model.len()).unwrap(), "round {round}, records in /status");
     }
 }
+
+/// The records of an answer in which their lengths stand in front of them.
+fn split_by_lengths(mut body: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut records = Vec::new();
+    while let Some((lengths, rest)) = body.split_first_chunk::<8>() {
+        let length = |at: usize| u32::from_le_bytes(lengths[at..at + 4].try_into().unwrap()) as usize;
+        let (key, rest) = rest.split_at(length(0));
+        let (value, rest) = rest.split_at(length(4));
+        records.push((key.to_vec(), value.to_vec()));
+        body = rest;
+    }
+    assert!(body.is_empty(), "{} bytes are left", body.len());
+    records
+}
+
+#[test]
+fn records_with_their_lengths_are_told_apart_whatever_their_bytes_are() {
+    let server = Server::fresh("");
+    let mut client = server.connect();
+    let large = vec![b'\n'; 200_000];
+    let records: Vec<(Vec<u8>, Vec<u8>)> =
+        [(&b"\0\n\xff"[..], &b"\n\nvalue"[..]), (b"a", b""), (b"a\n", b"\n"), (b"a\nb", b"c"), (b"large\n", &large)]
+            .map(|(key, value)| (key.to_vec(), value.to_vec()))
+            .to_vec();
+    client.store_all(records.iter().cloned(), 5);
+    let answer = client.request("GET", "/v0/entities?start=%00&format=lengths", &[], None).expect(200, "lengths");
+    assert_eq!(answer.header("content-type"), Some("application/vnd.koltso.records"));
+    assert!(split_by_lengths(&answer.body) == records);
+    // Without chunks, too, over HTTP/1.0.
+    let mut old = server.connect();
+    old.send(b"GET /v0/entities?start=%00&format=lengths HTTP/1.0\r\n\r\n").unwrap();
+    assert!(split_by_lengths(&old.read("GET").expect(200, "HTTP/1.0").body) == records);
+    let lines = client.request("GET", "/v0/entities?start=a&end=a%0a&format=lines", &[], None).expect(200, "lines");
+    assert_eq!((lines.body.as_slice(), lines.header("content-type")), (&b"a\n"[..], Some("application/octet-stream")));
+    let wrong = client.request("GET", "/v0/entities?start=a&format=json", &[], None).expect(400, "json");
+    assert!(wrong.text().contains("format is lines or lengths"), "{}", wrong.text());
+}

@@ -305,7 +305,7 @@ impl Api {
             return self.refuse(RequestKind::Range, &recovering(), reply);
         };
         reply.tag(tag(RequestKind::Range, 200));
-        reply.stream_head("application/octet-stream");
+        reply.stream_head(range.framing.content_type());
         let store = dispatch.replica().store().clone();
         Outcome::Stream(Box::new(RangeSource::new(store, range, self.node.config.request_timeout)))
     }

@@ -1,4 +1,5 @@
-//! A range as a streamed body: one chunk a record, each `key`, `\n`, `value`.
+//! A range as a streamed body: one chunk a record, each `key`, `\n`, `value`, or with their lengths
+//! in front ([`Records`]).
 //!
 //! Owner: one connection of one core. Bounds: about 64 KiB a piece and 1024 records looked at, then
 //! the core's other connections have their turn; the segments it holds are let go about once a
@@ -12,7 +13,7 @@ use koltso_instrument::waited_for;
 use koltso_net::server::{Fill, Sink, Source};
 use koltso_storage::{Cursor, Step, Store, Value};
 
-use super::request::Range;
+use super::request::{Range, Records};
 use crate::replica::clock::now_ms;
 
 /// Bytes of a piece.
@@ -31,6 +32,7 @@ pub struct RangeSource {
     start: Vec<u8>,
     end: Option<Vec<u8>>,
     left: u64,
+    framing: Records,
     begun: Instant,
     /// How long to wait for the sealing thread.
     patience: Duration,
@@ -42,9 +44,18 @@ pub struct RangeSource {
 impl RangeSource {
     /// The records of a range.
     pub fn new(store: Arc<Store>, range: Range, patience: Duration) -> Self {
-        let Range { start, end, limit } = range;
-        Self { store, start, end, left: limit, begun: Instant::now(), patience, waits: false, cursor: None }
+        let Range { start, end, limit, framing } = range;
+        Self { store, start, end, left: limit, framing, begun: Instant::now(), patience, waits: false, cursor: None }
     }
+}
+
+/// The lengths of a key and a value, as [`Records::Lengths`] has them.
+fn lengths(key: usize, value: usize) -> [u8; 8] {
+    let mut lengths = [0; 8];
+    // Both are far below 4 GiB: the log has 32 bits for a value's length.
+    lengths[..4].copy_from_slice(&(key as u32).to_le_bytes());
+    lengths[4..].copy_from_slice(&(value as u32).to_le_bytes());
+    lengths
 }
 
 impl Source for RangeSource {
@@ -74,16 +85,20 @@ impl Source for RangeSource {
         }
         let now_ms = now_ms();
         let mut looks = LOOKS;
+        let framing = self.framing;
         while self.left > 0 && sink.len() < PIECE && looks > 0 {
-            let step = cursor.step(now_ms, &mut looks, |key, value| match value {
-                Value::Inline(bytes) => {
-                    sink.chunk(&[key, b"\n", bytes]);
-                    None
-                }
-                Value::Large(value) => {
-                    let mut prefix = key.to_vec();
-                    prefix.push(b'\n');
-                    Some((prefix, value))
+            let step = cursor.step(now_ms, &mut looks, |key, value| {
+                let lengths = lengths(key.len(), value.len());
+                let (before, behind): (&[u8], &[u8]) = match framing {
+                    Records::Lines => (b"", b"\n"),
+                    Records::Lengths => (&lengths, b""),
+                };
+                match value {
+                    Value::Inline(bytes) => {
+                        sink.chunk(&[before, key, behind, bytes]);
+                        None
+                    }
+                    Value::Large(value) => Some(([before, key, behind].concat(), value)),
                 }
             });
             match step {

@@ -43,6 +43,28 @@ pub struct Range {
     pub end: Option<Vec<u8>>,
     /// The answer has at most this many records.
     pub limit: u64,
+    /// How the answer has its records.
+    pub framing: Records,
+}
+
+/// How an answer has records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Records {
+    /// Key, `\n`, value: for people, and for keys without line ends.
+    Lines,
+    /// The lengths of the key and of the value, each in 4 bytes, little-endian; then the key and the
+    /// value: for programs, whatever the bytes are.
+    Lengths,
+}
+
+impl Records {
+    /// The type of the answer's content.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Lines => "application/octet-stream",
+            Self::Lengths => "application/vnd.koltso.records",
+        }
+    }
 }
 
 fn once<'a>(slot: &mut Option<&'a str>, name: &str, value: &'a str) -> Result<(), Refusal> {
@@ -185,12 +207,13 @@ impl Range {
     /// # Errors
     /// A `400` that names the parameter.
     pub fn of(head: &Head<'_>) -> Result<Self, Refusal> {
-        let (mut start, mut end, mut limit) = (None, None, None);
+        let (mut start, mut end, mut limit, mut format) = (None, None, None, None);
         parameters(head.query, |name, value| {
             match name {
                 "start" => once(&mut start, name, value)?,
                 "end" => once(&mut end, name, value)?,
                 "limit" => once(&mut limit, name, value)?,
+                "format" => once(&mut format, name, value)?,
                 _ => return Ok(false),
             }
             Ok(true)
@@ -198,6 +221,11 @@ impl Range {
         let start = key_of("start", start)?.into_owned();
         let end = end.map(|text| decoded("end", text)).transpose()?.map(Cow::into_owned);
         let limit = limit.map_or(Ok(u64::MAX), |text| number("limit", text, 1, u64::MAX))?;
-        Ok(Self { start, end, limit })
+        let framing = match format {
+            None | Some("lines") => Records::Lines,
+            Some("lengths") => Records::Lengths,
+            Some(_) => return Err(bad("The parameter format is lines or lengths.")),
+        };
+        Ok(Self { start, end, limit, framing })
     }
 }
