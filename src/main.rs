@@ -13,12 +13,14 @@ mod member;
 mod node;
 mod replica;
 mod settings;
+mod similar;
 mod stalls;
 mod units;
+mod usage;
 
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use koltso_profiling::alloc::Sampling;
 
@@ -29,7 +31,7 @@ static ALLOCATOR: Sampling<mimalloc::MiMalloc> = Sampling::new(mimalloc::MiMallo
 
 /// A distributed key-value storage server for Linux.
 #[derive(Parser)]
-#[command(name = "koltso", version, about)]
+#[command(name = usage::PROGRAM, version, about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -56,53 +58,14 @@ enum Command {
     Profile(profile::Profile),
 }
 
-/// The usage of the subcommand that was called, or of the program
-/// (`Usage: koltso serve [OPTIONS]`), and how to ask for more.
-fn usage() -> (String, String) {
-    let mut program = Cli::command();
-    program.build();
-    let called = std::env::args_os().nth(1).unwrap_or_default();
-    let command = match program.find_subcommand(&called).map(|found| found.get_name().to_owned()) {
-        Some(name) => program.find_subcommand_mut(name),
-        None => None,
-    };
-    let (usage, name) = match command {
-        Some(command) => (command.render_usage(), command.get_bin_name().unwrap_or("koltso").to_owned()),
-        None => (program.render_usage(), "koltso".to_owned()),
-    };
-    let usage = usage.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-    (usage, format!("{name} --help"))
-}
-
-/// What clap thinks was meant: `; did you mean --listen?`
-fn suggestion(error: &clap::Error) -> Option<String> {
-    let kinds = [ContextKind::SuggestedArg, ContextKind::SuggestedSubcommand, ContextKind::SuggestedValue];
-    let meant = kinds.into_iter().find_map(|kind| match error.get(kind)? {
-        ContextValue::String(name) => Some(name),
-        ContextValue::Strings(names) => names.first(),
-        _ => None,
-    })?;
-    Some(format!("; did you mean {meant}?"))
-}
-
-/// A wrong flag is one line and exit code 2: what is wrong, what was probably meant, and the usage.
-/// Help and version are not errors.
+/// A wrong flag is one line and exit code 2. Help and version are not errors.
 fn explain(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    let text = error.to_string();
-    // What is wrong is the first paragraph; in it, what is missing has lines of its own.
-    let wrong: Vec<&str> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-    let wrong = match error.kind() {
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing".to_owned(),
-        _ => wrong.join(" "),
-    };
-    let wrong = wrong.strip_prefix("error: ").unwrap_or(&wrong);
-    let (usage, help) = usage();
-    let meant = suggestion(error).unwrap_or_else(|| ".".to_owned());
-    logging::complain(&format!("{wrong}{meant} {usage} (see {help})"));
+    let called = std::env::args_os().nth(1).unwrap_or_default();
+    logging::complain(&usage::explained(error, Cli::command(), &called));
     ExitCode::from(2)
 }
 

@@ -26,6 +26,16 @@ impl Span {
     }
 }
 
+/// A whole number in plain digits, for a flag whose range another place decides.
+///
+/// # Errors
+/// What it is, as a sentence.
+pub fn whole<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let number = text.parse::<u64>().ok().filter(|_| digits).and_then(|number| number.try_into().ok());
+    number.ok_or_else(|| "it is a whole number".to_owned())
+}
+
 fn split(text: &str) -> Option<(u64, &str)> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let number = text[..digits].parse().ok()?;
@@ -124,6 +134,10 @@ mod tests {
         assert_eq!("10d".parse(), Ok(Span(Duration::from_secs(864_000))));
         for bad in ["", "1", "0s", "0d", "s", "1w", "-1s", "1.5s", "213503982335d"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
+        }
+        assert_eq!((whole::<u16>("65535"), whole::<u16>("0")), (Ok(65535), Ok(0)));
+        for bad in ["", "+1", "-1", "1.0", "x", "65536"] {
+            assert!(whole::<u16>(bad).is_err(), "{bad}");
         }
         assert!("0s".parse::<Span>().is_err_and(|sentence| sentence.contains("1ms")));
     }

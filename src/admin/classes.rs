@@ -86,7 +86,9 @@ pub const RULES: Rules = Rules {
         ("koltso::commands", None),
         ("koltso::logging", None),
         ("koltso::settings", None),
+        ("koltso::similar", None),
         ("koltso::units", None),
+        ("koltso::usage", None),
         // What both protocols do with their connections, which are mostly clients'.
         ("koltso_net::connections", Some(HTTP)),
         ("koltso_net::http", Some(HTTP)),

@@ -3,31 +3,31 @@
 //! Owner: the command's thread. Every wait has a bound: [`CONNECT_WITHIN`] for each address, then
 //! what [`Patience`] says. The head of an answer has at most [`HEAD_MAX`] bytes; the body is read
 //! as the caller asks for it, and it ends by its length, with its last chunk, or with the
-//! connection. A server that does not speak HTTP is recognised by its first bytes. Absent:
+//! connection. A server that does not speak HTTP is recognised by its first bytes, and one that is
+//! no node of Koltso by what it answers: see [`HttpAnswer::is_refusal_of_a_node`]. Absent:
 //! keep-alive, redirects, TLS. Tested in `tests/command_line/` and `tests/profile_command.rs`.
 
+use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
+use crate::settings::{Grammar as _, HostPort, Url};
+use crate::units::Span;
+
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const HEAD_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 64;
-const PORT: u16 = 1337;
 /// The longest line that states the size of a chunk, with its extensions, in bytes.
 const CHUNK_LINE_MAX: u64 = 1024;
 
 /// A server, named by its URL.
-pub struct Server {
-    url: String,
-    host: String,
-    address: String,
-}
+pub struct Server(HostPort);
 
 /// How long to wait for an answer.
 #[derive(Clone, Copy)]
 pub enum Patience {
-    /// This long for each piece of the answer.
+    /// This long for the head of the answer, and then for each piece of the body.
     Idle(Duration),
     /// This long for the whole answer, counted from the connection on.
     Whole(Duration),
@@ -65,8 +65,13 @@ pub enum AskError {
     #[error("{0} did not answer in HTTP: is this a node of Koltso?")]
     NotHttp(String),
     /// The answer took longer than allowed.
-    #[error("{0} did not answer in time")]
-    Late(String),
+    #[error("{url} did not answer in time ({})", Span(*.within))]
+    Late {
+        /// The URL of the server.
+        url: String,
+        /// How long it had.
+        within: Duration,
+    },
     /// The socket failed.
     #[error("{url} did not answer: {error}")]
     Io {
@@ -80,6 +85,7 @@ pub enum AskError {
 fn refusal(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::ConnectionRefused => "nobody listens there; is the server running?".to_owned(),
+        ErrorKind::TimedOut => format!("nobody answered within {}", Span(CONNECT_WITHIN)),
         _ => error.to_string(),
     }
 }
@@ -121,6 +127,20 @@ pub struct HttpAnswer {
     length: Option<u64>,
     headers: Vec<(String, Vec<u8>)>,
     body: BufReader<Socket>,
+    /// Where [`Read`] is.
+    part: Part,
+}
+
+/// Where a reader of the body is.
+enum Part {
+    /// Before the first byte.
+    Start,
+    /// So many bytes are left of the chunk, or of the whole body.
+    Left(u64),
+    /// The body ends with the connection.
+    UntilClose,
+    /// The body is over.
+    Over,
 }
 
 /// Why a body could not be copied.
@@ -143,25 +163,22 @@ pub enum BodyError {
 }
 
 impl Server {
-    /// Takes a URL such as `http://HOST[:PORT]`; `None` if it is something else.
-    pub fn of(url: &str) -> Option<Self> {
-        let host = url.strip_prefix("http://")?.trim_end_matches('/');
-        if host.is_empty() || host.contains(|c: char| "/?#@".contains(c) || c <= ' ') {
-            return None;
-        }
-        let with_port = host.rsplit(']').next().unwrap_or(host).contains(':');
-        let address = if with_port { host.to_owned() } else { format!("{host}:{PORT}") };
-        Some(Self { url: format!("http://{host}"), host: host.to_owned(), address })
+    /// Takes the URL of a node.
+    ///
+    /// # Errors
+    /// The end of a sentence that begins with the URL.
+    pub fn of(url: &str) -> Result<Self, String> {
+        Url.parse(OsStr::new(url)).map(Self)
     }
 
-    /// The URL as it was given, without a slash at its end.
-    pub fn url(&self) -> &str {
-        &self.url
+    /// The URL, with its scheme and port.
+    pub fn url(&self) -> String {
+        self.0.url()
     }
 
     fn connect(&self) -> io::Result<TcpStream> {
         let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
-        for address in self.address.to_socket_addrs()? {
+        for address in self.0.to_string().to_socket_addrs()? {
             match TcpStream::connect_timeout(&address, CONNECT_WITHIN) {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
@@ -175,10 +192,11 @@ impl Server {
     /// # Errors
     /// See [`AskError`].
     pub fn ask(&self, request: &HttpRequest<'_>) -> Result<HttpAnswer, AskError> {
-        let url = self.url.clone();
+        let url = self.url();
+        let (Patience::Idle(within) | Patience::Whole(within)) = request.patience;
         let stream = self.connect().map_err(|error| AskError::Connect { url: url.clone(), error })?;
         let failed = |error: io::Error| match error.kind() {
-            ErrorKind::TimedOut | ErrorKind::WouldBlock => AskError::Late(url.clone()),
+            ErrorKind::TimedOut | ErrorKind::WouldBlock => AskError::Late { url: url.clone(), within },
             ErrorKind::InvalidData => AskError::NotHttp(url.clone()),
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
                 AskError::Closed(url.clone())
@@ -192,23 +210,28 @@ impl Server {
         let (Patience::Idle(wait) | Patience::Whole(wait)) = request.patience;
         stream.set_read_timeout(Some(wait))?;
         stream.set_write_timeout(Some(wait))?;
-        let until = matches!(request.patience, Patience::Whole(_)).then(|| Instant::now() + wait);
+        let until = Instant::now() + wait;
         let HttpRequest { method, path, body, .. } = request;
         let token = request.token.map_or(String::new(), |token| format!("Authorization: Bearer {token}\r\n"));
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{token}Content-Length: {}\r\n\r\n",
-            self.host,
+            self.0,
             body.len()
         );
         (&stream).write_all(head.as_bytes())?;
         // A server that refuses a body answers before it has received all of it: the answer says
         // more than the broken pipe.
         let sent = (&stream).write_all(body);
-        let answer = read_head(BufReader::new(Socket { stream, until }));
-        if answer.is_err() {
-            sent?;
+        let mut answer = match read_head(BufReader::new(Socket { stream, until: Some(until) })) {
+            Ok(answer) => answer,
+            Err(error) => return Err(sent.err().unwrap_or(error)),
+        };
+        if matches!(request.patience, Patience::Idle(_)) {
+            let socket = answer.body.get_mut();
+            socket.until = None;
+            socket.stream.set_read_timeout(Some(wait))?;
         }
-        answer
+        Ok(answer)
     }
 }
 
@@ -237,7 +260,7 @@ fn read_head(mut body: BufReader<Socket>) -> io::Result<HttpAnswer> {
     let status = parsed.code.ok_or_else(garbage)?;
     let headers: Vec<(String, Vec<u8>)> =
         parsed.headers.iter().map(|header| (header.name.to_ascii_lowercase(), header.value.to_vec())).collect();
-    let mut answer = HttpAnswer { status, chunked: false, length: None, headers, body };
+    let mut answer = HttpAnswer { status, chunked: false, length: None, headers, body, part: Part::Start };
     answer.chunked = answer.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked"));
     answer.length = answer.header("content-length").and_then(|value| value.parse().ok());
     Ok(answer)
@@ -257,6 +280,21 @@ impl HttpAnswer {
         let _ = self.copy(&mut text, 4096);
         let text = String::from_utf8_lossy(&text);
         text.lines().next().unwrap_or_default().trim().replace(char::is_control, " ")
+    }
+
+    /// Whether a node of Koltso answers errors so: with one sentence, which nothing keeps. Nearly
+    /// every other server answers with a page, or lets it be kept.
+    pub fn is_refusal_of_a_node(&self) -> bool {
+        let is = |name: &str, value: &str| self.header(name).is_some_and(|header| header.starts_with(value));
+        is("content-type", "text/plain") && is("cache-control", "no-store") && is("x-content-type-options", "nosniff")
+    }
+
+    /// Whether the answer has the tag of a version: `"`, the clock, `-`, the node, `"`.
+    pub fn has_a_version(&self) -> bool {
+        let tag = self.header("etag").map(|tag| tag.strip_prefix("W/").unwrap_or(tag));
+        let tag = tag.and_then(|tag| tag.strip_prefix('"')?.strip_suffix('"'));
+        let is_hex = |text: &str, digits| text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit());
+        tag.and_then(|tag| tag.split_once('-')).is_some_and(|(clock, node)| is_hex(clock, 16) && is_hex(node, 4))
     }
 
     /// A sentence for an answer that is not a success: its status, and its body as the reason.
@@ -327,6 +365,40 @@ impl HttpAnswer {
         let mut end = [0; 2];
         self.body.read_exact(&mut end).map_err(|_| cut_short())?;
         if end == *b"\r\n" { Ok(()) } else { Err(cut_short()) }
+    }
+}
+
+/// The body, whatever its framing. A body that is cut short is an error.
+impl Read for HttpAnswer {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let left = match self.part {
+                Part::Start if self.chunked => {
+                    let size = self.chunk_size()?;
+                    self.part = if size == 0 { Part::Over } else { Part::Left(size) };
+                    continue;
+                }
+                Part::Start => {
+                    self.part = self.length.map_or(Part::UntilClose, Part::Left);
+                    continue;
+                }
+                Part::Left(0) if self.chunked => {
+                    self.chunk_end()?;
+                    self.part = Part::Start;
+                    continue;
+                }
+                Part::Left(0) | Part::Over => return Ok(0),
+                Part::UntilClose => return self.body.read(buf),
+                Part::Left(left) => left,
+            };
+            let most = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = self.body.read(&mut buf[..most])?;
+            if read == 0 && most > 0 {
+                return Err(cut_short());
+            }
+            self.part = Part::Left(left - read as u64);
+            return Ok(read);
+        }
     }
 }
 

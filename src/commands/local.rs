@@ -36,6 +36,8 @@ use tokio::sync::oneshot;
 use crate::commands::serve::cores;
 use crate::logging::{self, LogSettings};
 use crate::settings::{self, NodeSettings, REPLICA_PORT_OFFSET, SharedFlags};
+use crate::units::whole;
+use crate::usage;
 
 /// The most nodes: they all share the processors.
 const NODES_MAX: u16 = 16;
@@ -51,10 +53,10 @@ const HEALTH_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Args)]
 pub struct Local {
     /// Number of nodes, 1 to 16
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value = "3", value_parser = whole::<u16>)]
     nodes: u16,
     /// The HTTP port of the first node; the others follow
-    #[arg(long, value_name = "PORT", default_value_t = 1337)]
+    #[arg(long, value_name = "PORT", default_value = "1337", value_parser = whole::<u16>)]
     port: u16,
     #[command(flatten)]
     flags: SharedFlags,
@@ -254,7 +256,7 @@ impl Local {
     }
 
     fn run(self) -> Result<(), Failure> {
-        let nodes = self.check().map_err(refused)?;
+        let nodes = self.check().map_err(|sentence| refused(usage::after_a_flag::<Self>("local", &sentence)))?;
         let cannot = |e: io::Error| refused(format!("the nodes cannot be watched: {e}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
         runtime.block_on(async {

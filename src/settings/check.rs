@@ -7,13 +7,12 @@
 //! from starting.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::net::SocketAddr;
 
 use super::address::{HostPort, resolve};
 use super::config::{Cluster, Config, Member};
 use super::given::Given;
-use super::grammar::{FilePath, Grammar};
+use super::grammar::{Address, FilePath, Grammar, Url};
 use super::said::Said;
 use super::secret::{read_secret, read_token};
 use super::table::{
@@ -60,7 +59,7 @@ pub(super) fn check(given: &Given) -> Result<Config, String> {
         own_hosts: own_hosts(given, cluster.as_ref())?,
         allowed_hosts: given.optional(&ALLOWED_HOST)?.unwrap_or_default(),
         cors_origins: given.optional(&CORS_ORIGIN)?.unwrap_or_default(),
-        admin_listen: given.said(&ADMIN_LISTEN).map(|said| address(said, &said.text.to_string_lossy())).transpose()?,
+        admin_listen: address(given, &ADMIN_LISTEN)?,
         admin_token: in_file(given, &ADMIN_TOKEN_FILE, read_token)?,
         compaction_rate: given.value(&COMPACTION_RATE)?.0,
         stall_bound: given.value(&STALL_BOUND)?,
@@ -76,7 +75,7 @@ pub(super) fn check(given: &Given) -> Result<Config, String> {
 
 /// The hosts by which the settings call this node.
 fn own_hosts(given: &Given, cluster: Option<&Cluster>) -> Result<Vec<String>, String> {
-    let of_url = |url: &str| HostPort::parse_url(url).map(|address| address.host);
+    let of_url = |url: &str| HostPort::parse(url).map(|address| address.host);
     let listen = given.value(&LISTEN)?;
     let node = given.optional(&NODE)?.map(|node| node.host);
     let member = cluster.and_then(|cluster| of_url(&cluster.nodes[cluster.me].url));
@@ -94,16 +93,17 @@ fn in_file<T>(
     read(&said.to_string(), &path).map(Some)
 }
 
-/// Resolves an address. `said` is the value with its place, for the error.
-fn address(said: &impl Display, text: &str) -> Result<SocketAddr, String> {
-    resolve(text).map_err(|e| format!("{said} cannot be resolved: {e}"))
+/// Where the address leads that was given for a setting; `None` if none was.
+fn address(given: &Given, setting: &Setting<Address>) -> Result<Option<SocketAddr>, String> {
+    let (Some(said), Some(text)) = (given.said(setting), given.optional(setting)?) else { return Ok(None) };
+    resolve(&text).map(Some).map_err(|e| format!("{said} cannot be resolved: {e}"))
 }
 
 /// The address to listen at for HTTP: the one that was given, or else `default`.
 fn listen_at(given: &Given, default: &str) -> Result<SocketAddr, String> {
-    match given.said(&LISTEN) {
-        Some(said) => address(said, &said.text.to_string_lossy()),
-        None => address(&default, default),
+    match address(given, &LISTEN)? {
+        Some(address) => Ok(address),
+        None => resolve(default).map_err(|e| format!("{default} cannot be resolved: {e}")),
     }
 }
 
@@ -123,8 +123,8 @@ fn cluster(given: &Given) -> Result<(Option<Cluster>, SocketAddr), String> {
     };
     let (me, listen) = self_among(&urls, given)?;
     let nodes = members(urls, given)?;
-    let replica_listen = match given.said(&REPLICA_LISTEN) {
-        Some(said) => address(said, &said.text.to_string_lossy())?,
+    let replica_listen = match address(given, &REPLICA_LISTEN)? {
+        Some(address) => address,
         None => {
             let Member { url, replica } = &nodes[me];
             replica.resolve().map_err(|e| format!("the replica address {replica} of {url} cannot be resolved: {e}"))?
@@ -181,13 +181,12 @@ fn replica_addresses(nodes: &Nodes, given: &Given) -> Result<Nodes, String> {
     let mut addresses = BTreeMap::new();
     for line in &given.replica_addresses {
         let place = &line.place;
-        let wrong = || format!("{place} {:?} is not a URL such as http://127.0.0.1:1337", line.url);
-        let url = HostPort::parse_url(&line.url).ok_or_else(wrong)?.url();
+        let url = Url.parse(line.url.as_ref()).map_err(|refusal| format!("{place} {:?} {refusal}", line.url))?.url();
         if !nodes.contains_key(&url) {
             return Err(format!("{place} {url} is not one of the nodes of --{}", CLUSTER.name));
         }
-        let wrong = || format!("{place} {url}: {:?} is not HOST:PORT such as 127.0.0.1:11337", line.address);
-        let address = HostPort::parse_peer(&line.address).ok_or_else(wrong)?;
+        let wrong = |why| format!("{place} {url}: {:?} is not HOST:PORT such as 127.0.0.1:11337: {why}", line.address);
+        let address = HostPort::read_peer(&line.address).map_err(wrong)?;
         if addresses.insert(url.clone(), address).is_some() {
             return Err(format!("{place} names {url} twice"));
         }

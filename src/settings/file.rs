@@ -16,8 +16,8 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::grammar::text_of;
 use super::said::{Origin, Said, quoted, shortened};
-use super::similar::most_similar;
 use super::table::{AnySetting, CONFIG, TABLE};
+use crate::similar::most_similar;
 
 /// The most bytes of the file: a hundred times what all settings of the largest cluster take.
 const FILE_MAX: u64 = 1 << 20;

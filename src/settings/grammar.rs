@@ -20,6 +20,7 @@ use toml::de::DeValue;
 use tracing::Level;
 
 use super::address::HostPort;
+use crate::similar::did_you_mean;
 use crate::units::{Size, Span};
 
 /// What can be said about a grammar without knowing the type of its values.
@@ -208,7 +209,11 @@ impl Grammar for SyncModes {
         match text.to_str() {
             Some("os") => Ok(SyncMode::Os),
             Some("always") => Ok(SyncMode::Always),
-            _ => self.0.parse(text).map(|span| SyncMode::Every(span.0)).map_err(|_| self.refused()),
+            _ => self
+                .0
+                .parse(text)
+                .map(|span| SyncMode::Every(span.0))
+                .map_err(|_| self.refused() + &did_you_mean(&text.to_string_lossy(), ["always", "os"].into_iter())),
         }
     }
 }
@@ -245,7 +250,8 @@ impl<T: Copy + Sync> Grammar for OneOf<T> {
 
     fn parse(&self, text: &OsStr) -> Result<T, String> {
         let found = self.0.iter().find(|(word, _)| text == *word);
-        found.map(|&(_, value)| value).ok_or_else(|| self.refused())
+        let meant = || did_you_mean(&text.to_string_lossy(), self.0.iter().map(|(word, _)| *word));
+        found.map(|&(_, value)| value).ok_or_else(|| self.refused() + &meant())
     }
 }
 
@@ -305,7 +311,7 @@ impl Grammar for FilePath {
     }
 }
 
-/// HOST:PORT, to listen at.
+/// HOST:PORT, to listen at. An IPv6 address may have a scope here (`[fe80::1%2]:1337`).
 pub struct Address;
 
 impl Allowed for Address {
@@ -318,8 +324,11 @@ impl Grammar for Address {
     type Value = String;
 
     fn parse(&self, text: &OsStr) -> Result<String, String> {
-        let valid = |text: &&str| text.parse::<std::net::SocketAddr>().is_ok() || HostPort::parse(text).is_some();
-        text.to_str().filter(valid).map(str::to_owned).ok_or_else(|| self.refused())
+        let text = text.to_str().ok_or_else(|| self.refused())?;
+        if text.parse::<std::net::SocketAddr>().is_ok() {
+            return Ok(text.to_owned());
+        }
+        HostPort::read(text).map(|address| address.to_string()).map_err(|why| format!("{}: {why}", self.refused()))
     }
 }
 
@@ -336,7 +345,8 @@ impl Grammar for Url {
     type Value = HostPort;
 
     fn parse(&self, text: &OsStr) -> Result<HostPort, String> {
-        text.to_str().and_then(HostPort::parse_url).ok_or_else(|| self.refused())
+        let text = text.to_str().ok_or_else(|| self.refused())?;
+        HostPort::read_peer(text).map_err(|why| format!("{}: {why}", self.refused()))
     }
 }
 
@@ -366,8 +376,8 @@ impl Grammar for Urls {
         let mut nodes = BTreeMap::new();
         for item in text.split(',').map(str::trim) {
             let shown = super::said::shortened(&format!("{item:?}"));
-            let node = HostPort::parse_url(item);
-            let node = node.ok_or_else(|| format!("is no list of URLs: {shown} is not {}", Url.allowed()))?;
+            let node =
+                Url.parse(OsStr::new(item)).map_err(|refusal| format!("is no list of URLs: {shown} {refusal}"))?;
             if nodes.insert(node.url(), node).is_some() {
                 return Err(format!("names {item} twice"));
             }

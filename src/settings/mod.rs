@@ -3,8 +3,7 @@
 //!
 //! - `table.rs` has every setting once. `grammar.rs` has one grammar for each kind of value.
 //! - `flags.rs`, `variables.rs` and `file.rs` derive flags, variables and keys from the table.
-//!   `said.rs` is a value with the place where it was given, which every error names. `similar.rs`
-//!   finds what was probably meant by a wrong name.
+//!   `said.rs` is a value with the place where it was given, which every error names.
 //! - `given.rs` decides which value wins. `check.rs` has the checks that need several settings or
 //!   the machine. `config.rs` is the result: plain values.
 //! - `local.rs` makes the settings of the nodes of `koltso local`. `address.rs` parses hosts, ports
@@ -23,7 +22,6 @@ mod grammar;
 mod local;
 mod said;
 mod secret;
-mod similar;
 mod table;
 mod variables;
 
@@ -33,7 +31,7 @@ mod tests;
 pub use address::HostPort;
 pub use config::{Cluster, Config};
 pub use flags::{Flags, SharedFlags};
-pub use grammar::stall_bound_text;
+pub use grammar::{Grammar, Url, stall_bound_text};
 pub use local::NodeSettings;
 pub use secret::read_token;
 pub use table::in_force;

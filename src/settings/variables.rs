@@ -7,8 +7,8 @@
 use std::ffi::{OsStr, OsString};
 
 use super::said::{Origin, Said, VARIABLES, variable};
-use super::similar::most_similar;
 use super::table::{AnySetting, TABLE};
+use crate::similar::most_similar;
 
 /// What the environment has for us.
 #[derive(Debug, Default)]

@@ -4,10 +4,14 @@
 //! "Nothing on disk is touched" is checked by a listing of names, sizes and times before and after.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod addresses;
 mod commands;
 mod configuration;
 mod control_plane;
+mod records;
 mod starting;
+mod strangers;
+mod usage;
 
 use std::io::{Read, Write};
 use std::path::Path;

@@ -1,13 +1,16 @@
 //! Reads HTTP/1.x answers from bytes as they arrive: the status, where the answer ends, and whether
 //! the connection stays open after it.
 //!
-//! Bounds: a head has at most 64 KiB and 64 fields; a body is counted and never kept. There is no
-//! I/O. Interim answers (1xx) are skipped.
+//! Bounds: a head has at most 64 KiB and 64 fields; a body is counted and not kept, but for the first
+//! [`SENTENCE_MAX`] bytes of a refusal that has a length. There is no I/O. Interim answers (1xx) are
+//! skipped.
 
 const HEAD_MAX: usize = 64 << 10;
 const FIELDS_MAX: usize = 64;
 /// The most hexadecimal digits of a chunk size.
 const CHUNK_DIGITS_MAX: u8 = 15;
+/// The most bytes of a refusal that are kept, to be shown.
+pub const SENTENCE_MAX: usize = 400;
 
 /// The bytes are not an HTTP answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,12 +53,23 @@ pub struct Reader {
     head: Vec<u8>,
     state: State,
     answer: Answer,
+    refusal: Refusal,
+}
+
+/// What is known of an answer whose status is 400 or more.
+#[derive(Default)]
+pub struct Refusal {
+    /// The beginning of the body.
+    pub body: Vec<u8>,
+    /// Whether its head is that of a node of Koltso: one sentence as text, which nothing keeps.
+    pub is_of_a_node: bool,
 }
 
 impl Reader {
     /// A reader at the start of an answer.
     pub fn new() -> Self {
-        Self { head: Vec::new(), state: State::Head, answer: Answer { status: 0, closes: false } }
+        let answer = Answer { status: 0, closes: false };
+        Self { head: Vec::new(), state: State::Head, answer, refusal: Refusal::default() }
     }
 
     /// Starts again at the start of an answer.
@@ -79,6 +93,10 @@ impl Reader {
                 State::Length(left) => {
                     let used = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                     *left -= used as u64;
+                    if self.answer.status >= 400 {
+                        let kept = used.min(SENTENCE_MAX - self.refusal.body.len());
+                        self.refusal.body.extend_from_slice(&bytes[..kept]);
+                    }
                     if *left == 0 {
                         return self.end(&bytes[used..]);
                     }
@@ -96,6 +114,11 @@ impl Reader {
             bytes = &bytes[used..];
         }
         Ok(None)
+    }
+
+    /// What the last answer says, if it is a refusal.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        (self.answer.status >= 400).then_some(&self.refusal)
     }
 
     /// The peer has closed the connection, which completes an answer without a stated length.
@@ -124,6 +147,10 @@ impl Reader {
             httparse::Status::Complete(length) => {
                 let status = parsed.code.ok_or(Malformed)?;
                 let (state, closes) = framing(status, parsed.version == Some(0), parsed.headers)?;
+                if status >= 400 {
+                    self.refusal.body.clear();
+                    self.refusal.is_of_a_node = is_of_a_node(parsed.headers);
+                }
                 if status >= 200 {
                     (self.state, self.answer) = (state, Answer { status, closes });
                 }
@@ -139,6 +166,14 @@ impl Reader {
             }
         }
     }
+}
+
+/// Whether a refusal's head is that of a node: see `HttpAnswer::is_refusal_of_a_node`.
+fn is_of_a_node(fields: &[httparse::Header<'_>]) -> bool {
+    let has = |name: &str, value: &[u8]| {
+        fields.iter().any(|field| field.name.eq_ignore_ascii_case(name) && field.value.starts_with(value))
+    };
+    has("content-type", b"text/plain") && has("cache-control", b"no-store") && has("x-content-type-options", b"nosniff")
 }
 
 /// Where the body ends by RFC 9112 section 6.3, for answers to GET, PUT and DELETE, and whether the
@@ -257,6 +292,23 @@ mod tests {
         let mut cut_short = Reader::new();
         assert_eq!(cut_short.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell"), Ok(None));
         assert_eq!(cut_short.closed(), None);
+    }
+
+    #[test]
+    fn the_beginning_of_a_refusal_is_kept_and_whose_it_is() {
+        let node = "HTTP/1.1 400 Bad Request\r\nX-Content-Type-Options: nosniff\r\nContent-Type: text/plain\r\n\
+             Cache-Control: no-store\r\nContent-Length: 9\r\n\r\nNo, 1 > 0";
+        let mut reader = Reader::new();
+        for part in [&node[..130], &node[130..]] {
+            let _ = reader.feed(part.as_bytes());
+        }
+        let refusal = reader.refusal().expect("a refusal");
+        assert!(refusal.body == b"No, 1 > 0" && refusal.is_of_a_node);
+        let page = format!("HTTP/1.1 404 No\r\nContent-Length: 5000\r\n\r\n{}", "a".repeat(5000));
+        assert_eq!(reader.feed(page.as_bytes()), Ok(Some(Answer { status: 404, closes: false })));
+        let refusal = reader.refusal().expect("a refusal");
+        assert!(refusal.body.len() == SENTENCE_MAX && !refusal.is_of_a_node);
+        assert!(reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").is_ok() && reader.refusal().is_none());
     }
 
     #[test]

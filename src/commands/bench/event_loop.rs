@@ -379,6 +379,9 @@ impl<'a> EventLoop<'a> {
     fn answered(&mut self, index: usize, answer: Answer, now: u64) {
         let connection = &mut self.connections[index];
         self.tally.answered(answer.status, now);
+        if let Some(refusal) = connection.reader.refusal() {
+            self.tally.refused(answer.status, refusal);
+        }
         if now >= self.times.record {
             self.tally.latency.saturating_record((now - connection.pace.due()) / 1000);
         }

@@ -19,10 +19,11 @@ mod print;
 mod tally;
 mod work;
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,10 +38,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::logging;
-use crate::units::{Size, Span};
+use crate::settings::{Grammar as _, Url};
+use crate::units::{Size, Span, whole};
+use crate::usage;
 use event_loop::{EventLoop, LoadNode, RunState, Times, clock};
 use pace::Pace;
-use tally::{FAILURES, Tally};
+use tally::{FAILURES, Failure, Tally};
 use work::{KEYS_MAX, Mix, Templates, Work};
 
 const THREADS: RangeInclusive<u64> = 1..=256;
@@ -59,7 +62,6 @@ const CONNECT_EVERY: Duration = Duration::from_micros(50);
 const CONNECT_AT_LEAST: Duration = Duration::from_millis(10);
 /// Descriptors of this process that are not connections.
 const OTHER_DESCRIPTORS: u64 = 64;
-const PORT: u16 = 1337;
 
 /// `koltso bench`
 #[derive(Args)]
@@ -116,7 +118,7 @@ pub struct Bench {
     #[arg(long, value_name = "DURATION", value_parser = time)]
     warmup: Option<Duration>,
     /// Seed for the order of keys and operations
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = whole::<u64>)]
     seed: u64,
 }
 
@@ -177,14 +179,9 @@ struct LoadServer {
 
 impl LoadServer {
     fn of(url: &str) -> Result<Self, String> {
-        let host = url.strip_prefix("http://").map(|rest| rest.strip_suffix('/').unwrap_or(rest));
-        let plain = |host: &&str| !host.is_empty() && !host.contains(|c: char| "/?#@".contains(c) || c <= ' ');
-        let host = host.filter(plain).ok_or_else(|| format!("{url} is not a URL such as http://127.0.0.1:{PORT}"))?;
-        let with_port = host.rsplit(']').next().unwrap_or(host).contains(':');
-        let address = if with_port { host.to_owned() } else { format!("{host}:{PORT}") };
-        let found = address.to_socket_addrs().map_err(|e| format!("the address of {url} cannot be found: {e}"))?.next();
-        let address = found.ok_or_else(|| format!("{url} has no address"))?;
-        Ok(Self { url: url.to_owned(), host: host.to_owned(), address })
+        let place = Url.parse(OsStr::new(url)).map_err(|refusal| format!("{url} {refusal}"))?;
+        let address = place.resolve().map_err(|e| format!("the address of {url} cannot be found: {e}"))?;
+        Ok(Self { url: place.url(), host: place.to_string(), address })
     }
 }
 
@@ -206,9 +203,11 @@ pub struct Plan {
 
 impl Bench {
     fn check(&self) -> Result<Plan, String> {
-        let rate = self.rate.ok_or("-R is missing: say how many requests a second, such as -R10000")?;
+        let missing = |sentence: &str| usage::with::<Self>("bench", sentence);
+        let rate =
+            self.rate.ok_or_else(|| missing("-R is missing: say how many requests a second, such as -R10000"))?;
         if self.urls.is_empty() {
-            return Err(format!("a URL is missing, such as http://127.0.0.1:{PORT}"));
+            return Err(missing("a URL is missing, such as http://127.0.0.1:1337"));
         }
         let threads = within("-t", self.threads, &THREADS)?;
         let connections = within("-c", self.connections, &CONNECTIONS)?;
@@ -336,7 +335,7 @@ impl Bench {
         if tally.successes() > 0 {
             return Ok(ExitCode::SUCCESS);
         }
-        logging::complain(&format!("no request was answered 2xx: {}", reason(&tally)));
+        logging::complain(&format!("no request was answered 2xx: {}", reason(&tally, &plan.urls())));
         Ok(ExitCode::from(1))
     }
 }
@@ -351,12 +350,27 @@ fn print(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Why no request succeeded: the failure that occurred most.
-fn reason(tally: &Tally) -> String {
-    let refusals = tally.statuses().map(|(status, count)| (count, format!("{count} answers had status {status}")));
+/// Why no request succeeded: the failure that occurred most, with what the server says of it.
+fn reason(tally: &Tally, urls: &[&str]) -> String {
+    let urls = urls.join(", ");
+    let said = |status: usize| {
+        let sentence = u16::try_from(status).ok().and_then(|status| tally.sentences.get(&status));
+        match sentence {
+            Some(sentence) => format!(": {sentence}"),
+            None if tally.has_strange_refusals => format!("; is {urls} a node of Koltso?"),
+            None => String::new(),
+        }
+    };
+    let answered = |status, count| format!("{count} answers had status {status}{}", said(status));
+    let refusals = tally.statuses().map(|(status, count)| (count, answered(status, count)));
     let failures = FAILURES.iter().map(|&(name, failure)| {
         let count = tally.failures(failure);
-        (count, format!("{count} failures of kind {name}"))
+        let question = match failure {
+            Failure::Connect => format!("; does anybody listen at {urls}?"),
+            Failure::Malformed => format!("; is {urls} a node of Koltso?"),
+            _ => String::new(),
+        };
+        (count, format!("{count} failures of kind {name}{question}"))
     });
     let most = refusals.chain(failures).max_by_key(|&(count, _)| count).filter(|&(count, _)| count > 0);
     most.map_or("no request was due, or none ended".to_owned(), |(_, text)| text)

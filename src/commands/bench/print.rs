@@ -186,6 +186,9 @@ pub fn tail(tally: &Tally, seconds: f64, with_spectrum: bool) -> String {
         let refusals = tally.statuses().filter(|(status, _)| !(200..400).contains(status));
         let list: Vec<String> = refusals.map(|(status, count)| format!("{status}: {count}")).collect();
         let _ = writeln!(out, "  Responses by status: {}", list.join(", "));
+        for (status, sentence) in &tally.sentences {
+            let _ = writeln!(out, "    {status}: {sentence}");
+        }
     }
     let _ = writeln!(out, "Requests/sec: {:9.2}", tally.answers as f64 / seconds);
     let _ = writeln!(out, "Transfer/sec: {:>10}B", binary(tally.bytes as f64 / seconds));
@@ -209,6 +212,8 @@ pub fn document(plan: &Plan, tally: &Tally, seconds: f64, interrupted: bool) -> 
         FAILURES.iter().map(|&(name, failure)| (name.to_owned(), json!(tally.failures(failure)))).collect();
     let statuses: Map<String, Value> =
         tally.statuses().map(|(status, count)| (status.to_string(), json!(count))).collect();
+    let sentences: Map<String, Value> =
+        tally.sentences.iter().map(|(status, sentence)| (status.to_string(), json!(sentence))).collect();
     let document = json!({
         "config": {
             "urls": plan.urls(),
@@ -233,6 +238,7 @@ pub fn document(plan: &Plan, tally: &Tally, seconds: f64, interrupted: bool) -> 
         "reconnects": tally.reconnects,
         "errors": errors,
         "statuses": statuses,
+        "refusals": sentences,
         "requests_per_second": tally.answers as f64 / seconds,
         "bytes_per_second": tally.bytes as f64 / seconds,
         "recorded": tally.latency.len(),

@@ -1,7 +1,11 @@
 //! What a run of the load counted. Each thread has its own tally; they are added up when all
 //! threads have ended.
 
+use std::collections::BTreeMap;
+
 use hdrhistogram::Histogram;
+
+use super::answer::Refusal;
 
 /// A day in microseconds, with three digits: these are wrk2's bounds, so that its buckets are the
 /// same as ours.
@@ -49,6 +53,10 @@ pub struct Tally {
     pub reconnects: u64,
     /// When the last answer came, in nanoseconds of the monotonic clock.
     pub last_answer: u64,
+    /// For each status of a refusal, the first line of the first one.
+    pub sentences: BTreeMap<u16, String>,
+    /// Some refusal was not that of a node of Koltso.
+    pub has_strange_refusals: bool,
     statuses: Vec<u64>,
     failures: [u64; FAILURES.len()],
 }
@@ -64,6 +72,8 @@ impl Tally {
             bytes: 0,
             reconnects: 0,
             last_answer: 0,
+            sentences: BTreeMap::new(),
+            has_strange_refusals: false,
             statuses: vec![0; STATUS_COUNT],
             failures: [0; FAILURES.len()],
         }
@@ -74,6 +84,16 @@ impl Tally {
         self.answers += 1;
         self.last_answer = now;
         self.statuses[usize::from(status).min(STATUS_COUNT - 1)] += 1;
+    }
+
+    /// Keeps what the first refusal with a status says.
+    pub fn refused(&mut self, status: u16, refusal: &Refusal) {
+        self.has_strange_refusals |= !refusal.is_of_a_node;
+        if refusal.is_of_a_node && !self.sentences.contains_key(&status) {
+            let text = String::from_utf8_lossy(&refusal.body);
+            let line = text.lines().next().unwrap_or_default().trim().replace(char::is_control, " ");
+            self.sentences.insert(status, line);
+        }
     }
 
     /// Counts a failure.
@@ -114,6 +134,10 @@ impl Tally {
         self.bytes += other.bytes;
         self.reconnects += other.reconnects;
         self.last_answer = self.last_answer.max(other.last_answer);
+        self.has_strange_refusals |= other.has_strange_refusals;
+        for (&status, sentence) in &other.sentences {
+            self.sentences.entry(status).or_insert_with(|| sentence.clone());
+        }
         self.statuses.iter_mut().zip(&other.statuses).for_each(|(sum, count)| *sum += count);
         self.failures.iter_mut().zip(&other.failures).for_each(|(sum, count)| *sum += count);
     }

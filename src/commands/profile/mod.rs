@@ -26,7 +26,9 @@ use clap::Args;
 use crate::commands::client::Done;
 use crate::commands::http_client::Server;
 use crate::settings::read_token;
-use crate::units::Span;
+use crate::similar::did_you_mean;
+use crate::units::{Span, whole};
+use crate::usage;
 use node::Ask;
 use output::{Form, Output};
 
@@ -51,11 +53,12 @@ pub struct Profile {
     /// cpu, allocs, heap, mutex, block, offcpu or stalls [default: cpu]
     #[arg(long, value_name = "EVENT", value_parser = event)]
     event: Option<&'static str>,
-    /// How long [default: 30; for what a node counts all the time, all since its start]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=300))]
+    /// How many seconds, such as 30 or 1m [default: 30; for what a node counts all the time, all
+    /// since its start]
+    #[arg(long, value_name = "N", value_parser = seconds)]
     seconds: Option<u32>,
     /// Samples a second of each processor, for cpu [default: 99, for a heatmap 499]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=999))]
+    #[arg(long, value_name = "N", value_parser = hz)]
     hz: Option<u32>,
     /// Over time, as a page; of cpu or allocs
     #[arg(long)]
@@ -84,7 +87,19 @@ pub struct Profile {
 
 fn event(name: &str) -> Result<&'static str, String> {
     let found = EVENTS.into_iter().find(|&known| known == name);
-    found.ok_or_else(|| format!("it is one of {}", EVENTS.join(", ")))
+    found.ok_or_else(|| format!("it is one of {}{}", EVENTS.join(", "), did_you_mean(name, EVENTS.into_iter())))
+}
+
+/// A number of seconds, or a duration of whole seconds.
+fn seconds(text: &str) -> Result<u32, String> {
+    let span = || text.parse::<Span>().ok().map(|span| span.0).filter(|span| span.subsec_nanos() == 0);
+    let number = whole(text).ok().or_else(|| span().and_then(|span| u32::try_from(span.as_secs()).ok()));
+    number.filter(|number| (1..=300).contains(number)).ok_or_else(|| format!("{text} is not in 1..=300, in seconds"))
+}
+
+fn hz(text: &str) -> Result<u32, String> {
+    let number = whole(text).ok().filter(|number| (1..=999).contains(number));
+    number.ok_or_else(|| format!("{text} is not in 1..=999"))
 }
 
 fn token(path: &Path) -> Result<String, String> {
@@ -124,7 +139,10 @@ impl Profile {
                 Some(url) => return Err(format!("a difference needs two files, and {url} is a node")),
                 None => Plan::Difference(Path::new(base), Path::new(new)),
             },
-            _ => return Err("a node or a file is missing, such as http://127.0.0.1:1337".to_owned()),
+            _ => {
+                let sentence = "a node or a file is missing, such as http://127.0.0.1:1337";
+                return Err(usage::with::<Self>("profile", sentence));
+            }
         };
         if self.classes && !matches!(plan, Plan::File(_)) {
             return Err("--classes is for one saved profile: say --out FILE.pb.gz first".to_owned());
@@ -153,8 +171,7 @@ impl Profile {
 
     fn ask(&self, url: &str, form: Form) -> Result<Ask, String> {
         let event = self.event.unwrap_or("cpu");
-        let server = Server::of(url)
-            .ok_or_else(|| format!("{url} is not a node such as http://127.0.0.1:1337, without a path"))?;
+        let server = Server::of(url).map_err(|refusal| format!("{url} {refusal}"))?;
         if self.hz.is_some() && event != "cpu" {
             return Err(format!("--hz is for cpu, not for {event}"));
         }

@@ -66,7 +66,7 @@ impl Ask {
 /// # Errors
 /// One sentence that says what went wrong.
 pub fn capture(ask: &Ask, form: Form, mut output: Output) -> Result<(), String> {
-    let url = ask.server.url();
+    let url = &ask.server.url();
     end_on_signals(output.temporary())?;
     let mut progress = Progress::begin(ask.event, url, ask.seconds);
     let within = Duration::from_secs(ask.seconds.unwrap_or(0).into()) + ask.timeout;
@@ -100,7 +100,8 @@ pub fn capture(ask: &Ask, form: Form, mut output: Output) -> Result<(), String> 
 fn refused(url: &str, answer: HttpAnswer) -> String {
     let status = answer.status;
     let is_text = answer.header("content-type").is_some_and(|kind| kind.starts_with("text/plain"));
-    if !is_text {
+    // Servers in Go answer with a text, too, where they know no such path.
+    if !is_text || (status == 404 && answer.header("cache-control").is_none()) {
         return format!("{url} answered {status} and does not say why: is this a node of Koltso?");
     }
     let known = (400..500).contains(&status) || status == 501;

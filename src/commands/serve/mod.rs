@@ -26,6 +26,7 @@ use crate::replica::clock::{self, now_ms};
 use crate::settings::{Config, Flags};
 use crate::stalls;
 use crate::units::Span;
+use crate::usage;
 
 /// How often the bound of the clock is written.
 const CLOCK_EVERY: Duration = Duration::from_millis(100);
@@ -163,7 +164,8 @@ fn say_what_starts(node: &Node, store: &Store) {
 }
 
 fn serve(flags: Flags) -> Result<(), Refused> {
-    let (mut config, warnings) = flags.check()?;
+    let checked = flags.check().map_err(|sentence| usage::after_a_flag::<Flags>("serve", &sentence));
+    let (mut config, warnings) = checked?;
     logging::configure(&config.log);
     for warning in warnings {
         tracing::warn!("{warning}");
