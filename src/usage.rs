@@ -46,7 +46,7 @@ pub fn with<A: Args>(command: &'static str, sentence: &str) -> String {
 /// A sentence about a setting, with the usage if a flag is what is wrong: then it begins with the
 /// flag. What is wrong in a variable or in the file names its place, and the command line is right.
 pub fn after_a_flag<A: Args>(command: &'static str, sentence: &str) -> String {
-    if sentence.starts_with("--") { with::<A>(command, sentence) } else { sentence.to_owned() }
+    if sentence.starts_with('-') { with::<A>(command, sentence) } else { sentence.to_owned() }
 }
 
 /// The first string of what clap adds to an error.

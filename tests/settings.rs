@@ -169,6 +169,41 @@ fn durations_and_sizes_have_one_grammar() {
 }
 
 #[test]
+fn a_size_that_is_hardly_meant_in_bytes_is_taken_with_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("koltso.toml");
+    std::fs::write(&config, "max_value = 1\n").unwrap();
+    let launch = Launch::on(&folder.path().join("data"));
+    let (_, _, log) = in_force(&launch.clone().flags(&format!("--config {}", config.display())));
+    let expected = "koltso.toml:1: max_value = 1 is 1 byte: a size without a unit is in bytes";
+    assert_eq!(log.lines().filter(|line| line.contains("WARN") && line.contains(expected)).count(), 1, "{log}");
+    for flags in ["--max-value 1MiB", "--max-value 65536"] {
+        let (_, _, log) = in_force(&launch.clone().flags(flags));
+        assert!(!log.contains("without a unit"), "{flags}: {log}");
+    }
+}
+
+/// What is given in days is refused in days.
+#[test]
+fn sentences_about_values_have_the_units_in_which_they_were_given() {
+    let bench = |flag: &'static str| ["bench", "-R1", flag, "http://127.0.0.1:1"];
+    for (args, says) in [
+        (bench("-d8d"), "-d 8d is out of range: it is 100ms to 7d"),
+        (bench("-d0"), "-d 0 is out of range"),
+        (bench("--timeout=2h"), "--timeout 2h is out of range: it is 1ms to 1h"),
+        (bench("-c100k"), "-c 100k is out of range"),
+        (bench("--size=1GiB"), "--size 1GiB is out of range: it is 0 to 64MiB"),
+        (["put", "key", "value", "--ttl=2000000d"], "'2000000d'"),
+        (["serve", "--idle-timeout", "400d", "--no-pin"], "--idle-timeout 400d is not a duration from 1ms to 365d"),
+        (["serve", "--tombstone-grace", "40000d", "--no-pin"], "--tombstone-grace 40000d is not"),
+        (["local", "--max-value", "64MiB", "--no-pin"], "--max-value 64MiB is not a size from 1 to 32MiB"),
+    ] {
+        let sentence = refusal(&args, &[]);
+        assert!(sentence.contains(says) && sentence.contains("Usage: koltso "), "{args:?}: {sentence}");
+    }
+}
+
+#[test]
 fn a_wrong_flag_has_the_usage_of_its_command_and_what_was_probably_meant() {
     for (args, parts) in [
         (&["serve", "--lisen", "x"][..], &["--lisen", "did you mean --listen?", "Usage: koltso serve "][..]),

@@ -22,6 +22,7 @@ const HEADERS_MAX: usize = 64;
 const CHUNK_LINE_MAX: u64 = 1024;
 
 /// A server, named by its URL.
+#[derive(Clone)]
 pub struct Server(HostPort);
 
 /// How long to wait for an answer.

@@ -12,7 +12,8 @@ use std::net::SocketAddr;
 use super::address::{HostPort, resolve};
 use super::config::{Cluster, Config, Member};
 use super::given::Given;
-use super::grammar::{Address, FilePath, Grammar, Url};
+use super::grammar::{FilePath, Grammar};
+use super::places::{Address, Url};
 use super::said::Said;
 use super::secret::{read_secret, read_token};
 use super::table::{

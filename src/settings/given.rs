@@ -60,6 +60,10 @@ impl Given {
             given.replica_addresses = content.replica_addresses;
             given.add(content.said)?;
         }
+        for said in given.said.values() {
+            let doubt = setting(said.name).and_then(|setting| setting.grammar.doubt(&said.text));
+            given.warnings.extend(doubt.map(|doubt| format!("{said} {doubt}")));
+        }
         Ok(given)
     }
 

@@ -7,19 +7,16 @@
 //! In the file, a string is what would follow the flag. Numbers, `true`, `false` and lists may
 //! stand without quotes where the grammar has them; a value of another type is refused.
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use koltso_net::http::host;
 use koltso_storage::SyncMode;
 use toml::de::DeValue;
 use tracing::Level;
 
-use super::address::HostPort;
 use crate::similar::did_you_mean;
 use crate::units::{Size, Span};
 
@@ -35,6 +32,11 @@ pub trait Allowed: Sync {
 
     /// What the flag stands for where its name is alone; `None` if it needs a value.
     fn implied(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What is strange about a value that is allowed, as the end of a sentence about it.
+    fn doubt(&self, _text: &OsStr) -> Option<String> {
         None
     }
 
@@ -97,12 +99,20 @@ impl FromStr for Count {
     }
 }
 
+/// Below this, a size without a unit gets a warning.
+const PLAIN_LEAST: u64 = 512;
+
 /// What a range can have as its ends.
 pub trait Quantity: FromStr + PartialOrd {
     /// As it is called before "from … to …".
     const NAME: &'static str;
     /// How it is written, after "from … to …".
     const UNITS: &'static str;
+
+    /// See [`Allowed::doubt`].
+    fn doubt(_text: &str) -> Option<String> {
+        None
+    }
 }
 
 impl Quantity for Count {
@@ -113,6 +123,13 @@ impl Quantity for Count {
 impl Quantity for Size {
     const NAME: &'static str = "a size";
     const UNITS: &'static str = ", in bytes or with KiB, MiB or GiB";
+
+    /// Somebody who writes `1` most likely means another unit than bytes.
+    fn doubt(text: &str) -> Option<String> {
+        let Count(bytes) = text.parse().ok()?;
+        let what = if bytes == 1 { "1 byte".to_owned() } else { format!("{bytes} bytes") };
+        (bytes < PLAIN_LEAST).then(|| format!("is {what}: a size without a unit is in bytes"))
+    }
 }
 
 impl Quantity for Span {
@@ -149,6 +166,10 @@ impl<T: Quantity> Allowed for Within<T> {
 
     fn range(&self) -> Option<String> {
         Some(format!("{} to {}", self.least, self.most))
+    }
+
+    fn doubt(&self, text: &OsStr) -> Option<String> {
+        T::doubt(text.to_str()?)
     }
 
     fn of_unquoted(&self, value: &DeValue<'_>) -> Option<String> {
@@ -311,145 +332,6 @@ impl Grammar for FilePath {
     }
 }
 
-/// HOST:PORT, to listen at. An IPv6 address may have a scope here (`[fe80::1%2]:1337`).
-pub struct Address;
-
-impl Allowed for Address {
-    fn allowed(&self) -> String {
-        "HOST:PORT such as 127.0.0.1:1337".to_owned()
-    }
-}
-
-impl Grammar for Address {
-    type Value = String;
-
-    fn parse(&self, text: &OsStr) -> Result<String, String> {
-        let text = text.to_str().ok_or_else(|| self.refused())?;
-        if text.parse::<std::net::SocketAddr>().is_ok() {
-            return Ok(text.to_owned());
-        }
-        HostPort::read(text).map(|address| address.to_string()).map_err(|why| format!("{}: {why}", self.refused()))
-    }
-}
-
-/// The URL of a node.
-pub struct Url;
-
-impl Allowed for Url {
-    fn allowed(&self) -> String {
-        "a URL such as http://127.0.0.1:1337".to_owned()
-    }
-}
-
-impl Grammar for Url {
-    type Value = HostPort;
-
-    fn parse(&self, text: &OsStr) -> Result<HostPort, String> {
-        let text = text.to_str().ok_or_else(|| self.refused())?;
-        HostPort::read_peer(text).map_err(|why| format!("{}: {why}", self.refused()))
-    }
-}
-
-/// The URLs of nodes, with commas between them; in the file also a list. The value has them by URL,
-/// so sorted and without doubles: the same on every node, whatever order it was given.
-pub struct Urls {
-    /// The most URLs.
-    pub most: usize,
-}
-
-impl Allowed for Urls {
-    fn allowed(&self) -> String {
-        "a list of URLs such as http://a:1337,http://b:1337".to_owned()
-    }
-
-    fn of_unquoted(&self, value: &DeValue<'_>) -> Option<String> {
-        let urls: Option<Vec<&str>> = value.as_array()?.iter().map(|item| item.get_ref().as_str()).collect();
-        Some(urls?.join(","))
-    }
-}
-
-impl Grammar for Urls {
-    type Value = BTreeMap<String, HostPort>;
-
-    fn parse(&self, text: &OsStr) -> Result<Self::Value, String> {
-        let text = text.to_str().ok_or_else(|| self.refused())?;
-        let mut nodes = BTreeMap::new();
-        for item in text.split(',').map(str::trim) {
-            let shown = super::said::shortened(&format!("{item:?}"));
-            let node =
-                Url.parse(OsStr::new(item)).map_err(|refusal| format!("is no list of URLs: {shown} {refusal}"))?;
-            if nodes.insert(node.url(), node).is_some() {
-                return Err(format!("names {item} twice"));
-            }
-        }
-        if nodes.len() > self.most {
-            return Err(format!("has {} nodes, and a cluster has 1 to {}", nodes.len(), self.most));
-        }
-        Ok(nodes)
-    }
-}
-
-/// What a list has as its items, in the one spelling that is compared.
-pub trait Item: Sync {
-    /// What one is, with an example.
-    const ALLOWED: &'static str;
-
-    /// One item, in lower case; `None` if the text is none.
-    fn parse(text: &str) -> Option<String>;
-}
-
-/// The name of a host, without a port.
-pub struct HostName;
-
-impl Item for HostName {
-    const ALLOWED: &'static str = "a list of names such as db.example,10.0.0.1, without ports";
-
-    fn parse(text: &str) -> Option<String> {
-        let valid = !text.is_empty() && host::is_valid(text.as_bytes()) && host::name(text) == text;
-        valid.then(|| text.to_ascii_lowercase())
-    }
-}
-
-/// The origin of a page: a scheme, a host, and a port if it is not the scheme's own.
-pub struct PageOrigin;
-
-impl Item for PageOrigin {
-    const ALLOWED: &'static str = "a list of origins such as https://console.example,http://localhost:8080";
-
-    fn parse(text: &str) -> Option<String> {
-        let (scheme, authority) = text.split_once("://")?;
-        let of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
-        let valid = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-            && scheme.bytes().all(of_scheme)
-            && !host::name(authority).is_empty()
-            && host::is_valid(authority.as_bytes());
-        valid.then(|| text.to_ascii_lowercase())
-    }
-}
-
-/// Items with commas between them; in the file also a list.
-pub struct ListOf<I>(pub PhantomData<fn() -> I>);
-
-impl<I: Item> Allowed for ListOf<I> {
-    fn allowed(&self) -> String {
-        I::ALLOWED.to_owned()
-    }
-
-    fn of_unquoted(&self, value: &DeValue<'_>) -> Option<String> {
-        let items: Option<Vec<&str>> = value.as_array()?.iter().map(|item| item.get_ref().as_str()).collect();
-        Some(items?.join(","))
-    }
-}
-
-impl<I: Item> Grammar for ListOf<I> {
-    type Value = Vec<String>;
-
-    fn parse(&self, text: &OsStr) -> Result<Self::Value, String> {
-        let items = text.to_str().and_then(|text| text.split(',').map(|item| I::parse(item.trim())).collect());
-        items.ok_or_else(|| self.refused())
-    }
-}
-
 /// Printable ASCII characters.
 pub struct Name {
     /// The most characters.
@@ -503,31 +385,5 @@ mod tests {
         for text in ["0ms", "5", "61s", ""] {
             assert!(bounds.check(OsStr::new(text)).is_err(), "{text:?}");
         }
-    }
-
-    #[test]
-    fn lists_of_hosts_and_origins_are_in_lower_case_and_have_nothing_behind_them() {
-        let hosts = ListOf::<HostName>(PhantomData);
-        assert_eq!(hosts.parse(OsStr::new("A.example, [::1]")), Ok(vec!["a.example".to_owned(), "[::1]".to_owned()]));
-        for text in ["", "a:1", "a/b", "a,", "u@h"] {
-            assert!(hosts.check(OsStr::new(text)).is_err(), "{text:?}");
-        }
-        let origins = ListOf::<PageOrigin>(PhantomData);
-        assert_eq!(origins.parse(OsStr::new("HTTPS://A.example:8")), Ok(vec!["https://a.example:8".to_owned()]));
-        for text in ["", "*", "null", "a.example", "https://", "https://a/", "https://a,", "://a", "https://a\r\nX: y"]
-        {
-            assert!(origins.check(OsStr::new(text)).is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn a_list_of_urls_has_no_order_and_no_doubles() {
-        let urls = Urls { most: 3 };
-        let keys = |text: &str| urls.parse(OsStr::new(text)).map(|nodes| nodes.into_keys().collect::<Vec<_>>());
-        let sorted = vec!["http://a:1".to_owned(), "http://b:2".to_owned()];
-        assert_eq!(keys("HTTP://B:2/, a:01"), Ok(sorted));
-        assert!(keys("a:1,a:1/").is_err_and(|why| why.contains("twice")));
-        assert!(keys("a:1,b:1,c:1,d:1").is_err_and(|why| why.contains("4 nodes")));
-        assert!(keys("a:1,").is_err_and(|why| why.contains("\"\" is not a URL")));
     }
 }

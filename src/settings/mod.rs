@@ -1,7 +1,8 @@
 //! The settings of the server: a flag wins over an environment variable, a variable over the
 //! configuration file, and the file over the default. All are checked before anything is touched.
 //!
-//! - `table.rs` has every setting once. `grammar.rs` has one grammar for each kind of value.
+//! - `table.rs` has every setting once. `grammar.rs` and `places.rs` have one grammar for each kind
+//!   of value.
 //! - `flags.rs`, `variables.rs` and `file.rs` derive flags, variables and keys from the table.
 //!   `said.rs` is a value with the place where it was given, which every error names.
 //! - `given.rs` decides which value wins. `check.rs` has the checks that need several settings or
@@ -20,6 +21,7 @@ mod flags;
 mod given;
 mod grammar;
 mod local;
+mod places;
 mod said;
 mod secret;
 mod table;
@@ -31,8 +33,9 @@ mod tests;
 pub use address::HostPort;
 pub use config::{Cluster, Config};
 pub use flags::{Flags, SharedFlags};
-pub use grammar::{Grammar, Url, stall_bound_text};
+pub use grammar::{Grammar, stall_bound_text};
 pub use local::NodeSettings;
+pub use places::Url;
 pub use secret::read_token;
 pub use table::in_force;
 pub use variables::is_ours as is_variable;

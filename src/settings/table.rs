@@ -16,9 +16,10 @@ use tracing::Level;
 
 use super::config::{Cluster, Config};
 use super::grammar::{
-    Address, AnyGrammar, Count, FilePath, HostName, LEVELS, ListOf, Name, OffOr, OneOf, PageOrigin, Switch, SyncModes,
-    Url, Urls, Within, level_text, stall_bound_text, sync_text,
+    AnyGrammar, Count, FilePath, LEVELS, Name, OffOr, OneOf, Switch, SyncModes, Within, level_text, stall_bound_text,
+    sync_text,
 };
+use super::places::{Address, HostName, ListOf, PageOrigin, Url, Urls};
 use crate::logging::Format;
 use crate::units::{Size, Span};
 

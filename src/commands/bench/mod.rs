@@ -14,13 +14,13 @@
 
 mod answer;
 mod event_loop;
+mod given;
 mod pace;
 mod print;
 mod tally;
 mod work;
 
 use std::ffi::OsStr;
-use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::net::SocketAddr;
@@ -39,9 +39,10 @@ use tokio::sync::mpsc;
 
 use crate::logging;
 use crate::settings::{Grammar as _, Url};
-use crate::units::{Size, Span, whole};
+use crate::units::{Size, whole};
 use crate::usage;
 use event_loop::{EventLoop, LoadNode, RunState, Times, clock};
+use given::{AsGiven, as_given, count, mix, number_within, time, within};
 use pace::Pace;
 use tally::{FAILURES, Failure, Tally};
 use work::{KEYS_MAX, Mix, Templates, Work};
@@ -53,7 +54,6 @@ const RATE: RangeInclusive<u64> = 1..=100_000_000;
 const DURATION: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(7 * 24 * 3600);
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 const SIZE_MAX: u64 = 64 << 20;
-const SHARE_MAX: u32 = 1_000_000;
 /// wrk2 discards what it has recorded in its first ten seconds.
 const WARMUP_MAX: Duration = Duration::from_secs(10);
 const WARMUP_SHARE: u32 = 6;
@@ -70,17 +70,17 @@ pub struct Bench {
     #[arg(value_name = "URL")]
     urls: Vec<String>,
     /// Threads
-    #[arg(short = 't', long, value_name = "N", default_value = "2", value_parser = count)]
-    threads: u64,
+    #[arg(short = 't', long, value_name = "N", default_value = "2", value_parser = as_given(count))]
+    threads: AsGiven<u64>,
     /// Connections, of all threads together
-    #[arg(short = 'c', long, value_name = "N", default_value = "10", value_parser = count)]
-    connections: u64,
+    #[arg(short = 'c', long, value_name = "N", default_value = "10", value_parser = as_given(count))]
+    connections: AsGiven<u64>,
     /// Requests a second, of all connections together; required
-    #[arg(short = 'R', long, value_name = "N", value_parser = count)]
-    rate: Option<u64>,
+    #[arg(short = 'R', long, value_name = "N", value_parser = as_given(count))]
+    rate: Option<AsGiven<u64>>,
     /// How long, such as 60s or 1m
-    #[arg(short = 'd', long, value_name = "DURATION", default_value = "10s", value_parser = time)]
-    duration: Duration,
+    #[arg(short = 'd', long, value_name = "DURATION", default_value = "10s", value_parser = as_given(time))]
+    duration: AsGiven<Duration>,
     /// Print the whole percentile spectrum
     #[arg(short = 'L', long)]
     latency: bool,
@@ -97,8 +97,8 @@ pub struct Bench {
     #[arg(long, value_name = "G:P[:D]", group = "operation", value_parser = mix)]
     mix: Option<Mix>,
     /// Number of different keys
-    #[arg(long, value_name = "N", default_value = "100000", value_parser = count)]
-    keys: u64,
+    #[arg(long, value_name = "N", default_value = "100000", value_parser = as_given(count))]
+    keys: AsGiven<u64>,
     /// Bytes in each value
     #[arg(long, value_name = "BYTES", default_value = "128")]
     size: Size,
@@ -112,62 +112,14 @@ pub struct Bench {
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
     json_file: Option<PathBuf>,
     /// How long to wait for an answer or a connection
-    #[arg(short = 'T', long, value_name = "DURATION", default_value = "2s", value_parser = time)]
-    timeout: Duration,
+    #[arg(short = 'T', long, value_name = "DURATION", default_value = "2s", value_parser = as_given(time))]
+    timeout: AsGiven<Duration>,
     /// Record no latencies for this long at first [default: a sixth of the duration, 10s at most]
-    #[arg(long, value_name = "DURATION", value_parser = time)]
-    warmup: Option<Duration>,
+    #[arg(long, value_name = "DURATION", value_parser = as_given(time))]
+    warmup: Option<AsGiven<Duration>>,
     /// Seed for the order of keys and operations
     #[arg(long, value_name = "N", default_value = "1", value_parser = whole::<u64>)]
     seed: u64,
-}
-
-/// Reads a number as wrk2 does: `10000`, `10k`, `1M`.
-fn count(text: &str) -> Result<u64, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let factor = match &text[digits..] {
-        "" => 1,
-        "k" | "K" => 1_000,
-        "m" | "M" => 1_000_000,
-        "g" | "G" => 1_000_000_000,
-        _ => 0,
-    };
-    let number = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-    number.filter(|_| factor > 0).ok_or_else(|| format!("`{text}` is not a number such as 64, 10000 or 10k"))
-}
-
-/// `60s`, `1m`, `250ms`; a bare number is seconds, as wrk2 has it.
-fn time(text: &str) -> Result<Duration, String> {
-    match text.strip_suffix('s').unwrap_or(text).parse::<u32>() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
-        Err(_) => text.parse().map(|Span(span)| span),
-    }
-}
-
-fn mix(text: &str) -> Result<Mix, String> {
-    let wrong = || format!("`{text}` is not a mix such as 80:20 (GET:PUT) or 80:15:5 (GET:PUT:DELETE)");
-    let shares: Result<Vec<u32>, _> = text.split(':').map(str::parse).collect();
-    let mix = match shares.map_err(|_| wrong())?[..] {
-        [get, put] => Mix { get, put, delete: 0 },
-        [get, put, delete] => Mix { get, put, delete },
-        _ => return Err(wrong()),
-    };
-    let shares = [mix.get, mix.put, mix.delete];
-    if shares.iter().all(|&s| s == 0) || shares.iter().any(|&s| s > SHARE_MAX) { Err(wrong()) } else { Ok(mix) }
-}
-
-fn within<T: PartialOrd + Display>(name: &str, value: T, range: &RangeInclusive<T>) -> Result<T, String> {
-    if range.contains(&value) {
-        return Ok(value);
-    }
-    Err(format!("{name} {value} is out of range: it is {} to {}", range.start(), range.end()))
-}
-
-fn within_time(name: &str, value: Duration, range: &RangeInclusive<Duration>) -> Result<Duration, String> {
-    if range.contains(&value) {
-        return Ok(value);
-    }
-    Err(format!("{name} {} is out of range: it is {} to {}", Span(value), Span(*range.start()), Span(*range.end())))
 }
 
 /// A server, named by its URL.
@@ -203,22 +155,23 @@ pub struct Plan {
 
 impl Bench {
     fn check(&self) -> Result<Plan, String> {
-        let missing = |sentence: &str| usage::with::<Self>("bench", sentence);
-        let rate =
-            self.rate.ok_or_else(|| missing("-R is missing: say how many requests a second, such as -R10000"))?;
+        let rate = self.rate.as_ref().ok_or("-R is missing: say how many requests a second, such as -R10000")?;
         if self.urls.is_empty() {
-            return Err(missing("a URL is missing, such as http://127.0.0.1:1337"));
+            return Err(usage::with::<Self>("bench", "a URL is missing, such as http://127.0.0.1:1337"));
         }
-        let threads = within("-t", self.threads, &THREADS)?;
-        let connections = within("-c", self.connections, &CONNECTIONS)?;
+        let threads = number_within("-t", &self.threads, &THREADS)?;
+        let connections = number_within("-c", &self.connections, &CONNECTIONS)?;
         if connections < threads {
             return Err(format!("-c {connections} is less than -t {threads}: each thread needs a connection"));
         }
-        let duration = within_time("-d", self.duration, &DURATION)?;
-        let warmup = self.warmup.unwrap_or_else(|| WARMUP_MAX.min(duration / WARMUP_SHARE));
-        if warmup >= duration {
-            return Err(format!("--warmup {} leaves nothing of -d {}", Span(warmup), Span(duration)));
-        }
+        let duration = within("-d", &self.duration, &DURATION, (&"100ms", &"7d"))?;
+        let warmup = match &self.warmup {
+            Some(given) if given.value >= duration => {
+                return Err(format!("--warmup {} leaves nothing of -d {}", given.text, self.duration.text));
+            }
+            Some(given) => given.value,
+            None => WARMUP_MAX.min(duration / WARMUP_SHARE),
+        };
         let query = self.query.trim_start_matches(['?', '&']);
         if query.contains(|c: char| c == '#' || !c.is_ascii_graphic()) {
             return Err(format!("--query `{query}` is not a query such as ack=2&from=3"));
@@ -231,17 +184,17 @@ impl Bench {
             servers: self.urls.iter().map(|url| LoadServer::of(url)).collect::<Result<_, _>>()?,
             threads: threads as usize,
             connections: connections as usize,
-            rate: within("-R", rate, &RATE)?,
+            rate: number_within("-R", rate, &RATE)?,
             duration,
             warmup,
-            timeout: within_time("--timeout", self.timeout, &TIMEOUT)?,
+            timeout: within("--timeout", &self.timeout, &TIMEOUT, (&"1ms", &"1h"))?,
             mix: match (self.put, self.delete, self.mix) {
                 (_, _, Some(mix)) => mix,
                 (true, ..) => one(0, 1, 0),
                 (_, true, _) => one(0, 0, 1),
                 _ => one(1, 0, 0),
             },
-            keys: within("--keys", self.keys, &(1..=KEYS_MAX))?,
+            keys: number_within("--keys", &self.keys, &(1..=KEYS_MAX))?,
             size: self.size.0 as usize,
             query: query.to_owned(),
             seed: self.seed,
@@ -311,7 +264,8 @@ pub fn run(bench: Bench) -> ExitCode {
 
 impl Bench {
     fn run(&self) -> Result<ExitCode, String> {
-        let plan = Arc::new(self.check()?);
+        let checked = self.check().map_err(|sentence| usage::after_a_flag::<Self>("bench", &sentence));
+        let plan = Arc::new(checked?);
         allow_descriptors(plan.connections)?;
         let cannot = |e: io::Error| format!("the load cannot be run: {e}");
         // The file is created before the run, so that nobody waits a minute to learn that the
@@ -447,31 +401,5 @@ impl Progress {
         let warming = if now < self.times.record { ", warming up" } else { "" };
         let count = format!("{answers} in all, {failures} socket errors{warming}");
         logging::complain(&format!("{seconds} s: {rate:.0} requests/s, {count}"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_times_and_mixes_are_read_as_wrk2_reads_them() {
-        assert_eq!([count("64"), count("10k"), count("2M")], [Ok(64), Ok(10_000), Ok(2_000_000)]);
-        for bad in ["", "k", "10x", "-1", "1.5k", "99999999999999999999", "99999999999999999G"] {
-            assert!(count(bad).is_err(), "{bad}");
-        }
-        for (text, ms) in
-            [("60s", 60_000), ("60", 60_000), ("1m", 60_000), ("250ms", 250), ("0s", 0), ("2h", 7_200_000)]
-        {
-            assert_eq!(time(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        for bad in ["", "s", "1x", "-1s"] {
-            assert!(time(bad).is_err(), "{bad}");
-        }
-        assert_eq!(mix("80:20"), Ok(Mix { get: 80, put: 20, delete: 0 }));
-        assert_eq!(mix("80:15:5"), Ok(Mix { get: 80, put: 15, delete: 5 }));
-        for bad in ["", "80", "0:0", "80:20:1:1", "a:b", "-1:2", "1:9999999"] {
-            assert!(mix(bad).is_err(), "{bad}");
-        }
     }
 }

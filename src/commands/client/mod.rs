@@ -17,6 +17,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use koltso_model::VALUE_MAX_LIMIT;
@@ -31,12 +32,15 @@ use crate::units::{Span, whole};
 const KEYS: &str = "Keys are any bytes, as the shell gives them ($'a\\nb', $'\\xff'), or base64 with --base64. \
 Exit code 0: done; 1: there is no such key (get); 2: anything else, with one sentence.";
 
+/// About 2700 years, far below what a node takes.
+const TTL_MAX: Duration = Duration::from_secs(1_000_000 * 24 * 3600);
+
 /// Which server to ask, and how long to wait for it.
 #[derive(Args)]
 pub struct Connection {
     /// The server
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:1337")]
-    url: String,
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:1337", value_parser = server)]
+    url: Server,
     /// How long to wait for the answer to begin, and then for each piece of it
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     timeout: Span,
@@ -94,7 +98,7 @@ pub struct Put {
     #[arg(long, value_name = "FILE", conflicts_with = "value")]
     file: Option<PathBuf>,
     /// The key is gone after this time, such as 10s
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", value_parser = ttl)]
     ttl: Option<Span>,
     #[command(flatten)]
     quorum: Quorum,
@@ -112,6 +116,16 @@ pub struct Delete {
     quorum: Quorum,
     #[command(flatten)]
     connection: Connection,
+}
+
+fn server(url: &str) -> Result<Server, String> {
+    Server::of(url).map_err(|refusal| format!("it {refusal}"))
+}
+
+/// A time to live: a record has 48 bits for when it expires, in milliseconds since 1970.
+fn ttl(text: &str) -> Result<Span, String> {
+    let span: Span = text.parse()?;
+    if span.0 <= TTL_MAX { Ok(span) } else { Err("the longest time to live is 1000000d".to_owned()) }
 }
 
 /// How a command ended.
@@ -160,24 +174,21 @@ fn key_bytes(name: &str, given: &OsStr, base64: bool) -> Result<Vec<u8>, String>
 }
 
 impl Connection {
-    fn server(&self) -> Result<Server, String> {
-        Server::of(&self.url).map_err(|refusal| format!("--url {} {refusal}", self.url))
-    }
-
-    fn ask(&self, server: &Server, method: &str, path: &str, body: &[u8]) -> Result<HttpAnswer, String> {
+    fn ask(&self, method: &str, path: &str, body: &[u8]) -> Result<HttpAnswer, String> {
         let request = HttpRequest { method, path, token: None, body, patience: Patience::Idle(self.timeout.0) };
-        server.ask(&request).map_err(|e| e.to_string())
+        self.url.ask(&request).map_err(|e| e.to_string())
     }
-}
 
-/// The question that follows an answer of somebody else.
-fn is_it_a_node(server: &Server, answer: &HttpAnswer) -> String {
-    format!("{} answered {} as no node of Koltso does: is this a node of Koltso?", server.url(), answer.status)
-}
+    /// The question that follows an answer of somebody else.
+    fn is_it_a_node(&self, answer: &HttpAnswer) -> String {
+        let url = self.url.url();
+        format!("{url} answered {} as no node of Koltso does: is this a node of Koltso?", answer.status)
+    }
 
-/// A sentence for an answer that is no success.
-fn refusal(server: &Server, answer: HttpAnswer) -> String {
-    if answer.is_refusal_of_a_node() { answer.refusal() } else { is_it_a_node(server, &answer) }
+    /// A sentence for an answer that is no success.
+    fn refusal(&self, answer: HttpAnswer) -> String {
+        if answer.is_refusal_of_a_node() { answer.refusal() } else { self.is_it_a_node(&answer) }
+    }
 }
 
 /// A reader of standard output that has seen enough and gone is no error.
@@ -242,19 +253,15 @@ impl GivenKey {
 impl Get {
     /// Prints the value.
     pub fn run(self) -> Result<Done, String> {
-        let server = self.connection.server()?;
-        let answer = self.connection.ask(&server, "GET", &self.key.path(&self.quorum)?, &[])?;
+        let answer = self.connection.ask("GET", &self.key.path(&self.quorum)?, &[])?;
         match answer.status {
             200 if answer.has_a_version() => {}
             // Another server's 404 says nothing of a key.
             404 if answer.is_refusal_of_a_node() => {
-                let url = server.url();
-                return match answer.sentence().as_str() {
-                    "There is no such key." => Ok(Done::Absent),
-                    other => Err(format!("{url} answered 404: {other}; is this a node of Koltso?")),
-                };
+                let question = self.connection.is_it_a_node(&answer);
+                return if answer.sentence() == "There is no such key." { Ok(Done::Absent) } else { Err(question) };
             }
-            _ => return Err(refusal(&server, answer)),
+            _ => return Err(self.connection.refusal(answer)),
         }
         let done = match (self.json, !self.raw && io::stdout().is_terminal()) {
             (true, _) => self.print_json(answer),
@@ -283,7 +290,6 @@ impl Get {
 impl Put {
     /// Stores the value.
     pub fn run(self) -> Result<Done, String> {
-        let server = self.connection.server()?;
         let path = self.key.path(&self.quorum)?;
         let value = match (&self.file, self.value.as_deref()) {
             (Some(path), _) => {
@@ -295,8 +301,12 @@ impl Put {
             (None, Some(text)) => text.as_bytes().to_vec(),
         };
         let ttl = self.ttl.map_or(String::new(), |span| format!("&ttl={}", span.0.as_millis()));
-        let answer = self.connection.ask(&server, "PUT", &(path + &ttl), &value)?;
-        if answer.status == 201 && answer.has_a_version() { Ok(Done::Yes) } else { Err(refusal(&server, answer)) }
+        let answer = self.connection.ask("PUT", &(path + &ttl), &value)?;
+        if answer.status == 201 && answer.has_a_version() {
+            Ok(Done::Yes)
+        } else {
+            Err(self.connection.refusal(answer))
+        }
     }
 }
 
@@ -320,9 +330,8 @@ fn bounded(from: impl Read) -> io::Result<Vec<u8>> {
 impl Delete {
     /// Deletes the key.
     pub fn run(self) -> Result<Done, String> {
-        let server = self.connection.server()?;
-        let answer = self.connection.ask(&server, "DELETE", &self.key.path(&self.quorum)?, &[])?;
+        let answer = self.connection.ask("DELETE", &self.key.path(&self.quorum)?, &[])?;
         let is_of_a_node = answer.header("x-content-type-options").is_some();
-        if answer.status == 202 && is_of_a_node { Ok(Done::Yes) } else { Err(refusal(&server, answer)) }
+        if answer.status == 202 && is_of_a_node { Ok(Done::Yes) } else { Err(self.connection.refusal(answer)) }
     }
 }

@@ -64,17 +64,16 @@ impl Scan {
         if let Some(limit) = self.limit {
             path += &format!("&limit={limit}");
         }
-        let server = self.connection.server()?;
-        let mut answer = self.connection.ask(&server, "GET", &format!("{path}&format=lengths"), &[])?;
+        let mut answer = self.connection.ask("GET", &format!("{path}&format=lengths"), &[])?;
         if answer.status == 400 {
-            answer = self.connection.ask(&server, "GET", &path, &[])?;
+            answer = self.connection.ask("GET", &path, &[])?;
         }
         let with_lengths = answer.header("content-type").is_some_and(|kind| kind == RECORDS);
         let lines = answer.header("content-type").is_some_and(|kind| kind == "application/octet-stream");
         match answer.status {
             200 if with_lengths => self.print(|| record_with_lengths(&mut answer)),
             200 if lines && answer.chunked => self.print(|| record_in_a_chunk(&mut answer)),
-            _ => Err(super::refusal(&server, answer)),
+            _ => Err(self.connection.refusal(answer)),
         }
     }
 

@@ -116,7 +116,8 @@ enum Plan<'a> {
 impl Profile {
     /// Does what the arguments say.
     pub fn run(self) -> Result<Done, String> {
-        let (plan, form) = self.check()?;
+        let checked = self.check().map_err(|sentence| usage::after_a_flag::<Self>("profile", &sentence));
+        let (plan, form) = checked?;
         let out = self.out.as_deref();
         match plan {
             Plan::Node(mut ask) => {
