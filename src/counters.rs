@@ -99,7 +99,7 @@ pub struct CoreMetrics {
 }
 
 /// The limits whose hits are counted, as labels.
-pub const LIMITS: [&str; 8] = [
+pub const LIMITS: [&str; 12] = [
     "connections",
     "header_size",
     "body_size",
@@ -108,6 +108,10 @@ pub const LIMITS: [&str; 8] = [
     "write_timeout",
     "bad_request",
     "in_flight",
+    "connections_per_address",
+    "in_flight_per_address",
+    "request_rate",
+    "descriptors",
 ];
 
 impl CoreMetrics {
@@ -135,6 +139,10 @@ impl CoreMetrics {
             Event::WriteTimeout => 5,
             Event::BadRequest => 6,
             Event::Overloaded => 7,
+            Event::AddressConnections => 8,
+            Event::AddressRequests => 9,
+            Event::SlowRequest => 10,
+            Event::NoResources => 11,
         };
         self.limits[limit].add(1);
     }

@@ -7,6 +7,7 @@
 mod admin;
 mod commands;
 mod counters;
+mod descriptors;
 mod front;
 mod logging;
 mod member;
@@ -73,6 +74,8 @@ fn main() -> ExitCode {
     // Before a core is pinned: captures run on any processor.
     koltso_profiling::engine::remember_processors();
     logging::begin();
+    // Files and sockets are what a server and a load generator have many of.
+    descriptors::raise();
     let code = match Cli::try_parse() {
         Err(error) => explain(&error),
         Ok(Cli { command }) => match command {

@@ -69,10 +69,13 @@ pub const RULES: Rules = Rules {
         ("koltso::admin", None),
         ("koltso::admin::classes", None),
         ("koltso::admin::control", None),
+        ("koltso::admin::crowd", None),
+        ("koltso::admin::entrance", None),
         ("koltso::admin::metrics", Some(HTTP)),
         ("koltso::admin::pprof", None),
         ("koltso::admin::refusal", None),
         ("koltso::admin::status", Some(HTTP)),
+        ("koltso::admin::stream", None),
         ("koltso::node", None),
         // Whoever asks it decides what it is for.
         ("koltso::node::access", None),
@@ -84,6 +87,7 @@ pub const RULES: Rules = Rules {
         ("koltso::stalls", None),
         // `serve` starts all other threads' work and is at the root of their stacks.
         ("koltso::commands", None),
+        ("koltso::descriptors", None),
         ("koltso::logging", None),
         ("koltso::settings", None),
         ("koltso::similar", None),
@@ -133,6 +137,7 @@ pub const RULES: Rules = Rules {
             ("koltso_profiling::locks", false),
             ("koltso::admin::pprof", true),
             ("koltso::admin::control", true),
+            ("koltso::admin::entrance", true),
             ("koltso::admin::metrics::Scrape", true),
         ],
     },
@@ -437,7 +442,11 @@ mod tests {
             ("koltso-provisio", "clear_page_erms_[k]".to_owned(), STORAGE),
             ("koltso-hints-2", "koltso_hints::keeper::Worker::run;write;vfs_write_[k]".to_owned(), EXCHANGE),
             ("koltso-control", "koltso::admin::status::document;serde_json::to_string".to_owned(), HTTP),
-            ("koltso-control", "koltso::admin::control::start::{{closure}};tokio::runtime::park".to_owned(), OTHER),
+            (
+                "koltso-control",
+                "koltso::admin::entrance::Entrance::serve::{{closure}};tokio::runtime::park".to_owned(),
+                OTHER,
+            ),
             // (It calls nothing of the kind today.)
             (
                 "koltso-capture",
@@ -453,7 +462,7 @@ mod tests {
         // Allocations do not know their thread.
         for (stack, expected) in [
             (
-                "koltso::admin::control::start::{{closure}};<koltso::admin::metrics::Scrape as prometheus_client::collector::Collector>::encode;realloc",
+                "koltso::admin::entrance::Entrance::serve::{{closure}};<koltso::admin::metrics::Scrape as prometheus_client::collector::Collector>::encode;realloc",
                 PROFILER,
             ),
             ("koltso_profiling::page::flamegraph;realloc", PROFILER),

@@ -10,30 +10,22 @@
 //! (`--admin-token-file`). Without one the paths answer 403 there, unless they have a listener of
 //! their own (`--admin-listen`), which then is the only place that serves them.
 //!
-//! Bounds: 1024 connections wait, 64 are served at a time, a request must arrive within 10 s, and
-//! after its answer 256 connections at a time end in stages.
+//! Bounds: those of each entrance (`entrance.rs`).
 
-use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use axum::Router;
 use axum::extract::{RawQuery, Request, State};
-use axum::http::{HeaderName, Method, StatusCode, Uri, Version, header};
+use axum::http::{HeaderName, Method, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use koltso_net::http::{host, query};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 
+use crate::admin::entrance::Entrance;
 use crate::admin::metrics::Scrape;
 use crate::admin::pprof;
 use crate::admin::refusal::{refuse, wrong_method};
@@ -42,54 +34,7 @@ use crate::logging;
 use crate::node::access::{Access, Admission, Asker, PREFLIGHT};
 use crate::node::{Handover, Node};
 
-/// The most connections that wait for the control plane.
-pub const WAITING_MAX: usize = 1024;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-const SERVED_MAX: usize = 64;
-/// The most connections that end in stages; past it they are closed at once.
-const LINGERING_MAX: usize = 256;
-/// How long a client may be silent then.
-const LINGER: Duration = Duration::from_secs(1);
-/// The most bytes that are read and discarded then, about.
-const LINGER_BYTES_MAX: usize = 64 << 20;
-/// The time within which the head of a request must arrive.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// The time within which it must be answered; the longest capture takes 300 s.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(330);
-
-/// A socket, preceded by bytes that have already been read from it.
-struct Prefixed {
-    prefix: Vec<u8>,
-    taken: usize,
-    socket: tokio::net::TcpStream,
-}
-
-impl AsyncRead for Prefixed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let rest = &self.prefix[self.taken..];
-        if rest.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(cx, buf);
-        }
-        let count = rest.len().min(buf.remaining());
-        buf.put_slice(&rest[..count]);
-        self.taken += count;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Prefixed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
-}
 
 #[derive(Clone)]
 struct App {
@@ -240,6 +185,7 @@ async fn metrics(State(app): State<App>, RawQuery(query): RawQuery) -> Response 
         storage: node.store().map(|store| store.stats()),
         cluster: node.cluster.clone(),
         stalls: node.stalls.as_ref().map(|stalls| (stalls.count(), stalls.longest())),
+        pages_limit_hit: node.page_limit_hits(),
         log_lines: (logging::lines_lost(), logging::lines_left_out()),
     };
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -267,109 +213,17 @@ fn router(app: &App) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), close_after))
 }
 
-/// A request whose path is written without needless escapes, as the routes are.
-fn normalised<B>(mut request: hyper::Request<B>) -> hyper::Request<B> {
-    if request.uri().path().contains('%')
-        && let Ok(path) = query::normalised(request.uri().path())
-    {
-        let target = request.uri().query().map_or_else(|| path.to_string(), |query| format!("{path}?{query}"));
-        let mut parts = request.uri().clone().into_parts();
-        parts.path_and_query = target.parse().ok();
-        if let Ok(uri) = Uri::from_parts(parts) {
-            *request.uri_mut() = uri;
-        }
-    }
-    request
-}
-
-/// Ends a connection in stages, as the data plane does: ends the output, then reads and discards
-/// what the client still sends, so that no reset destroys the answer.
-async fn linger(mut socket: tokio::net::TcpStream) {
-    if poll_fn(|cx| Pin::new(&mut socket).poll_shutdown(cx)).await.is_err() {
-        return;
-    }
-    let begun = Instant::now();
-    let (mut left, mut buffer) = (LINGER_BYTES_MAX, vec![0; 16 << 10]);
-    while left > 0 && begun.elapsed() < REQUEST_TIMEOUT {
-        if !matches!(tokio::time::timeout(LINGER, socket.readable()).await, Ok(Ok(()))) {
-            return;
-        }
-        match socket.try_read(&mut buffer) {
-            Ok(0) => return,
-            Ok(read) => left = left.saturating_sub(read),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
-        }
-    }
-}
-
-async fn serve(handover: Handover, router: Router, permit: OwnedSemaphorePermit, lingering: Arc<Semaphore>) {
-    if handover.socket.set_nonblocking(true).is_err() {
-        return;
-    }
-    // hyper closes what it is given: a second descriptor keeps the socket for the end in stages.
-    let same = handover.socket.try_clone().and_then(tokio::net::TcpStream::from_std);
-    let Ok(socket) = tokio::net::TcpStream::from_std(handover.socket) else {
-        return;
-    };
-    let stream = Prefixed { prefix: handover.read_so_far, taken: 0, socket };
-    let service = TowerToHyperService::new(router);
-    let service = service_fn(move |request| service.call(normalised(request)));
-    let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT);
-    let connection = http.serve_connection(TokioIo::new(stream), service);
-    // A client that goes away or is too slow gets no answer; nobody else is affected.
-    let _ = tokio::time::timeout(ANSWER_TIMEOUT, connection).await;
-    drop(permit);
-    if let (Ok(socket), Ok(_permit)) = (same, lingering.try_acquire()) {
-        linger(socket).await;
-    }
-}
-
-async fn accept(listener: TcpListener, router: Router, permits: Permits) {
-    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-        return;
-    };
-    loop {
-        match listener.accept().await {
-            Ok((socket, _)) => {
-                let Ok(socket) = socket.into_std() else {
-                    continue;
-                };
-                start(Handover { socket, read_so_far: Vec::new() }, &router, &permits).await;
-            }
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
-}
-
-/// How many connections may be served, and how many may then end in stages.
-#[derive(Clone)]
-struct Permits {
-    served: Arc<Semaphore>,
-    lingering: Arc<Semaphore>,
-}
-
-async fn start(handover: Handover, router: &Router, permits: &Permits) {
-    let Ok(permit) = permits.served.clone().acquire_owned().await else {
-        return;
-    };
-    tokio::task::spawn_local(serve(handover, router.clone(), permit, permits.lingering.clone()));
-}
-
-async fn run(node: Arc<Node>, mut handovers: mpsc::Receiver<Handover>, own: Option<TcpListener>) {
+async fn run(node: Arc<Node>, mut handovers: mpsc::Receiver<Handover>, own: Option<TcpListener>, places: usize) {
     let app = App { node: node.clone(), debug: pprof::router(node.clone()), dedicated: false, access: None };
-    let (served, lingering) = (Arc::new(Semaphore::new(SERVED_MAX)), Arc::new(Semaphore::new(LINGERING_MAX)));
-    let permits = Permits { served, lingering };
     if let Some(listener) = own {
         let access = node.config.admin_listen.map(|address| Arc::new(Access::new(&node.config, address)));
         let dedicated = router(&App { dedicated: true, access, ..app.clone() });
-        tokio::task::spawn_local(accept(listener, dedicated, permits.clone()));
+        tokio::task::spawn_local(Entrance::new(node.clone(), dedicated, places).accept(listener));
     }
-    tokio::task::spawn_local(drain_on_signal(node));
-    let router = router(&app);
+    tokio::task::spawn_local(drain_on_signal(node.clone()));
+    let data_port = Entrance::new(node, router(&app), places);
     while let Some(handover) = handovers.recv().await {
-        start(handover, &router, &permits).await;
+        data_port.admit(handover).await;
     }
 }
 
@@ -389,23 +243,24 @@ async fn drain_on_signal(node: Arc<Node>) {
     node.connections.drain();
 }
 
-/// Starts the thread of the control plane, which runs until the process ends.
+/// Starts the thread of the control plane, which runs until the process ends. Each entrance has room
+/// for `places` connections.
 pub fn spawn(
     node: Arc<Node>,
     handovers: mpsc::Receiver<Handover>,
-    own: Option<TcpListener>,
+    (own, places): (Option<TcpListener>, usize),
     uring: bool,
 ) -> io::Result<()> {
     let body = move || {
         if uring {
             match tokio_uring::Runtime::new(&tokio_uring::builder()) {
-                Ok(runtime) => return runtime.block_on(run(node, handovers, own)),
+                Ok(runtime) => return runtime.block_on(run(node, handovers, own, places)),
                 Err(e) => tracing::warn!("the control plane runs without io_uring: {e}"),
             }
         }
         let local = tokio::task::LocalSet::new();
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => local.block_on(&runtime, run(node, handovers, own)),
+            Ok(runtime) => local.block_on(&runtime, run(node, handovers, own, places)),
             Err(e) => tracing::error!("the control plane cannot run: {e}"),
         }
     };

@@ -65,6 +65,8 @@ pub struct Scrape {
     /// The number of stalls and the longest one; `None` when stall detection is off (`--stall-bound
     /// 0`).
     pub stalls: Option<(u64, Duration)>,
+    /// How often a connection at an entrance of the control plane gave way or was closed.
+    pub pages_limit_hit: u64,
     /// The lines of the log that were lost, and those that were left out.
     pub log_lines: (u64, u64),
 }
@@ -146,6 +148,10 @@ impl Scrape {
         for (l, limit) in LIMITS.iter().enumerate() {
             let count = ConstCounter::new(self.sum(|core| core.limits[l].get()));
             count.encode(family.encode_family(&[("limit", *limit)])?)?;
+        }
+        let strangers = self.cluster.as_ref().map_or(0, |cluster| cluster.peers.crowded_out());
+        for (limit, count) in [("pages", self.pages_limit_hit), ("strangers", strangers)] {
+            ConstCounter::new(count).encode(family.encode_family(&[("limit", limit)])?)?;
         }
         Ok(())
     }
@@ -345,12 +351,15 @@ mod tests {
         cores[1].event(Event::Overloaded);
         let storage = Some(Stats { records: 5, ..Stats::default() });
         let stalls = Some((2, Duration::from_millis(12)));
-        let text = Scrape { cores, connections: 3, storage, cluster: None, stalls, log_lines: (8, 9) }.text();
+        let scrape =
+            Scrape { cores, connections: 3, storage, cluster: None, stalls, pages_limit_hit: 7, log_lines: (8, 9) };
+        let text = scrape.text();
         for line in [
             "koltso_request_duration_seconds_count{operation=\"get\",status=\"200\"} 2",
             "koltso_request_duration_seconds_bucket{le=\"0.0001\",operation=\"get\",status=\"200\"} 1",
             "koltso_request_duration_seconds_bucket{le=\"+Inf\",operation=\"put\",status=\"507\"} 1",
             "koltso_limits_hit_total{limit=\"in_flight\"} 1",
+            "koltso_limits_hit_total{limit=\"pages\"} 7",
             "koltso_connections 3",
             "koltso_core_stalls_total 2",
             "koltso_core_stall_longest_seconds 0.012",

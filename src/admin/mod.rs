@@ -3,7 +3,10 @@
 
 pub mod classes;
 pub mod control;
+mod crowd;
+mod entrance;
 pub mod metrics;
 pub mod pprof;
 pub mod refusal;
 pub mod status;
+mod stream;

@@ -20,7 +20,7 @@ mod replay;
 mod replica;
 mod urls;
 
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::sync::{Arc, OnceLock};
 
 use koltso_cluster::membership::Membership;
@@ -58,13 +58,16 @@ pub struct Cluster {
     pub shared: Arc<Shared>,
     /// Where the nodes are, by index; this node's own is not asked.
     names: Vec<Arc<PeerName>>,
+    /// The most connections of a core that have not said who they are.
+    strangers_max: usize,
     hints: OnceLock<Arc<Keeper>>,
     /// Bound, one a core. Nobody can connect before its core serves.
     listeners: Mutex<Vec<Option<Socket>>>,
 }
 
 impl Cluster {
-    /// The cluster of a checked configuration and its members, with one bound socket a core.
+    /// The cluster of a checked configuration and its members, with one bound socket a core, each of
+    /// which has room for `strangers_max` connections that have not said who they are.
     ///
     /// # Errors
     /// The threads that look up names cannot be started.
@@ -73,6 +76,7 @@ impl Cluster {
         (membership, id): (Membership, NodeId),
         cores: usize,
         sockets: Vec<Socket>,
+        strangers_max: usize,
     ) -> std::io::Result<Self> {
         let urls = Self::urls(&config);
         let names = config.nodes.iter().enumerate().map(|(at, node)| PeerName::of(at, &node.replica));
@@ -83,7 +87,7 @@ impl Cluster {
         let listeners = Mutex::new(&"replica listeners", sockets.into_iter().map(Some).collect());
         let topology = Arc::new(topology);
         let (shared, hints) = (Shared::new(), OnceLock::new());
-        Ok(Self { config, membership, topology, id, peers, shared, names, hints, listeners })
+        Ok(Self { config, membership, topology, id, peers, shared, names, strangers_max, hints, listeners })
     }
 
     /// Starts to keep hints in the data folder, and to replay those that are there.
@@ -153,6 +157,11 @@ impl Cluster {
     pub fn by_number(&self, number: u16) -> Option<NodeIndex> {
         let at = self.topology.numbers().iter().position(|&n| n == number)?;
         Some(NodeIndex(at as u8))
+    }
+
+    /// Whether a member was at this address when it was last looked for.
+    fn has_member_at(&self, address: IpAddr) -> bool {
+        self.names.iter().any(|name| name.is_at(address))
     }
 
     /// A core's listener, from now on open to peers.

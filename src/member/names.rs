@@ -9,7 +9,7 @@
 //! one: a member that comes back elsewhere under the same name is found at the next dial.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -86,6 +86,16 @@ impl PeerName {
             .name(format!("koltso-names-{node}"))
             .spawn(move || keep_looking(&its, &place, look_up))?;
         Ok(Arc::new(Self::Named(Named(shared))))
+    }
+
+    /// Whether the peer was there when its name was looked up last; never waits for long.
+    pub fn is_at(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Known(known) => known.ip().to_canonical() == address,
+            Self::Named(Named(shared)) => {
+                shared.looks().found.as_ref().is_ok_and(|found| found.ip().to_canonical() == address)
+            }
+        }
     }
 
     /// Looks up where the peer is, and waits for that.

@@ -99,6 +99,7 @@ pub struct Peers {
     refused: Mutex<Option<Trouble>>,
     refused_logged: Mutex<Option<(String, Instant)>>,
     refusals: AtomicU64,
+    crowded_out: AtomicU64,
     started: Instant,
 }
 
@@ -136,6 +137,7 @@ impl Peers {
             refused: Mutex::new(&"refusals", None),
             refused_logged: Mutex::new(&"log lines about refusals", None),
             refusals: AtomicU64::new(0),
+            crowded_out: AtomicU64::new(0),
             started: Instant::now(),
         }
     }
@@ -218,6 +220,22 @@ impl Peers {
             tracing::warn!("a replica connection was refused: {sentence}");
         }
         *self.refused.lock() = Some(Trouble { sentence, since: Instant::now() });
+    }
+
+    /// How many cores this node has.
+    pub fn cores(&self) -> usize {
+        self.served.len()
+    }
+
+    /// A stranger was shown out in favour of another.
+    pub fn crowd_out(&self) {
+        self.crowded_out.fetch_add(1, Ordering::Relaxed);
+        self.refused("too many connections did not say who they are");
+    }
+
+    /// How often that happened.
+    pub fn crowded_out(&self) -> u64 {
+        self.crowded_out.load(Ordering::Relaxed)
     }
 
     /// Connections to this node that were refused.

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,8 @@ use bytes::Bytes;
 use koltso_cluster::member::{Clocks, Observer};
 use koltso_model::{Found, Key, Operation, Outcome, Record, VALUE_MAX_LIMIT, Want};
 use koltso_net::replica::{
-    self as wire, AcceptConfig, DeferredReply, Identity, ReplicaEvent, ReplicaService, Replies, Request,
+    self as wire, AcceptConfig, DeferredReply, Identity, MemberAddresses, ReplicaEvent, ReplicaService, Replies,
+    Request,
 };
 
 use super::Cluster;
@@ -33,8 +34,25 @@ const STUCK: Duration = Duration::from_millis(50);
 /// value of a read has up to 16 KiB that are held until then.
 const ANSWERS_A_TURN: usize = 256;
 
-/// Connections of peers to one core.
+/// Connections of peers to this node, beside those that have not said who they are and those of them
+/// that are being shown out.
 const CONNECTIONS_MAX: usize = 4096;
+
+/// Where the members of a cluster are.
+#[derive(Clone)]
+struct Members(Arc<Cluster>);
+
+impl std::fmt::Debug for Members {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Members")
+    }
+}
+
+impl MemberAddresses for Members {
+    fn has(&self, address: IpAddr) -> bool {
+        self.0.has_member_at(address)
+    }
+}
 
 struct PeerService {
     observer: Observer,
@@ -167,7 +185,8 @@ impl ReplicaService for PeerService {
                     self.cluster.peers.arrived(node);
                 }
             }
-            ReplicaEvent::Limit => self.cluster.peers.refused("too many connections did not say who they are"),
+            ReplicaEvent::NoResources => self.cluster.peers.refused("there were no file descriptors left for it"),
+            ReplicaEvent::Limit => self.cluster.peers.crowd_out(),
             ReplicaEvent::BytesIn(bytes) => add(&self.served().bytes_in, bytes as u64),
             ReplicaEvent::BytesOut(bytes) => add(&self.served().bytes_out, bytes as u64),
             ReplicaEvent::Refused(sentence) => self.cluster.peers.refused(&sentence),
@@ -193,7 +212,9 @@ pub(super) async fn serve(
         members: cluster.topology.numbers().to_vec(),
         value_max: VALUE_MAX_LIMIT,
         wall_ms: told_ms,
-        connections_max: CONNECTIONS_MAX,
+        connections_max: CONNECTIONS_MAX + 2 * cluster.strangers_max * cluster.peers.cores(),
+        strangers_max: cluster.strangers_max,
+        addresses: Rc::new(Members(cluster.clone())),
     };
     let shared = cluster.shared.clone();
     let service = Rc::new(PeerService {

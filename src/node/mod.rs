@@ -7,7 +7,7 @@ pub mod access;
 pub mod dispatch;
 
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use koltso_instrument::Mutex;
@@ -80,6 +80,7 @@ pub struct Node {
     joined: AtomicUsize,
     engine: OnceLock<OpenStore>,
     control: mpsc::Sender<Handover>,
+    page_limit_hits: AtomicU64,
 }
 
 impl Node {
@@ -106,6 +107,7 @@ impl Node {
             joined: AtomicUsize::new(0),
             engine: OnceLock::new(),
             control,
+            page_limit_hits: AtomicU64::new(0),
         }
     }
 
@@ -173,10 +175,21 @@ impl Node {
         }
     }
 
-    /// Passes a connection to the control plane; closes it if
-    /// [`WAITING_MAX`](crate::admin::control::WAITING_MAX) others are waiting already.
+    /// A connection to the control plane was closed in favour of others.
+    pub fn page_limit_hit(&self) {
+        self.page_limit_hits.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that happened.
+    pub fn page_limit_hits(&self) -> u64 {
+        self.page_limit_hits.load(Ordering::Relaxed)
+    }
+
+    /// Passes a connection to the control plane; closes it if as many as that takes are on their way
+    /// already.
     pub fn hand_over(&self, handover: Handover) {
         if self.control.try_send(handover).is_err() {
+            self.page_limit_hit();
             tracing::warn!("the control plane is overloaded: a connection to it was closed");
         }
     }

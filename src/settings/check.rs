@@ -18,9 +18,9 @@ use super::said::Said;
 use super::secret::{read_secret, read_token};
 use super::table::{
     ADMIN_LISTEN, ADMIN_TOKEN_FILE, ALLOWED_HOST, CLUSTER, CLUSTER_NAME, CLUSTER_SECRET_FILE, COMPACTION_RATE,
-    CORS_ORIGIN, DATA, IDLE_TIMEOUT, LISTEN, LOG_FORMAT, LOG_LEVEL, LOG_NAME, MAX_CONNECTIONS, MAX_IN_FLIGHT,
-    MAX_IN_FLIGHT_BYTES, MAX_VALUE, NO_PIN, NODE, REPLICA_LISTEN, REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC,
-    Setting, THREADS, TOMBSTONE_GRACE,
+    CORS_ORIGIN, DATA, IDLE_TIMEOUT, LISTEN, LOG_FORMAT, LOG_LEVEL, LOG_NAME, MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_ADDRESS, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_VALUE, NO_PIN, NODE, REPLICA_LISTEN,
+    REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC, Setting, THREADS, TOMBSTONE_GRACE,
 };
 use super::{Flags, REPLICA_PORT_OFFSET};
 use crate::logging::LogSettings;
@@ -53,6 +53,7 @@ pub(super) fn check(given: &Given) -> Result<Config, String> {
         sync: given.value(&SYNC)?,
         max_value: count(given.value(&MAX_VALUE)?.0),
         max_connections: count(given.value(&MAX_CONNECTIONS)?.0),
+        max_connections_per_address: given.optional(&MAX_CONNECTIONS_PER_ADDRESS)?.map(|max| count(max.0)),
         request_timeout: given.value(&REQUEST_TIMEOUT)?.0,
         idle_timeout: given.value(&IDLE_TIMEOUT)?.0,
         max_in_flight: count(given.value(&MAX_IN_FLIGHT)?.0),

@@ -25,6 +25,9 @@ pub struct Config {
     pub max_value: usize,
     /// The most connections of the process.
     pub max_connections: usize,
+    /// The most connections of one address, and its requests in flight on a core; `None` if that was
+    /// not said.
+    pub max_connections_per_address: Option<usize>,
     /// From a request's first byte to its last.
     pub request_timeout: Duration,
     /// Between two requests of a connection.
@@ -54,6 +57,19 @@ pub struct Config {
     pub no_pin: bool,
     /// The cluster, if this node is not alone.
     pub cluster: Option<Cluster>,
+}
+
+impl Config {
+    /// The most connections of an address beyond this machine.
+    pub fn address_max(&self) -> usize {
+        self.max_connections_per_address.unwrap_or(self.max_connections.div_ceil(2))
+    }
+
+    /// The most connections of an address of this machine. Who comes from there is a proxy or a load
+    /// generator, which stands for many clients, or somebody who has easier ways to do harm.
+    pub fn loopback_max(&self) -> usize {
+        self.max_connections_per_address.unwrap_or(self.max_connections)
+    }
 }
 
 /// The cluster, as every node sees it, and which of its nodes this is.

@@ -244,10 +244,23 @@ settings! {
         name: "max-connections",
         value: "N",
         default: Default::Is("10000"),
-        help: "The most connections; further ones are closed at accept",
+        help: "The most connections; further ones are closed at accept. Fewer where the process may not open as many \
+               files (`ulimit -n`), which the start says",
         group: Group::Limits,
         local: Local::Same,
         status: Status::Value(|config| config.max_connections.into()),
+        grammar: Within::new("1", "10000000"),
+    };
+
+    MAX_CONNECTIONS_PER_ADDRESS: Within<Count> = Setting {
+        name: "max-connections-per-address",
+        value: "N",
+        default: Default::Follows("half of `--max-connections`, and all of them for loopback"),
+        help: "The most connections of one address, and of its requests in flight on each core; an IPv6 address counts \
+               with its /64. Further connections are closed at accept, further requests get `503` at once",
+        group: Group::Limits,
+        local: Local::Same,
+        status: Status::Value(|config| config.address_max().into()),
         grammar: Within::new("1", "10000000"),
     };
 
@@ -255,7 +268,8 @@ settings! {
         name: "request-timeout",
         value: "DURATION",
         default: Default::Is("10s"),
-        help: "How long a request may take to arrive completely (`408`), and a client to take some of its answer",
+        help: "How long a request may take to arrive completely, and a client to take some of its answer. A request \
+               that is late or, for 5 s, comes at less than 1 KiB a second is answered with `408`",
         group: Group::Limits,
         local: Local::Same,
         status: Status::Value(|config| span(config.request_timeout)),
@@ -288,7 +302,8 @@ settings! {
         name: "max-in-flight-bytes",
         value: "SIZE",
         default: Default::Is("256MiB"),
-        help: "The most bytes of request bodies being received on each core; further requests get `503` at once",
+        help: "The most bytes of request bodies that each core has received and not served yet; past it, bodies of which \
+               nothing comes for a second give way, and further requests get `503` at once",
         group: Group::Limits,
         local: Local::Same,
         status: Status::Value(|config| size(config.max_in_flight_bytes as u64)),

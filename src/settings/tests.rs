@@ -108,6 +108,7 @@ const SAMPLES: &[Sample] = &[
     ("max-value", "", "1500", "1500", "33MiB"),
     ("compaction-rate", "", "1MiB", "\"1MiB\"", "0"),
     ("max-connections", "", "3", "3", "many"),
+    ("max-connections-per-address", "", "2", "2", "0"),
     ("request-timeout", "", "1500ms", "\"1500ms\"", "0s"),
     ("idle-timeout", "", "2m", "\"2m\"", "soon"),
     ("max-in-flight", "", "4", "4", "0"),
@@ -215,6 +216,8 @@ fn a_setting_changes_what_is_shown_of_it_and_nothing_else() {
     for (setting, (name, with, text, ..)) in samples() {
         let (key, also): (&str, &[&str]) = match (setting.name, &setting.status) {
             ("node", _) => ("listen", &["replica_listen"]),
+            // The other one is half of it.
+            ("max-connections", _) => ("max_connections", &["max_connections_per_address"]),
             // Without it this node is alone, and shows nothing of a cluster.
             ("cluster", _) => continue,
             (_, Status::Named(key, _)) => (key, &[]),
@@ -577,7 +580,7 @@ fn nodes(flags: Texts, environment: Variables, ports: &[u16]) -> Result<(Vec<Nod
 #[test]
 fn settings_as_arguments_are_the_same_settings() {
     let every = "--listen=127.0.0.1:1 --allowed-host=a --cors-origin=http://a --data=/d --threads=2 --no-pin=true --sync=250ms --max-value=1500 --compaction-rate=1MB \
-                 --max-connections=3 --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 \
+                 --max-connections=3 --max-connections-per-address=2 --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 \
                  --max-in-flight-bytes=64KiB --cluster=127.0.0.1:1,d:2 --node=127.0.0.1:1 --replica-listen=e:3 \
                  --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms --tombstone-grace=1h \
                  --admin-listen=b:2 --admin-token-file=/t --stall-bound=7ms --log-level=warn --log-format=json --log-name=n";

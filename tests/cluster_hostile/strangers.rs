@@ -1,11 +1,15 @@
 //! Strangers at the replica port.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{QUORUM, assert_no_panic, listen_as};
-use koltso_testkit::{Cluster, Random, volume};
+use koltso_testkit::server::raise_descriptor_limit;
+use koltso_testkit::{Cluster, Random, eventually, volume};
 
 /// Whether the other side ends this connection; reads and drops whatever it says.
 fn is_ended(stream: &mut TcpStream, deadline: Instant) -> bool {
@@ -139,5 +143,65 @@ fn half_and_twisted_hellos_are_shown_out() {
     cluster.wait_up();
     cluster.client(1).put_of("key", "other", (3, 3)).expect(201, "PUT 3/3 afterwards");
     assert_eq!(cluster.client(2).value_of("key", (3, 3)).as_deref(), Some(&b"other"[..]));
+    assert_no_panic(&cluster);
+}
+
+/// Connects to an address as fast as it goes, until it is told to stop. Some strangers stay and say
+/// nothing, some leave at once, and some have something else to say. How many there were.
+fn flood(address: SocketAddr, kind: usize, stop: &AtomicBool) -> usize {
+    const STAY: usize = 600;
+    let mut held = VecDeque::new();
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Ok(mut stranger) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { continue };
+        count += 1;
+        match kind {
+            0 => held.push_back(stranger),
+            1 => drop(stranger),
+            _ => {
+                let _ = stranger.write_all(b"KOLTSORP and nothing more");
+                held.push_back(stranger);
+            }
+        }
+        if held.len() > STAY {
+            held.pop_front();
+        }
+    }
+    count
+}
+
+#[test]
+fn a_flood_of_strangers_keeps_no_member_out() {
+    raise_descriptor_limit();
+    let mut cluster = Cluster::of(3);
+    let (address, stop) = (cluster.replica_address(0), &AtomicBool::new(false));
+    let before = cluster.server(0).anonymous_kib();
+    std::thread::scope(|scope| {
+        let floods: Vec<_> = (0..3).map(|kind| scope.spawn(move || flood(address, kind, stop))).collect();
+        let begun = Instant::now();
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            for round in 0..volume(2, 5) {
+                cluster.kill(1);
+                cluster.start(1);
+                let started = Instant::now();
+                eventually("the member is back", Duration::from_secs(20), || cluster.sees(0, 1) && cluster.sees(1, 0));
+                println!("back after {:?}", started.elapsed());
+                let mut client = cluster.client(1);
+                eventually("writes to all", Duration::from_secs(10), || {
+                    client.put_of(format!("key{round}"), "value", (3, 3)).status == 201
+                });
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        let strangers: usize = floods.into_iter().map(|flood| flood.join().unwrap()).sum();
+        println!("{strangers} strangers, {:.0} a second", strangers as f64 / begun.elapsed().as_secs_f64());
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    let grown = cluster.server(0).anonymous_kib().saturating_sub(before);
+    assert!(grown < 64 << 10, "{grown} KiB of memory for strangers");
+    assert!(cluster.metrics(0).contains("koltso_limits_hit_total{limit=\"strangers\"}"));
+    assert!(cluster.log(0).lines().count() < 200, "a flood:\n{}", cluster.log(0));
     assert_no_panic(&cluster);
 }

@@ -5,7 +5,7 @@
 //! hang up. Every read has a deadline.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// How long an answer may take before the test fails, unless a test says otherwise.
@@ -108,11 +108,22 @@ pub fn get_bytes(key: impl AsRef<[u8]>) -> Vec<u8> {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> io::Result<Client> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        Self::over(TcpStream::connect_timeout(&address, PATIENCE)?)
+    }
+
+    fn over(stream: TcpStream) -> io::Result<Client> {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Client { stream, buffer: Vec::new(), start: 0, patience: PATIENCE })
+    }
+
+    /// As `connect`, from another address of this machine.
+    pub fn connect_from(address: SocketAddr, from: IpAddr) -> io::Result<Client> {
+        let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+        socket.connect_timeout(&address.into(), PATIENCE)?;
+        Self::over(socket.into())
     }
 
     pub fn patience(mut self, patience: Duration) -> Client {
@@ -164,6 +175,11 @@ impl Client {
         })?;
         self.buffer.extend_from_slice(&block[..count]);
         Ok(count)
+    }
+
+    /// Whether anything has come, or comes within this time; also the end.
+    pub fn has_more(&mut self, within: Duration) -> bool {
+        !self.unread().is_empty() || self.fill(Instant::now() + within).is_ok()
     }
 
     /// How many bytes one single read brings, when nothing was left unread before it.

@@ -13,7 +13,8 @@
 //! operation ends by itself and its buffer comes back.
 //!
 //! Owner: one table for each protocol of a core, behind the `Rc` of its [`Host`]. Bounds: the
-//! connections of all cores that share a [`Shared`], and the times in [`Times`].
+//! connections of all cores that share a [`Shared`] and those of one address ([`Room`]), and the
+//! times in [`Times`].
 //!
 //! Invariants:
 //! 1. The descriptor of a seat is open while the seat is in the table: a connection gives up its
@@ -23,12 +24,14 @@
 //! Deliberately absent: what a phase means and how long it may last, which the protocols decide.
 //! Tested below, and through `tests/limits.rs`, `tests/drain.rs` and `tests/replica/`.
 
+mod accept;
+mod addresses;
 mod shared;
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,12 +39,11 @@ use std::time::{Duration, Instant};
 
 use monoio::net::TcpStream;
 
+use self::accept::accept_until_drained;
+pub(crate) use self::addresses::{Full, Origin, Room};
 pub use self::shared::Shared;
 use crate::transport::sys;
 
-/// The pause after a failed accept: long enough for descriptors to become free, too short to be
-/// noticed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often a drain checks whether the last connection is gone.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
 /// The time that connections get to end after they have been shut down hard.
@@ -61,14 +63,17 @@ pub(crate) trait Host: Sized + 'static {
     /// The connections of the protocol on this core.
     fn connections(&self) -> &Connections<Self>;
 
-    /// What must happen to a connection that has been in `phase` for `age`.
-    fn judge(&self, phase: Self::Phase, age: Duration, draining: bool) -> Verdict<Self::Event>;
+    /// What must happen to a connection that has been in its phase for `age`.
+    fn judge(&self, seat: &Seat<Self>, now: Instant, age: Duration, draining: bool) -> Verdict<Self::Event>;
 
     /// A deadline has struck.
     fn event(&self, event: Self::Event);
 
     /// A connection has given up its seat.
     fn closed(&self);
+
+    /// There were no descriptors, or no memory, for a connection; it waits in the kernel's queue.
+    fn short(&self);
 
     /// Called before each sweep, and when the sweeper begins to run.
     fn tick(&self) {}
@@ -136,6 +141,11 @@ impl<H: Host> Seat<H> {
         self.since.set(since);
     }
 
+    /// What the connection waits for.
+    pub(crate) fn phase(&self) -> H::Phase {
+        self.phase.get()
+    }
+
     /// Notes progress in what the connection waits for.
     pub(crate) fn progressed(&self) {
         self.since.set(Instant::now());
@@ -156,6 +166,12 @@ impl<H: Host> Seat<H> {
     #[inline]
     pub(crate) const fn waits(&self) -> &H::Waits {
         &self.waits
+    }
+
+    /// Ends the input, since the present phase took too long. Bytes that have come are still read.
+    pub(crate) fn cut_input(&self) {
+        sys::shutdown(self.fd, libc::SHUT_RD);
+        self.expired.set(Some(self.phase.get()));
     }
 
     /// Ends the connection, whatever it waits for.
@@ -202,6 +218,11 @@ impl<H: Host> Connections<H> {
         self.count.set(self.count.get() - 1);
     }
 
+    /// Shows each seat to `look`.
+    pub(crate) fn each(&self, look: impl FnMut(&Rc<Seat<H>>)) {
+        self.seats.borrow().iter().flatten().for_each(look);
+    }
+
     /// Cuts all connections off.
     fn cut_all(&self) {
         self.seats.borrow().iter().flatten().for_each(|seat| seat.cut());
@@ -213,21 +234,24 @@ pub(crate) struct SeatGuard<H: Host> {
     pub(crate) host: Rc<H>,
     pub(crate) seat: Rc<Seat<H>>,
     index: usize,
+    /// The origin for which the connection counts.
+    origin: Option<Origin>,
 }
 
 impl<H: Host> SeatGuard<H> {
-    /// Takes a seat for an accepted connection. `None` if all cores together have `max`.
+    /// Takes a seat for an accepted connection.
+    ///
+    /// # Errors
+    /// Nothing is counted if there is no [`Room`].
     pub(crate) fn take(
         host: &Rc<H>,
         stream: &TcpStream,
-        max: usize,
+        room: Room,
         (phase, now): (H::Phase, Instant),
         waits: H::Waits,
-    ) -> Option<Self> {
+    ) -> Result<Self, Full> {
         let connections = host.connections();
-        if !connections.shared.enter(max) {
-            return None;
-        }
+        connections.shared.enter(room)?;
         // Otherwise an answer may wait for an acknowledgement that the other side delays. A socket
         // that refuses this still works.
         let _ = stream.set_nodelay(true);
@@ -244,7 +268,8 @@ impl<H: Host> SeatGuard<H> {
             host.tick();
             monoio::spawn(sweep_while_connected(Rc::clone(host)));
         }
-        Some(Self { host: Rc::clone(host), seat, index })
+        let origin = room.of_origin.map(|(origin, _)| origin);
+        Ok(Self { host: Rc::clone(host), seat, index, origin })
     }
 }
 
@@ -252,7 +277,7 @@ impl<H: Host> Drop for SeatGuard<H> {
     fn drop(&mut self) {
         let connections = self.host.connections();
         connections.remove(self.index);
-        connections.shared.leave();
+        connections.shared.leave(self.origin);
         self.host.closed();
     }
 }
@@ -278,18 +303,18 @@ fn sweep<H: Host>(host: &H) {
             continue;
         }
         let age = now.saturating_duration_since(seat.since.get());
-        let event = match host.judge(phase, age, draining) {
+        let event = match host.judge(seat, now, age, draining) {
             Verdict::Wait => continue,
             Verdict::CutInput(event) => {
-                sys::shutdown(seat.fd, libc::SHUT_RD);
+                seat.cut_input();
                 event
             }
             Verdict::CutAll(event) => {
                 seat.cut();
+                seat.expired.set(Some(phase));
                 event
             }
         };
-        seat.expired.set(Some(phase));
         if let Some(event) = event {
             host.event(event);
         }
@@ -306,36 +331,10 @@ fn sweep<H: Host>(host: &H) {
 pub(crate) async fn serve<H: Host>(
     host: &Rc<H>,
     listener: TcpListener,
-    accepted: impl Fn(TcpStream),
+    accepted: impl Fn(TcpStream, IpAddr),
 ) -> io::Result<()> {
-    accept_until_drained(listener, &host.connections().shared, accepted).await?;
+    accept_until_drained(listener, &host.connections().shared, accepted, || host.short()).await?;
     drain(&**host).await;
-    Ok(())
-}
-
-async fn accept_until_drained(listener: TcpListener, shared: &Shared, accepted: impl Fn(TcpStream)) -> io::Result<()> {
-    // io_uring waits in a blocking accept, and reports EAGAIN from a non-blocking one; epoll is the
-    // other way round.
-    listener.set_nonblocking(monoio::utils::is_legacy())?;
-    shared.register(&listener)?;
-    let listener = monoio::net::TcpListener::from_std(listener)?;
-
-    let mut complained: Option<Instant> = None;
-    while !shared.draining() {
-        match listener.accept().await {
-            Ok((stream, _)) if !shared.draining() => accepted(stream),
-            Ok(_) => {}
-            Err(_) if shared.draining() => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(error) => {
-                if complained.is_none_or(|then| then.elapsed() >= Duration::from_secs(1)) {
-                    tracing::warn!(%error, "cannot accept connections");
-                    complained = Some(Instant::now());
-                }
-                monoio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
     Ok(())
 }
 
@@ -366,143 +365,4 @@ async fn drain<H: Host>(host: &H) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use std::os::unix::net::UnixStream;
-
-    use super::*;
-
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    enum Phase {
-        Asking,
-        Answering,
-        Done,
-    }
-
-    struct Test {
-        connections: Connections<Self>,
-        events: RefCell<Vec<&'static str>>,
-        ticks: Cell<usize>,
-    }
-
-    #[derive(Default)]
-    struct Woken(Cell<usize>);
-
-    impl Wake for Woken {
-        fn wake(&self) {
-            self.0.set(self.0.get() + 1);
-        }
-    }
-
-    impl Host for Test {
-        type Phase = Phase;
-        type Waits = Woken;
-        type Event = &'static str;
-        const PROTOCOL: &'static str = "test";
-
-        fn connections(&self) -> &Connections<Self> {
-            &self.connections
-        }
-
-        fn judge(&self, phase: Phase, age: Duration, draining: bool) -> Verdict<&'static str> {
-            match phase {
-                Phase::Asking if draining => Verdict::CutInput(None),
-                Phase::Asking if age >= Duration::from_secs(2) => Verdict::CutInput(Some("asked too long")),
-                Phase::Answering if age >= Duration::from_secs(2) => Verdict::CutAll(Some("answered too long")),
-                _ => Verdict::Wait,
-            }
-        }
-
-        fn event(&self, event: &'static str) {
-            self.events.borrow_mut().push(event);
-        }
-
-        fn closed(&self) {}
-
-        fn tick(&self) {
-            self.ticks.set(self.ticks.get() + 1);
-        }
-    }
-
-    impl Test {
-        fn new() -> Self {
-            let times = Times { sweep_interval: Duration::from_secs(1), drain_timeout: Duration::from_secs(1) };
-            let connections = Connections::new(Shared::new(), times);
-            Self { connections, events: RefCell::default(), ticks: Cell::new(0) }
-        }
-
-        /// A seat that has been in `phase` for `age`.
-        fn seat(&self, socket: &UnixStream, phase: Phase, age: Duration) -> (usize, Rc<Seat<Self>>) {
-            let since = Instant::now().checked_sub(age).unwrap();
-            let seat = Rc::new(Seat {
-                fd: socket.as_raw_fd(),
-                phase: Cell::new(phase),
-                since: Cell::new(since),
-                expired: Cell::new(None),
-                cut: Cell::new(false),
-                waits: Woken::default(),
-            });
-            (self.connections.insert(Rc::clone(&seat)), seat)
-        }
-    }
-
-    /// Whether the other end sees that this one has been shut down for reading (its writes fail),
-    /// and for writing (its reads end).
-    fn ends(other: &UnixStream) -> (bool, bool) {
-        use std::io::{Read, Write};
-        other.set_nonblocking(true).unwrap();
-        let (mut write, mut read) = (other, other);
-        (write.write(b"x").is_err(), matches!(read.read(&mut [0; 10]), Ok(0)))
-    }
-
-    #[test]
-    fn a_deadline_strikes_once_and_ends_what_is_pending() {
-        let test = Test::new();
-        let sockets: Vec<_> = (0..4).map(|_| UnixStream::pair().unwrap()).collect();
-        let long = Duration::from_secs(3);
-        let (_, asking) = test.seat(&sockets[0].0, Phase::Asking, long);
-        let (_, answering) = test.seat(&sockets[1].0, Phase::Answering, long);
-        let (_, fresh) = test.seat(&sockets[2].0, Phase::Asking, Duration::ZERO);
-        let (_, done) = test.seat(&sockets[3].0, Phase::Done, long);
-        for _ in 0..2 {
-            sweep(&test);
-            assert_eq!(*test.events.borrow(), ["asked too long", "answered too long"]);
-        }
-        let seen: Vec<_> = sockets.iter().map(|(_, other)| ends(other)).collect();
-        assert_eq!(seen, [(true, false), (true, true), (false, false), (false, false)]);
-        assert!(asking.has_expired(Phase::Asking) && !asking.is_cut() && asking.waits().0.get() == 0);
-        assert!(answering.is_cut() && answering.waits().0.get() == 1);
-        assert!(!fresh.is_cut() && !done.is_cut());
-        // A connection that goes on after that has deadlines again.
-        asking.set(Phase::Answering, Instant::now().checked_sub(long).unwrap());
-        sweep(&test);
-        assert!(asking.is_cut() && test.events.borrow().len() == 3);
-        assert_eq!(test.ticks.get(), 3);
-    }
-
-    #[test]
-    fn a_drain_ends_what_waits_for_requests() {
-        let test = Test::new();
-        let (socket, other) = UnixStream::pair().unwrap();
-        let (_, seat) = test.seat(&socket, Phase::Asking, Duration::ZERO);
-        test.connections.shared.drain();
-        sweep(&test);
-        assert_eq!((ends(&other), seat.is_cut()), ((true, false), false));
-        test.connections.cut_all();
-        assert!(seat.is_cut() && seat.waits().0.get() == 1);
-        assert!(test.events.borrow().is_empty());
-    }
-
-    #[test]
-    fn seats_are_used_again() {
-        let test = Test::new();
-        let (socket, _other) = UnixStream::pair().unwrap();
-        let (first, _) = test.seat(&socket, Phase::Done, Duration::ZERO);
-        let (second, _) = test.seat(&socket, Phase::Done, Duration::ZERO);
-        assert_ne!(first, second);
-        test.connections.remove(first);
-        assert_eq!(test.connections.count.get(), 1);
-        assert_eq!(test.seat(&socket, Phase::Done, Duration::ZERO).0, first);
-        assert_eq!(test.connections.seats.borrow().len(), 2);
-    }
-}
+mod tests;

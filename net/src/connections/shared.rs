@@ -1,4 +1,4 @@
-//! What all cores share: the number of connections, and the flag that starts a drain.
+//! What all cores share: the numbers of connections, and the flag that starts a drain.
 //!
 //! Owner: the process, behind an `Arc`; every method may be called from any thread. Tested in
 //! `tests/drain.rs` on both drivers.
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use koltso_instrument::Mutex;
 
+use super::addresses::{Addresses, Full, Origin, Room};
 use crate::transport::sys;
 
 /// What the cores of a server share. A process has one, which every call of
@@ -17,6 +18,7 @@ use crate::transport::sys;
 #[derive(Debug)]
 pub struct Shared {
     connections: AtomicUsize,
+    addresses: Addresses,
     draining: AtomicBool,
     /// Duplicates of the listening sockets, so that their descriptors stay ours until `drain` has
     /// used them.
@@ -28,7 +30,8 @@ impl Shared {
     #[must_use]
     pub fn new() -> Arc<Self> {
         let listeners = Mutex::new(&"listeners", Vec::new());
-        Arc::new(Self { connections: AtomicUsize::new(0), draining: AtomicBool::new(false), listeners })
+        let (connections, draining) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Arc::new(Self { connections, addresses: Addresses::new(), draining, listeners })
     }
 
     /// Stops accepting on all cores and lets them finish the requests in flight. Returns at once;
@@ -68,16 +71,26 @@ impl Shared {
         Ok(())
     }
 
-    /// Counts a connection and returns `true`, unless there are `max` already.
-    pub(crate) fn enter(&self, max: usize) -> bool {
-        let before = self.connections.fetch_add(1, Ordering::Relaxed);
-        if before >= max {
+    /// Counts a connection, if there is room.
+    pub(super) fn enter(&self, room: Room) -> Result<(), Full> {
+        if self.connections.fetch_add(1, Ordering::Relaxed) >= room.max {
             self.connections.fetch_sub(1, Ordering::Relaxed);
+            return Err(Full::All);
         }
-        before < max
+        match room.of_origin {
+            Some((origin, max)) if !self.addresses.enter(origin, max) => {
+                self.connections.fetch_sub(1, Ordering::Relaxed);
+                Err(Full::Origin)
+            }
+            _ => Ok(()),
+        }
     }
 
-    pub(crate) fn leave(&self) {
+    /// Forgets a connection, and that it came from `origin`, if that was counted.
+    pub(super) fn leave(&self, origin: Option<Origin>) {
+        if let Some(origin) = origin {
+            self.addresses.leave(origin);
+        }
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }

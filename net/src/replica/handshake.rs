@@ -461,6 +461,12 @@ impl<'a> Acceptor<'a> {
         Self { identity, members, nonce, said: None }
     }
 
+    /// Whether the dialer has said which member it is, and only its proof is missing.
+    #[must_use]
+    pub const fn knows_who(&self) -> bool {
+        self.said.is_some()
+    }
+
     /// Continues with `bytes`. `wall_ms` is the wall clock now. The caller must send whatever this
     /// appends to `out`.
     ///

@@ -24,6 +24,7 @@ mod outbox;
 pub mod redial;
 mod server;
 mod service;
+mod strangers;
 mod sys;
 mod wire;
 
@@ -38,5 +39,5 @@ pub use lost::LostReason;
 pub use redial::DIAL_GAP;
 #[cfg(test)]
 pub(crate) use server::serve_over;
-pub use server::{AcceptConfig, STRANGERS_MAX, serve};
+pub use server::{AcceptConfig, MemberAddresses, STRANGERS_MAX, serve};
 pub use service::{DeferredReply, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX};

@@ -8,8 +8,8 @@
 //!
 //! Owner: [`serve`] runs on one core, and everything that it makes stays there.
 //!
-//! Bounds: `connections_max` of the process; [`STRANGERS_MAX`] connections of a core without a
-//! handshake, and a second for each; a read buffer of up to the largest frame and 64 KiB;
+//! Bounds: `connections_max` of the process; `strangers_max` connections of a core without a
+//! handshake (`strangers.rs`), and a second for each; a read buffer of up to the largest frame and 64 KiB;
 //! [`REPLIES_MAX`] bytes of replies and one more; [`UNANSWERED_MAX`] deferred replies;
 //! [`WRITE_TIMEOUT`] without progress in sending, and [`ANSWER_TIMEOUT`] for deferred replies at
 //! the end. Nothing is read before the replies that are there have been sent. A node may take its
@@ -22,11 +22,10 @@
 //! Deliberately absent: storage, deadlines of requests, a limit for one peer. Tested in
 //! `tests/replica/`.
 
-use std::cell::Cell;
+use std::fmt::Debug;
 use std::future::poll_fn;
 use std::io;
-use std::net::TcpListener;
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, TcpListener};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,13 +38,15 @@ use super::frame::{self, Limits, Parsed};
 use super::handshake::{Acceptor, HandshakeError, Identity, NONCE, PeerIdentity, Progress};
 use super::outbox::Outbox;
 use super::service::{Desk, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX};
+use super::strangers::{Stranger, Strangers};
 use super::sys;
 use super::wire::{HANDSHAKE_TIMEOUT, Inbox, USER_TIMEOUT, send_all};
-use crate::connections::{self, Connections, Host, SeatGuard, Shared, Times, Verdict, Wake};
+use crate::connections::{self, Connections, Host, Origin, Room, Seat, SeatGuard, Shared, Times, Verdict, Wake};
 use crate::transport::{Receive, Tcp, Transmit, Transport};
 
-/// The most connections of a core that have not completed a handshake.
-pub const STRANGERS_MAX: usize = 64;
+/// The most connections of a core that have not completed a handshake, where there are enough
+/// descriptors: a stranger among 16 000 a second has 16 ms to say hello.
+pub const STRANGERS_MAX: usize = 256;
 /// When there are this many bytes of replies, they are sent before more requests of a batch are
 /// handled.
 const REPLIES_MAX: usize = 1024 * 1024;
@@ -60,6 +61,18 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 /// How long requests in flight may take after a drain has begun; then their connections are shut
 /// down.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The addresses at which members are, which may change.
+pub trait MemberAddresses: Debug {
+    /// Whether a member is there.
+    fn has(&self, address: IpAddr) -> bool;
+}
+
+impl MemberAddresses for Vec<IpAddr> {
+    fn has(&self, address: IpAddr) -> bool {
+        self.contains(&address)
+    }
+}
+
 /// The settings of the answering side.
 #[derive(Debug, Clone)]
 pub struct AcceptConfig {
@@ -73,6 +86,11 @@ pub struct AcceptConfig {
     pub wall_ms: fn() -> u64,
     /// The most connections of all that share the `Shared`; further ones are closed at accept.
     pub connections_max: usize,
+    /// The most connections of a core that have not completed a handshake; past it one of them gives
+    /// way.
+    pub strangers_max: usize,
+    /// Where the members are: nobody from elsewhere displaces who comes from there.
+    pub addresses: Rc<dyn MemberAddresses>,
 }
 
 /// Answers the connections of `listener` on the current runtime until [`Shared::drain`] is called
@@ -101,8 +119,9 @@ pub(crate) async fn serve_over<S: ReplicaService, T: Transport>(
 ) -> io::Result<()> {
     let times = Times { sweep_interval: SWEEP_INTERVAL, drain_timeout: DRAIN_TIMEOUT };
     let connections = Connections::new(shared, times);
-    let core = Rc::new(ReplicaCore { service, config, connections, strangers: Cell::new(0) });
-    connections::serve(&core, listener, |stream| core.accepted(stream, &carry)).await
+    let strangers = Strangers::new(config.strangers_max);
+    let core = Rc::new(ReplicaCore { service, config, connections, strangers });
+    connections::serve(&core, listener, |stream, from| core.accepted(stream, from, &carry)).await
 }
 
 /// What the connections of a core share.
@@ -110,7 +129,7 @@ struct ReplicaCore<S: ReplicaService> {
     service: Rc<S>,
     config: AcceptConfig,
     connections: Connections<Self>,
-    strangers: Cell<usize>,
+    strangers: Strangers<Rc<Seat<Self>>>,
 }
 
 /// What a connection is waiting for.
@@ -138,8 +157,8 @@ impl<S: ReplicaService> Host for ReplicaCore<S> {
         &self.connections
     }
 
-    fn judge(&self, phase: Phase, age: Duration, draining: bool) -> Verdict<ReplicaEvent> {
-        match phase {
+    fn judge(&self, seat: &Seat<Self>, _: Instant, age: Duration, draining: bool) -> Verdict<ReplicaEvent> {
+        match seat.phase() {
             Phase::Stranger if draining || age >= HANDSHAKE_TIMEOUT => Verdict::CutAll(None),
             // Requests that have come already are still read and answered.
             Phase::Reading if draining => Verdict::CutInput(None),
@@ -156,6 +175,10 @@ impl<S: ReplicaService> Host for ReplicaCore<S> {
     fn closed(&self) {
         self.service.event(ReplicaEvent::Closed);
     }
+
+    fn short(&self) {
+        self.service.event(ReplicaEvent::NoResources);
+    }
 }
 
 impl Wake for Rc<Desk> {
@@ -165,47 +188,46 @@ impl Wake for Rc<Desk> {
 }
 
 impl<S: ReplicaService> ReplicaCore<S> {
-    /// Takes in a new connection, or closes it if there are too many. `carry` says what carries its
+    /// Takes in a new connection; closes it if there are too many. `carry` says what carries its
     /// bytes.
-    fn accepted<T: Transport>(self: &Rc<Self>, stream: TcpStream, carry: impl Fn(TcpStream) -> T) {
+    fn accepted<T: Transport>(self: &Rc<Self>, stream: TcpStream, from: IpAddr, carry: impl Fn(TcpStream) -> T) {
+        let (origin, is_at_member) = (Origin::of(from), self.config.addresses.has(from.to_canonical()));
+        match self.strangers.make_room(origin, is_at_member) {
+            Ok(None) => {}
+            Ok(Some(gone)) => {
+                gone.connection.cut();
+                self.service.event(ReplicaEvent::Limit);
+            }
+            Err(()) => return self.service.event(ReplicaEvent::Limit),
+        }
         let identity = &self.config.identity;
-        let guard = (self.strangers.get() < STRANGERS_MAX)
-            .then(|| {
-                let desk = Desk::new(identity.topology_number, identity.features);
-                let phase = (Phase::Stranger, Instant::now());
-                SeatGuard::take(self, &stream, self.config.connections_max, phase, desk)
-            })
-            .flatten();
-        let Some(guard) = guard else {
-            self.service.event(ReplicaEvent::Limit);
-            return;
+        let desk = Desk::new(identity.topology_number, identity.features);
+        let room = Room { max: self.config.connections_max, of_origin: None };
+        let Ok(guard) = SeatGuard::take(self, &stream, room, (Phase::Stranger, Instant::now()), desk) else {
+            return self.service.event(ReplicaEvent::Limit);
         };
-        sys::set_user_timeout(stream.as_raw_fd(), USER_TIMEOUT);
         self.service.event(ReplicaEvent::Accepted);
-        let stranger = Stranger::new(self);
+        let stranger = self.strangers.enter(origin, is_at_member, Rc::clone(&guard.seat));
+        let stranger = StrangerGuard { core: Rc::clone(self), stranger };
         monoio::spawn(Connection { stranger, guard, transport: carry(stream) }.run());
     }
 }
 
-/// One of the core's connections without a handshake, counted until it is dropped.
-struct Stranger<S: ReplicaService>(Rc<ReplicaCore<S>>);
-
-impl<S: ReplicaService> Stranger<S> {
-    fn new(core: &Rc<ReplicaCore<S>>) -> Self {
-        core.strangers.set(core.strangers.get() + 1);
-        Self(Rc::clone(core))
-    }
+/// Keeps a connection among the strangers until it is dropped.
+struct StrangerGuard<S: ReplicaService> {
+    core: Rc<ReplicaCore<S>>,
+    stranger: Rc<Stranger<Rc<Seat<ReplicaCore<S>>>>>,
 }
 
-impl<S: ReplicaService> Drop for Stranger<S> {
+impl<S: ReplicaService> Drop for StrangerGuard<S> {
     fn drop(&mut self) {
-        self.0.strangers.set(self.0.strangers.get() - 1);
+        self.core.strangers.leave(&self.stranger);
     }
 }
 
 /// A connection in its handshake.
 struct Connection<S: ReplicaService, T> {
-    stranger: Stranger<S>,
+    stranger: StrangerGuard<S>,
     /// Before `transport`, so that the core forgets the descriptor before it is closed.
     guard: SeatGuard<ReplicaCore<S>>,
     transport: T,
@@ -213,10 +235,12 @@ struct Connection<S: ReplicaService, T> {
 
 impl<S: ReplicaService, T: Transport> Connection<S, T> {
     async fn run(mut self) {
-        let mut inbox = Inbox::new();
+        let mut inbox = Inbox::of_stranger();
         match self.shake_hands(&mut inbox).await {
             Ok(peer) => {
                 drop(self.stranger);
+                inbox.grow();
+                sys::set_user_timeout(self.transport.fd(), USER_TIMEOUT);
                 self.guard.host.service.event(ReplicaEvent::Connected(peer.node));
                 let (receiver, transmitter) = self.transport.split();
                 let sending = Outbox::default();
@@ -232,19 +256,30 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
     async fn shake_hands(&mut self, inbox: &mut Inbox) -> Result<PeerIdentity, Option<String>> {
         let core = Rc::clone(&self.guard.host);
         let AcceptConfig { identity, members, wall_ms, .. } = &core.config;
-        let mut nonce = [0; NONCE];
-        getrandom::fill(&mut nonce).map_err(|error| Some(format!("there is no randomness: {error}")))?;
-        let mut acceptor = Acceptor::new(identity, members, nonce);
+        let mut acceptor = None;
         let mut out = Outbox::default();
         loop {
             match inbox.read(&mut self.transport, 0).await {
                 Ok(count) if count > 0 => core.service.event(ReplicaEvent::BytesIn(count)),
+                _ if self.stranger.stranger.is_shown_out() => return Err(None),
                 _ if self.guard.seat.is_cut() && !core.connections.shared().draining() => {
                     return Err(Some("there was no handshake in time".to_owned()));
                 }
                 _ => return Err(None),
             }
+            let acceptor = match &mut acceptor {
+                Some(acceptor) => acceptor,
+                // Most strangers of a flood say nothing, and need no randomness.
+                none => {
+                    let mut nonce = [0; NONCE];
+                    getrandom::fill(&mut nonce).map_err(|error| Some(format!("there is no randomness: {error}")))?;
+                    none.insert(Acceptor::new(identity, members, nonce))
+                }
+            };
             let fed = acceptor.feed(inbox.bytes(), wall_ms(), &mut out.bytes);
+            if acceptor.knows_who() {
+                self.stranger.stranger.said_hello();
+            }
             let (count, sent) = (out.len(), send_all(&mut self.transport, &mut out, |_| {}).await);
             match fed {
                 Ok(_) if sent.is_err() => return Err(None),

@@ -61,9 +61,11 @@ pub enum ReplicaEvent {
     Accepted,
     /// An accepted connection has ended.
     Closed,
-    /// A connection was closed at accept: there were `connections_max` already, or
-    /// [`STRANGERS_MAX`](super::STRANGERS_MAX) without a handshake.
+    /// A connection was closed in favour of another, or at accept: there were `connections_max`
+    /// already, or `strangers_max` without a handshake.
     Limit,
+    /// There were no descriptors, or no memory, for a connection, which waits in the kernel's queue.
+    NoResources,
     /// The handshake of a connection from this node is complete.
     Connected(u16),
     /// There was no handshake, with the reason in one sentence. Strangers can cause this as often

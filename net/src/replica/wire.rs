@@ -20,6 +20,8 @@ use crate::transport::{Receive, Transmit, may_go_on};
 
 /// Bytes of a connection's read buffer.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
+/// Bytes of the buffer of a connection that has not said who it is: more than a handshake has.
+const STRANGER_SIZE: usize = 1024;
 /// A peer that acknowledges nothing for this long is cut off: its connection ends.
 pub(crate) const USER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A handshake must be complete in this time.
@@ -40,7 +42,21 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     pub(crate) fn new() -> Self {
-        Self { buffer: Vec::with_capacity(READ_SIZE), start: 0, reads: 0, legacy: monoio::utils::is_legacy() }
+        Self::with_capacity(READ_SIZE)
+    }
+
+    /// For a handshake; [`grow`](Self::grow) it after that.
+    pub(crate) fn of_stranger() -> Self {
+        Self::with_capacity(STRANGER_SIZE)
+    }
+
+    fn with_capacity(bytes: usize) -> Self {
+        Self { buffer: Vec::with_capacity(bytes), start: 0, reads: 0, legacy: monoio::utils::is_legacy() }
+    }
+
+    /// Makes the buffer as large as that of any connection to a node.
+    pub(crate) fn grow(&mut self) {
+        self.buffer.reserve_exact(READ_SIZE.saturating_sub(self.buffer.len()));
     }
 
     #[inline]

@@ -1,26 +1,32 @@
 //! Requests whose body is not completely in the read buffer: collects or discards the body.
 //!
 //! Bounds: `body_max` for a body, `body_bytes_max` for a core, `request_timeout` from the request's
-//! first byte. A body of known length gets a buffer of that length, which is never copied; what has
-//! not come is not touched, so that a `Content-Length` alone costs addresses and no memory.
+//! first byte. A body of known length gets a buffer of that length once [`FIRST_PIECE`] of it have
+//! come, and is not copied from then on. Memory that the system does not have is a `503`.
 //!
-//! Tested in `tests/body.rs` and `tests/limits.rs`.
+//! Tested in `tests/body.rs`, `tests/bodies_in_memory.rs` and `tests/limits.rs`.
 
 use std::rc::Rc;
 
 use bytes::Bytes;
 use monoio::buf::IoBufMut;
 
-use super::calls::{Overload, call, overloaded, refuse};
+use super::calls::{call, overloaded, refuse};
 use super::connection::{Connection, Gone};
+use super::core::Overload;
 use super::next::{Awaited, Called, Next};
-use super::service::{Event, Service};
+use super::service::Service;
 use crate::http::chunked::Decoder;
 use crate::http::{Framing, Reply, ReplyContext};
 use crate::transport::{Transport, may_go_on};
 
 /// Bytes of free room behind the head while a chunked body is decoded through the read buffer.
 const CHUNK_ROOM: usize = 16 * 1024;
+/// Until so many bytes of a body have come, no more are allocated: a head that announces the largest
+/// body costs its sender more than it costs the server.
+const FIRST_PIECE: usize = 256 * 1024;
+/// The most bytes of one read, which are counted when they are here.
+const READ_MAX: usize = 1024 * 1024;
 
 impl<S: Service, T: Transport> Connection<S, T> {
     /// Serves the request at `start`. `None` means that it has been served, and the buffer can be
@@ -57,26 +63,55 @@ impl<S: Service, T: Transport> Connection<S, T> {
     }
 
     /// Collects a body of known length.
-    async fn collect(&mut self, awaited: Awaited<S>, length: usize) -> Result<Option<Next<S>>, Gone> {
+    async fn collect(&mut self, mut awaited: Awaited<S>, length: usize) -> Result<Option<Next<S>>, Gone> {
         let head_len = awaited.head_len;
         let body_at = self.start + head_len;
-        let mut body = Vec::with_capacity(length);
+        let mut body = Vec::new();
+        let first = length.min(FIRST_PIECE.max(self.buffer.len() - body_at));
+        if body.try_reserve_exact(first).is_err() {
+            return Ok(Some(self.give_up(&awaited, Overload::Memory)));
+        }
         body.extend_from_slice(&self.buffer[body_at..]);
         self.buffer.truncate(body_at);
         self.reading();
         while body.len() < length {
-            let (from, to) = (body.len(), length);
+            if body.len() == body.capacity() && body.try_reserve_exact(length - body.len()).is_err() {
+                return Ok(Some(self.give_up(&awaited, Overload::Memory)));
+            }
+            let (from, to) = (body.len(), length.min(body.capacity()).min(body.len() + READ_MAX));
             let (result, slice) = self.transport.receive(body.slice_mut(from..to)).await;
             body = slice.into_inner();
             match result {
                 Ok(0) => return Err(Gone),
-                Ok(more) => self.seat.core().service.event(Event::BytesIn(more)),
+                Ok(more) => {
+                    self.seat.received(more);
+                    if !awaited.reservation.grow(body.len()) {
+                        return self.no_room(&awaited);
+                    }
+                }
                 Err(error) if may_go_on(&error) => {}
                 Err(_) => return Err(Gone),
             }
         }
         self.resumed();
         Ok(self.call_with(awaited, body, head_len))
+    }
+
+    /// What becomes of a body that has no room: it is refused, unless it has given way before.
+    #[cold]
+    fn no_room(&mut self, awaited: &Awaited<S>) -> Result<Option<Next<S>>, Gone> {
+        if self.seat.request_expired().is_some() {
+            return Err(Gone);
+        }
+        Ok(Some(self.give_up(awaited, Overload::Bodies)))
+    }
+
+    /// Refuses a body of which a part has come.
+    #[cold]
+    fn give_up(&mut self, awaited: &Awaited<S>, why: Overload) -> Next<S> {
+        let context = self.last_context(awaited.context);
+        overloaded(&self.seat, &mut self.answers, context, why);
+        Next::Close
     }
 
     /// Collects a chunked body: raw bytes are read into the buffer behind the head and decoded from
@@ -88,6 +123,10 @@ impl<S: Service, T: Transport> Connection<S, T> {
         let mut decoder = Decoder::new(core.limits.body_max);
         let mut body = Vec::new();
         loop {
+            // What is decoded is no longer than what it is decoded from.
+            if body.try_reserve(self.buffer.len() - head_len).is_err() {
+                return Ok(Some(self.give_up(&awaited, Overload::Memory)));
+            }
             let progress = match decoder.feed(&self.buffer[head_len..], &mut body) {
                 Ok(progress) => progress,
                 Err(error) => {
@@ -98,10 +137,8 @@ impl<S: Service, T: Transport> Connection<S, T> {
             if progress.done {
                 return Ok(self.call_with(awaited, body, head_len + progress.consumed));
             }
-            if !awaited.reservation.grow(body.capacity()) {
-                let context = self.last_context(awaited.context);
-                overloaded(&core, &mut self.answers, context, Overload::Bodies);
-                return Ok(Some(Next::Close));
+            if !awaited.reservation.grow(body.len()) {
+                return self.no_room(&awaited);
             }
             self.buffer.truncate(head_len);
             if self.buffer.capacity() - head_len < CHUNK_ROOM {
@@ -122,7 +159,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         let body = Bytes::from(body);
         let its_body = body.clone();
         let serve = |reply: &mut Reply<'_>| core.service.call_admitted(admitted, its_body, reply);
-        match call(&core, &mut self.seat, &mut self.answers, context, (is_safe, || is_urgent), serve) {
+        match call(&mut self.seat, &mut self.answers, context, (is_safe, || is_urgent), serve) {
             Called::Next => {
                 self.consume(length);
                 None

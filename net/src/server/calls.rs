@@ -6,8 +6,9 @@ use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::answers::Answers;
-use super::core::{HttpCore, HttpSeat, Reservation};
+use super::core::{HttpCore, HttpSeat, Overload};
 use super::next::{Awaited, Called, Next};
+use super::reservation::Reservation;
 use super::service::{Admit, Event, Outcome, Service};
 use crate::http::head::BadRequest;
 use crate::http::{Framing, Head, Reply, ReplyContext, Version};
@@ -27,20 +28,20 @@ pub(super) fn admit<S: Service>(
 ) -> Next<S> {
     let here = bytes.len() - head.head_len;
     let ask = head.expect_continue && here == 0;
-    let mut reservation = Reservation::new(core);
-    let (reserved, left) = match head.body {
-        Framing::Length(length) => (reservation.grow(length as usize), length - here as u64),
-        _ => (reservation.grow(here), u64::MAX),
+    let mut reservation = Reservation::new(core, seat.seat());
+    let (fits, left) = match head.body {
+        Framing::Length(length) => (reservation.could_be(length as usize), length - here as u64),
+        _ => (true, u64::MAX),
     };
     let mut context = ReplyContext::new(head, &core.date());
     let open = context.keep_alive && !core.draining();
     // A client that waits for 100 may or may not send the body after a refusal: only closing is
     // unambiguous.
     context.keep_alive = open && left <= SKIP_MAX && !ask;
-    if core.requests_full() {
-        overloaded(core, answers, context, Overload::Requests);
-    } else if !reserved {
-        overloaded(core, answers, context, Overload::Bodies);
+    if let Some(what) = seat.overload() {
+        overloaded(seat, answers, context, what);
+    } else if !fits || !reservation.grow(here) {
+        overloaded(seat, answers, context, Overload::Bodies);
     } else {
         let mut reply = Reply::new(&mut answers.bytes, context);
         match core.service.admit(head, &mut reply) {
@@ -71,15 +72,16 @@ pub(super) fn admit<S: Service>(
 /// Lets the service `serve` a complete request.
 #[inline]
 pub(super) fn call<S: Service>(
-    core: &HttpCore<S>,
     seat: &mut HttpSeat<S>,
     answers: &mut Answers,
     context: ReplyContext,
     (is_safe, is_urgent): (bool, impl FnOnce() -> bool),
     serve: impl FnOnce(&mut Reply<'_>) -> Outcome,
 ) -> Called<S> {
-    if core.requests_full() && !is_urgent() {
-        overloaded(core, answers, context, Overload::Requests);
+    if let Some(what) = seat.overload()
+        && !is_urgent()
+    {
+        overloaded(seat, answers, context, what);
         return if context.keep_alive { Called::Next } else { Called::Other(Next::Close) };
     }
     let mut reply = Reply::new(&mut answers.bytes, context);
@@ -129,25 +131,35 @@ pub(super) fn refuse<S: Service>(
     Next::Close
 }
 
-#[derive(Clone, Copy)]
-pub(super) enum Overload {
-    Requests,
-    Bodies,
-}
-
 /// Answers `503`: an answer now is better than a late one.
 #[cold]
-pub(super) fn overloaded<S: Service>(core: &HttpCore<S>, answers: &mut Answers, context: ReplyContext, what: Overload) {
-    core.service.event(Event::Overloaded);
+pub(super) fn overloaded<S: Service>(seat: &HttpSeat<S>, answers: &mut Answers, context: ReplyContext, what: Overload) {
+    let core = seat.core();
+    match what {
+        Overload::OfAddress => core.service.event(Event::AddressRequests),
+        // This was counted when it gave way.
+        Overload::Stalled => {}
+        _ => core.service.event(Event::Overloaded),
+    }
     let sentence = match what {
         Overload::Requests => format!(
             "{} requests are in flight on this core, which is the limit; try again in a second.",
             core.limits.requests_in_flight_max
         ),
+        Overload::OfAddress => format!(
+            "{} requests of your address are in flight on this core, which is the limit; try again in a second.",
+            seat.address_max()
+        ),
         Overload::Bodies => format!(
             "The request bodies being received on this core would pass the limit of {} bytes; try again in a second.",
             core.limits.body_bytes_max
         ),
+        Overload::Stalled => {
+            "Nothing of the body came for a while, and others needed the memory that this core has for \
+                              bodies; try again in a second."
+                .to_owned()
+        }
+        Overload::Memory => "The node has no memory left for the body; try again in a second.".to_owned(),
     };
     context.error_with(&mut answers.bytes, 503, "Retry-After", "1", &sentence);
 }

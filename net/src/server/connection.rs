@@ -15,7 +15,8 @@ use monoio::buf::IoBufMut;
 use super::answers::Answers;
 use super::core::HttpSeat;
 use super::deadlines::Phase;
-use super::service::{Event, Service};
+use super::receiving::Why;
+use super::service::Service;
 use crate::transport::{Transport, may_go_on};
 
 /// Bytes of an idle connection's read buffer: ten thousand of them take 40 MB.
@@ -89,7 +90,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
             match result {
                 Ok(0) => return Err(Gone),
                 Ok(more) => {
-                    self.seat.core().service.event(Event::BytesIn(more));
+                    self.seat.received(more);
                     return Ok(());
                 }
                 Err(error) if may_go_on(&error) => {}
@@ -120,7 +121,8 @@ impl<S: Service, T: Transport> Connection<S, T> {
         self.request_since = None;
     }
 
-    pub(super) fn request_expired(&self) -> bool {
-        self.start < self.buffer.len() && self.seat.request_expired()
+    /// Why the request that has begun is given up; `None` if it is not.
+    pub(super) fn request_expired(&self) -> Option<Why> {
+        if self.start < self.buffer.len() { self.seat.request_expired() } else { None }
     }
 }

@@ -3,13 +3,13 @@
 //!
 //! Owner: one runtime, behind an `Rc`. Every counter has its maximum in [`Limits`].
 //!
-//! Invariant: `requests_in_flight` is the sum of the requests that the core's seats hold, and
-//! `body_bytes` that of its reservations. Both give their share back on drop, however a connection
-//! ends.
+//! Invariant: `requests_in_flight` is the sum of the requests that the core's seats hold, as each
+//! address's count is of its own. They give their share back on drop, however a connection ends.
 //!
-//! Tested through `tests/limits.rs`.
+//! Tested through `tests/limits.rs` and `tests/addresses.rs`.
 
 use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,10 +17,13 @@ use std::time::{Duration, Instant, SystemTime};
 use monoio::net::TcpStream;
 
 use super::answers::Answers;
+use super::asker::{Asker, Askers};
+use super::bodies::Bodies;
 use super::deadlines::{self, Phase};
 use super::limits::Limits;
+use super::receiving::{Receiving, Why};
 use super::service::{Event, Service};
-use crate::connections::{Connections, Host, SeatGuard, Shared, Times, Verdict};
+use crate::connections::{Connections, Full, Host, Origin, Room, Seat, SeatGuard, Shared, Times, Verdict};
 use crate::http::Date;
 
 /// How often deadlines are checked and the date is renewed, unless a limit is so short that it must
@@ -38,7 +41,8 @@ pub(crate) struct HttpCore<S: Service> {
     /// Whether the driver is epoll, on which operations that are ready never give up the turn.
     pub(crate) legacy: bool,
     requests_in_flight: Cell<usize>,
-    body_bytes: Cell<usize>,
+    askers: Askers,
+    pub(super) bodies: Bodies,
     date: Cell<Date>,
     pool: RefCell<Vec<Answers>>,
     yields: Cell<u32>,
@@ -55,7 +59,8 @@ impl<S: Service> HttpCore<S> {
             connections: Connections::new(shared, times),
             legacy: monoio::utils::is_legacy(),
             requests_in_flight: Cell::new(0),
-            body_bytes: Cell::new(0),
+            askers: Askers::default(),
+            bodies: Bodies::default(),
             date: Cell::new(Date::new(SystemTime::now())),
             pool: RefCell::default(),
             yields: Cell::new(0),
@@ -79,10 +84,14 @@ impl<S: Service> HttpCore<S> {
         self.date.get()
     }
 
-    /// Whether the core has as many requests in flight as it may have.
-    #[inline]
-    pub(crate) fn requests_full(&self) -> bool {
-        self.requests_in_flight.get() >= self.limits.requests_in_flight_max
+    /// The connections, for whoever looks for one that gives way.
+    pub(super) const fn seats(&self) -> &Connections<Self> {
+        &self.connections
+    }
+
+    /// How many connections and requests an address may have.
+    const fn address_max(&self, origin: Origin) -> usize {
+        if origin.is_loopback() { self.limits.loopback_max } else { self.limits.address_max }
     }
 
     /// An empty output buffer, a used one if there is one.
@@ -116,7 +125,7 @@ impl<S: Service> HttpCore<S> {
 
 impl<S: Service> Host for HttpCore<S> {
     type Phase = Phase;
-    type Waits = ();
+    type Waits = Receiving;
     type Event = Event;
     const PROTOCOL: &'static str = "HTTP";
 
@@ -124,8 +133,14 @@ impl<S: Service> Host for HttpCore<S> {
         &self.connections
     }
 
-    fn judge(&self, phase: Phase, age: Duration, draining: bool) -> Verdict<Event> {
-        deadlines::verdict(phase, age, &self.limits, draining)
+    fn judge(&self, seat: &Seat<Self>, now: Instant, age: Duration, draining: bool) -> Verdict<Event> {
+        let phase = seat.phase();
+        let verdict = deadlines::verdict(phase, age, &self.limits, draining);
+        if phase == Phase::Reading && seat.waits().look(now, now - age) && verdict == Verdict::Wait {
+            seat.waits().why.set(Why::TooSlow);
+            return Verdict::CutInput(Some(Event::SlowRequest));
+        }
+        verdict
     }
 
     fn event(&self, event: Event) {
@@ -136,33 +151,67 @@ impl<S: Service> Host for HttpCore<S> {
         self.service.event(Event::Closed);
     }
 
+    fn short(&self) {
+        self.service.event(Event::NoResources);
+    }
+
     fn tick(&self) {
         self.renew_date();
     }
+}
+
+/// Why a request cannot be taken now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overload {
+    /// The core has as many requests in flight as it may have.
+    Requests,
+    /// The client's address has.
+    OfAddress,
+    /// The bodies that the core has received take all the memory that they may take.
+    Bodies,
+    /// The same, and the body gave way to those that go on.
+    Stalled,
+    /// The system has no memory for the body.
+    Memory,
 }
 
 /// A connection's seat on its core, and the requests that it has in flight.
 pub(crate) struct HttpSeat<S: Service> {
     guard: SeatGuard<HttpCore<S>>,
     requests: usize,
+    origin: Origin,
+    asker: Rc<Asker>,
 }
 
 impl<S: Service> HttpSeat<S> {
     /// Takes a seat for an accepted connection. `None`, which is reported, if there are too many.
-    pub(crate) fn take(core: &Rc<HttpCore<S>>, stream: &TcpStream) -> Option<Self> {
+    pub(crate) fn take(core: &Rc<HttpCore<S>>, stream: &TcpStream, from: IpAddr) -> Option<Self> {
         let now = Instant::now();
-        let Some(guard) = SeatGuard::take(core, stream, core.limits.connections_max, (Phase::Idle, now), ()) else {
-            core.service.event(Event::ConnectionLimit);
-            return None;
+        let (origin, max) = (Origin::of(from), core.limits.connections_max);
+        let of_origin = core.address_max(origin);
+        // An address that may have them all needs no count.
+        let room = Room { max, of_origin: (of_origin < max).then_some((origin, of_origin)) };
+        let guard = match SeatGuard::take(core, stream, room, (Phase::Idle, now), Receiving::new(now)) {
+            Ok(guard) => guard,
+            Err(full) => {
+                core.service.event(if full == Full::All { Event::ConnectionLimit } else { Event::AddressConnections });
+                return None;
+            }
         };
         core.service.resumed(now);
         core.service.event(Event::Accepted);
-        Some(Self { guard, requests: 0 })
+        let asker = core.askers.enter(origin, of_origin);
+        Some(Self { guard, requests: 0, origin, asker })
     }
 
     #[inline]
     pub(crate) fn core(&self) -> &Rc<HttpCore<S>> {
         &self.guard.host
+    }
+
+    /// What the sweeper knows about the connection.
+    pub(super) const fn seat(&self) -> &Rc<Seat<HttpCore<S>>> {
+        &self.guard.seat
     }
 
     /// The connection waits for something else, since `since`.
@@ -171,15 +220,42 @@ impl<S: Service> HttpSeat<S> {
         self.guard.seat.set(phase, since);
     }
 
-    /// Whether the request did not arrive completely in time.
-    pub(crate) fn request_expired(&self) -> bool {
-        self.guard.seat.has_expired(Phase::Reading)
+    /// Notes bytes that were received.
+    #[inline]
+    pub(super) fn received(&self, count: usize) {
+        self.guard.seat.waits().came(count);
+        self.core().service.event(Event::BytesIn(count));
+    }
+
+    /// Why the request did not arrive completely in time; `None` if it may still.
+    pub(super) fn request_expired(&self) -> Option<Why> {
+        let seat = &self.guard.seat;
+        seat.has_expired(Phase::Reading).then(|| seat.waits().why.get())
+    }
+
+    /// Why no further request may be in flight; `None` if one may.
+    #[inline]
+    pub(super) fn overload(&self) -> Option<Overload> {
+        let core = self.core();
+        if core.requests_in_flight.get() >= core.limits.requests_in_flight_max {
+            Some(Overload::Requests)
+        } else if self.asker.requests.get() >= self.asker.requests_max {
+            Some(Overload::OfAddress)
+        } else {
+            None
+        }
+    }
+
+    /// How many requests the client's address may have in flight on the core.
+    pub(super) fn address_max(&self) -> usize {
+        self.asker.requests_max
     }
 
     /// Counts a request that has been given to the service.
     #[inline]
     pub(crate) fn begin_request(&mut self) {
         self.requests += 1;
+        self.asker.requests.set(self.asker.requests.get() + 1);
         let core = self.core();
         core.requests_in_flight.set(core.requests_in_flight.get() + 1);
     }
@@ -188,6 +264,7 @@ impl<S: Service> HttpSeat<S> {
     #[inline]
     pub(crate) fn end_requests(&mut self, count: usize) {
         self.requests -= count;
+        self.asker.requests.set(self.asker.requests.get() - count);
         let core = self.core();
         core.requests_in_flight.set(core.requests_in_flight.get() - count);
     }
@@ -196,35 +273,6 @@ impl<S: Service> HttpSeat<S> {
 impl<S: Service> Drop for HttpSeat<S> {
     fn drop(&mut self) {
         self.end_requests(self.requests);
-    }
-}
-
-/// A share of the core's `body_bytes_max`, given back on drop.
-pub(crate) struct Reservation<S: Service> {
-    core: Rc<HttpCore<S>>,
-    bytes: usize,
-}
-
-impl<S: Service> Reservation<S> {
-    pub(crate) fn new(core: &Rc<HttpCore<S>>) -> Self {
-        Self { core: Rc::clone(core), bytes: 0 }
-    }
-
-    /// Makes the share `bytes`; `false`, and no change, if the core does not have that many left.
-    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
-        let more = bytes.saturating_sub(self.bytes);
-        let total = self.core.body_bytes.get().saturating_add(more);
-        if total > self.core.limits.body_bytes_max {
-            return false;
-        }
-        self.core.body_bytes.set(total);
-        self.bytes += more;
-        true
-    }
-}
-
-impl<S: Service> Drop for Reservation<S> {
-    fn drop(&mut self) {
-        self.core.body_bytes.set(self.core.body_bytes.get() - self.bytes);
+        self.core().askers.leave(self.origin, &self.asker);
     }
 }

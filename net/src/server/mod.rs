@@ -18,7 +18,9 @@
 //! connection what a connection holds, and reading
 //! calls      calls of the service, and the answers that the server gives by itself
 //! next       what is to be done when nothing more can be handled at once
+//! reservation   a body's share of the memory for bodies
 //! core       what the connections of a core share    answers a batch before it is sent
+//! receiving  how a request comes in                  bodies, asker   counts of a core
 //! ```
 //!
 //! Files name only those below them.
@@ -27,6 +29,8 @@
 //! Tested in `tests/` over real sockets on both drivers.
 
 mod answers;
+mod asker;
+mod bodies;
 mod body;
 mod calls;
 mod connection;
@@ -36,7 +40,9 @@ mod later;
 mod limits;
 mod next;
 mod output;
+mod receiving;
 mod requests;
+mod reservation;
 mod service;
 mod sink;
 mod task;
@@ -83,8 +89,8 @@ pub(crate) async fn serve_over<S: Service, T: Transport>(
     carry: impl Fn(TcpStream) -> T,
 ) -> io::Result<()> {
     let core = Rc::new(HttpCore::new(service, limits, shared));
-    let accepted = |stream| {
-        if let Some(seat) = HttpSeat::take(&core, &stream) {
+    let accepted = |stream, from| {
+        if let Some(seat) = HttpSeat::take(&core, &stream, from) {
             monoio::spawn(Connection::new(seat, carry(stream)).run());
         }
     };

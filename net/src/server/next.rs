@@ -1,6 +1,6 @@
 //! What a connection does when it can handle no more requests at once.
 
-use super::core::Reservation;
+use super::reservation::Reservation;
 use super::service::{Service, Source};
 use crate::http::{Framing, ReplyContext};
 

@@ -83,7 +83,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
             let length = head.head_len + body_len;
             let is_urgent = || core.service.is_urgent(&head);
             let serve = |reply: &mut Reply<'_>| core.service.call(&head, body, reply);
-            match call(&core, &mut self.seat, &mut self.answers, context, (is_safe, is_urgent), serve) {
+            match call(&mut self.seat, &mut self.answers, context, (is_safe, is_urgent), serve) {
                 Called::Next => self.consume(length),
                 Called::HandOff => return Next::HandOff(bytes.to_vec()),
                 Called::Other(next) => {

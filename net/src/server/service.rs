@@ -143,19 +143,29 @@ pub enum Event {
     Closed,
     /// A connection was closed at accept, since there were `connections_max` already.
     ConnectionLimit,
+    /// A connection was closed at accept, since its address had `address_max` (or `loopback_max`)
+    /// already.
+    AddressConnections,
+    /// A request was answered `503`, since its address had as many in flight on the core.
+    AddressRequests,
+    /// There were no descriptors, or no memory, for a connection, which waits in the kernel's queue.
+    NoResources,
     /// A head was larger than `header_max` or had too many lines: `431`.
     HeaderTooLarge,
     /// A body was larger than `body_max`: `413`.
     BodyTooLarge,
     /// A request was not complete within `request_timeout`: `408`.
     RequestTimeout,
+    /// A request came slower than the least rate: `408`.
+    SlowRequest,
     /// A connection was idle for `idle_timeout` and has been closed.
     IdleTimeout,
     /// A client took nothing of its answer for `request_timeout`; its connection has been closed.
     WriteTimeout,
     /// The bytes were not a request that can be served: `400`, `417`, `501`, `505`.
     BadRequest,
-    /// A request was answered `503` for `requests_in_flight_max` or `body_bytes_max`.
+    /// A request was answered `503` for `requests_in_flight_max` or `body_bytes_max`, or because there
+    /// was no memory for its body.
     Overloaded,
     /// This many bytes were received.
     BytesIn(usize),

@@ -22,10 +22,12 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use super::calls::refuse;
+use super::calls::{overloaded, refuse};
 use super::connection::{Connection, Gone};
+use super::core::Overload;
 use super::deadlines::Phase;
 use super::next::Next;
+use super::receiving::{LEAST_RATE, WINDOW, Why};
 use super::service::Service;
 use crate::http::ReplyContext;
 use crate::http::head::BadRequest;
@@ -41,8 +43,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         loop {
             match self.fill().await {
                 Ok(()) => {}
-                Err(Gone) if self.request_expired() => return self.refuse_late().await,
-                Err(Gone) => return,
+                Err(Gone) => return self.gone().await,
             }
             let mut next = self.handle();
             loop {
@@ -65,13 +66,11 @@ impl<S: Service, T: Transport> Connection<S, T> {
                     Next::Body(awaited) => match self.body(*awaited).await {
                         Ok(Some(next)) => next,
                         Ok(None) => self.handle(),
-                        Err(Gone) if self.request_expired() => return self.refuse_late().await,
-                        Err(Gone) => return,
+                        Err(Gone) => return self.gone().await,
                     },
                     Next::Skip { length } => match self.skip(length).await {
                         Ok(()) => self.handle(),
-                        Err(Gone) if self.request_expired() => return self.refuse_late().await,
-                        Err(Gone) => return,
+                        Err(Gone) => return self.gone().await,
                     },
                     Next::Stream { source, context, tag } => {
                         if self.stream(source, context, tag).await.is_err() {
@@ -106,18 +105,28 @@ impl<S: Service, T: Transport> Connection<S, T> {
         }
     }
 
-    /// Answers that the request did not come in time, and ends the connection.
-    pub(super) async fn refuse_late(mut self) {
+    /// Ends the connection. If its request did not come in time, that is answered.
+    async fn gone(mut self) {
+        let Some(why) = self.request_expired() else { return };
         self.resumed();
         let core = Rc::clone(self.seat.core());
-        let bad = BadRequest {
-            status: 408,
-            sentence: Cow::Owned(format!(
-                "The request was not complete {} ms after its first byte.",
-                core.limits.request_timeout.as_millis()
-            )),
-        };
-        refuse(&core, &mut self.answers, ReplyContext::unread(&core.date()), &bad);
+        let context = ReplyContext::unread(&core.date());
+        let late = |sentence| BadRequest { status: 408, sentence: Cow::Owned(sentence) };
+        match why {
+            Why::GaveWay => overloaded(&self.seat, &mut self.answers, context, Overload::Stalled),
+            Why::Late => {
+                let ms = core.limits.request_timeout.as_millis();
+                let bad = late(format!("The request was not complete {ms} ms after its first byte."));
+                refuse(&core, &mut self.answers, context, &bad);
+            }
+            Why::TooSlow => {
+                let bad = late(format!(
+                    "The request came at less than {LEAST_RATE} bytes a second for {} s.",
+                    WINDOW.as_secs()
+                ));
+                refuse(&core, &mut self.answers, context, &bad);
+            }
+        }
         if self.flush().await.is_ok() {
             self.linger().await;
         }

@@ -292,6 +292,8 @@ fn no_byte_of_the_replica_protocol_gets_past_the_transport() {
                 value_max: LARGE,
                 wall_ms: || 0,
                 connections_max: 10,
+                strangers_max: 10,
+                addresses: Rc::new(Vec::new()),
             };
             serve_over(listener, Rc::new(LaterReplica), config, shared, |stream| Scrambled(Tcp::new(stream))).await
         });

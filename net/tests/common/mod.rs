@@ -39,6 +39,12 @@ impl Seen {
         self.events.lock().unwrap().iter().filter(|seen| **seen == event).count()
     }
 
+    /// Bytes that the server has received.
+    pub fn bytes_in(&self) -> usize {
+        let bytes = |event: &Event| if let Event::BytesIn(count) = event { *count } else { 0 };
+        self.events.lock().unwrap().iter().map(bytes).sum()
+    }
+
     pub fn finished(&self) -> Vec<u16> {
         self.finished.lock().unwrap().clone()
     }
@@ -197,7 +203,11 @@ pub fn limits() -> Limits {
 
 impl Server {
     pub fn start(driver: Driver, limits: Limits) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::start_at("127.0.0.1:0".parse().unwrap(), driver, limits)
+    }
+
+    pub fn start_at(address: SocketAddr, driver: Driver, limits: Limits) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let address = listener.local_addr().unwrap();
         let (shared, seen) = (Shared::new(), Arc::<Seen>::default());
         let (its_shared, its_seen) = (Arc::clone(&shared), Arc::clone(&seen));
@@ -219,9 +229,12 @@ impl Server {
     }
 
     pub fn connect(&self) -> Client {
-        let inner = koltso_testkit::Client::connect(self.address).unwrap();
-        let socket = inner.stream().try_clone().unwrap();
-        Client { socket, inner }
+        Client::over(koltso_testkit::Client::connect(self.address).unwrap())
+    }
+
+    /// From another address of this machine.
+    pub fn connect_from(&self, from: [u8; 4]) -> Client {
+        Client::over(koltso_testkit::Client::connect_from(self.address, from.into()).unwrap())
     }
 
     /// Drains and waits for `serve` to return; says how long it took.
@@ -251,6 +264,11 @@ pub struct Client {
 }
 
 impl Client {
+    fn over(inner: koltso_testkit::Client) -> Self {
+        let socket = inner.stream().try_clone().unwrap();
+        Self { socket, inner }
+    }
+
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         self.inner.send(bytes.as_ref()).unwrap();
         self
@@ -267,6 +285,16 @@ impl Client {
     /// Reads one answer; `head` if the request was a `HEAD`.
     pub fn response_to(&mut self, head: bool) -> Response {
         self.inner.read(if head { "HEAD" } else { "GET" })
+    }
+
+    /// The answer that has come; `None` if the server waits.
+    pub fn response_if_any(&mut self) -> Option<Response> {
+        self.inner.has_more(Duration::from_millis(300)).then(|| self.inner.read("GET"))
+    }
+
+    /// The server has ended the connection, without an answer.
+    pub fn is_ended(&mut self) -> bool {
+        self.inner.is_ended(Duration::from_secs(10))
     }
 
     /// The server has closed in an orderly way and sent nothing more.

@@ -33,6 +33,8 @@ const SKEW_MAX: Duration = Duration::from_millis(500);
 const VERSION: Version = Version::new(77, 1);
 /// Of the membership of those who ask, and of those who answer.
 const EPOCHS: (u64, u64) = (1, 1);
+/// The most connections without a handshake.
+const STRANGERS: usize = 64;
 const FLAGS: Flags = Flags::new(3).conditional();
 const ATTRIBUTES: &[u8] = &[1, 4, b't', b'e', b'x', b't'];
 
@@ -253,7 +255,15 @@ impl Server {
             let (deferred, asked) = (RefCell::default(), Cell::new(0));
             let service = TestService { events: its_events, when, deferred, asked };
             let (identity, members) = (Rc::new(identity), vec![1, 2, 3]);
-            let config = AcceptConfig { identity, members, value_max: VALUE_MAX, wall_ms, connections_max: 200 };
+            let config = AcceptConfig {
+                identity,
+                members,
+                value_max: VALUE_MAX,
+                wall_ms,
+                connections_max: 200,
+                strangers_max: STRANGERS,
+                addresses: Rc::new(vec![[127, 0, 0, 1].into()]),
+            };
             serve(listener, Rc::new(service), config, its_shared).await.unwrap();
         });
         Self { address, shared, events, thread: Some(thread) }

@@ -1,17 +1,19 @@
 //! Strangers, broken peers and impostors: each is shown out with one sentence.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{
-    ATTRIBUTES, DRIVERS, EPOCHS, FLAGS, LIMITS, PING, SKEW_MAX, Server, VERSION, When, assert_ended, closed, delete,
-    frame_of, identity, link_of, link_to, on, pattern, put, raw, raw_peer, read, record, reply_from, until,
+    ATTRIBUTES, DRIVERS, EPOCHS, FLAGS, LIMITS, PING, SKEW_MAX, STRANGERS, Server, VERSION, When, assert_ended, closed,
+    delete, frame_of, identity, link_of, link_to, on, pattern, put, raw, raw_peer, read, record, reply_from, until,
 };
 use koltso_model::{Flags, Found, KeyHash, Operation, Outcome, Record, Refused, Tombstone};
 use koltso_net::replica::frame::{HEADER, encode_reply};
 use koltso_net::replica::handshake::Dialer;
-use koltso_net::replica::{Identity, ReplicaEvent, Reply, Request, STRANGERS_MAX, frame};
+use koltso_net::replica::{Identity, LinkState, ReplicaEvent, Reply, Request, frame};
 use koltso_testkit::random::{Random, seed_or};
 use koltso_testkit::wall_ms;
 
@@ -203,18 +205,70 @@ fn those_who_do_not_belong_together_say_so_on_both_sides() {
 fn strangers_are_few() {
     for driver in DRIVERS {
         let server = Server::start(driver);
-        let strangers: Vec<_> = (0..STRANGERS_MAX).map(|_| TcpStream::connect(server.address).unwrap()).collect();
-        while server.count(&ReplicaEvent::Accepted) < STRANGERS_MAX {
+        let strangers: Vec<_> = (0..STRANGERS).map(|_| TcpStream::connect(server.address).unwrap()).collect();
+        while server.count(&ReplicaEvent::Accepted) < STRANGERS {
             std::thread::sleep(Duration::from_millis(1));
         }
         let mut one_more = TcpStream::connect(server.address).unwrap();
         assert_ended(&mut one_more);
         assert!(server.has(&ReplicaEvent::Limit));
         drop(strangers);
-        while server.count(&ReplicaEvent::Closed) < STRANGERS_MAX {
+        while server.count(&ReplicaEvent::Closed) < STRANGERS {
             std::thread::sleep(Duration::from_millis(1));
         }
         raw(server.address);
+    }
+}
+
+#[test]
+fn a_flood_of_strangers_keeps_no_member_out() {
+    for driver in DRIVERS {
+        let server = Server::start(driver);
+        let stop = AtomicBool::new(false);
+        let (address, stop) = (server.address, &stop);
+        std::thread::scope(|scope| {
+            let flood = move |kind: usize| {
+                let mut held = VecDeque::new();
+                while !stop.load(Ordering::Relaxed) {
+                    // Silent ones, ones that leave at once, and ones with something else to say.
+                    let Ok(mut stranger) = TcpStream::connect(address) else { continue };
+                    if kind == 1 {
+                        let _ = stranger.write_all(b"KOLTSORP");
+                    }
+                    held.push_back(stranger);
+                    if held.len() > [400, 400, 0][kind] {
+                        held.pop_front();
+                    }
+                }
+            };
+            let floods: Vec<_> = (0..3).map(|kind| scope.spawn(move || flood(kind))).collect();
+            while server.count(&ReplicaEvent::Limit) < 200 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // A member comes, ten times.
+            for number in 1..=10 {
+                let got_in = on(driver, move || async move {
+                    let (link, seen) = link_to(address);
+                    link.request(number, &PING).unwrap();
+                    until("connected", || {
+                        let is_up = link.state() == LinkState::Up;
+                        if link.state() == LinkState::Down {
+                            link.dial_now();
+                        }
+                        is_up
+                    })
+                    .await;
+                    closed(&link, &seen).await;
+                })
+                .join();
+                if got_in.is_err() {
+                    stop.store(true, Ordering::Relaxed);
+                    panic!("{driver:?}: a member was kept out");
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            floods.into_iter().for_each(|flood| flood.join().unwrap());
+        });
     }
 }
 

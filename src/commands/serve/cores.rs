@@ -133,6 +133,8 @@ fn limits(node: &Node) -> Limits {
     Limits {
         body_max: config.max_value,
         connections_max: config.max_connections,
+        address_max: config.address_max(),
+        loopback_max: config.loopback_max(),
         request_timeout: config.request_timeout,
         idle_timeout: config.idle_timeout,
         requests_in_flight_max: config.max_in_flight,

@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 
 use koltso_cluster::membership::Membership;
 use koltso_model::VALUE_MAX_LIMIT;
+use koltso_net::replica::STRANGERS_MAX;
 use koltso_storage::{Env, Folder, Options, Store};
 use tokio::sync::mpsc;
 
 use crate::admin::control;
+use crate::descriptors::{self, Needs, Shares};
 use crate::logging;
 use crate::member::Cluster;
 use crate::member::members_file;
@@ -51,6 +53,34 @@ pub fn run(flags: Flags) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Divides the descriptors that the process may open; says so if that leaves fewer for clients than
+/// they were to have. The listeners are open by now.
+fn share_descriptors(config: &Config) -> Result<Shares, Refused> {
+    let limit = descriptors::raise();
+    let shares = descriptors::share(
+        limit,
+        Needs {
+            // Where there is no /proc, about what is open.
+            open: descriptors::count_open().unwrap_or(4 + 2 * config.threads),
+            cores: config.threads,
+            peers: config.cluster.as_ref().map_or(0, |cluster| cluster.nodes.len() - 1),
+            admin_listeners: usize::from(config.admin_listen.is_some()),
+            connections: config.max_connections,
+            strangers_max: STRANGERS_MAX,
+        },
+    )?;
+    if shares.connections < config.max_connections {
+        tracing::warn!(
+            "at most {} connections are taken and not {} (--max-connections): this process may open {limit} files and \
+             sockets (ulimit -n), and {} of them are kept for its files, peers and pages",
+            shares.connections,
+            config.max_connections,
+            limit - shares.connections
+        );
+    }
+    Ok(shares)
 }
 
 /// Gives freed memory back to the system.
@@ -176,7 +206,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     let admin = match config.admin_listen {
         None => None,
         Some(address) => {
-            let listener = std::net::TcpListener::bind(address).map_err(|e| in_use("admin-listen", address, e))?;
+            let listener = cores::bind(address, 1).map_err(|e| in_use("admin-listen", address, e))?.remove(0);
             listener.set_nonblocking(true).map_err(|e| in_use("admin-listen", address, e))?;
             Some(listener)
         }
@@ -197,6 +227,8 @@ fn serve(flags: Flags) -> Result<(), Refused> {
             Some((settings, sockets))
         }
     };
+    let shares = share_descriptors(&config)?;
+    config.max_connections = shares.connections;
     let folder = Folder::take(&config.data).map_err(|e| e.to_string())?;
     let id = members_file::identity_in(&config.data).map_err(|e| e.to_string())?;
     let cluster = match reserved {
@@ -204,7 +236,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         Some((settings, sockets)) => {
             let (urls, me) = (Cluster::urls(&settings), settings.nodes[settings.me].url.clone());
             let members = members_file::members_in(&config.data, &urls, &me, id).map_err(|e| e.to_string())?;
-            let cluster = Cluster::new(settings, (members, id), config.threads, sockets);
+            let cluster = Cluster::new(settings, (members, id), config.threads, sockets, shares.strangers);
             Some(Arc::new(cluster.map_err(cannot_start)?))
         }
     };
@@ -217,13 +249,13 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         Runtime::IoUring("default") => tracing::warn!("this kernel lacks the ring flags of 6.0: io_uring costs more"),
         Runtime::IoUring(_) => {}
     }
-    let (sender, handovers) = mpsc::channel(control::WAITING_MAX);
+    let (sender, handovers) = mpsc::channel(shares.pages);
     let stalls = config.stall_bound.map(stalls::watch).transpose().map_err(cannot_start)?;
     let node = Arc::new(Node::new((config, id), runtime, cluster, stalls, sender));
     if node.cluster.is_some() {
         was_not_away_for_long(&node)?;
     }
-    control::spawn(node.clone(), handovers, admin, runtime != Runtime::Epoll).map_err(cannot_start)?;
+    control::spawn(node.clone(), handovers, (admin, shares.pages), runtime != Runtime::Epoll).map_err(cannot_start)?;
     let threads = cores::spawn(&node, listeners).map_err(cannot_start)?;
 
     let started = Instant::now();
