@@ -106,6 +106,11 @@ impl Entrance {
         };
         // hyper closes what it is given, so it is given a share of the socket.
         let socket = Rc::new(socket);
+        // hyper drops what it could not write at once if the client offers another protocol (`Upgrade`,
+        // as Java does) and the body of its request is not read, as that of a refused one: so that it can.
+        if !matches!(timeout(REQUEST_TIMEOUT, socket.writable()).await, Ok(Ok(()))) {
+            return;
+        }
         let stream = Stream::new(handover.read_so_far, Rc::clone(&socket));
         let service = TowerToHyperService::new(self.router.clone());
         let service = service_fn(|request| {

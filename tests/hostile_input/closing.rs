@@ -27,6 +27,9 @@ fn a_refusal_before_the_body_was_read_is_never_lost() {
     assert_always(&server, &request_bytes("PUT", "/v0/entity?id=", &[], Some(&six)), 400, "a bad id with 6 MiB");
     assert_always(&server, &request_bytes("POST", &entity("a"), &[], Some(&six)), 405, "a method that is not there");
     assert_always(&server, &request_bytes("PUT", "/status", &[], Some(&six)), 405, "the control plane");
+    let upgrade = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABk")];
+    let as_java = request_bytes("PUT", "/status", &upgrade, Some(&six));
+    assert_always(&server, &as_java, 405, "the control plane, which is offered HTTP/2");
     assert_always(&server, &request_bytes("PUT", &entity("a"), &[("If-Match", "*")], Some(&six)), 501, "a condition");
     assert_always(&server, &request_bytes("PUT", &entity("a"), &[("Host", "b")], Some(&six)), 400, "two hosts");
     let chunked = [
