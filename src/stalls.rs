@@ -2,7 +2,8 @@
 //! what held them up (`profiling`).
 //!
 //! Stalls appear in the log as one line in [`LOG_EVERY`] at most; the others are counted in the
-//! next line. With `--stall-bound 0` none of this exists. Tested below with a server whose service
+//! next line. It says which of them are the core's own and which are the machine's, that did not
+//! give the core the processor. With `--stall-bound 0` none of this exists. Tested below with a server whose service
 //! blocks, and in `tests/stalls.rs`.
 
 use std::io;
@@ -51,12 +52,13 @@ pub fn turn(stalls: &Stalls, core: usize) -> Rc<Turn> {
 /// # Errors
 /// If no thread can be started.
 pub fn watch(bound: Duration) -> io::Result<Stalls> {
-    let logged = Mutex::new(&"log lines about stalls", (None::<Instant>, 0_u64));
+    let logged = Mutex::new(&"log lines about stalls", (None::<Instant>, Unsaid::default()));
     Stalls::watch(bound, move |stall| {
         let mut logged = logged.lock();
         let (last, unsaid) = &mut *logged;
         if last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
-            *unsaid += 1;
+            unsaid.all += 1;
+            unsaid.kept_waiting += u64::from(stall.was_kept_waiting());
             return;
         }
         *last = Some(Instant::now());
@@ -64,14 +66,40 @@ pub fn watch(bound: Duration) -> io::Result<Stalls> {
     })
 }
 
+/// Stalls since the last line.
+#[derive(Clone, Copy, Default)]
+struct Unsaid {
+    all: u64,
+    /// Those of them in which the core was not given the processor.
+    kept_waiting: u64,
+}
+
+/// What is said of a stall in which the core spent most of the time at `place`.
+fn line(stall: &Stall, place: &str, unsaid: Unsaid) -> String {
+    let (core, ms) = (stall.core, stall.duration.as_millis());
+    let before = match unsaid {
+        Unsaid { all: 0, .. } => String::new(),
+        Unsaid { all, kept_waiting: 0 } => format!(", and there were {all} more before"),
+        Unsaid { all, kept_waiting } => {
+            format!(", and there were {all} more before, {kept_waiting} of them for want of the processor")
+        }
+    };
+    if stall.was_kept_waiting() {
+        let waited = stall.waited.as_millis();
+        return format!(
+            "core {core} stalled for {ms} ms because it was not given the processor for {waited} ms of them: others on \
+             this machine used it, or a limit of this process's group was reached{before}; see /debug/pprof/stalls"
+        );
+    }
+    format!("core {core} stalled for {ms} ms in {place}{before}; see /debug/pprof/stalls")
+}
+
 /// Logs a stall on a thread of its own, since looking up names of addresses takes as long as many
 /// stalls.
-fn log(stall: &Arc<Stall>, unsaid: u64) {
+fn log(stall: &Arc<Stall>, unsaid: Unsaid) {
     let stall = stall.clone();
     let say = move || {
-        let (core, ms, place) = (stall.core, stall.duration.as_millis(), stall.place(&mut Symbols::new()));
-        let before = if unsaid == 0 { String::new() } else { format!(", and there were {unsaid} more before") };
-        tracing::warn!("core {core} stalled for {ms} ms in {place}{before}; see /debug/pprof/stalls");
+        tracing::warn!("{}", line(&stall, &stall.place(&mut Symbols::new()), unsaid));
     };
     // Without a thread there is no line; the stall is counted and kept all the same.
     let _ = std::thread::Builder::new().name("koltso-stalled".to_owned()).spawn(say);
@@ -92,6 +120,21 @@ mod tests {
     use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
     use super::*;
+
+    #[test]
+    fn a_core_that_was_not_given_the_processor_is_not_said_to_have_stalled_by_itself() {
+        let stall = |waited| Stall::of(3, Duration::from_millis(39), Duration::from_millis(waited));
+        let none = Unsaid::default();
+        let own = line(&stall(4), "memcpy < koltso_storage::log::put", none);
+        assert_eq!(own, "core 3 stalled for 39 ms in memcpy < koltso_storage::log::put; see /debug/pprof/stalls");
+        let waited = line(&stall(36), "irqentry_exit_to_user_mode_[k]", none);
+        assert!(waited.contains("39 ms because it was not given the processor for 36 ms of them"), "{waited}");
+        assert!(!waited.contains("irqentry"), "{waited}");
+        let more = line(&stall(36), "", Unsaid { all: 9, kept_waiting: 7 });
+        assert!(more.contains("and there were 9 more before, 7 of them for want of the processor;"), "{more}");
+        let more = line(&stall(0), "f", Unsaid { all: 2, kept_waiting: 0 });
+        assert!(more.contains("in f, and there were 2 more before;"), "{more}");
+    }
 
     const BOUND: Duration = Duration::from_millis(50);
     const STALL: Duration = Duration::from_millis(200);

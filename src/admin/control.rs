@@ -184,7 +184,7 @@ async fn metrics(State(app): State<App>, RawQuery(query): RawQuery) -> Response 
         connections: node.connections.connections() as u64,
         storage: node.store().map(|store| store.stats()),
         cluster: node.cluster.clone(),
-        stalls: node.stalls.as_ref().map(|stalls| (stalls.count(), stalls.longest())),
+        stalls: node.stalls.as_ref().map(|stalls| (stalls.count(), stalls.kept_waiting(), stalls.longest())),
         pages_limit_hit: node.page_limit_hits(),
         log_lines: (logging::lines_lost(), logging::lines_left_out()),
     };

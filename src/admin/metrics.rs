@@ -62,9 +62,9 @@ pub struct Scrape {
     pub storage: Option<Stats>,
     /// The cluster with its peers; `None` if this node is the only one.
     pub cluster: Option<Arc<Cluster>>,
-    /// The number of stalls and the longest one; `None` when stall detection is off (`--stall-bound
-    /// 0`).
-    pub stalls: Option<(u64, Duration)>,
+    /// The number of stalls, of those for want of a processor, and the longest one; `None` when
+    /// stall detection is off (`--stall-bound 0`).
+    pub stalls: Option<(u64, u64, Duration)>,
     /// How often a connection at an entrance of the control plane gave way or was closed.
     pub pages_limit_hit: u64,
     /// The lines of the log that were lost, and those that were left out.
@@ -116,8 +116,10 @@ impl Scrape {
     }
 
     fn encode_stalls(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        let Some((count, longest)) = self.stalls else { return Ok(()) };
+        let Some((count, kept_waiting, longest)) = self.stalls else { return Ok(()) };
         counter(encoder, "koltso_core_stalls", "Turns of a data core that took longer than --stall-bound", count)?;
+        let help = "Those of them in which the core was not given the processor for most of the time";
+        counter(encoder, "koltso_core_stalls_without_processor", help, kept_waiting)?;
         let longest = ConstGauge::new(longest.as_secs_f64());
         let (name, help) = ("koltso_core_stall_longest", "The longest turn of a data core since the start");
         longest.encode(encoder.encode_descriptor(name, help, Some(&Unit::Seconds), longest.metric_type())?)
@@ -350,7 +352,7 @@ mod tests {
         cores[1].finished(tag(RequestKind::Put, 507), Duration::from_secs(60));
         cores[1].event(Event::Overloaded);
         let storage = Some(Stats { records: 5, ..Stats::default() });
-        let stalls = Some((2, Duration::from_millis(12)));
+        let stalls = Some((2, 1, Duration::from_millis(12)));
         let scrape =
             Scrape { cores, connections: 3, storage, cluster: None, stalls, pages_limit_hit: 7, log_lines: (8, 9) };
         let text = scrape.text();
@@ -362,6 +364,7 @@ mod tests {
             "koltso_limits_hit_total{limit=\"pages\"} 7",
             "koltso_connections 3",
             "koltso_core_stalls_total 2",
+            "koltso_core_stalls_without_processor_total 1",
             "koltso_core_stall_longest_seconds 0.012",
             "koltso_storage_records 5",
             "koltso_log_lines_lost_total 8",

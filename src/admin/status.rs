@@ -85,6 +85,7 @@ pub fn document(node: &Node) -> String {
     let stalls = node.stalls.as_ref().map(|stalls| {
         json!({
             "count": stalls.count(),
+            "without_processor": stalls.kept_waiting(),
             "bound": stall_bound_text(config.stall_bound),
             "longest_ms": stalls.longest().as_micros() as f64 / 1000.0,
         })

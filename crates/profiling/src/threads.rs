@@ -117,6 +117,28 @@ fn kernel_function(line: &str) -> Option<&str> {
     (!name.is_empty() && !name.starts_with("0x")).then_some(name)
 }
 
+/// How long a thread has waited for a processor so far, though it could have run: what the
+/// scheduler accounts for in `/proc/self/task/TID/schedstat`. The file stays open, so that a look
+/// costs one system call.
+#[derive(Debug)]
+pub(crate) struct RunDelay(std::fs::File);
+
+impl RunDelay {
+    /// Of a thread of this process; `None` if the kernel does not account for it.
+    pub(crate) fn of(tid: u32) -> Option<Self> {
+        let delay = Self(std::fs::File::open(format!("/proc/self/task/{tid}/schedstat")).ok()?);
+        delay.ns().is_some().then_some(delay)
+    }
+
+    /// Nanoseconds so far. A wait that goes on is added when it ends.
+    pub(crate) fn ns(&self) -> Option<u64> {
+        let mut text = [0; 80];
+        let length = std::os::unix::fs::FileExt::read_at(&self.0, &mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..length]).ok()?;
+        text.split_ascii_whitespace().nth(1)?.parse().ok()
+    }
+}
+
 /// The ids of the threads of the process.
 pub(crate) fn tids() -> Vec<u32> {
     let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };

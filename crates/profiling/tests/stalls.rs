@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use koltso_profiling::capture::{Event, FramePlace};
 use koltso_profiling::stalls::{KEPT_MAX, Stall, Stalls, TurnRecorder, capture, text};
 use koltso_profiling::symbols::Symbols;
+use koltso_testkit::{Remedy, skip};
 
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -123,6 +124,69 @@ fn a_stall_is_counted_measured_and_named_whether_the_core_runs_or_waits() {
     let kernel_told = std::fs::read_to_string("/proc/self/stack").is_ok_and(|stack| stack.contains('+'));
     let in_kernel = capture.frames().iter().any(|f| f.place == FramePlace::Kernel && f.function.contains("nanosleep"));
     assert!(in_kernel || !kernel_told, "the kernel tells where a thread sleeps");
+}
+
+/// Nanoseconds for which the calling thread has waited for a processor; `None` if the kernel does
+/// not say.
+fn own_delay_ns() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    text.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Lets the calling thread and those that it starts run on one processor only.
+#[allow(unsafe_code)]
+fn stay_on_one_processor() {
+    // SAFETY: a plain number; then the kernel reads a set of the size given, for which all zeros is a
+    // value.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(usize::try_from(libc::sched_getcpu()).unwrap_or(0), &mut set);
+        assert_eq!(libc::sched_setaffinity(0, size_of_val(&set), &set), 0);
+    }
+}
+
+/// How much a thread really waits in a turn is what the kernel says before and after it, and a stall
+/// never claims more. That a machine is busy changes how many turns this takes, not what is found.
+#[test]
+fn a_core_that_is_not_given_the_processor_is_told_from_one_that_is_busy() {
+    let _alone = alone();
+    if own_delay_ns().is_none() {
+        return skip("the kernel keeps no schedstat", Remedy::Machine("a kernel with CONFIG_SCHED_INFO"));
+    }
+    let stalls = Stalls::watch(ms(20), |_| {}).unwrap();
+    let stop = AtomicBool::new(false);
+    on_core(&stalls, 0, |core| {
+        let mut taken = 0;
+        let mut stall = |work: &dyn Fn()| {
+            let before = own_delay_ns().unwrap();
+            let lasted = turn(core, false, work);
+            let really = Duration::from_nanos(own_delay_ns().unwrap() - before);
+            taken += usize::from(lasted > ms(20));
+            let stall = kept(&stalls, taken)[taken - 1].clone();
+            assert!(stall.waited <= really && stall.waited <= stall.duration, "{stall:?} of {really:?}");
+            (stall, really)
+        };
+        // Blocked, not waiting for a processor.
+        let (slept, really) = stall(&|| a_known_sleep(ms(100)));
+        assert!(!slept.was_kept_waiting() || really > ms(50), "{slept:?}");
+        stay_on_one_processor();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        std::hint::black_box(0);
+                    }
+                });
+            }
+            let waited = (0..50).any(|_| stall(&|| a_known_loop(ms(200))).0.was_kept_waiting());
+            stop.store(true, Ordering::Relaxed);
+            assert!(waited, "four others on its processor, and no stall in 50 was for want of it");
+        });
+    });
+    let waited = stalls.list().iter().filter(|stall| stall.was_kept_waiting()).count() as u64;
+    assert_eq!(stalls.kept_waiting(), waited);
+    let text = text(&stalls.list(), &mut Symbols::new());
+    assert!(text.contains(" ms of it without the processor  "), "{text}");
 }
 
 #[test]

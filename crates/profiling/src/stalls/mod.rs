@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A core begins a turn when it finds something to do, and ends it before it waits again; both are
-//! one store. The watcher (`watch.rs`) is one thread, `koltso-stalls`. `view.rs` makes captures and
+//! one store. A turn is also long if the core is not given the processor: how much of a stall was
+//! that (`delay.rs`) is told apart. The watcher (`watch.rs`) is one thread, `koltso-stalls`. `view.rs` makes captures and
 //! text of the stalls that are kept.
 //!
 //! Owner: a [`TurnRecorder`] stays on the thread that made it; everything else is shared. Bounds:
@@ -31,6 +32,7 @@
 //! waiting cannot be told apart. Tested in `tests/stalls.rs` and, with a real core, in the
 //! program's `src/stalls.rs`.
 
+mod delay;
 mod view;
 mod watch;
 
@@ -42,6 +44,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use self::delay::Delay;
 pub use self::view::{capture, text};
 use self::watch::{Message, Tracked, Watcher};
 use crate::capture::Thread;
@@ -80,6 +83,7 @@ struct WatchState {
     stop: AtomicBool,
     count: AtomicU64,
     longest_ns: AtomicU64,
+    kept_waiting: AtomicU64,
     cores: Mutex<Vec<Tracked>>,
     kept: Mutex<VecDeque<Arc<Stall>>>,
 }
@@ -98,6 +102,7 @@ pub struct TurnRecorder {
     line: Arc<Line>,
     shared: Arc<WatchState>,
     messages: SyncSender<Message>,
+    delay: Delay,
     /// Keeps the value on the core's thread.
     _stays: std::marker::PhantomData<*const ()>,
 }
@@ -113,6 +118,9 @@ pub struct Stall {
     pub thread: Thread,
     /// How long the turn took.
     pub duration: Duration,
+    /// For how much of that the core could have run and was not given a processor, at least; 0 if
+    /// nobody knows.
+    pub waited: Duration,
     samples: Vec<Sample>,
 }
 
@@ -159,6 +167,7 @@ impl Stalls {
             stop: AtomicBool::new(false),
             count: AtomicU64::new(0),
             longest_ns: AtomicU64::new(0),
+            kept_waiting: AtomicU64::new(0),
             cores: Mutex::default(),
             kept: Mutex::default(),
         });
@@ -177,7 +186,8 @@ impl Stalls {
         let line = Arc::new(Line { state: AtomicU64::new(CLOSED), core, thread });
         locked(&self.shared.cores).push(Tracked::new(Arc::clone(&line)));
         let (shared, messages) = (Arc::clone(&self.shared), self.messages.clone());
-        TurnRecorder { line, shared, messages, _stays: std::marker::PhantomData }
+        let delay = Delay::of_this_thread();
+        TurnRecorder { line, shared, messages, delay, _stays: std::marker::PhantomData }
     }
 
     /// The bound: a turn that takes longer is a stall.
@@ -198,6 +208,13 @@ impl Stalls {
         Duration::from_nanos(self.shared.longest_ns.load(Ordering::Relaxed))
     }
 
+    /// The number of stalls so far in which the core was not given the processor for most of the
+    /// time. Unlike [`Stalls::count`] it leaves out those that the watcher could not be told of.
+    #[must_use]
+    pub fn kept_waiting(&self) -> u64 {
+        self.shared.kept_waiting.load(Ordering::Relaxed)
+    }
+
     /// The last [`KEPT_MAX`] stalls, in the order in which they ended.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Stall>> {
@@ -210,7 +227,9 @@ impl TurnRecorder {
     /// any other but does not wake the watcher.
     #[inline]
     pub fn began(&self, now: Instant, quiet: bool) {
-        let began = self.shared.ns(now) << FLAGS;
+        let began_ns = self.shared.ns(now);
+        self.delay.began(began_ns);
+        let began = began_ns << FLAGS;
         let flag = if quiet { QUIET } else { 0 };
         self.line.state.store(began | flag, Ordering::Release);
         if !quiet {
@@ -259,8 +278,9 @@ impl TurnRecorder {
     fn stalled(&self, began_ns: u64, lasted_ns: u64) {
         self.shared.count.fetch_add(1, Ordering::Relaxed);
         self.shared.longest_ns.fetch_max(lasted_ns, Ordering::Relaxed);
+        let waited = self.delay.stalled(began_ns, began_ns + lasted_ns);
         // Invariant 2: if there is no room, the stall is only counted.
-        let _ = self.messages.try_send(Message::Stalled { line: Arc::clone(&self.line), began_ns, lasted_ns });
+        let _ = self.messages.try_send(Message::Stalled { line: Arc::clone(&self.line), began_ns, lasted_ns, waited });
     }
 }
 
@@ -282,6 +302,20 @@ impl Drop for TurnRecorder {
 }
 
 impl Stall {
+    /// Whether the core was not given the processor for most of the time: it is the machine that is
+    /// busy, not the core.
+    #[must_use]
+    pub fn was_kept_waiting(&self) -> bool {
+        self.waited > self.duration / 2
+    }
+
+    /// A stall that was not sampled, for texts about stalls.
+    #[must_use]
+    pub fn of(core: usize, duration: Duration, waited: Duration) -> Self {
+        let thread = Thread { tid: 0, name: Box::default() };
+        Self { began_unix_ms: 0, core, thread, duration, waited, samples: Vec::new() }
+    }
+
     fn bytes(&self) -> usize {
         // An allocation that several samples share is divided between them.
         let chain = |sample: &Sample| size_of_val(&*sample.chain) / Arc::strong_count(&sample.chain);

@@ -39,11 +39,12 @@ pub fn capture(stalls: &Stalls, symbols: &mut Symbols) -> Capture {
     let mut capture = Capture::new(Event::Stalls, began_ms, types, 1);
     capture.duration_ns = now_ms.saturating_sub(began_ms) * 1_000_000;
     capture.engine = format!(
-        "signals to a core whose turn takes longer than {:?}, until it ends; the last {} of {} stalls ({KEPT_MAX} are kept at most); \
-         the longest took {:.1?}",
+        "signals to a core whose turn takes longer than {:?}, until it ends; the last {} of {} stalls ({KEPT_MAX} are kept at most), \
+         in {} of which the core was not given the processor; the longest took {:.1?}",
         stalls.bound(),
         kept.len(),
         stalls.count(),
+        stalls.kept_waiting(),
         stalls.longest(),
     );
     for stall in &kept {
@@ -78,16 +79,25 @@ pub fn capture(stalls: &Stalls, symbols: &mut Symbols) -> Capture {
     capture
 }
 
-/// A line for each stall, the newest first: when (UTC), which core, how long, where.
+/// A line for each stall, the newest first: when (UTC), which core, how long, how much of that the
+/// core was not given the processor, where.
 #[must_use]
 pub fn text(stalls: &[Arc<Stall>], symbols: &mut Symbols) -> String {
     let mut text = String::new();
     for stall in stalls.iter().rev() {
         let at = threads::utc(stall.began_unix_ms);
         let (core, ms, place) = (stall.core, stall.duration.as_secs_f64() * 1e3, stall.place(symbols));
-        let _ = writeln!(text, "{at}  core {core}  {ms:.1} ms  {place}");
+        let _ = writeln!(text, "{at}  core {core}  {ms:.1} ms  {}{place}", waited(stall));
     }
     text
+}
+
+/// What is said of the time in which a core was not given the processor, if that is worth a word.
+fn waited(stall: &Stall) -> String {
+    if stall.waited * 10 < stall.duration {
+        return String::new();
+    }
+    format!("{:.1} ms of it without the processor  ", stall.waited.as_secs_f64() * 1e3)
 }
 
 impl Stall {

@@ -17,9 +17,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use super::delay::Waited;
 use super::{CLOSED, FLAGS, KEPT_BYTES_MAX, KEPT_MAX, Line, QUIET, Sample, Stall, WatchState, locked};
 use crate::signal::Asker;
-use crate::threads;
+use crate::threads::{self, RunDelay};
 
 const MS: u64 = 1_000_000;
 /// Nanoseconds between two looks; twice the bound if that is less. A stall of twice the bound is
@@ -43,12 +44,14 @@ pub(super) enum Message {
     /// A turn has begun while the watcher slept.
     Awake,
     /// A turn has ended that took longer than the bound.
-    Stalled { line: Arc<Line>, began_ns: u64, lasted_ns: u64 },
+    Stalled { line: Arc<Line>, began_ns: u64, lasted_ns: u64, waited: Waited },
 }
 
 /// A core, as the watcher knows it.
 pub(super) struct Tracked {
     line: Arc<Line>,
+    /// `None` if the kernel does not account for it.
+    delay: Option<RunDelay>,
     /// The last turn that the watcher saw; `before` is the previous one, whose end it may not have
     /// been told yet.
     turn: Turn,
@@ -63,12 +66,16 @@ struct Turn {
     /// When the thread was asked and what the kernel said then; `None` if it has answered since, or
     /// was not asked.
     asked: Option<(u64, Arc<[Box<str>]>)>,
+    /// How long the thread had waited for processors when the turn was first seen, in nanoseconds;
+    /// `None` if it was over by then or the kernel does not say.
+    waited_before_ns: Option<u64>,
     samples: Vec<Sample>,
 }
 
 impl Tracked {
     pub(super) fn new(line: Arc<Line>) -> Self {
-        Self { line, turn: Turn::default(), before: Turn::default() }
+        let delay = RunDelay::of(line.thread.tid);
+        Self { line, delay, turn: Turn::default(), before: Turn::default() }
     }
 
     pub(super) fn is(&self, line: &Arc<Line>) -> bool {
@@ -130,7 +137,7 @@ impl Watcher {
     fn take(&mut self, message: Message) {
         match message {
             Message::Awake => self.active_ns = self.shared.ns(Instant::now()),
-            Message::Stalled { line, began_ns, lasted_ns } => self.ended(&line, began_ns, lasted_ns),
+            Message::Stalled { line, began_ns, lasted_ns, waited } => self.ended(&line, (began_ns, lasted_ns), waited),
         }
     }
 
@@ -163,7 +170,8 @@ impl Watcher {
             let state = tracked.line.state.load(Ordering::Acquire);
             let (began_ns, open) = (state >> FLAGS, state & CLOSED == 0);
             if began_ns != tracked.turn.began_ns {
-                let fresh = Turn { began_ns, due_ns: began_ns + bound + 1, ..Turn::default() };
+                let waited_before_ns = tracked.delay.as_ref().filter(|_| open).and_then(RunDelay::ns);
+                let fresh = Turn { began_ns, due_ns: began_ns + bound + 1, waited_before_ns, ..Turn::default() };
                 tracked.before = std::mem::replace(&mut tracked.turn, fresh);
                 if state & QUIET == 0 {
                     self.active_ns = now;
@@ -223,7 +231,7 @@ impl Watcher {
     }
 
     /// Keeps a stall and reports it.
-    fn ended(&mut self, line: &Arc<Line>, began_ns: u64, lasted_ns: u64) {
+    fn ended(&mut self, line: &Arc<Line>, (began_ns, lasted_ns): (u64, u64), waited: Waited) {
         let mut cores = locked(&self.shared.cores);
         self.answers(&mut cores);
         let tracked = cores.iter_mut().find(|tracked| tracked.is(line));
@@ -232,6 +240,7 @@ impl Watcher {
         });
         // The turn stays, in case the thread still answers a question about it; its samples move
         // into the stall.
+        let before_ns = turn.as_ref().and_then(|turn| turn.waited_before_ns);
         let mut samples = turn.map(|turn| std::mem::take(&mut turn.samples)).unwrap_or_default();
         drop(cores);
         samples.retain(|sample| sample.at_ns <= lasted_ns);
@@ -249,8 +258,12 @@ impl Watcher {
             core: line.core,
             thread: line.thread.clone(),
             duration: Duration::from_nanos(lasted_ns),
+            waited: Duration::from_nanos(waited.with(before_ns).min(lasted_ns)),
             samples,
         });
+        if stall.was_kept_waiting() {
+            self.shared.kept_waiting.fetch_add(1, Ordering::Relaxed);
+        }
         let mut kept = locked(&self.shared.kept);
         kept.push_back(Arc::clone(&stall));
         let mut bytes: usize = kept.iter().map(|stall| stall.bytes()).sum();
