@@ -380,6 +380,54 @@ fn with_cap_perfmon_alone_the_kernel_is_seen_too() {
     second.read("GET").expect(200, "the other");
 }
 
+#[test]
+fn kernel_functions_have_names_and_never_addresses() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    // As whoever runs the tests, and as nobody who may sample and see the kernel's names.
+    let servers = [
+        Some(Launch::on(&folders[0].path().join("data")).flags("--threads 1").start()),
+        as_nobody(",+perfmon,+syslog", folders[1].path()),
+    ];
+    for server in servers.into_iter().flatten() {
+        let _load = Load::on(&server);
+        let proto = ask(&server, "profile?seconds=1&hz=499").expect(200, "cpu");
+        let id = proto.header("x-koltso-capture").unwrap().to_owned();
+        let again = |format: &str| ask(&server, &format!("captures?id={id}&format={format}")).expect(200, format);
+        let folded = again("folded").text();
+        if !folded.contains("_[k]") {
+            return skip("the kernel is not sampled", Remedy::Machine("perf events: CAP_PERFMON"));
+        }
+        if std::fs::read_to_string("/proc/sys/kernel/kptr_restrict").unwrap().trim() == "0" {
+            assert!(folded.contains("tcp_sendmsg_[k]"), "no names in\n{folded}");
+        }
+        for format in ["folded", "perfscript", "html", "heatmap", "svg", "text"] {
+            let text = again(format).text();
+            // The numbers in a page are letters, too.
+            let is_page = matches!(format, "html" | "heatmap");
+            assert!(!text.contains("0xffff") && (is_page || !text.contains("ffffffff")), "{format}: {text}");
+        }
+        // In the one binary form a varint of ten bytes is a number from 2^63 on.
+        let inflated = inflate(&proto.body);
+        let is_address = |bytes: &[u8]| bytes[..9].iter().all(|byte| byte & 0x80 != 0) && bytes[9] == 1;
+        assert!(inflated.len() > 1000 && !inflated.windows(10).any(is_address), "an address of the kernel");
+        // Nor does the server help to find out.
+        let named = ask(&server, "symbol?0xffffffff81000000+0xffffffff80000000").expect(200, "symbol").text();
+        assert!(named.lines().skip(1).all(|line| line.ends_with('\t')), "{named}");
+    }
+}
+
+/// What `gzip -d` makes of the bytes.
+fn inflate(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut gzip = Command::new("gzip").arg("-dc").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, bytes) = (gzip.stdin.take().unwrap(), bytes.to_vec());
+    let writer = std::thread::spawn(move || stdin.write_all(&bytes).unwrap());
+    let output = gzip.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output.stdout
+}
+
 /// `go tool pprof` and what it says on standard output; `None`, recorded as skipped, where there is
 /// no go.
 fn go_tool_pprof(arguments: &[&str], url: &str) -> Option<String> {

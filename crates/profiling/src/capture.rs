@@ -4,7 +4,8 @@
 //! capture is plain data, owned by whoever holds it. Bounds: [`FRAMES_MAX`], [`STACKS_MAX`] and
 //! [`SAMPLES_MAX`]; what exceeds them is counted in [`Capture::dropped`]. Invariants: an id that
 //! was given out is an index that exists; a sample has one value for each of the
-//! [`Capture::types`].
+//! [`Capture::types`]; a frame of the kernel has no address, since whoever reads a capture may be
+//! somebody whom the kernel does not tell where it is in memory (`kptr_restrict`).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -108,7 +109,8 @@ pub struct Frame {
     pub line: u32,
     /// Where it runs.
     pub place: FramePlace,
-    /// The address in the process; 0 if there is none. A return address has had 1 subtracted.
+    /// The address in the process; 0 if there is none, as in the kernel. A return address has had 1
+    /// subtracted.
     pub address: u64,
 }
 
@@ -233,8 +235,12 @@ impl Capture {
         }
     }
 
-    /// The id of a frame, which is added if it is new; `None` if there are [`FRAMES_MAX`] others.
-    pub fn frame(&mut self, frame: Frame) -> Option<FrameId> {
+    /// The id of a frame, which is added if it is new; `None` if there are [`FRAMES_MAX`] others. A
+    /// frame of the kernel loses its address here.
+    pub fn frame(&mut self, mut frame: Frame) -> Option<FrameId> {
+        if frame.place == FramePlace::Kernel {
+            frame.address = 0;
+        }
         if let Some(&id) = self.frame_ids.get(&frame) {
             return Some(id);
         }
@@ -356,5 +362,15 @@ mod tests {
         }
         assert_eq!((capture.total(0), capture.folded().len(), capture.folded()[0].values[0]), (30, 2, 20));
         assert_eq!(capture.frame_at(capture.stack_at(stack)[0]).function.as_ref(), "leaf");
+    }
+
+    #[test]
+    fn frames_of_the_kernel_have_no_addresses() {
+        let mut capture = Capture::new(Event::Cpu, 0, vec![ValueType::new("cpu", "nanoseconds")], 0);
+        let at =
+            |address| Frame { function: "tcp_sendmsg".into(), file: None, line: 0, place: FramePlace::Kernel, address };
+        let ids = [0xffff_ffff_8100_0010, 0xffff_ffff_8100_0020].map(|address| capture.frame(at(address)));
+        assert_eq!(ids[0], ids[1], "two places in a function are one frame");
+        assert_eq!(capture.frames(), [at(0)]);
     }
 }

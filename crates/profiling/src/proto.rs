@@ -4,8 +4,8 @@
 //! The messages are those of <https://github.com/google/pprof/blob/main/proto/profile.proto>. The
 //! crate `pprof` supplies their types and codec, generated, so that no build needs `protoc`;
 //! nothing else of that crate is used. Stacks have the leaf first; frames inlined at one address
-//! are lines of one location, the innermost first; kernel frames have a mapping of their own; the
-//! thread's name is the label `thread`. Invariants: string 0 is empty; every id that is used is
+//! are lines of one location, the innermost first; kernel frames have a mapping of their own and no
+//! addresses; the thread's name is the label `thread`. Invariants: string 0 is empty; every id that is used is
 //! defined; ids start at 1, and 0 means none. A capture without samples is a valid profile. Absent:
 //! the times of samples, for which the format has no field. The first comment is the engine's
 //! sentence; a second one, which begins with [`NOTE`], has what else the format has no field for.
@@ -26,9 +26,6 @@ use std::io::Write;
 /// The beginning of the comment that says what was captured and what is missing from it: `koltso
 /// event=cpu samples=2970 lost=0 …`.
 pub const NOTE: &str = "koltso ";
-
-/// The first address of the kernel's half of the address space.
-const KERNEL_START: u64 = 0xffff_8000_0000_0000;
 
 /// Encodes a capture as a gzipped profile.
 #[must_use]
@@ -144,8 +141,9 @@ impl Builder {
             let filename = self.string(KERNEL_MAPPING);
             self.mapping.push(message::Mapping {
                 id: self.kernel_mapping,
-                memory_start: KERNEL_START,
-                memory_limit: u64::MAX,
+                // It holds the one address that all frames of the kernel have: none.
+                memory_start: 0,
+                memory_limit: 1,
                 filename,
                 ..described
             });

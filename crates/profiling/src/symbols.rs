@@ -118,7 +118,7 @@ impl Symbols {
 
     fn resolve(&mut self, address: u64) -> Vec<Frame> {
         let plain = |function: Box<str>, place| vec![Frame { function, file: None, line: 0, place, address }];
-        if address >> 63 == 1 {
+        if is_kernel(address) {
             let name = kernel().and_then(|kernel| kernel.name(address)).unwrap_or(NAMELESS_KERNEL);
             return plain(name.into(), FramePlace::Kernel);
         }
@@ -144,6 +144,12 @@ impl Symbols {
         }
         self.files.get(&map.path)?.as_ref()
     }
+}
+
+/// Whether an address is in the kernel's half of the address space.
+#[must_use]
+pub const fn is_kernel(address: u64) -> bool {
+    address >> 63 == 1
 }
 
 /// Names the addresses in the counts that are always on.

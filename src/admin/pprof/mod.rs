@@ -20,7 +20,7 @@ use axum::routing::{any, get};
 use bytes::Bytes;
 use koltso_profiling::capture::{Capture, Event};
 use koltso_profiling::engine::{EngineError, cpu_engine, step_aside};
-use koltso_profiling::symbols::Symbols;
+use koltso_profiling::symbols::{Symbols, is_kernel};
 use koltso_profiling::{page, proto, svg, text};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -232,8 +232,10 @@ async fn symbol(method: Method, RawQuery(query): RawQuery, body: Bytes) -> Respo
             let work = move || {
                 let mut symbols = Symbols::new();
                 for address in addresses {
-                    let frames = symbols.frames(address);
-                    let function = frames.last().map_or("", |frame| &frame.function);
+                    // Names for addresses of the kernel would tell where it is in memory.
+                    let frames = (!is_kernel(address)).then(|| symbols.frames(address));
+                    let function =
+                        frames.iter().flat_map(|frames| frames.last()).next().map_or("", |frame| &frame.function);
                     text.push_str(&format!("{address:#x}\t{function}\n"));
                 }
                 plain(text)

@@ -5,6 +5,7 @@
 //! record, is [`Record::Malformed`] and is stepped over. Tested below, on bytes.
 
 use super::abi;
+use crate::symbols::is_kernel;
 
 /// `struct perf_event_header`.
 const HEADER: usize = 8;
@@ -140,11 +141,6 @@ pub(crate) fn addresses(chain: &[u8], into: &mut Vec<u64>) {
         into.push(if first { value } else { value - 1 });
         first = false;
     }
-}
-
-/// Whether an address is in the kernel's half of the address space.
-pub(crate) const fn is_kernel(address: u64) -> bool {
-    address >> 63 == 1
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
