@@ -189,6 +189,21 @@ fn saved_profiles_are_shown_and_compared() {
     assert!(sides[0]["rows"].as_str() != sides[1]["rows"].as_str(), "both captures are in it");
     assert!(data["frames"].to_string().contains("body::"));
 
+    // Without a file, and into one of text: what grew and what shrank.
+    let (line, text) = done(&[&base, &new]);
+    let shown = String::from_utf8(text).unwrap();
+    assert!(
+        line.is_empty() && shown.starts_with("allocs: new.pb.gz against base.pb.gz\nbase  allocs"),
+        "{line} {shown}"
+    );
+    assert!(shown.contains("what grew") && shown.lines().any(|line| line.contains("body::")), "{shown}");
+    let file = folder.file("diff.txt");
+    done(&[&base, &new, "--out", &file]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), shown);
+    let (_, same) = done(&[&new, &new]);
+    assert!(String::from_utf8(same).unwrap().contains("No function grew."));
+    refused(&[&base, &new, "--out", &folder.file("diff.svg")], &["--out FILE.html or FILE.txt"]);
+
     // Once more through the format: the same.
     let again = folder.file("again.pb.gz");
     done(&[&new, "--out", &again]);

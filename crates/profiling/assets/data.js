@@ -26,6 +26,12 @@ function decode(data) {
   }
   let node = 0;
   const stacks = numbers(data.stacks).map(delta => (node += delta));
+  // The last frame of each stack that is folded (thread start, executor); 0 if none is.
+  const folded = numbers(data.folds).map((count, i) => {
+    let node = stacks[i];
+    for (let up = depth[node] - count; up > 0; up--) node = parent[node];
+    return node;
+  });
   const timed = data.kind === 'heat';
   const columns = 1 + Math.max(...data.types.map(type => type[3]));
   const sides = data.sides.map(side => {
@@ -42,14 +48,14 @@ function decode(data) {
     return { ...side, rows };
   });
   const types = data.types.map(([name, unit, scale, column]) => ({ name, unit, scale, column }));
-  return { kind: data.kind, event: data.event, types, type: data.type, threads: data.threads, sides, parent, frame, depth, stacks,
+  return { kind: data.kind, event: data.event, types, type: data.type, threads: data.threads, sides, parent, frame, depth, stacks, folded, caution: data.caution,
     // Names of frames, then of threads: what a graph's nodes are called.
     names: [...data.frames.map(name => name.slice(1)), ...data.threads],
     places: [...data.frames.map(name => name[0]), ...data.threads.map(() => 't')], frames: data.frames.length };
 }
 
 // Adds up one or two slices {side, from, to} of rows. A graph's node 0 is all; children come after parents, by name.
-// options: {type, inverted, byThread, threads: null or a Set of indexes}. With two slices the first is the base.
+// options: {type, inverted, byThread, runtime: whether folded frames are shown, threads: null or a Set of indexes}. With two slices the first is the base.
 function buildGraph(model, slices, options) {
   const type = model.types[options.type];
   const sums = new Map();
@@ -91,9 +97,10 @@ function buildGraph(model, slices, options) {
   let stamp = 0;
   const path = [];
   for (const [key, sum] of sums) {
-    const thread = Math.floor(key / model.stacks.length), leaf = model.stacks[key % model.stacks.length];
+    const thread = Math.floor(key / model.stacks.length), stack = key % model.stacks.length;
+    const end = options.runtime ? 0 : model.folded[stack];
     path.length = 0;
-    for (let node = leaf; node > 0; node = model.parent[node]) path.push(model.frame[node]);
+    for (let node = model.stacks[stack]; node > end; node = model.parent[node]) path.push(model.frame[node]);
     // What a function has anywhere, recursion counted once: self and total of each slice.
     stamp++;
     path.forEach((name, i) => {

@@ -3,7 +3,7 @@
 const app = (() => {
   const $ = id => document.getElementById(id);
   const model = decode(JSON.parse($('data').textContent));
-  const options = { type: model.type, inverted: false, byThread: false, threads: null };
+  const options = { type: model.type, inverted: false, byThread: false, runtime: false, threads: null };
   const flame = new Flame($('flame'), model), heat = model.kind === 'heat' ? new Heat($('heat-canvas'), model) : null;
   let widths = 1;
 
@@ -22,9 +22,9 @@ const app = (() => {
   function refill() { if (heat) heat.fill(options, flame.matches && stackMatches()); }
 
   function stackMatches() {
-    const below = new Uint8Array(model.parent.length);
-    for (let node = 1; node < below.length; node++) below[node] = flame.matches[model.frame[node]] | below[model.parent[node]];
-    return model.stacks.map(node => below[node]);
+    const below = new Uint32Array(model.parent.length);
+    for (let node = 1; node < below.length; node++) below[node] = flame.matches[model.frame[node]] + below[model.parent[node]];
+    return model.stacks.map((node, i) => (below[node] > (options.runtime ? 0 : below[model.folded[i]]) ? 1 : 0));
   }
 
   function search(text) {
@@ -33,9 +33,17 @@ const app = (() => {
     try { pattern = text ? new RegExp(text, 'i') : null; } catch { bad = true; }
     $('search').classList.toggle('bad', bad);
     flame.matches = pattern && Uint8Array.from(model.names, name => (pattern.test(name) ? 1 : 0));
+    // What only folded frames match is shown.
+    if (flame.matches && !options.runtime && !flame.graph.name.some(name => name >= 0 && flame.matches[name])
+      && model.frame.some(name => name >= 0 && flame.matches[name])) unfold(true);
     flame.draw();
     refill();
     if (bad) $('matched').textContent = 'not a regular expression';
+  }
+
+  function unfold(shown) {
+    options.runtime = $('runtime').checked = shown;
+    rebuild();
   }
 
   function theme(name) {
@@ -167,11 +175,13 @@ const app = (() => {
   $('widths').onchange = () => { widths = Number($('widths').value); rebuild(); };
   $('inverted').onchange = () => { options.inverted = $('inverted').checked; rebuild(); };
   $('by-thread').onchange = () => { options.byThread = $('by-thread').checked; rebuild(); };
+  $('runtime').onchange = () => { unfold($('runtime').checked); refill(); };
+  $('fold').hidden = !model.folded.some(node => node > 0);
   $('theme').onclick = () => theme(flame.theme === 'dark' ? 'light' : 'dark');
 
   function reset() {
-    for (const id of ['inverted', 'by-thread', 'compare']) $(id).checked = false;
-    Object.assign(options, { inverted: false, byThread: false });
+    for (const id of ['inverted', 'by-thread', 'runtime', 'compare']) $(id).checked = false;
+    Object.assign(options, { inverted: false, byThread: false, runtime: false });
     flame.focus = 0;
     if (heat) heat.spans = [];
     choose(null);
@@ -232,6 +242,13 @@ const app = (() => {
       $('notes').append(p);
     }
   });
+
+  if (model.caution) {
+    const p = document.createElement('p');
+    p.textContent = model.caution;
+    p.className = 'loss';
+    $('notes').append(p);
+  }
 
   theme(matchMedia('(prefers-color-scheme: dark)').matches ? 'dark' : 'light');
   choose(null);

@@ -6,7 +6,8 @@
 //! samples. Numbers are strings of 5-bit digits in the alphabet of URL-safe base64, low digit
 //! first, with one more bit that says that another digit follows; signed numbers are in zigzag. The
 //! tree has, for each node (parents first), how many levels it is above the child of the previous
-//! node, then its frame. The stacks are nodes, as differences. A row has the milliseconds since the
+//! node, then its frame. The stacks are nodes, as differences; for each there is how many frames at
+//! its root are folded (`folding.rs`). A row has the milliseconds since the
 //! previous row (in heatmaps only), the stack (as a difference, except in heatmaps), the thread,
 //! and the columns of values, divided by their common divisor.
 //!
@@ -20,6 +21,7 @@ use crate::capture::{Capture, FrameId, FramePlace, Sample};
 use crate::markup;
 use crate::svg::is_standard;
 use crate::text;
+use crate::{difference, folding};
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -100,7 +102,14 @@ fn data(kind: &str, captures: &[&Capture]) -> String {
     list(&mut json, forest.threads.iter().map(|name| quoted(name)));
     json.push_str("],\"frames\":[");
     list(&mut json, order.frames.iter().map(|&frame| quoted(&forest.frames[frame as usize])));
-    _ = write!(json, "],\"tree\":\"{}\",\"stacks\":\"{}\",\"sides\":[", order.tree, order.stacks);
+    let Order { tree, stacks, folds, .. } = &order;
+    _ = write!(json, "],\"tree\":\"{tree}\",\"stacks\":\"{stacks}\",\"folds\":\"{folds}\",");
+    if let [base, new] = captures
+        && let Some(caution) = difference::caution(base, new)
+    {
+        _ = write!(json, "\"caution\":{},", quoted(&caution));
+    }
+    json.push_str("\"sides\":[");
     let sides = captures.iter().zip(sides).map(|(capture, rows)| {
         let mut notes: Vec<String> = text::summary(capture).lines().map(quoted).collect();
         if forest.cut > 0 {
@@ -134,6 +143,8 @@ struct Forest {
     children: Vec<Vec<u32>>,
     node_ids: HashMap<(u32, u32), u32>,
     ends: Vec<bool>,
+    /// For each node at which a stack ends, how many of its frames are folded.
+    folds: Vec<u32>,
     /// How many stacks are not in the tree down to their leaf.
     cut: u64,
 }
@@ -144,7 +155,7 @@ impl Forest {
             self.node(0, 0);
         }
         let frames: Vec<u32> = (0..capture.frames().len() as u32).map(|id| self.frame(capture, FrameId(id))).collect();
-        let nodes: Vec<u32> = capture.stacks().iter().map(|stack| self.path(stack, &frames)).collect();
+        let nodes: Vec<u32> = capture.stacks().iter().map(|stack| self.place(capture, stack, &frames)).collect();
         // The index of each type in this capture; a base may have been taken with other types.
         let places: Vec<Option<usize>> =
             types.types.iter().map(|of| capture.types.iter().position(|other| other == of)).collect();
@@ -177,9 +188,20 @@ impl Forest {
         rows
     }
 
-    /// The node of a stack or, if the tree is full, of the part of it that is in the tree.
-    fn path(&mut self, stack: &[FrameId], frames: &[u32]) -> u32 {
-        let mut node = 0;
+    /// The node of a stack, as [`Forest::path`] returns it; notes how much of the stack is folded.
+    fn place(&mut self, capture: &Capture, stack: &[FrameId], frames: &[u32]) -> u32 {
+        let (node, depth) = self.path(stack, frames);
+        let folded = folding::folded(stack.iter().rev().map(|&id| capture.frame_at(id))) as u32;
+        // Stacks that differ in files only are one: the least is folded.
+        let known = &mut self.folds[node as usize];
+        *known = folded.min(depth.saturating_sub(1)).min(*known);
+        node
+    }
+
+    /// The node of a stack or, if the tree is full, of the part of it that is in the tree; and how
+    /// many frames that has.
+    fn path(&mut self, stack: &[FrameId], frames: &[u32]) -> (u32, u32) {
+        let (mut node, mut depth) = (0, 0);
         for id in stack.iter().rev() {
             let frame = frames[id.0 as usize];
             node = match self.node_ids.get(&(node, frame)) {
@@ -187,11 +209,12 @@ impl Forest {
                 None if self.node_frames.len() < NODES_MAX => self.node(node, frame),
                 None => {
                     self.cut += 1;
-                    return node;
+                    return (node, depth);
                 }
             };
+            depth += 1;
         }
-        node
+        (node, depth)
     }
 
     fn frame(&mut self, capture: &Capture, id: FrameId) -> u32 {
@@ -224,6 +247,7 @@ impl Forest {
         self.node_frames.push(frame);
         self.children.push(Vec::new());
         self.ends.push(false);
+        self.folds.push(u32::MAX);
         if node > 0 {
             self.children[parent as usize].push(node);
             self.node_ids.insert((parent, frame), node);
@@ -245,6 +269,7 @@ impl Forest {
             frames: counts.into_iter().map(|(_, frame)| frame).collect(),
             tree: String::new(),
             stacks: String::new(),
+            folds: String::new(),
             stack_of: vec![0; self.node_frames.len()],
         };
         let (mut depth_before, mut seen, mut stacks, mut stack_before) = (0, 0u64, 0, 0);
@@ -259,6 +284,7 @@ impl Forest {
                 order.stack_of[node as usize] = stacks;
                 stacks += 1;
                 number(&mut order.stacks, seen - stack_before);
+                number(&mut order.folds, self.folds[node as usize].into());
                 stack_before = seen;
             }
             seen += 1;
@@ -272,6 +298,7 @@ struct Order {
     frames: Vec<u32>,
     tree: String,
     stacks: String,
+    folds: String,
     stack_of: Vec<u64>,
 }
 

@@ -101,6 +101,25 @@ fn difference_is_of_shares() {
 }
 
 #[test]
+fn frames_of_the_runtime_are_folded_until_somebody_asks_for_them() {
+    let script = include_str!("browser/folded.js");
+    run(&page::flamegraph(&common::served(), "served"), script);
+    run(&page::heatmap(&common::served(), "served"), script);
+    run(&page::diff(&common::served(), &common::served(), "served"), script);
+}
+
+#[test]
+fn a_difference_of_very_different_sample_counts_says_so() {
+    let says = |is_said| {
+        format!(
+            "check('said', /samples and the new one .*say nothing/.test(app.$('notes').textContent), {is_said}); report();"
+        )
+    };
+    run(&page::diff(&common::small(), &more_compaction(), "100 and 300"), &says(true));
+    run(&page::diff(&common::small(), &common::small(), "100 and 100"), &says(false));
+}
+
+#[test]
 fn hostile_names_are_only_text() {
     run(&page::flamegraph(&common::hostile(), common::HOSTILE[0]), include_str!("browser/hostile.js"));
 }
@@ -137,6 +156,7 @@ fn pictures() {
             page::flamegraph(&common::heap(), "Live heap"),
             "toggle('inverted'); app.$('type').value = '1'; app.$('type').onchange();",
         ),
+        ("folded", page::flamegraph(&common::served(), "koltso-1: CPU"), ""),
         ("diff", page::diff(&common::small(), &more_compaction(), "Before and after compaction"), ""),
         (
             "small",

@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 use koltso_profiling::capture::Capture;
-use koltso_profiling::{page, proto, svg, text};
+use koltso_profiling::{difference, page, proto, svg, text};
 
 use super::division;
 use super::output::{Form, Output, told};
@@ -61,11 +61,11 @@ pub fn divide(path: &Path, as_json: bool) -> Result<(), String> {
     write(text.as_bytes(), None, None)
 }
 
-/// Shows what changed from one file to another, as a page.
+/// Shows what changed from one file to another, as a page or as text.
 ///
 /// # Errors
 /// One sentence that says what went wrong.
-pub fn difference(base: &Path, new: &Path, out: Option<&Path>) -> Result<(), String> {
+pub fn difference(base: &Path, new: &Path, form: Form, out: Option<&Path>) -> Result<(), String> {
     let (before, after) = (read(base)?, read(new)?);
     if !after.types.iter().any(|of| before.types.contains(of)) {
         let types = |capture: &Capture| {
@@ -86,7 +86,11 @@ pub fn difference(base: &Path, new: &Path, out: Option<&Path>) -> Result<(), Str
         (of_new, of_base) = (new.display().to_string(), base.display().to_string());
     }
     let title = format!("{}: {of_new} against {of_base}", after.event.name());
-    write(page::diff(&before, &after, &title).as_bytes(), None, out)
+    let text = match form {
+        Form::Html => page::diff(&before, &after, &title),
+        _ => format!("{title}\n{}", difference::text(&before, &after)),
+    };
+    write(text.as_bytes(), None, out)
 }
 
 fn write(bytes: &[u8], samples: Option<u64>, out: Option<&Path>) -> Result<(), String> {

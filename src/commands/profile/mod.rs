@@ -126,7 +126,7 @@ impl Profile {
             }
             Plan::File(file) if self.classes => files::divide(file, self.json),
             Plan::File(file) => files::show(file, form, out),
-            Plan::Difference(base, new) => files::difference(base, new, out),
+            Plan::Difference(base, new) => files::difference(base, new, form, out),
         }
         .map(|()| Done::Yes)
     }
@@ -164,8 +164,11 @@ impl Profile {
             return Err(format!("{flag} is for a node, http://HOST:PORT, and not for a file"));
         }
         match (&plan, form) {
-            (Plan::Difference(..), Form::Html) | (Plan::File(_), _) if form != Form::PerfScript => Ok((plan, form)),
-            (Plan::Difference(..), _) => Err("the difference of two files is a page: say --out FILE.html".to_owned()),
+            (Plan::Difference(..), Form::Html | Form::Text) => Ok((plan, form)),
+            (Plan::Difference(..), _) => {
+                Err("the difference of two files is a page or a text: say --out FILE.html or FILE.txt".to_owned())
+            }
+            (Plan::File(_), _) if form != Form::PerfScript => Ok((plan, form)),
             _ => Err("a saved profile has no times of samples, which .perf needs: ask a node for it".to_owned()),
         }
     }
@@ -244,6 +247,10 @@ mod tests {
         assert!(matches!(file.check(), Ok((Plan::File(_), _))) && file.classes && file.json);
         let files = parsed("a.pb.gz b.pb.gz --out d.html").expect("two files");
         assert!(matches!(files.check(), Ok((Plan::Difference(..), Form::Html))));
+        for arguments in ["a.pb.gz b.pb.gz", "a.pb.gz b.pb.gz --out d.txt"] {
+            let files = parsed(arguments).expect("two files");
+            assert!(matches!(files.check(), Ok((Plan::Difference(..), Form::Text))), "{arguments}");
+        }
         for ending in ["html", "svg", "folded", "txt", "pb.gz"] {
             let file = parsed(&format!("a.pb.gz --out b.{ending}")).expect("a file");
             assert!(matches!(file.check(), Ok((Plan::File(_), _))), "{ending}");
@@ -265,7 +272,6 @@ mod tests {
             ("http://h:1 --heatmap", "--out FILE.html"),
             ("http://h:1 --heatmap --out a.svg", "--out FILE.html"),
             ("http://h:1 b.pb.gz --out d.html", "http://h:1 is a node"),
-            ("a.pb.gz b.pb.gz", "--out FILE.html"),
             ("a.pb.gz b.pb.gz --out d.svg", "--out FILE.html"),
             ("a.pb.gz --out d.perf", "no times"),
             ("a.pb.gz --seconds 1", "--seconds"),

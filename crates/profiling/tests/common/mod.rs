@@ -87,6 +87,23 @@ pub(crate) fn small() -> Capture {
     capture
 }
 
+/// Stacks as those of a core: a thread that is started, an executor that runs a task, and what the
+/// task or the executor does. 30 samples in the task, 10 in the executor, 10 that nobody started.
+pub(crate) fn served() -> Capture {
+    const START: &str = "start_thread;std::sys::backtrace::__rust_begin_short_backtrace;koltso::cores::run;\
+                         monoio::runtime::Runtime::block_on";
+    let mut capture = cpu();
+    for n in 0..50 {
+        let stack = match n % 5 {
+            0 => format!("{START};monoio::driver::park;syscall;entry_SYSCALL_64_[k]"),
+            1 => "orphan;memcpy".to_owned(),
+            _ => format!("{START};monoio::task::raw::poll;koltso::front::serve;koltso::store::put"),
+        };
+        add(&mut capture, 0, n * 10, &stack, [1, PERIOD, 0, 0]);
+    }
+    capture
+}
+
 /// Each hostile name as a frame, a thread, a file and a mapping, and a recursion as deep as a stack
 /// can be.
 pub(crate) fn hostile() -> Capture {
