@@ -327,7 +327,7 @@ fn what_the_node_refuses_is_said_in_its_words() {
 fn a_token_is_sent() {
     let folder = Folder::new();
     let (token, wrong, data) = (folder.file("token"), folder.file("wrong"), folder.file("data"));
-    std::fs::write(&token, "let-me-in\n").unwrap();
+    std::fs::write(&token, "let-me-in-at-once\n").unwrap();
     std::fs::write(&wrong, "let-me-out\n").unwrap();
     let flags = format!("--threads 1 --admin-token-file {token}");
     let server = Launch::on(Path::new(&data)).host("0.0.0.0").flags(&flags).start();

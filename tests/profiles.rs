@@ -215,10 +215,10 @@ fn beyond_loopback_profiles_need_a_token() {
     drop(server);
 
     let file = folder.path().join("token");
-    std::fs::write(&file, "open-sesame").unwrap();
+    std::fs::write(&file, "open-sesame-please").unwrap();
     let flags = format!("--threads 1 --admin-token-file {}", file.display());
     let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags(&flags).start();
-    for (value, status) in [("Bearer wrong", 401), ("Bearer open-sesame", 200)] {
+    for (value, status) in [("Bearer wrong", 401), ("Bearer open-sesame-please", 200)] {
         for path in ["", "heap", "cmdline", "symbol", "captures"] {
             let mut client = Client::connect(([127, 0, 0, 1], server.port()).into()).unwrap();
             let headers = [("Authorization", value)];

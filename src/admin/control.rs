@@ -1,4 +1,4 @@
-//! The control plane: `/status`, `/metrics` and `/debug/pprof/`, on one thread of its own that may
+//! The control plane: `/`, `/status`, `/metrics` and `/debug/pprof/`, on one thread of its own that may
 //! be slow.
 //!
 //! A data core that gets a request for it hands over the socket with the bytes it has read; axum
@@ -6,13 +6,11 @@
 //! a data core again. The runtime is tokio-uring, a tokio runtime whose file operations go through
 //! io_uring, or plain tokio if io_uring is refused.
 //!
-//! Access: on a listener that can be reached from beyond loopback, clients must send a token
-//! (`--admin-token-file`). Without one the paths answer 403 there, unless they have a listener of
-//! their own (`--admin-listen`), which then is the only place that serves them.
+//! Access: `guard.rs` says who needs a token.
 //!
 //! Bounds: those of each entrance (`entrance.rs`).
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::{io, thread};
 
@@ -26,6 +24,9 @@ use koltso_net::http::{host, query};
 use tokio::sync::mpsc;
 
 use crate::admin::entrance::Entrance;
+use crate::admin::guard::Guard;
+use crate::admin::headers::{add_common, add_lines};
+use crate::admin::home::Home;
 use crate::admin::metrics::Scrape;
 use crate::admin::pprof;
 use crate::admin::refusal::{refuse, wrong_method};
@@ -65,50 +66,11 @@ fn judge(app: &App, request: &Request) -> Result<Admission, (StatusCode, String)
     access.judge(&Asker { host, origin, site }).map_err(|sentence| (StatusCode::FORBIDDEN, sentence))
 }
 
-/// Adds whole header lines to an answer.
-fn add_lines(response: &mut Response, lines: &'static str) {
-    for (name, value) in lines.lines().filter_map(|line| line.split_once(": ")) {
-        if let (Ok(name), value) = (HeaderName::try_from(name), header::HeaderValue::from_static(value)) {
-            response.headers_mut().insert(name, value);
-        }
-    }
-}
-
-/// Compares without stopping at the first difference, so that the time taken reveals nothing about
-/// the token.
-fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
-}
-
-const fn is_loopback(address: SocketAddr) -> bool {
-    match address.ip() {
-        IpAddr::V4(ip) => ip.is_loopback(),
-        IpAddr::V6(ip) => ip.is_loopback(),
-    }
-}
-
 async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
-    let config = &app.node.config;
-    let address = config.admin_listen.filter(|_| app.dedicated).unwrap_or(config.listen);
-    if let Some(token) = &config.admin_token {
-        let given = request.headers().get(header::AUTHORIZATION).map(axum::http::HeaderValue::as_bytes);
-        let given = given.map(|value| value.split_at_checked(7).unwrap_or((value, b"")));
-        let token_given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, token)| token);
-        if given.is_none() && !is_loopback(address) {
-            return refuse(StatusCode::FORBIDDEN, "This path needs the token: send Authorization: Bearer TOKEN.");
-        }
-        if given.is_some() && !token_given.is_some_and(|given| same(given, token.as_bytes())) {
-            let mut response = refuse(StatusCode::UNAUTHORIZED, "The token is not the one of this server.");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
-            return response;
-        }
-    } else if !is_loopback(address) && !app.dedicated {
-        return refuse(
-            StatusCode::FORBIDDEN,
-            "This server listens beyond loopback, so this path needs --admin-token-file or --admin-listen.",
-        );
+    match Guard::of(&app.node.config, app.dedicated).admit(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => *refusal,
     }
-    next.run(request).await
 }
 
 /// Methods that HTTP knows (RFC 9110 section 9, RFC 5789).
@@ -130,7 +92,8 @@ fn is_known(method: &Method) -> bool {
 /// The answer to a request that no path decides on; `None` if its path does.
 fn for_any_path(request: &Request) -> Option<Response> {
     if request.method() == Method::OPTIONS {
-        return Some((StatusCode::NO_CONTENT, [(header::ALLOW, "GET, HEAD")]).into_response());
+        let allow = pprof::methods(request.uri().path()).unwrap_or("GET, HEAD");
+        return Some((StatusCode::NO_CONTENT, [(header::ALLOW, allow)]).into_response());
     }
     (!is_known(request.method())).then(|| {
         let method: String = request.method().as_str().chars().take(32).collect();
@@ -149,9 +112,9 @@ async fn close_after(State(app): State<App>, request: Request, next: Next) -> Re
                 Some(response) => response,
                 None => next.run(request).await,
             };
-            add_lines(&mut response, admission.lines);
+            add_lines(response.headers_mut(), admission.lines);
             if is_preflight && admission.is_allowed_origin {
-                add_lines(&mut response, PREFLIGHT);
+                add_lines(response.headers_mut(), PREFLIGHT);
             }
             response
         }
@@ -162,8 +125,7 @@ async fn close_after(State(app): State<App>, request: Request, next: Next) -> Re
         response.headers_mut().insert(pprof::GO_PPROF, header::HeaderValue::from_static("1"));
     }
     response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
-    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-store"));
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+    add_common(response.headers_mut());
     response
 }
 
@@ -200,6 +162,21 @@ async fn status(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
+/// The landing page, which is free.
+async fn home(State(app): State<App>, RawQuery(query): RawQuery, request: Request) -> Response {
+    if let Some(refusal) = without_parameters("/", query.as_deref()) {
+        return refusal;
+    }
+    let node = &app.node;
+    let api = node.config.listen.to_string();
+    let given = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let given = request.uri().authority().map(axum::http::uri::Authority::as_str).or(given);
+    let here = given.filter(|host| !host.is_empty()).unwrap_or(&api);
+    let host = if app.dedicated { &api } else { here };
+    let guard = Guard::of(&node.config, app.dedicated);
+    Home { host, here, state: node.state(), guard }.answer(request.headers())
+}
+
 fn router(app: &App) -> Router {
     let nowhere = || async { refuse(StatusCode::BAD_REQUEST, "There is no such path; see /status and /metrics.") };
     let wrong = || async { wrong_method("GET, HEAD") };
@@ -210,6 +187,8 @@ fn router(app: &App) -> Router {
         .merge(app.debug.clone())
         .fallback(nowhere)
         .layer(middleware::from_fn_with_state(app.clone(), guard))
+        // Behind the guard, whose layer is only before what was there when it was added.
+        .route("/", get(home).fallback(wrong).with_state(app.clone()))
         .layer(middleware::from_fn_with_state(app.clone(), close_after))
 }
 

@@ -59,7 +59,8 @@ pub struct Admission {
     pub is_allowed_origin: bool,
 }
 
-fn is_loopback(address: SocketAddr) -> bool {
+/// Whether only this machine reaches the address.
+pub fn is_loopback(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }
 

@@ -15,7 +15,7 @@ use super::given::Given;
 use super::grammar::{FilePath, Grammar};
 use super::places::{Address, Url};
 use super::said::Said;
-use super::secret::{read_secret, read_token};
+use super::secret::{read_own_token, read_secret};
 use super::table::{
     ADMIN_LISTEN, ADMIN_TOKEN_FILE, ALLOWED_HOST, CLUSTER, CLUSTER_NAME, CLUSTER_SECRET_FILE, COMPACTION_RATE,
     CORS_ORIGIN, DATA, IDLE_TIMEOUT, LISTEN, LOG_FORMAT, LOG_LEVEL, LOG_NAME, MAX_CONNECTIONS,
@@ -62,7 +62,7 @@ pub(super) fn check(given: &Given) -> Result<Config, String> {
         allowed_hosts: given.optional(&ALLOWED_HOST)?.unwrap_or_default(),
         cors_origins: given.optional(&CORS_ORIGIN)?.unwrap_or_default(),
         admin_listen: address(given, &ADMIN_LISTEN)?,
-        admin_token: in_file(given, &ADMIN_TOKEN_FILE, read_token)?,
+        admin_token: in_file(given, &ADMIN_TOKEN_FILE, read_own_token)?,
         compaction_rate: given.value(&COMPACTION_RATE)?.0,
         stall_bound: given.value(&STALL_BOUND)?,
         log: LogSettings {

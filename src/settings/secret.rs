@@ -7,6 +7,8 @@ use std::path::Path;
 /// Bytes of the secret that the nodes share: 128 bits cannot be guessed.
 const SECRET_MIN: usize = 16;
 const SECRET_MAX: usize = 4096;
+/// Characters of a token that opens something here: random hexadecimal digits are then 64 bits, letters of base64 96.
+const TOKEN_MIN: usize = 16;
 const TOKEN_MAX: usize = 4096;
 
 /// The file without one line end, if it is not longer than `most`; else a little more than that.
@@ -40,4 +42,21 @@ pub fn read_token(said: &str, path: &Path) -> Result<String, String> {
         return Err(format!("{said} does not hold one token of printable characters"));
     }
     Ok(String::from_utf8_lossy(token).into_owned())
+}
+
+/// The token in a file that opens the control plane of this node, which nobody can guess if it is
+/// random: see [`read_token`].
+///
+/// # Errors
+/// One sentence that begins with `said`.
+pub(super) fn read_own_token(said: &str, path: &Path) -> Result<String, String> {
+    let token = read_token(said, path)?;
+    let length = token.len();
+    if length < TOKEN_MIN {
+        return Err(format!(
+            "{said} holds a token of {length} characters, which can be guessed; it needs {TOKEN_MIN} at least, such as \
+             `openssl rand -hex 16` gives"
+        ));
+    }
+    Ok(token)
 }

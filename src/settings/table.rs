@@ -409,7 +409,8 @@ settings! {
         name: "admin-token-file",
         value: "FILE",
         default: Default::Off,
-        help: "A file with the token that these require (`Authorization: Bearer TOKEN`)",
+        help: "A file with the token that these then require everywhere, of 16 characters or more: `Authorization: Bearer \
+               TOKEN`, or as a password with any user name",
         group: Group::Administration,
         local: Local::Same,
         status: Status::Named("admin_token", |config| config.admin_token.is_some().into()),

@@ -176,26 +176,26 @@ fn beyond_loopback_the_control_plane_is_closed_without_a_token() {
 fn beyond_loopback_the_control_plane_opens_with_the_token() {
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
-    std::fs::write(&token, "correct-horse\n").unwrap();
+    std::fs::write(&token, "correct-horse-battery\n").unwrap();
     let flags = format!("--admin-token-file {}", token.display());
     let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags(&flags).start();
     for path in ["/status", "/metrics"] {
-        with_token(&server, path, "Bearer correct-horse").expect(200, path);
-        with_token(&server, path, "bearer correct-horse").expect(200, "the scheme has no case");
+        with_token(&server, path, "Bearer correct-horse-battery").expect(200, path);
+        with_token(&server, path, "bearer correct-horse-battery").expect(200, "the scheme has no case");
         let missing = server.ask("GET", path);
         assert!(matches!(missing.status, 401 | 403), "{path} without the token: {}", missing.status);
         for wrong in [
             "Bearer wrong",
             "Bearer",
             "Bearer ",
-            "Bearer correct-horse2",
-            "Bearer correct-hors",
-            "Bearer CORRECT-HORSE",
-            "Bearer correct-horse\tx",
+            "Bearer correct-horse-battery2",
+            "Bearer correct-horse-batter",
+            "Bearer CORRECT-HORSE-BATTERY",
+            "Bearer correct-horse-battery\tx",
         ] {
             with_token(&server, path, wrong).expect(401, &format!("{path} with {wrong:?}"));
         }
-        let basic = with_token(&server, path, "Basic Y29ycmVjdC1ob3JzZQ==").status;
+        let basic = with_token(&server, path, "Basic Y29ycmVjdC1ob3JzZS1iYXR0ZXJ5").status;
         assert!(matches!(basic, 401 | 403), "{path} with another scheme: {basic}");
         let refused = with_token(&server, path, "Bearer wrong");
         // RFC 9110 section 15.5.2: a 401 says how to authenticate.

@@ -8,9 +8,11 @@ mod addresses;
 mod commands;
 mod configuration;
 mod control_plane;
+mod landing;
 mod records;
 mod starting;
 mod strangers;
+mod tokens;
 mod usage;
 
 use std::io::{Read, Write};

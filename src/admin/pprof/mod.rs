@@ -290,13 +290,24 @@ async fn no_such() -> Response {
 /// Paths below `/debug/pprof/` that only show what is there.
 const SHOWN: [&str; 5] =
     ["/debug/pprof", "/debug/pprof/", "/debug/pprof/cmdline", "/debug/pprof/captures", "/debug/pprof/diff"];
+const SYMBOL: &str = "/debug/pprof/symbol";
+
+/// The methods of a path of the profiles, as in `Allow`; `None` for other paths. HEAD would cost a
+/// whole capture where there is one.
+pub fn methods(path: &str) -> Option<&'static str> {
+    match path {
+        SYMBOL => Some("GET, HEAD, POST"),
+        _ if SHOWN.contains(&path) => Some("GET, HEAD"),
+        _ => path.starts_with("/debug/pprof/").then_some("GET"),
+    }
+}
 
 /// Refuses HEAD where its answer would cost a whole capture.
 async fn no_head(request: Request, next: Next) -> Response {
-    if request.method() == Method::HEAD && !SHOWN.contains(&request.uri().path()) {
-        return wrong_method("GET");
+    match methods(request.uri().path()) {
+        Some(known @ "GET") if request.method() == Method::HEAD => wrong_method(known),
+        _ => next.run(request).await,
     }
-    next.run(request).await
 }
 
 /// The routes of the profiles. The control plane merges them with its own and puts its guard before
@@ -304,9 +315,9 @@ async fn no_head(request: Request, next: Next) -> Response {
 pub fn router(node: Arc<Node>) -> Router {
     let wrong = || async { wrong_method("GET, HEAD") };
     let wrong_for_capture = || async { wrong_method("GET") };
-    let wrong_for_symbol = || async { wrong_method("GET, POST") };
+    let wrong_for_symbol = || async { wrong_method("GET, HEAD, POST") };
     Router::new()
-        .route("/debug/pprof/symbol", get(symbol).post(symbol).fallback(wrong_for_symbol))
+        .route(SYMBOL, get(symbol).post(symbol).fallback(wrong_for_symbol))
         .route("/debug/pprof/", get(index).fallback(wrong))
         .route("/debug/pprof", get(index).fallback(wrong))
         .route("/debug/pprof/cmdline", get(cmdline).fallback(wrong))

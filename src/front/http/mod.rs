@@ -70,6 +70,8 @@ enum Route {
     Entity,
     Entities,
     Health,
+    /// The landing page.
+    Home,
     Control,
     Nowhere,
 }
@@ -90,6 +92,7 @@ fn route_normalised(path: &str) -> Route {
         "/v0/entity" => Route::Entity,
         "/v0/entities" => Route::Entities,
         "/health" => Route::Health,
+        "/" => Route::Home,
         "/status" | "/metrics" => Route::Control,
         path if path.starts_with("/debug/") => Route::Control,
         _ => Route::Nowhere,
@@ -175,7 +178,7 @@ impl Api {
         let allow = match route {
             Route::Entity => ENTITY_METHODS,
             Route::Nowhere => "OPTIONS",
-            Route::Entities | Route::Health | Route::Control => READ_METHODS,
+            Route::Entities | Route::Health | Route::Home | Route::Control => READ_METHODS,
         };
         let is_preflight = allowed_origin && head.seen.has(Seen::REQUEST_METHOD);
         reply.options(allow, if is_preflight { PREFLIGHT } else { "" });
@@ -218,6 +221,19 @@ impl Api {
                 self.refuse(RequestKind::Other, &Refusal { status: 503, sentence: sentence.into() }, reply)
             }
         }
+    }
+
+    /// Hands over a request for the landing page, which the control plane makes. Load balancers ask
+    /// this path for its `OPTIONS`, which are answered before.
+    #[cold]
+    fn home(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Outcome {
+        if let Err(refusal) = without_parameters(head) {
+            return self.refuse(RequestKind::Other, &refusal, reply);
+        }
+        if !matches!(head.method, Method::Get | Method::Head) {
+            return self.not_allowed(head, READ_METHODS, reply);
+        }
+        Outcome::HandOff
     }
 
     fn entity(&self, head: &Head<'_>, body: &[u8], reply: &mut Reply<'_>) -> Outcome {
@@ -375,6 +391,10 @@ impl Service for Api {
                 },
             },
             Route::Health => self.health(head, reply),
+            Route::Home => match self.home(head, reply) {
+                Outcome::HandOff => return Admit::HandOff,
+                outcome => outcome,
+            },
         };
         debug_assert!(matches!(outcome, Outcome::Done));
         Admit::Answered
@@ -392,6 +412,7 @@ impl Service for Api {
             Route::Entity => self.entity(head, body, reply),
             Route::Entities => self.entities(head, reply),
             Route::Health => self.health(head, reply),
+            Route::Home => self.home(head, reply),
             Route::Nowhere => self.nowhere(head, reply),
         }
     }
@@ -404,7 +425,7 @@ impl Service for Api {
     }
 
     fn is_urgent(&self, head: &Head<'_>) -> bool {
-        matches!(route(head.path), Route::Control | Route::Health)
+        matches!(route(head.path), Route::Control | Route::Home | Route::Health)
     }
 
     #[inline]
