@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The texts of a load report, for scripts/report.sh: reads what a run left and writes what it shows.
 
-    scripts/report.py check --out DIR --port N        # before anything is started: one sentence and exit code 2
+    scripts/report.py check --out DIR --folder DIR --runs N --data-mib N --port N
+                                                      # before anything is started: one sentence and exit code 2
     scripts/report.py run FOLDER NAME=VALUE ...       # a run's README.md, machine.txt and run.json, from its raw files
     scripts/report.py summary DIR                     # DIR/README.md from all DIR/*/run.json; also after CONCLUSIONS.md was edited
 
@@ -11,11 +12,14 @@ starts or asks a server.
 """
 
 import argparse
+import errno
 import json
 import os
 import re
+import shutil
 import socket
 import sys
+import tempfile
 
 sys.dont_write_bytecode = True  # nothing is left behind in scripts/
 import analysis
@@ -29,6 +33,8 @@ BEFORE = {
     "get-ack2from3": (2841, 19480, 38470, 40240, 59540, 170732, 128),
 }
 STANDARD = {"threads": 4, "connections": 64, "rate": 10000, "duration_s": 60}
+# Room for a run's folder: those of a minute take 1.5 MiB.
+REPORT_MIB = 8
 PARAMETERS = ("ack", "from", "duration_s", "threads", "connections", "rate", "keys", "size", "node_threads")
 FILES = {
     "load.txt": "what the load tool printed",
@@ -79,12 +85,9 @@ def fail(sentence):
 
 
 def check(arguments):
-    """Checks that the folder can be written and the ports are free; makes and binds nothing that stays."""
-    place = os.path.abspath(arguments.out)
-    while not os.path.lexists(place):
-        place = os.path.dirname(place)
-    if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
-        fail("The folder %s cannot be written: say another one with --out." % arguments.out)
+    """Checks that the folders can be written and have room and that the ports are free; leaves nothing."""
+    check_out(arguments.out, arguments.runs)
+    check_room("--folder", arguments.folder, arguments.folder, arguments.data_mib, "the data of these runs")
     if not arguments.port:
         return
     for port in range(arguments.port, arguments.port + 3):
@@ -96,6 +99,40 @@ def check(arguments):
                 except OSError as error:
                     fail("Port %d cannot be used (%s): the nodes need %d to %d and the same 10000 above; say another --port." % (
                         number, error.strerror, arguments.port, arguments.port + 2))
+
+
+def check_out(out, runs):
+    """Checks that the reports can be written. Only a try tells: permissions say nothing to root, or of a read-only disk."""
+    place = os.path.abspath(out)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    try:
+        if not os.path.isdir(place):
+            raise NotADirectoryError(errno.ENOTDIR, "%s is not a folder" % place)
+        probe = tempfile.mkdtemp(prefix=".koltso-report-", dir=place)
+        try:
+            with open(os.path.join(probe, "probe"), "wb") as file:
+                file.write(b"probe")
+        finally:
+            shutil.rmtree(probe, ignore_errors=True)
+        for name in ("README.md", "CONCLUSIONS.md"):
+            path = os.path.join(out, name)
+            if os.path.lexists(path):
+                with open(path, "r+"):  # written at the end, or read
+                    pass
+    except OSError as error:
+        fail("The folder %s cannot be written (%s): say another one with --out." % (out, error.strerror))
+    check_room("--out", out, place, REPORT_MIB * runs, "the reports of these runs")
+
+
+def check_room(flag, said, place, needed_mib, what):
+    try:
+        room = os.statvfs(place)
+    except OSError as error:
+        fail("The folder %s cannot be used (%s): say another one with %s." % (said, error.strerror, flag))
+    free_mib = room.f_bavail * room.f_frsize >> 20
+    if free_mib < needed_mib:
+        fail("The folder %s has room for %d MiB, and %s may take %d: say another one with %s." % (said, free_mib, what, needed_mib, flag))
 
 
 # ---- numbers and names for people
@@ -124,9 +161,9 @@ def cell(text):
     return text.replace("|", "\\|").replace("`", "'")
 
 
-def table(head, rows, left=1):
-    """A table in Markdown; the first `left` columns are text."""
-    lines = ["| %s |" % " | ".join(head), "|%s|" % "|".join("---" if i < left else "---:" for i in range(len(head)))]
+def table(caption, head, rows, left=1):
+    """A table in Markdown with a caption above it; the first `left` columns are text."""
+    lines = ["*%s*" % caption, "", "| %s |" % " | ".join(head), "|%s|" % "|".join("---" if i < left else "---:" for i in range(len(head)))]
     return "\n".join(lines + ["| %s |" % " | ".join(row) for row in rows]) + "\n"
 
 
@@ -233,6 +270,24 @@ def line(run):
         whole(load["non_2xx"]), whole(load["errors"]["timeout"]))
 
 
+def conclusion(run):
+    """What came out, in a sentence or two: whether the rate was served, how late, and what the node was busy with."""
+    load, served = run["load"], run["load"]["rate"]
+    failed = load["non_2xx"] + sum(load["errors"].values())
+    text = "%s of the %s requests a second that were asked for, half of them within %s and 99 %% within %s; %s." % (
+        "all" if served >= 0.99 * run["rate"] else "**%s**" % whole(served), whole(run["rate"]), time_text(load["percentiles"].get("50")),
+        time_text(load["percentiles"].get("99")), "**%s failed**" % whole(failed) if failed else "none failed")
+    busy = []
+    if run["classes"]:
+        largest = sorted(((run["classes"]["percent"][name], name) for name in analysis.CLASSES), reverse=True)[:3]
+        busy.append("The asked node's CPU went into: " + "; ".join("%s, %.0f %%" % (name.replace("network, ", "network for "), share) for share, name in largest))
+    top = run["top"]["cpu"]
+    if top and top["total"] and top["rows"]:
+        what, value = top["rows"][0]
+        busy.append("The largest share of one function has `%s`, %.0f %%" % (cell(what), 100 * value / top["total"]))
+    return " ".join([text] + [sentence + "." for sentence in busy])
+
+
 def missing(run, kind):
     """Why there is no capture of a kind; None if there is one."""
     note = run["captures"].get(kind, {})
@@ -275,7 +330,9 @@ def top_text(run, kind):
         each = " %.0f bytes a request," % (top["total"] / requests) if requests else ""
         notes = "In all %s,%s without %s that captures and counters took while this report asked for them." % (
             amount(top["total"], top["unit"]), each, own)
-    return table(head, rows) + "\n" + notes + "\n"
+    caption = {"cpu": "Functions by their own CPU", "alloc": "Functions below which most is allocated", "lock": "What was waited for most",
+               "offcpu": "Why the data cores were off the CPU"}[kind]
+    return table(caption, head, rows) + "\n" + notes + "\n"
 
 
 def class_value(classes, name):
@@ -290,8 +347,9 @@ def classes_note(run):
 
 def run_text(run):
     load, cpu = run["load"], run["cpu"]
-    parts = ["# %s: %s\n" % (title(run), moment(run["started_at"])), line(run) + ".\n", "## What was run\n", "    %s\n" % run["command"]]
-    parts.append(table(["", ""], [list(map(cell, pair)) for pair in machine_lines(run)], left=2))
+    parts = ["# %s: %s\n" % (title(run), moment(run["started_at"])), line(run) + ".\n", "In short: %s\n" % conclusion(run),
+             "## What was run\n", "    %s\n" % run["command"]]
+    parts.append(table("What ran, and where", ["", ""], [list(map(cell, pair)) for pair in machine_lines(run)], left=2))
     parts.append("## What came out\n")
     rows = [["answers", whole(load["requests"])], ["served a second", "%.2f" % load["rate"]]]
     rows += [["p%s" % name, time_text(value)] for name, value in load["percentiles"].items() if name != "100"]
@@ -301,7 +359,7 @@ def run_text(run):
              ["of it the node that was asked", "%.2f" % cpu["asked_us"]],
              ["the profiler's own, beside that", "%.2f" % cpu["profiler_us"]],
              ["CPU of the load tool", "%.1f s" % run["load_cpu_s"]]]
-    parts.append(table(["", run["tool"] if run["tool"] == "wrk2" else "koltso bench"], rows))
+    parts.append(table("What the load tool and the system counted", ["", run["tool"] if run["tool"] == "wrk2" else "koltso bench"], rows))
     parts.append("Latencies count from when a request was due. The captures ran meanwhile, so their cost is in these figures.\n")
     for kind in KIND_NAMES:
         note = run["captures"].get(kind, {})
@@ -309,7 +367,7 @@ def run_text(run):
         parts.append("## %s%s\n" % (KIND_NAMES[kind], span))
         parts.append(picture(run, kind))
         if kind == "cpu":
-            parts.append(table(["class", "share"], [[name, class_value(run["classes"], name)] for name in analysis.CLASSES])
+            parts.append(table("What the asked node's CPU was for", ["class", "share"], [[name, class_value(run["classes"], name)] for name in analysis.CLASSES])
                          if run["classes"] else "")
             parts.append(classes_note(run) + "\n" if run["classes"] else "")
         parts.append(top_text(run, kind))
@@ -358,7 +416,7 @@ def comparison(runs):
         rows.append(["[%s](%s/README.md)" % (title(run), run["name"]), "**Koltso**", whole(load["rate"]), time_text(load["percentiles"].get("50")),
                      time_text(load["percentiles"].get("99")), time_text(load["max"]), of_all(load["non_2xx"], load["requests"]),
                      whole(load["errors"]["timeout"])])
-    return table(["run", "system", "served/s", "p50", "p99", "max", "non-2xx", "timeouts"], rows, left=2)
+    return table("Koltso beside the Java implementation", ["run", "system", "served/s", "p50", "p99", "max", "non-2xx", "timeouts"], rows, left=2)
 
 
 def summary_text(runs, older, conclusions):
@@ -368,8 +426,11 @@ def summary_text(runs, older, conclusions):
              "Made by `scripts/report.sh`: a cluster of three nodes on one machine, a constant rate of requests at its first node, and what that node "
              "was doing meanwhile. Each folder has a run: its text, the load tool's output, flame graphs to click through (`*.html`), pictures, and "
              "profiles for `go tool pprof`.\n",
+             "## What follows from it\n",
+             "\n".join("- **%s**: %s" % (title(run), conclusion(run)) for run in runs) + "\n",
+             conclusions.strip() + "\n", "(Below the list: written by people, in [CONCLUSIONS.md](CONCLUSIONS.md).)\n",
              "## The runs of %s, tag %s\n" % (moment(first["set"]), first["tag"]),
-             table(["", ""], [list(map(cell, pair)) for pair in machine_lines(first) if pair[0] not in ("Load average before", "Meanwhile")], left=2),
+             table("What ran, and where", ["", ""], [list(map(cell, pair)) for pair in machine_lines(first) if pair[0] not in ("Load average before", "Meanwhile")], left=2),
              "Load: `%s` with %s; captures ran during each run.\n" % (arguments_text(first), "wrk2" if first["tool"] == "wrk2" else "koltso bench"),
              "## Beside the system it replaces\n",
              "The Java implementation of the same service was measured with `wrk2 -t4 -c64 -R10000 -d1m` on a laptop, where latencies of tens of "
@@ -379,7 +440,7 @@ def summary_text(runs, older, conclusions):
              comparison(runs)]
     rows = [[title(run), "%.2f" % run["cpu"]["user_us"], "%.2f" % run["cpu"]["system_us"], "%.2f" % run["cpu"]["asked_us"],
              "%.0f %%" % run["others_percent"], "%.0f %%" % run["steal_percent"]] for run in runs]
-    parts.append(table(["run", "user, µs a request", "system", "of both, asked node", "others meanwhile", "steal"], rows))
+    parts.append(table("CPU of each run, and what else took some", ["run", "user, µs a request", "system", "of both, asked node", "others meanwhile", "steal"], rows))
     parts.append("CPU of all three nodes, without the profiler's threads; `others` and `steal` are per cent of one processor.%s\n" % (
         " wrk2 waits in whole milliseconds, rounded up, and counts that as latency: up to 1 ms of each is its own." if first["tool"] == "wrk2" else ""))
     parts.append("## Where the CPU goes\n")
@@ -398,15 +459,13 @@ def summary_text(runs, older, conclusions):
             for kind in kinds:
                 parts.append("**%s%s**\n" % (title(run), "" if len(kinds) == 1 else ": " + KIND_NAMES[kind]))
                 parts.append(top_text(run, kind))
-    parts += ["## What follows from it\n", conclusions.strip() + "\n",
-              "(Written by people, in [CONCLUSIONS.md](CONCLUSIONS.md).)\n"]
     if older:
         parts.append("## Earlier runs\n")
         for runs in older:
             parts.append("%s, tag %s, `%s`, %s:\n" % (moment(runs[0]["set"]), runs[0]["tag"], arguments_text(runs[0]),
                                                     "wrk2" if runs[0]["tool"] == "wrk2" else "koltso bench"))
             rows = [["[%s](%s/README.md)" % (title(run), run["name"]), line(run)] for run in runs]
-            parts.append(table(["run", "what came out"], rows, left=2))
+            parts.append(table("Runs of %s" % moment(runs[0]["set"]), ["run", "what came out"], rows, left=2))
     return "\n".join(parts)
 
 
@@ -417,7 +476,7 @@ def classes_text(runs):
     rows = [[name] + [class_value(run["classes"], name) for run in there] for name in analysis.CLASSES]
     rows.append(["CPU time of the samples"] + [amount(run["classes"]["total"], "nanoseconds") for run in there])
     engines = {run["classes"]["engine"].split(";")[0].rstrip(".") + "." for run in there}
-    return table(["share of the asked node's CPU"] + [title(run) for run in there], rows) + "\nTaken by %s\n" % " ".join(sorted(engines))
+    return table("What the asked node's CPU was for", ["share of the asked node's CPU"] + [title(run) for run in there], rows) + "\nTaken by %s\n" % " ".join(sorted(engines))
 
 
 def main():
@@ -426,6 +485,9 @@ def main():
     command = commands.add_parser("check")
     command.set_defaults(run=check)
     command.add_argument("--out", required=True)
+    command.add_argument("--folder", required=True)
+    command.add_argument("--runs", type=int, required=True)
+    command.add_argument("--data-mib", type=int, required=True)
     command.add_argument("--port", type=int, default=0)
     command = commands.add_parser("run")
     command.set_defaults(run=one_run)

@@ -111,7 +111,13 @@ need_tools "${NEEDED[@]}"
 need_koltso
 VERSION=$("$KOLTSO" --version 2>/dev/null) || fail "$KOLTSO does not say its version; build it with 'cargo build --release', or say --koltso PATH."
 [[ -n $TAG ]] || TAG=$(git -C "$REPOSITORY" rev-parse --short HEAD 2>/dev/null) || TAG=v${VERSION##* }
-python3 "$SCRIPTS/report.py" check --out "$OUT" --port "${CLUSTER_PORT:-0}" || exit 2
+# What the nodes' folders may come to: the fill and what each run of PUT adds, with the head of each
+# record and three copies, and a few segments of 64 MiB a node.
+DATA_MIB=$KEYS
+for run in "${RUN_LIST[@]}"; do [[ $run != put* ]] || ((DATA_MIB += RATE * RUN_SECONDS)); done
+DATA_MIB=$((DATA_MIB * (VALUE_SIZE + 100) * 3 / 1048576 + 3 * 3 * 64))
+python3 "$SCRIPTS/report.py" check --out "$OUT" --folder "$FOLDER" --runs "${#RUN_LIST[@]}" --data-mib "$DATA_MIB" \
+  --port "${CLUSTER_PORT:-0}" || exit 2
 bench_begin "$FOLDER"
 trap report_end EXIT
 

@@ -289,6 +289,18 @@ fn a_report_has_a_folder_a_run_and_a_page_over_all_of_them() {
         assert!(page.contains(text), "no {text:?} in\n{page}");
     }
     assert!(assert_links(&out.join("README.md")) >= 3);
+    assert_captions(&page);
+    assert_captions(&fs::read_to_string(out.join(&names[0]).join("README.md")).unwrap());
+    // What follows comes first, from the numbers and then from people.
+    let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("no {text:?} in\n{page}"));
+    let parts = [
+        "## What follows from it",
+        "- **PUT, one copy**: ",
+        "- **GET, ack=2 of from=3**: ",
+        "CONCLUSIONS.md",
+        "## The runs of",
+    ];
+    assert!(parts.map(at).is_sorted() && at("## ") == at(parts[0]), "{page}");
     let data: Vec<_> = fs::read_dir(script.folder.path().join("data")).unwrap().collect();
     assert!(data.is_empty(), "{data:?}");
 
@@ -299,6 +311,37 @@ fn a_report_has_a_folder_a_run_and_a_page_over_all_of_them() {
     assert_eq!(fs::read_to_string(out.join("CONCLUSIONS.md")).unwrap(), "Seven is enough.\n");
     let shown = fs::read_to_string(out.join("README.md")).unwrap();
     assert!(shown.contains("Seven is enough.") && shown.contains("GET, ack=2 of from=3"), "{shown}");
+}
+
+/// Each table has a line above it that says what it shows.
+#[track_caller]
+fn assert_captions(page: &str) {
+    let lines: Vec<&str> = page.lines().collect();
+    let tables: Vec<usize> =
+        (1..lines.len()).filter(|&at| lines[at].starts_with('|') && !lines[at - 1].starts_with('|')).collect();
+    assert!(tables.len() >= 3, "{page}");
+    for at in tables {
+        let caption = lines[at.saturating_sub(2)];
+        let is_caption = caption.len() > 10 && caption.starts_with('*') && caption.ends_with('*');
+        assert!(is_caption && lines[at - 1].is_empty(), "no caption above {}", lines[at]);
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_refused_before_any_load() {
+    if !can_run() {
+        return;
+    }
+    for out in ["/proc/x", "/dev/null", "/dev/null/x"] {
+        let script = Script::new();
+        let begun = Instant::now();
+        let ended = script.run(&["--tool", "koltso", "--out", out]);
+        assert_eq!(ended.code, Some(2), "{out}: {}", ended.stderr);
+        assert!(ended.stderr.lines().count() == 1 && ended.stderr.contains(out), "{out}: {}", ended.stderr);
+        assert!(!ended.stderr.contains("starting"), "{out}: {}", ended.stderr);
+        script.assert_nothing_left(out);
+        println!("{out}: refused after {:?}: {}", begun.elapsed(), ended.stderr.trim());
+    }
 }
 
 #[test]
@@ -313,6 +356,10 @@ fn what_is_wrong_is_one_sentence_and_leaves_nothing() {
     let (first, second) = (busy.to_string(), other.to_string());
     let file = tempfile::NamedTempFile::new().unwrap();
     let file = file.path().to_str().unwrap();
+    // What is written at the end cannot be: a folder has its name.
+    let odd = tempfile::tempdir().unwrap();
+    fs::create_dir(odd.path().join("README.md")).unwrap();
+    let odd = odd.path().to_str().unwrap();
     for (arguments, word) in [
         (&["--tool", "ab"][..], "wrk2 or koltso"),
         (&["--runs", "put,post"], "'post'"),
@@ -329,6 +376,11 @@ fn what_is_wrong_is_one_sentence_and_leaves_nothing() {
         (&["--port", &first], "cannot be used"),
         (&["--port", &second], "cannot be used"),
         (&["--out", file], "--out"),
+        (&["--out", &format!("{file}/below")], "--out"),
+        (&["--out", "/proc/x"], "--out"),
+        (&["--out", "/sys/kernel/x"], "--out"),
+        (&["--out", odd], "--out"),
+        (&["--keys", "99999999", "--size", "99999999"], "--folder"),
         (&["--koltso", "/nonexistent"], "/nonexistent"),
         (&["--folder", "/nonexistent"], "/nonexistent"),
         (&["--nodes", "3"], "--nodes"),
