@@ -2,14 +2,17 @@
 //! shrank most.
 //!
 //! Shares are of the totals, so captures of different lengths and loads compare; how much there was
-//! in all is said at the top. Bound: [`ROWS_MAX`] functions of each kind. Tested below and, through
+//! in all is said at the top. CPU is that of the innermost function; what is allocated or waited for
+//! is that of the innermost function that is not of a library (or of the lock with its name), since
+//! all of it passes through a few functions there. Bound: [`ROWS_MAX`] functions of each kind. Tested below and, through
 //! the command, in `tests/profile_command.rs`.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::capture::Capture;
+use crate::capture::{Capture, Event, FrameId, FramePlace};
+use crate::folding::{is_library, is_runtime};
 use crate::text::{amount, marked, summary};
 
 /// The most functions that are listed as grown, and as shrunk.
@@ -54,6 +57,23 @@ impl Shares {
     }
 }
 
+/// The frame of a stack to which a value belongs.
+fn owner(capture: &Capture, leaf_first: &[FrameId]) -> Option<FrameId> {
+    let leaf = leaf_first.first().copied()?;
+    if matches!(capture.event, Event::Cpu | Event::Stalls | Event::Other) {
+        return Some(leaf);
+    }
+    let owns = |id: &FrameId| {
+        let frame = capture.frame_at(*id);
+        match frame.place {
+            FramePlace::Label => true,
+            FramePlace::Kernel => false,
+            FramePlace::User | FramePlace::Inlined => !is_library(frame) && !is_runtime(frame),
+        }
+    };
+    leaf_first.iter().copied().find(owns).or(Some(leaf))
+}
+
 fn shares<'a>(captures: [(&'a Capture, Option<usize>); 2]) -> BTreeMap<Cow<'a, str>, Shares> {
     let mut found: BTreeMap<Cow<'a, str>, Shares> = BTreeMap::new();
     for (side, (capture, place)) in captures.into_iter().enumerate() {
@@ -63,10 +83,11 @@ fn shares<'a>(captures: [(&'a Capture, Option<usize>); 2]) -> BTreeMap<Cow<'a, s
         let mut seen: Vec<&Cow<'a, str>> = Vec::new();
         for sample in capture.folded().iter().filter(|sample| sample.values[place] > 0) {
             let share = sample.values[place] as f64 / total;
+            let stack = capture.stack_at(sample.stack);
             seen.clear();
-            seen.extend(capture.stack_at(sample.stack).iter().map(|id| &names[id.0 as usize]));
-            if let Some(&leaf) = seen.first() {
-                found.entry(leaf.clone()).or_default().own[side] += share;
+            seen.extend(stack.iter().map(|id| &names[id.0 as usize]));
+            if let Some(owner) = owner(capture, stack) {
+                found.entry(names[owner.0 as usize].clone()).or_default().own[side] += share;
             }
             // A function that calls itself is counted once.
             seen.sort_unstable();
@@ -173,6 +194,16 @@ mod tests {
         assert_eq!(words("write"), "50.00 % 10.00 % -40.00 50.00 % 10.00 % -40.00 write");
         assert!(text.starts_with("base  cpu over 10.0 s, 100 samples, 100 ns in all"), "{text}");
         assert!(!text.contains("say nothing"), "{text}");
+    }
+
+    #[test]
+    fn what_is_allocated_belongs_to_the_function_that_wanted_it() {
+        let mut base = capture(&[(&["serve", "read", "alloc::alloc::alloc"], 10)], 9);
+        let mut new = capture(&[(&["serve", "write", "<alloc::vec::Vec<T> as core::clone::Clone>::clone"], 10)], 9);
+        (base.event, new.event) = (Event::Allocs, Event::Allocs);
+        let text = text(&base, &new);
+        assert!(text.contains("+100.00  write\n") && text.contains("-100.00  read\n"), "{text}");
+        assert!(!text.contains(" alloc::alloc") && !text.contains("clone"), "{text}");
     }
 
     #[test]

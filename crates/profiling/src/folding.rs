@@ -37,13 +37,13 @@ fn path(frame: &Frame) -> &str {
 }
 
 /// Whether a frame belongs to a crate that runs tasks.
-fn is_runtime(frame: &Frame) -> bool {
+pub(crate) fn is_runtime(frame: &Frame) -> bool {
     let file = frame.file.as_deref().unwrap_or_default();
     RUNTIMES.iter().any(|(name, folder)| path(frame).starts_with(name) || file.starts_with(folder))
 }
 
 /// Whether a frame belongs to Rust's library or to a file of which nothing else is known.
-fn is_library(frame: &Frame) -> bool {
+pub(crate) fn is_library(frame: &Frame) -> bool {
     is_standard(&frame.function)
         || frame.file.as_deref().is_some_and(|file| file.starts_with("/rustc/"))
         || frame.function.starts_with('[')
