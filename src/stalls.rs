@@ -99,7 +99,9 @@ fn line(stall: &Stall, place: &str, unsaid: Unsaid) -> String {
 fn log(stall: &Arc<Stall>, unsaid: Unsaid) {
     let stall = stall.clone();
     let say = move || {
-        tracing::warn!("{}", line(&stall, &stall.place(&mut Symbols::new()), unsaid));
+        // What the machine did not let run has no place, and a busy machine has no time to look it up.
+        let place = if stall.was_kept_waiting() { String::new() } else { stall.place(&mut Symbols::new()) };
+        tracing::warn!("{}", line(&stall, &place, unsaid));
     };
     // Without a thread there is no line; the stall is counted and kept all the same.
     let _ = std::thread::Builder::new().name("koltso-stalled".to_owned()).spawn(say);
