@@ -6,6 +6,7 @@
 //! with inferno as another reader.
 
 use crate::capture::{Capture, Frame, FramePlace, KERNEL_MAPPING, Sample, ThreadIndex};
+use crate::threads;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -213,6 +214,13 @@ pub fn amount(value: i64, unit: &str) -> String {
     let scaled = size / scale;
     let decimals = if scale == 1.0 || scaled.abs() >= 100.0 { 0 } else { 2 - usize::from(scaled.abs() >= 10.0) };
     format!("{scaled:.decimals$} {name}")
+}
+
+/// A time as people write it: `2026-11-25 18:50:01 UTC`.
+#[must_use]
+pub fn moment(unix_ms: u64) -> String {
+    let text = threads::utc(unix_ms);
+    format!("{} UTC", text.split_once('.').map_or(&*text, |(seconds, _)| seconds))
 }
 
 fn share(value: i64, total: i64) -> String {

@@ -2,11 +2,13 @@
 //!
 //! - `request.rs`: what a request asks for.
 //! - `captures.rs`: which captures run and which are kept.
+//! - `index.rs`: the page that lists them.
 //!
 //! A capture runs on a thread of its own, never on a data core, and ends early if its client goes
 //! away. Tested in `tests/profiles.rs`.
 
 mod captures;
+mod index;
 mod request;
 
 use std::sync::Arc;
@@ -15,16 +17,16 @@ use axum::Router;
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{HeaderName, Method, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use bytes::Bytes;
 use koltso_profiling::capture::{Capture, Event};
-use koltso_profiling::engine::{EngineError, cpu_engine, step_aside};
+use koltso_profiling::engine::{EngineError, step_aside};
 use koltso_profiling::symbols::{Symbols, is_kernel};
 use koltso_profiling::{page, proto, svg, text};
 use tokio::sync::{Semaphore, oneshot};
 
-use self::captures::{Busy, Captures, KEPT_BYTES_MAX, KEPT_MAX, Kept};
+use self::captures::{Busy, Captures, KEPT_MAX, Kept};
 use self::request::Format;
 use crate::admin::refusal::{refuse, wrong_method};
 use crate::node::Node;
@@ -72,7 +74,16 @@ fn give(kept: &Kept, format: Format) -> Response {
         Format::PerfScript => (TEXT, text::perf_script(capture).into_bytes()),
         Format::Text => (TEXT, text::top(capture, value).into_bytes()),
     };
-    ([(header::CONTENT_TYPE, kind.to_owned()), (CAPTURE, kept.id.to_string())], body).into_response()
+    let mut response =
+        ([(header::CONTENT_TYPE, kind.to_owned()), (CAPTURE, kept.id.to_string())], body).into_response();
+    if format == Format::Pprof {
+        // For browsers, which save it.
+        let name = format!("attachment; filename=\"koltso-{}-{}.pb.gz\"", capture.event.name(), kept.id);
+        if let Ok(name) = header::HeaderValue::try_from(name) {
+            response.headers_mut().insert(header::CONTENT_DISPOSITION, name);
+        }
+    }
+    response
 }
 
 fn failed(error: &EngineError) -> Response {
@@ -194,18 +205,7 @@ async fn list(State(Debug { captures, formats, .. }): State<Debug>, RawQuery(que
             Err(sentence) => refuse(StatusCode::BAD_REQUEST, &sentence),
         };
     }
-    let mut rows = String::new();
-    for kept in captures.kept() {
-        let line = format!(
-            "{}\t{}\t{:.1} s\t{} samples\n",
-            kept.id,
-            kept.capture.event.name(),
-            kept.capture.duration_ns as f64 / 1e9,
-            kept.capture.samples.len()
-        );
-        rows.push_str(&line);
-    }
-    plain(rows)
+    plain(index::list(&captures))
 }
 
 fn given(kind: &'static str, text: String) -> Response {
@@ -253,34 +253,12 @@ async fn cmdline(RawQuery(query): RawQuery) -> Response {
     plain(arguments.join("\0"))
 }
 
-async fn index(State(Debug { captures, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
+async fn home(State(Debug { captures, .. }): State<Debug>, RawQuery(query): RawQuery) -> Response {
     if let Err(sentence) = request::parse_nothing("", &query.unwrap_or_default()) {
         return refuse(StatusCode::BAD_REQUEST, &sentence);
     }
-    let (_, engine) = cpu_engine();
-    let running: Vec<&str> = captures.running().iter().map(|event| event.name()).collect();
-    let mut kept = String::new();
-    for one in captures.kept().iter().rev() {
-        let (id, event) = (one.id, one.capture.event.name());
-        let seconds = one.capture.duration_ns as f64 / 1e9;
-        kept.push_str(&format!("<li><a href=\"captures?id={id}\">{id}</a> {event}, {seconds:.1} s"));
-        let before =
-            captures.kept().into_iter().rev().find(|other| other.id < id && other.capture.event == one.capture.event);
-        if let Some(base) = before {
-            kept.push_str(&format!(", <a href=\"diff?base={}&amp;new={id}\">against {}</a>", base.id, base.id));
-        }
-        kept.push_str("</li>\n");
-    }
-    let running = if running.is_empty() { "none".to_owned() } else { running.join(", ") };
-    let body = format!(
-        include_str!("index.html"),
-        engine = koltso_profiling::markup::escaped(&engine),
-        running = running,
-        kept_max = KEPT_MAX,
-        kept_mib = KEPT_BYTES_MAX >> 20,
-        kept = if kept.is_empty() { "<li>none yet</li>" } else { &kept },
-    );
-    Html(body).into_response()
+    let policy = (header::CONTENT_SECURITY_POLICY, index::POLICY);
+    ([(header::CONTENT_TYPE, HTML), policy], index::page(&captures)).into_response()
 }
 
 async fn no_such() -> Response {
@@ -318,8 +296,8 @@ pub fn router(node: Arc<Node>) -> Router {
     let wrong_for_symbol = || async { wrong_method("GET, HEAD, POST") };
     Router::new()
         .route(SYMBOL, get(symbol).post(symbol).fallback(wrong_for_symbol))
-        .route("/debug/pprof/", get(index).fallback(wrong))
-        .route("/debug/pprof", get(index).fallback(wrong))
+        .route("/debug/pprof/", get(home).fallback(wrong))
+        .route("/debug/pprof", get(home).fallback(wrong))
         .route("/debug/pprof/cmdline", get(cmdline).fallback(wrong))
         .route("/debug/pprof/captures", get(list).fallback(wrong))
         .route("/debug/pprof/diff", get(diff).fallback(wrong))
