@@ -13,8 +13,8 @@
 use std::io;
 
 /// Files, rings and sockets of the process that are not a core's: the control plane's runtime and
-/// signals, lock and clock of the data folder, and a file that a page of profiles reads.
-const OF_PROCESS: usize = 12;
+/// signals, lock and clock of the data folder.
+const OF_PROCESS: usize = 10;
 /// What the threads of the store have open at a time: a segment that is compacted into, a sidecar,
 /// a folder that is synced.
 const OF_STORE: usize = 4;
@@ -25,8 +25,8 @@ const OF_CORE: usize = 7;
 const OF_CORE_IN_CLUSTER: usize = 2;
 /// A core's link to a peer, and the peer's to it.
 const OF_LINK: usize = 2;
-/// The log of hints for a peer, with a segment that follows, and the connection that replays them.
-const OF_HINTS: usize = 5;
+/// A file of hints for a peer and the one that follows, and the connection that replays them.
+const OF_HINTS: usize = 3;
 /// Connections to each entrance of the control plane: being served, or ending.
 pub const PAGES_MAX: usize = 256;
 
@@ -125,6 +125,8 @@ mod tests {
         let few = share(64, ALONE).expect("enough");
         assert!((16..35).contains(&few.connections), "{few:?}");
         assert!(share(32, ALONE).expect("enough").connections >= 1);
+        // A node of `koltso local` with two cores.
+        assert!(share(64, Needs { open: 10, cores: 2, peers: 2, ..ALONE }).is_ok());
         let cluster = Needs { cores: 8, peers: 4, admin_listeners: 1, ..ALONE };
         let shares = share(1024, cluster).expect("enough");
         assert!((400..900).contains(&shares.connections) && shares.strangers < 64, "{shares:?}");

@@ -98,7 +98,7 @@ fn a_cluster_with_few_descriptors_keeps_its_links_and_hints() {
     let mut cluster = Cluster::of(3);
     for node in 0..3 {
         cluster.terminate(node);
-        cluster.change(node, |launch: Launch| launch.within(&["sh", "-c", "ulimit -n 96 && exec \"$0\" \"$@\""]));
+        cluster.change(node, |launch: Launch| launch.within(&["sh", "-c", "ulimit -n 64 && exec \"$0\" \"$@\""]));
     }
     cluster.start_all();
     cluster.wait_up();

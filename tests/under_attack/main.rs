@@ -2,8 +2,10 @@
 //! come, pages that nobody reads, and all of it at once. What others get meanwhile is what counts.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod addresses;
 mod bodies;
 mod descriptors;
+mod everything;
 mod pages;
 
 use std::net::{SocketAddr, TcpStream};

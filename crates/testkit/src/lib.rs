@@ -10,6 +10,7 @@
 //!   looks at it from outside (`/proc`, `/status`). A server never outlives its guard.
 //! - [`cluster`]: several servers as one cluster, their ends, pauses and returns, and what each of
 //!   them says and holds.
+//! - [`attack`]: what strangers do to a server, all at once.
 //! - [`load`]: a steady open-loop load with latencies counted from when a request was due.
 //! - [`files`]: what a test does to a data folder behind the server's back.
 //! - [`mod@skip`]: a test that cannot run here says so where everybody sees it.
@@ -24,6 +25,7 @@
 #![allow(missing_docs, reason = "most helpers' names say all of it, and each module begins with what it is for")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
+pub mod attack;
 pub mod client;
 pub mod cluster;
 pub mod files;
