@@ -29,6 +29,8 @@ const OF_LINK: usize = 2;
 const OF_HINTS: usize = 3;
 /// Connections to each entrance of the control plane: being served, or ending.
 pub const PAGES_MAX: usize = 256;
+/// Connections on their way from the data port to the control plane.
+pub const HANDOVERS_MAX: usize = 1024;
 
 /// Raises the limit of this process as far as it may, and returns what it then is.
 #[allow(unsafe_code)]
@@ -79,6 +81,8 @@ pub struct Shares {
     pub connections: usize,
     /// Connections at each entrance of the control plane.
     pub pages: usize,
+    /// Connections on their way from the data port to the control plane.
+    pub handovers: usize,
     /// Connections of a core that have not said yet which member they come from.
     pub strangers: usize,
 }
@@ -96,11 +100,11 @@ pub fn share(limit: usize, needs: Needs) -> Result<Shares, String> {
         + cores * (OF_CORE + in_cluster * OF_CORE_IN_CLUSTER)
         + peers * (cores * OF_LINK + OF_HINTS);
     let left = limit.saturating_sub(fixed);
-    // At the data port as many again may be on their way to the control plane.
-    let entrances = 2 + admin_listeners;
-    let pages = (left / 8 / entrances).clamp(1, PAGES_MAX);
+    let entrances = 1 + admin_listeners;
+    let pages = (left / 16 / entrances).clamp(1, PAGES_MAX);
+    let handovers = (left / 16).clamp(1, HANDOVERS_MAX);
     let strangers = (left / 8 / cores).clamp(2, strangers_max.max(2));
-    let kept = pages * entrances + strangers * cores * in_cluster;
+    let kept = pages * entrances + handovers + strangers * cores * in_cluster;
     if left <= kept {
         let needed = fixed + kept + 1;
         return Err(format!(
@@ -108,7 +112,7 @@ pub fn share(limit: usize, needs: Needs) -> Result<Shares, String> {
              or give it fewer --threads"
         ));
     }
-    Ok(Shares { connections: connections.min(left - kept), pages, strangers })
+    Ok(Shares { connections: connections.min(left - kept), pages, handovers, strangers })
 }
 
 #[cfg(test)]
@@ -121,7 +125,7 @@ mod tests {
     #[test]
     fn clients_get_what_the_others_leave() {
         let many = share(1 << 20, ALONE);
-        assert_eq!(many, Ok(Shares { connections: 10_000, pages: PAGES_MAX, strangers: 64 }));
+        assert_eq!(many, Ok(Shares { connections: 10_000, pages: PAGES_MAX, handovers: HANDOVERS_MAX, strangers: 64 }));
         let few = share(64, ALONE).expect("enough");
         assert!((16..35).contains(&few.connections), "{few:?}");
         assert!(share(32, ALONE).expect("enough").connections >= 1);
@@ -139,7 +143,12 @@ mod tests {
                 let needs = Needs { open: 6 + cores, cores, peers, admin_listeners: 1, ..ALONE };
                 let Ok(shares) = share(limit, needs) else { continue };
                 let strangers = if peers > 0 { shares.strangers * cores } else { 0 };
-                let all = needs.open + shares.connections + shares.pages * 3 + strangers + peers * cores * OF_LINK;
+                let all = needs.open
+                    + shares.connections
+                    + shares.pages * 2
+                    + shares.handovers
+                    + strangers
+                    + peers * cores * OF_LINK;
                 assert!(all < limit && shares.connections > 0, "{limit} {needs:?} {shares:?}");
             }
         }

@@ -116,8 +116,8 @@ impl Entrance {
         let service = service_fn(|request| {
             let service = &service;
             async move {
-                let permit = self.work.acquire().await;
                 place.set(Stage::Served);
+                let permit = self.work.acquire().await;
                 let response = service.call(normalised(request)).await;
                 place.set(Stage::Taking);
                 drop(permit);

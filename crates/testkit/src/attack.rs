@@ -44,6 +44,9 @@ pub struct Attackers {
     counts: Arc<[AtomicU64; 2]>,
 }
 
+/// What one thread does until it is told to stop, and where it counts.
+type Part = Box<dyn FnOnce(&AtomicBool, &[AtomicU64; 2]) + Send>;
+
 fn connect(address: SocketAddr, receive_buffer: Option<usize>) -> std::io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if let Some(bytes) = receive_buffer {
@@ -145,7 +148,7 @@ impl Attack {
         let stop = Arc::new(AtomicBool::new(false));
         let counts = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
         let mut threads = Vec::new();
-        let mut spawn = |run: Box<dyn FnOnce(&AtomicBool, &[AtomicU64; 2]) + Send>| {
+        let mut spawn = |run: Part| {
             let (stop, counts) = (Arc::clone(&stop), Arc::clone(&counts));
             threads.push(std::thread::spawn(move || run(&stop, &counts)));
         };

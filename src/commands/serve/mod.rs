@@ -249,7 +249,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         Runtime::IoUring("default") => tracing::warn!("this kernel lacks the ring flags of 6.0: io_uring costs more"),
         Runtime::IoUring(_) => {}
     }
-    let (sender, handovers) = mpsc::channel(shares.pages);
+    let (sender, handovers) = mpsc::channel(shares.handovers);
     let stalls = config.stall_bound.map(stalls::watch).transpose().map_err(cannot_start)?;
     let node = Arc::new(Node::new((config, id), runtime, cluster, stalls, sender));
     if node.cluster.is_some() {
