@@ -1,7 +1,7 @@
 //! How many files and sockets the process may open, and what they are for.
 //!
 //! ```text
-//! limit = open at the start + files, rings and links + pages + strangers at the replica port + clients
+//! limit = open at the start + files, rings, links + waiting segments + pages + strangers + clients
 //! ```
 //!
 //! Clients get what the others leave: a node whose clients have taken the last descriptor could not
@@ -18,6 +18,9 @@ const OF_PROCESS: usize = 10;
 /// What the threads of the store have open at a time: a segment that is compacted into, a sidecar,
 /// a folder that is synced.
 const OF_STORE: usize = 4;
+/// What segments of a core may take beyond that while they wait to be sealed and synced, as many do on
+/// a busy disk: two descriptors each.
+const WAITING_SEGMENTS_MAX: usize = 64;
 /// A core's ring, the second descriptor of its listener, two segments with two descriptors each, and
 /// a connection that is closed as soon as it is accepted.
 const OF_CORE: usize = 7;
@@ -100,13 +103,15 @@ pub fn share(limit: usize, needs: Needs) -> Result<Shares, String> {
         + cores * (OF_CORE + in_cluster * OF_CORE_IN_CLUSTER)
         + peers * (cores * OF_LINK + OF_HINTS);
     let left = limit.saturating_sub(fixed);
+    let segments = (left / 3).min(cores * WAITING_SEGMENTS_MAX);
+    let left = left - segments;
     let entrances = 1 + admin_listeners;
     let pages = (left / 16 / entrances).clamp(1, PAGES_MAX);
     let handovers = (left / 16).clamp(1, HANDOVERS_MAX);
-    let strangers = (left / 8 / cores).clamp(2, strangers_max.max(2));
+    let strangers = (left / 8 / cores).clamp(1, strangers_max.max(1));
     let kept = pages * entrances + handovers + strangers * cores * in_cluster;
     if left <= kept {
-        let needed = fixed + kept + 1;
+        let needed = fixed + segments + kept + 1;
         return Err(format!(
             "this process may open {limit} files and sockets (ulimit -n), and needs {needed} at least: raise the limit, \
              or give it fewer --threads"
