@@ -1,8 +1,8 @@
 //! What is said of a wrong command line: one line with what is wrong, what was probably meant, and
 //! the usage of the subcommand.
 //!
-//! clap finds most of it. What only the command itself can find (a flag that is needed here, a value
-//! that is out of range) gets the same end by [`with`]. Tested below and in `tests/command_line/`.
+//! clap finds most of it. What only the command itself can find (a flag that is needed here, a
+//! value that is out of range) gets the same end by [`with`]. Tested in `tests/command_line/`.
 
 use std::ffi::OsStr;
 

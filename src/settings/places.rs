@@ -1,5 +1,5 @@
-//! The grammars of addresses, URLs and names of hosts, and of lists of them; `address.rs` has the one
-//! spelling below them.
+//! The grammars of addresses, URLs and names of hosts, and of lists of them; `address.rs` has the
+//! one spelling below them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

@@ -1,5 +1,5 @@
-//! What the commands say when it is no node of Koltso that listens, or nobody, or somebody who never
-//! answers.
+//! What the commands say when it is no node of Koltso that listens, or nobody, or somebody who
+//! never answers.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,9 +1,9 @@
 //! Reads HTTP/1.x answers from bytes as they arrive: the status, where the answer ends, and whether
 //! the connection stays open after it.
 //!
-//! Bounds: a head has at most 64 KiB and 64 fields; a body is counted and not kept, but for the first
-//! [`SENTENCE_MAX`] bytes of a refusal that has a length. There is no I/O. Interim answers (1xx) are
-//! skipped.
+//! Bounds: a head has at most 64 KiB and 64 fields; a body is counted and not kept, but for the
+//! first [`SENTENCE_MAX`] bytes of a refusal that has a length. There is no I/O. Interim answers
+//! (1xx) are skipped.
 
 const HEAD_MAX: usize = 64 << 10;
 const FIELDS_MAX: usize = 64;

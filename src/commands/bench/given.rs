@@ -1,5 +1,5 @@
-//! The arguments of the load as wrk2 reads them, and sentences about them in the units in which they
-//! were given.
+//! The arguments of the load as wrk2 reads them, and sentences about them in the units in which
+//! they were given.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;

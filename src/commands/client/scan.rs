@@ -4,8 +4,8 @@
 //! ends in it. A node that does not know that parameter yet is asked again without it, and keys end
 //! at the first line end then.
 //!
-//! Bounds: one record in memory at a time, of at most [`RECORD_MAX`] bytes; as much as the node says
-//! is not taken before it has come.
+//! Bounds: one record in memory at a time, of at most [`RECORD_MAX`] bytes; as much as the node
+//! says is not taken before it has come.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};

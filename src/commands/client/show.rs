@@ -1,9 +1,11 @@
 //! Keys and values, which are any bytes, as people and programs can read them without a doubt.
 //!
-//! - **Escaped**, for people: what is UTF-8 stays, a control character is `\n`, `\r`, `\t` or `\xHH`,
-//!   a byte that is no UTF-8 is `\xHH`, and a backslash is `\\`. A shell's `$'…'` reads it back.
-//! - **JSON**, for programs: a field `key` or `value` with a string, or, where the bytes are no UTF-8,
-//!   a field `key_base64` or `value_base64` instead, with RFC 4648's standard alphabet and padding.
+//! - **Escaped**, for people: what is UTF-8 stays, a control character is `\n`, `\r`, `\t` or
+//!   `\xHH`, a byte that is no UTF-8 is `\xHH`, and a backslash is `\\`. A shell's `$'…'` reads it
+//!   back.
+//! - **JSON**, for programs: a field `key` or `value` with a string, or, where the bytes are no
+//!   UTF-8, a field `key_base64` or `value_base64` instead, with RFC 4648's standard alphabet and
+//!   padding.
 
 use std::fmt::Write as _;
 

@@ -52,8 +52,8 @@ pub struct Range {
 pub enum Records {
     /// Key, `\n`, value: for people, and for keys without line ends.
     Lines,
-    /// The lengths of the key and of the value, each in 4 bytes, little-endian; then the key and the
-    /// value: for programs, whatever the bytes are.
+    /// The lengths of the key and of the value, each in 4 bytes, little-endian; then the key and
+    /// the value: for programs, whatever the bytes are.
     Lengths,
 }
 
