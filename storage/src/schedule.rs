@@ -10,11 +10,15 @@ use std::mem;
 const SLICE: u64 = 1_000_000;
 const NICE: i32 = 10;
 
-/// For threads that nobody waits for.
+/// For threads that nobody waits for: nicer by [`NICE`] than they were, so that they give way to
+/// those of this program, and to others as much as the whole program does.
 #[allow(unsafe_code)]
 pub fn be_nice() {
-    // SAFETY: a plain system call; on Linux it concerns the calling thread only.
-    let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    // SAFETY: plain system calls; on Linux they concern the calling thread only.
+    unsafe {
+        let now = libc::getpriority(libc::PRIO_PROCESS, 0);
+        let _ = libc::setpriority(libc::PRIO_PROCESS, 0, now + NICE);
+    }
 }
 
 /// For threads that serve requests: one that has something to do then takes the processor from a
@@ -56,10 +60,28 @@ mod tests {
         (numbers.next(), numbers.next()) >= (Some(6), Some(12))
     }
 
+    /// The niceness that the thread has before a test: tests may run at another one.
+    #[allow(unsafe_code)]
+    fn begin_at(nice: i32) {
+        // SAFETY: a plain system call about the calling thread.
+        let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
+    }
+
+    #[test]
+    fn niceness_adds_to_that_of_the_program() {
+        let nice = std::thread::spawn(|| {
+            begin_at(7);
+            be_nice();
+            attributes().expect("attributes").sched_nice
+        });
+        assert!(nice.join().expect("no panic") >= 17, "the program had 7 at least");
+    }
+
     #[test]
     fn slices_are_short_and_niceness_stays() {
         // Threads of their own: niceness is not given back without privileges.
         let nice = std::thread::spawn(|| {
+            begin_at(0);
             be_nice();
             let before = attributes().expect("attributes");
             ask_for_short_slices();
