@@ -68,6 +68,11 @@ fn an_answer_of_another_server_is_asked_about_with_its_address() {
             assert!(sentence.contains(&url) && output.stdout.is_empty(), "{named}: {args:?}: {sentence}");
         }
     }
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("a.html");
+    let output = run(&["profile", "--event", "heap", "--out", page.to_str().unwrap(), &stranger(PAGE_200)]);
+    let sentence = assert_one_sentence("a page for a page", &output);
+    assert!(sentence.contains("is this a node of Koltso?") && !page.exists(), "{sentence}");
     for answer in [PAGE_404, BANNER] {
         let url = stranger(answer);
         let output = run(&["bench", "-R20", "-d300ms", &url]);

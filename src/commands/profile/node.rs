@@ -76,7 +76,8 @@ pub fn capture(ask: &Ask, form: Form, mut output: Output) -> Result<(), String> 
     }
     let is_page = answer.header("content-type").is_some_and(|kind| kind.starts_with("text/html"));
     let id = answer.header("x-koltso-capture").map(str::to_owned);
-    if id.is_none() && is_page && form != Form::Html {
+    // Each capture has a number, pages included.
+    if id.is_none() && is_page {
         return Err(format!("{url} answered with a page and not with a profile: is this a node of Koltso?"));
     }
     if output.temporary().is_none() {
