@@ -12,6 +12,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The most threads that a capture tells apart: as many as a `ThreadIndex` can count.
 pub(crate) const THREADS_MAX: usize = u16::MAX as usize;
 
+/// How much nicer an engine's thread is than the program: a capture must not hold up what it shows.
+const NICE: libc::c_int = 5;
+
 /// The processors that the process might use before it pinned its threads.
 static ALLOWED: OnceLock<libc::cpu_set_t> = OnceLock::new();
 
@@ -31,8 +34,8 @@ fn affinity(tid: libc::pid_t) -> Option<libc::cpu_set_t> {
     (done == 0).then_some(set)
 }
 
-/// Lets the calling thread run on every processor that the process was started with, at a low
-/// priority.
+/// Lets the calling thread run on every processor that the process was started with, nicer than
+/// the program by [`NICE`].
 ///
 /// A thread inherits the processors of the thread that spawned it. Without [`remember_processors`]
 /// it gets those of the main thread.
@@ -43,7 +46,10 @@ pub(crate) fn step_aside() {
         unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
     }
     // SAFETY: no memory is involved; 0 is the calling thread on Linux.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 5) };
+    unsafe {
+        let now = libc::getpriority(libc::PRIO_PROCESS, 0);
+        libc::setpriority(libc::PRIO_PROCESS, 0, now + NICE);
+    }
 }
 
 fn clock(id: libc::clockid_t) -> u64 {
