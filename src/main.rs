@@ -14,6 +14,7 @@ mod member;
 mod node;
 mod replica;
 mod settings;
+mod signals;
 mod similar;
 mod stalls;
 mod units;

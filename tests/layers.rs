@@ -11,7 +11,7 @@ use koltso_testkit::layers;
 
 /// From the bottom up. Modules of the same layer do not import each other.
 const LAYERS: [&[&str]; 9] = [
-    &["descriptors", "logging", "similar", "units"],
+    &["descriptors", "logging", "signals", "similar", "units"],
     &["settings", "usage"],
     &["counters", "stalls"],
     &["replica"],

@@ -34,6 +34,7 @@ use crate::admin::status;
 use crate::logging;
 use crate::node::access::{Access, Admission, Asker, PREFLIGHT};
 use crate::node::{Handover, Node};
+use crate::signals::Ends;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
@@ -206,17 +207,14 @@ async fn run(node: Arc<Node>, mut handovers: mpsc::Receiver<Handover>, own: Opti
     }
 }
 
-/// Starts the drain at SIGTERM or SIGINT; the data cores then end, and with them the process.
+/// Starts the drain when a signal asks for it; the data cores then end, and with them the process.
 async fn drain_on_signal(node: Arc<Node>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("signals cannot be caught: the server will not drain");
-        return;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    match Ends::catch() {
+        Ok(mut ends) => ends.next().await,
+        Err(e) => {
+            tracing::error!("signals cannot be caught, and the server will not drain: {e}");
+            return;
+        }
     }
     tracing::info!("draining: finishing what is in flight");
     node.connections.drain();

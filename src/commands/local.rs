@@ -36,6 +36,7 @@ use tokio::sync::oneshot;
 use crate::commands::serve::cores;
 use crate::logging::{self, LogSettings};
 use crate::settings::{self, NodeSettings, REPLICA_PORT_OFFSET, SharedFlags};
+use crate::signals::{self, Ends};
 use crate::units::whole;
 use crate::usage;
 
@@ -210,18 +211,13 @@ fn all_healthy(addresses: &[SocketAddr]) -> Result<(), usize> {
 
 /// What wakes the main thread.
 struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+    ends: Ends,
     child: Signal,
 }
 
 impl Signals {
     fn catch() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            child: signal(SignalKind::child())?,
-        })
+        Ok(Self { ends: Ends::catch()?, child: signal(SignalKind::child())? })
     }
 }
 
@@ -256,6 +252,7 @@ impl Local {
     }
 
     fn run(self) -> Result<(), Failure> {
+        signals::prepare();
         let nodes = self.check().map_err(|sentence| refused(usage::after_a_flag::<Self>("local", &sentence)))?;
         let cannot = |e: io::Error| refused(format!("the nodes cannot be watched: {e}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
@@ -292,10 +289,10 @@ async fn watch(nodes: &mut [NodeProcess], signals: &mut Signals, addresses: Vec<
             break refused(format!("the nodes cannot be watched: {e}"));
         }
         tokio::select! {
-            // Ctrl-C reaches the nodes as well, so their ends are expected then.
+            // Ctrl-C and the end of a terminal reach the nodes as well, so their ends are expected
+            // then.
             biased;
-            _ = signals.terminate.recv() => return drain(nodes, signals, ready).await,
-            _ = signals.interrupt.recv() => return drain(nodes, signals, ready).await,
+            () = signals.ends.next() => return drain(nodes, signals, ready).await,
             _ = signals.child.recv() => {
                 let ended: Vec<usize> = (0..nodes.len()).filter(|&index| nodes[index].has_just_ended()).collect();
                 let alive = nodes.iter().any(NodeProcess::lives);
@@ -353,7 +350,8 @@ async fn drain(nodes: &mut [NodeProcess], signals: &mut Signals, ready: bool) ->
             node.ended = node.child.wait().ok();
             wrong.push(format!("{} did not end within {DRAIN_WITHIN:?} and was killed", node.name));
         }
-        let unready = |status: ExitStatus| !ready && status.signal() == Some(libc::SIGTERM);
+        let asked = |signal| [libc::SIGTERM, libc::SIGINT, libc::SIGHUP].contains(&signal);
+        let unready = |status: ExitStatus| !ready && status.signal().is_some_and(asked);
         if !late && !node.ended.is_some_and(|status| status.success() || unready(status)) {
             wrong.push(format!("{} did not drain: {}", node.name, node.end()));
         }

@@ -323,6 +323,32 @@ fn the_log_of_an_uneventful_life_has_no_warnings_of_panics() {
 // --- where io_uring is refused ---
 
 #[test]
+fn a_ring_that_can_be_made_and_not_used_is_noticed_at_the_start() {
+    let (setup, enter, register) = (libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register);
+    for (first, last, errno, runtime) in [
+        (setup, setup, libc::ENOSYS, "epoll"),
+        (setup, setup, libc::ENOMEM, "epoll"),
+        (enter, enter, libc::EPERM, "epoll"),
+        (enter, enter, libc::ENOSYS, "epoll"),
+        (enter, register, libc::EACCES, "epoll"),
+        // Which nothing needs.
+        (register, register, libc::EPERM, "io_uring"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let launch = Launch::on(&folder.path().join("data")).flags("--sync always");
+        let mut server = launch.refuse_calls(first, last, errno).start();
+        assert_eq!(json_string(&server.status(), "runtime"), runtime, "calls {first} to {last}: {}", server.log());
+        if runtime == "epoll" {
+            let error = std::io::Error::from_raw_os_error(errno).to_string();
+            let said = server.log().lines().any(|line| line.contains("io_uring is refused") && line.contains(&error));
+            assert!(said && server.log().contains("engine epoll"), "{}", server.log());
+        }
+        server.assert_serves();
+        server.terminate();
+    }
+}
+
+#[test]
 fn where_io_uring_is_refused_the_same_is_served_on_epoll() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = Launch::on(&folder.path().join("data")).refuse_io_uring().start();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use koltso_testkit::client::{put_bytes, request_bytes};
-use koltso_testkit::{Client, Random, Server, entity, eventually};
+use koltso_testkit::{Client, Launch, Random, Server, entity, eventually};
 
 #[test]
 fn sigterm_finishes_what_is_in_flight_and_exits_0() {
@@ -67,4 +67,39 @@ fn a_drain_waits_neither_for_idle_clients_nor_longer_than_10_seconds() {
     );
     server.start_again();
     server.ask("GET", &entity("never")).expect(404, "a body that never came");
+}
+
+#[test]
+fn sighup_drains_as_sigterm_does_and_sigusr1_and_sigusr2_do_nothing() {
+    let mut server = Server::fresh("");
+    let mut writer = server.connect();
+    let bytes = put_bytes("late", b"in two parts");
+    writer.send(&bytes[..bytes.len() - 6]).unwrap();
+    for signal in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGXFSZ, libc::SIGPIPE] {
+        server.signal(signal);
+    }
+    // (They have been delivered once something that came after them was answered.)
+    server.connect().store("key", "value");
+    server.assert_serves();
+    server.signal(libc::SIGHUP);
+    let address = server.address();
+    eventually("no new connection is taken", Duration::from_secs(10), || {
+        std::net::TcpStream::connect(address).is_err()
+    });
+    writer.send(&bytes[bytes.len() - 6..]).unwrap();
+    writer.read("PUT").expect(201, "a PUT whose body came in during the drain");
+    let status = server.wait(Duration::from_secs(10));
+    assert_eq!(status.code(), Some(0), "{status}\n{}", server.log());
+    server.start_again();
+    assert_eq!(server.connect().value("late").as_deref(), Some(&b"in two parts"[..]));
+}
+
+#[test]
+fn under_nohup_a_hangup_does_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let launch = Launch::on(&folder.path().join("data"));
+    let mut server = launch.within(&["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"]).start();
+    server.signal(libc::SIGHUP);
+    server.assert_serves();
+    server.terminate();
 }

@@ -61,7 +61,15 @@ pub struct Launch {
     flags: Vec<String>,
     within: Vec<String>,
     environment: Vec<(String, String)>,
-    io_uring_refused: bool,
+    refused_calls: Option<RefusedCalls>,
+}
+
+/// System calls by number, from first to last, and the error that they are answered with.
+#[derive(Clone, Copy)]
+struct RefusedCalls {
+    first: u32,
+    last: u32,
+    errno: i32,
 }
 
 /// A server that ended before it was ready.
@@ -86,7 +94,7 @@ impl Launch {
             flags: Vec::new(),
             within: Vec::new(),
             environment: Vec::new(),
-            io_uring_refused: false,
+            refused_calls: None,
         }
     }
 
@@ -133,8 +141,14 @@ impl Launch {
     }
 
     /// As in a container with the usual seccomp profile: the system calls of io_uring are EPERM.
-    pub fn refuse_io_uring(mut self) -> Launch {
-        self.io_uring_refused = true;
+    pub fn refuse_io_uring(self) -> Launch {
+        self.refuse_calls(libc::SYS_io_uring_setup, libc::SYS_io_uring_register, libc::EPERM)
+    }
+
+    /// As in a sandbox that answers the system calls from `first` to `last` with an error.
+    pub fn refuse_calls(mut self, first: libc::c_long, last: libc::c_long, errno: i32) -> Launch {
+        let number = |call: libc::c_long| u32::try_from(call).unwrap();
+        self.refused_calls = Some(RefusedCalls { first: number(first), last: number(last), errno });
         self
     }
 
@@ -189,12 +203,12 @@ impl Launch {
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.args(["serve", "--listen", listen, "--data"]).arg(&self.data).args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        if self.io_uring_refused {
+        if let Some(calls) = self.refused_calls {
             #[allow(unsafe_code)]
             // SAFETY: what runs between fork and exec makes two system calls, and allocates and
             // locks nothing.
             unsafe {
-                command.pre_exec(deny_io_uring);
+                command.pre_exec(move || deny(calls));
             }
         }
         command.spawn().expect("starting the koltso binary")
@@ -469,16 +483,13 @@ impl Drop for Server {
     }
 }
 
-/// A seccomp filter for this process and what it becomes: EPERM for io_uring_setup, _enter and
-/// _register.
-fn deny_io_uring() -> std::io::Result<()> {
-    const FIRST: u32 = 425;
-    const LAST: u32 = 427;
+/// A seccomp filter for this process and what it becomes.
+fn deny(calls: RefusedCalls) -> std::io::Result<()> {
     let load = libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: 0 };
-    let below = libc::sock_filter { code: 0x35, jt: 0, jf: 2, k: FIRST };
-    let above = libc::sock_filter { code: 0x25, jt: 1, jf: 0, k: LAST };
-    let refuse =
-        libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | libc::EPERM.cast_unsigned() };
+    let below = libc::sock_filter { code: 0x35, jt: 0, jf: 2, k: calls.first };
+    let above = libc::sock_filter { code: 0x25, jt: 1, jf: 0, k: calls.last };
+    let errno = calls.errno.cast_unsigned();
+    let refuse = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | errno };
     let allow = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW };
     let mut filter = [load, below, above, refuse, allow];
     let program = libc::sock_fprog { len: 5, filter: filter.as_mut_ptr() };

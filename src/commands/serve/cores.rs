@@ -2,7 +2,8 @@
 //! processor unless `--no-pin` is given.
 //!
 //! The ring is made with the flags that measured best or, if the kernel does not know them, with
-//! fewer. If io_uring is refused altogether (as in a default container), the cores run on epoll.
+//! fewer. If io_uring is refused (as in a default container), or can be had and not be used, the cores
+//! run on epoll.
 
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
@@ -41,14 +42,32 @@ fn best_ring() -> io_uring::Builder {
     builder
 }
 
-/// The runtime that this machine allows.
-pub fn detect_runtime() -> Runtime {
-    if best_ring().build(8).is_ok() {
-        Runtime::IoUring("COOP_TASKRUN SINGLE_ISSUER TASKRUN_FLAG")
-    } else if io_uring::IoUring::new(8).is_ok() && monoio::utils::detect_uring() {
-        Runtime::IoUring("default")
-    } else {
-        Runtime::Epoll
+/// Makes a ring as the cores do and has it do nothing, once: a sandbox may allow a ring to be made
+/// and not to be used.
+fn try_ring(builder: &io_uring::Builder) -> io::Result<()> {
+    let mut ring = builder.build(RING_ENTRIES)?;
+    let nothing = io_uring::opcode::Nop::new().build();
+    #[allow(unsafe_code)]
+    // SAFETY: the entry refers to no memory.
+    let pushed = unsafe { ring.submission().push(&nothing) };
+    pushed.map_err(io::Error::other)?;
+    ring.submit_and_wait(1)?;
+    match ring.completion().next() {
+        Some(done) if done.result() >= 0 => Ok(()),
+        Some(done) => Err(io::Error::from_raw_os_error(-done.result())),
+        None => Err(io::Error::other("a ring completes nothing")),
+    }
+}
+
+/// The runtime that this machine allows, and why it is epoll if it is.
+pub fn detect_runtime() -> (Runtime, Option<io::Error>) {
+    if try_ring(&best_ring()).is_ok() {
+        return (Runtime::IoUring("COOP_TASKRUN SINGLE_ISSUER TASKRUN_FLAG"), None);
+    }
+    match try_ring(&io_uring::IoUring::builder()) {
+        Ok(()) if monoio::utils::detect_uring() => (Runtime::IoUring("default"), None),
+        Ok(()) => (Runtime::Epoll, Some(io::Error::other("it lacks operations that the server needs"))),
+        Err(e) => (Runtime::Epoll, Some(e)),
     }
 }
 

@@ -26,6 +26,7 @@ use crate::member::members_file;
 use crate::node::{Node, Runtime};
 use crate::replica::clock::{self, now_ms};
 use crate::settings::{Config, Flags};
+use crate::signals;
 use crate::stalls;
 use crate::units::Span;
 use crate::usage;
@@ -201,6 +202,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         tracing::warn!("{warning}");
     }
     allow_huge_pages();
+    signals::prepare();
     let in_use = |name: &str, address, e| format!("the address {address} of --{name} cannot be used: {e}");
     let listeners = cores::bind(config.listen, config.threads).map_err(|e| in_use("listen", config.listen, e))?;
     let admin = match config.admin_listen {
@@ -241,11 +243,12 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         }
     };
 
-    let runtime = cores::detect_runtime();
+    let (runtime, refusal) = cores::detect_runtime();
     match runtime {
-        Runtime::Epoll => {
-            tracing::warn!("io_uring is refused here (a container's seccomp profile?): serving over epoll, slower")
-        }
+        Runtime::Epoll => tracing::warn!(
+            "io_uring is refused here (a container's seccomp profile?): serving over epoll, slower{}",
+            refusal.map_or_else(String::new, |e| format!("; {e}"))
+        ),
         Runtime::IoUring("default") => tracing::warn!("this kernel lacks the ring flags of 6.0: io_uring costs more"),
         Runtime::IoUring(_) => {}
     }
