@@ -172,6 +172,11 @@ fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fm
             "Segment files without an intact header, of which nothing is served",
             stats.unreadable_segments,
         ),
+        (
+            "koltso_storage_lost_pages",
+            "Pages of the log that cannot be read: a file was cut short, or the disk fails",
+            stats.lost_pages,
+        ),
         ("koltso_storage_disk_full", "1 while writes are refused because the disk is full", stats.disk_full.into()),
         ("koltso_storage_failed", "1 after the disk failed to sync", stats.failed.into()),
         ("koltso_storage_sync_max_microseconds", "The slowest sync of the log", stats.sync_us_max),

@@ -64,6 +64,7 @@ pub fn document(node: &Node) -> String {
             "segments": stats.segments,
             "damaged_records": stats.damaged_records,
             "unreadable_segments": stats.unreadable_segments,
+            "lost_pages": stats.lost_pages,
             "torn_records": stats.torn_records,
             "appended_bytes": stats.appended_bytes,
             "compacted_segments": stats.compacted_segments,

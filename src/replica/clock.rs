@@ -24,10 +24,10 @@
 //! the kernel's write-back (30 s); it only counts where the wall clock was set back by that much,
 //! too.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -36,6 +36,7 @@ use koltso_cluster::clock::{BeyondBound, HybridClock};
 use koltso_cluster::wall::{BothClocks, WallNews, WallWatch, Witnesses};
 use koltso_instrument::{Mutex, waiting};
 use koltso_model::WallTime;
+use koltso_storage::open_own;
 
 /// How far a written bound is ahead: four times the pause between two calls of [`Clock::refresh`],
 /// so that the cores do not write it themselves, and no more, since a node that was killed goes on
@@ -209,7 +210,7 @@ pub const fn away(left: Left, now_ms: u64) -> Duration {
 /// # Errors
 /// When the file is there and cannot be read.
 pub fn left_in(folder: &Path) -> io::Result<Option<Left>> {
-    match File::open(folder.join(FILE)) {
+    match open_own(OpenOptions::new().read(true), &folder.join(FILE)) {
         Ok(file) => Ok(read(&file)?.ok()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e),
@@ -261,7 +262,9 @@ fn encoded_1(bound: u64) -> [u8; LEN_1 as usize] {
 /// Where the bound is kept. Owner: whoever holds the clock's mutex.
 #[derive(Debug)]
 struct ClockFile {
-    file: File,
+    /// `None` until there is room on the disk to make it.
+    file: Option<File>,
+    folder: PathBuf,
     /// What is in the file; its bound is less than the clock's only after a failed write.
     written: Left,
     ahead: u64,
@@ -274,16 +277,42 @@ struct ClockFile {
 impl ClockFile {
     fn write(&mut self, bound: u64) {
         let left = Left { bound, alive_ms: self.alive_ms };
-        match waiting(&"write of the clock's bound", || self.file.write_all_at(&encoded(left), 0)) {
-            Ok(()) => self.written = left,
-            Err(e) if self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY) => {
-                self.complained = Some(Instant::now());
-                tracing::error!(
-                    "the clock's bound cannot be written: {e}; until it can, do not restart this node with its wall clock set back"
-                );
-            }
-            Err(_) => {}
+        if let Err(e) = waiting(&"write of the clock's bound", || self.try_write(left))
+            && self.complained.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY)
+        {
+            self.complained = Some(Instant::now());
+            tracing::error!(
+                "the clock's bound cannot be written: {e}; until it can, do not restart this node with its wall clock set back"
+            );
         }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.as_ref().map_or(Ok(()), File::sync_all)
+    }
+
+    fn try_write(&mut self, left: Left) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(open(&self.folder)?),
+        };
+        file.write_all_at(&encoded(left), 0)?;
+        self.written = left;
+        Ok(())
+    }
+}
+
+/// The file for reading and writing; it is made if there is none.
+fn open(folder: &Path) -> io::Result<File> {
+    open_own(OpenOptions::new().create(true).truncate(false).read(true).write(true), &folder.join(FILE))
+}
+
+/// An error for want of room on the disk, as a value: a node starts without it.
+fn unless_full<T>(result: io::Result<T>) -> io::Result<Result<T, io::Error>> {
+    match result {
+        Ok(value) => Ok(Ok(value)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Ok(Err(e)),
+        Err(e) => Err(e),
     }
 }
 
@@ -352,38 +381,54 @@ impl Clock {
     /// and [`away`] was asked.
     ///
     /// # Errors
-    /// When the file cannot be made, read or written.
+    /// When the file cannot be made, read or written, unless for want of room: then the node goes on
+    /// without, as invariant 2 has it.
     pub fn persist_in(&self, folder: &Path, now_ms: u64) -> io::Result<Option<Left>> {
         self.persist(folder, now_ms, AHEAD)
     }
 
     fn persist(&self, folder: &Path, now_ms: u64, ahead: u64) -> io::Result<Option<Left>> {
         let path = folder.join(FILE);
-        let fresh = !path.exists();
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
-        let found = match read(&file)? {
-            Ok(left) => Some(left),
-            Err(Damaged) => {
-                if !fresh {
+        let fresh = fs::metadata(&path).map_or(true, |metadata| metadata.len() == 0);
+        let opened = unless_full(open(folder))?;
+        let found = match opened.as_ref().map(read) {
+            Ok(found) => match found? {
+                Ok(left) => Some(left),
+                Err(Damaged) if fresh => None,
+                Err(Damaged) => {
                     tracing::warn!(
                         "the file {} is damaged: the wall clock counts, as at a first start",
                         path.display()
                     );
-                    file.set_len(LEN)?;
+                    unless_full(opened.as_ref().map_or(Ok(()), |file| file.set_len(LEN)))?.unwrap_or(());
+                    None
                 }
-                None
-            }
+            },
+            Err(_) => None,
         };
         let mut slot = self.file.lock();
         self.observe(found.map_or(0, |left| left.bound));
         let bound = WallTime::from_ms(now_ms).0.max(self.last()).saturating_add(ahead);
         let left = Left { bound, alive_ms: now_ms };
-        file.write_all_at(&encoded(left), 0)?;
-        file.sync_all()?;
-        if fresh {
-            File::open(folder)?.sync_all()?;
+        let mut file = ClockFile {
+            file: opened.ok(),
+            folder: folder.to_path_buf(),
+            written: Left { bound: 0, alive_ms: 0 },
+            ahead,
+            alive_ms: now_ms,
+            complained: None,
+        };
+        let kept = file.try_write(left).and_then(|()| file.sync()).and_then(|()| match fresh {
+            true => File::open(folder)?.sync_all(),
+            false => Ok(()),
+        });
+        if let Err(e) = unless_full(kept)? {
+            file.complained = Some(Instant::now());
+            tracing::warn!(
+                "the clock's bound cannot be kept: {e}; until it can, do not restart this node with its wall clock set back"
+            );
         }
-        *slot = Some(ClockFile { file, written: left, ahead, alive_ms: now_ms, complained: None });
+        *slot = Some(file);
         self.hybrid.lower(bound);
         Ok(found)
     }
@@ -416,7 +461,7 @@ impl Clock {
         let bound = self.last().max(WallTime::from_ms(file.alive_ms).0);
         self.hybrid.lower(bound);
         file.write(bound);
-        if let Err(e) = file.file.sync_data() {
+        if let Err(e) = file.sync() {
             tracing::warn!("the clock's bound could not be synced at the end: {e}");
         }
     }
@@ -597,7 +642,7 @@ mod tests {
         let clock = Clock::default();
         clock.persist(folder.path(), NOW, 3).expect("persists");
         let read_only = File::open(folder.path().join(FILE)).expect("opened");
-        let writable = std::mem::replace(&mut clock.file.lock().as_mut().expect("persists").file, read_only);
+        let writable = std::mem::replace(&mut clock.file.lock().as_mut().expect("persists").file, Some(read_only));
         let old = on_disk(folder.path());
         let mut last = 0;
         for _ in 0..100 {

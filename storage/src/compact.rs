@@ -14,9 +14,15 @@
 //! 2. A damaged live record is not moved: its segment is kept, so that the damage stays visible
 //!    until a newer version is written.
 //!
+//! On a disk that is short of room, what is expired or dead goes at once: nothing is waited for that
+//! only looks or drops, and on a full one a segment is worth it for little. Where expired records
+//! have to be kept for the grace time, their values are not: the copy has none.
+//!
 //! Bounds: `compaction_rate` bytes a second are read; one segment at a time, 16 bytes of memory a
-//! record of it; on a full disk, the reserve that only this log may use.
+//! record of it; on a full disk, the reserve that only this log may use; looking for what has
+//! expired takes a fifth of a processor at most.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -32,6 +38,7 @@ use crate::log::Writer;
 use crate::parts::Parts;
 use crate::record::Record;
 use crate::segment::SEGMENT_HEADER;
+use crate::sidecar::Sidecar;
 use crate::syncing::{self, Syncer};
 
 /// How often candidates are looked for when there was none.
@@ -46,13 +53,43 @@ const BATCH: usize = 16;
 /// The rate is kept over pieces of this many bytes.
 const PIECE: u64 = 256 << 10;
 
+/// On a full disk this share of dead bytes makes a segment worth compacting.
+const FULL_DEAD_SHARE: f64 = 0.05;
+/// On a disk that is short of room, so many segments are taken before it is asked again which.
+const HURRIED: usize = 4;
+/// Segments that are read from one end to the other are asked for in pieces of this many bytes.
+const READ_AHEAD: u32 = 1 << 20;
+
 /// Keeps a bounded rate.
 struct Pace {
     rate: u64,
     since_pause: u64,
+    /// The disk is short of room: only what is written counts.
+    hurry: bool,
 }
 
 impl Pace {
+    /// Finds out whether the disk is short of room by now.
+    fn look_at_room(&mut self, parts: &Parts) {
+        self.hurry = parts.room.is_short(parts.env(), parts.folder.path());
+    }
+
+    /// Segments that are looked for at a time. With few, the next ones are found when older segments,
+    /// which each expired record would be looked for in, are gone.
+    const fn most(&self) -> usize {
+        if self.hurry { HURRIED } else { BATCH }
+    }
+
+    /// For bytes that were looked at.
+    fn look(&mut self, parts: &Parts, bytes: u64) {
+        if self.since_pause + bytes >= PIECE {
+            self.look_at_room(parts);
+        }
+        if !self.hurry {
+            self.spend(parts, bytes);
+        }
+    }
+
     fn spend(&mut self, parts: &Parts, bytes: u64) {
         self.since_pause += bytes;
         if self.since_pause >= PIECE {
@@ -62,22 +99,69 @@ impl Pace {
     }
 }
 
+/// Has the kernel read what comes next in a segment that is read in the order of its bytes.
+#[derive(Default)]
+struct ReadAhead {
+    asked: u32,
+}
+
+impl ReadAhead {
+    fn at(&mut self, segment: &IndexedSegment, offset: u32) {
+        if offset >= self.asked {
+            let end = offset.saturating_add(READ_AHEAD).min(segment.written());
+            segment.will_need(offset, end);
+            self.asked = end;
+        }
+    }
+}
+
+/// When to look next for what has expired.
+struct Reaping {
+    next: Instant,
+    fruitless: u32,
+}
+
+impl Reaping {
+    /// A search that began then has found so many segments. If these are as many as it looks for, the
+    /// next one follows. Else, on a disk that is short of room, it comes soon, but not if it finds
+    /// nothing, or takes long.
+    fn done(&mut self, began: Instant, found: usize, pace: &Pace, usual: Duration) {
+        self.fruitless = if found > 0 { 0 } else { self.fruitless + 1 };
+        let soon = LOOK.saturating_mul(1 << self.fruitless.min(10)).min(usual);
+        self.next = match (found >= pace.most(), pace.hurry) {
+            (true, _) => began,
+            (_, true) => Instant::now() + soon.max(began.elapsed() * 4),
+            (_, false) => Instant::now() + usual,
+        };
+    }
+}
+
 pub(crate) fn run(parts: &Arc<Parts>) {
     let mut writer: Option<Writer> = None;
-    let mut pace = Pace { rate: parts.options.compaction_rate.max(1), since_pause: 0 };
-    let mut reaped = Instant::now();
+    let mut pace = Pace { rate: parts.options.compaction_rate.max(1), since_pause: 0, hurry: false };
+    let usual = parts.options.reap_interval;
+    let mut reaping = Reaping { next: Instant::now() + usual, fruitless: 0 };
     while !parts.threads.is_closing() {
+        let was_hurry = pace.hurry;
+        pace.look_at_room(parts);
+        if pace.hurry && !was_hurry {
+            reaping.next = Instant::now();
+        }
         let mut candidates = choose(parts);
-        let hurry = parts.room.is_full();
-        let interval = if hurry { LOOK } else { parts.options.reap_interval };
-        if candidates.is_empty() && reaped.elapsed() >= interval {
+        if candidates.is_empty() && Instant::now() >= reaping.next {
+            let began = Instant::now();
             candidates = reapable(parts, &mut pace);
-            reaped = Instant::now();
+            reaping.done(began, candidates.len(), &pace, usual);
+        }
+        if pace.hurry {
+            // Soon there may be better ones.
+            candidates.truncate(HURRIED);
         }
         let mut done = false;
         while !candidates.is_empty() {
             // Taken out, so that what is given back is not held here any longer.
-            let batch: Vec<_> = candidates.drain(..BATCH.min(candidates.len())).collect();
+            let most = if parts.room.is_full() { 1 } else { BATCH };
+            let batch: Vec<_> = candidates.drain(..most.min(candidates.len())).collect();
             let mut empty = Vec::new();
             let mut failed = None;
             for segment in batch {
@@ -93,7 +177,7 @@ pub(crate) fn run(parts: &Arc<Parts>) {
                         break;
                     }
                 }
-                if parts.threads.is_closing() || parts.room.is_full() {
+                if parts.threads.is_closing() {
                     break;
                 }
             }
@@ -114,12 +198,20 @@ pub(crate) fn run(parts: &Arc<Parts>) {
     }
 }
 
+/// The share of bytes that are or could be dead which makes a segment worth compacting.
+fn worth(parts: &Parts) -> f64 {
+    let usual = parts.options.compaction_dead_share;
+    // (A share above 1 says that no segment ever is.)
+    if parts.room.is_full() && usual <= 1.0 { usual.min(FULL_DEAD_SHARE) } else { usual }
+}
+
 /// Sealed segments worth compacting, the emptiest first.
 fn choose(parts: &Parts) -> Vec<Arc<IndexedSegment>> {
     let sealed: Vec<Arc<IndexedSegment>> = parts.segments.all().into_iter().filter(|s| s.sidecar().is_some()).collect();
     let share = |s: &IndexedSegment| s.dead_bytes() as f64 / s.used_bytes().max(1) as f64;
+    let worth = worth(parts);
     let mut chosen: Vec<Arc<IndexedSegment>> =
-        sealed.iter().filter(|s| s.is_free() || share(s) >= parts.options.compaction_dead_share).cloned().collect();
+        sealed.iter().filter(|s| s.is_free() || share(s) >= worth).cloned().collect();
     let small: Vec<_> = sealed.iter().filter(|s| s.used_bytes() < parts.room.roll_at() / 4).cloned().collect();
     if chosen.is_empty() && small.len() >= SMALL_MANY {
         chosen = small;
@@ -133,9 +225,10 @@ fn choose(parts: &Parts) -> Vec<Arc<IndexedSegment>> {
 /// names it.
 fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
     let now_ms = parts.env().now_ms();
-    let segments = parts.segments.all();
+    let worth = worth(parts);
     let mut chosen = Vec::new();
-    for segment in &segments {
+    let others = Others::of(parts);
+    for segment in &others.all {
         let Some(sidecar) = segment.sidecar() else {
             continue;
         };
@@ -143,49 +236,92 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
             continue;
         }
         let mut droppable = segment.dead_bytes();
-        for entry in sidecar.entries().filter(|e| e.says_absent()) {
+        let mut read_ahead = ReadAhead::default();
+        for (offset, hash) in saying_absent(sidecar) {
             if parts.threads.is_closing() {
                 return Vec::new();
             }
-            pace.spend(parts, LOOK_COST);
-            let Ok(record) = segment.record(entry.offset) else {
+            pace.look(parts, LOOK_COST);
+            read_ahead.at(segment, offset);
+            let Ok(record) = segment.record(offset) else {
                 continue;
             };
-            if !parts.retention.is_over(&record, now_ms) {
+            if !record.is_absent(now_ms) || !parts.index.lock(hash).names(hash, segment, offset) {
                 continue;
             }
-            pace.spend(parts, LOOK_COST * segments.len() as u64);
-            let named = parts.index.lock(entry.hash).names(entry.hash, segment, entry.offset);
-            if named && !older_elsewhere(parts, segment, &record, |_| true) {
-                droppable += record.size() as u64;
-            }
+            let goes = parts.retention.is_over(&record, now_ms) && {
+                let asked = Cell::new(0);
+                let stays = older_elsewhere(&others.all, segment, &record, |_| {
+                    asked.set(asked.get() + 1);
+                    true
+                });
+                pace.look(parts, LOOK_COST * asked.get());
+                !stays
+            };
+            droppable += if goes { record.size() as u64 } else { record.value().len() as u64 };
         }
         let share = droppable as f64 / segment.used_bytes().max(1) as f64;
-        if share >= parts.options.compaction_dead_share {
+        if share >= worth {
             chosen.push(segment.clone());
+        }
+        // The oldest come first, and for each of them fewer others can have an older version.
+        pace.look_at_room(parts);
+        if chosen.len() >= pace.most() {
+            break;
         }
     }
     chosen
 }
 
+/// Where the records of a sidecar lie that say "absent" or will, as they lie, with their hashes.
+fn saying_absent(sidecar: &Sidecar) -> Vec<(u32, IndexHash)> {
+    let mut places: Vec<_> = sidecar.entries().filter(|e| e.says_absent()).map(|e| (e.offset, e.hash)).collect();
+    places.sort_unstable_by_key(|&(offset, _)| offset);
+    places
+}
+
+/// The segments that an older version of a record could be in. To be held shortly: it keeps the
+/// space of what is given back meanwhile.
+struct Others {
+    made: u64,
+    all: Vec<Arc<IndexedSegment>>,
+}
+
+impl Others {
+    fn of(parts: &Parts) -> Self {
+        let made = parts.segments.made();
+        Self { made, all: parts.segments.all() }
+    }
+
+    /// Brings it up to date, if a segment was made since.
+    fn refresh(&mut self, parts: &Parts) {
+        if self.made != parts.segments.made() {
+            *self = Self::of(parts);
+        }
+    }
+}
+
 /// Whether one of the `asked` segments beside `home` has, or may have, an older version of the
 /// record's key.
 fn older_elsewhere(
-    parts: &Parts,
+    others: &[Arc<IndexedSegment>],
     home: &IndexedSegment,
     record: &Record<'_>,
     asked: impl Fn(&IndexedSegment) -> bool,
 ) -> bool {
-    let segments = parts.segments.all();
     let (key, version) = (record.key(), record.version());
     let mut others =
-        segments.iter().filter(|s| s.sequence != home.sequence && s.oldest_clock() <= version.clock && asked(s));
-    others.any(|other| match other.sidecar() {
-        Some(sidecar) => {
-            let at = sidecar.lower_bound(other, key);
-            at < sidecar.len() && !other.record(sidecar.entry(at).offset).is_ok_and(|r| r.key() != key)
-        }
-        None => !other.order.lacks(other, key),
+        others.iter().filter(|s| s.sequence != home.sequence && s.oldest_clock() <= version.clock && asked(s));
+    others.any(|other| {
+        let found = match other.sidecar() {
+            Some(sidecar) => {
+                let at = sidecar.lower_bound(other, key);
+                at < sidecar.len() && !other.record(sidecar.entry(at).offset).is_ok_and(|r| r.key() != key)
+            }
+            None => !other.order.lacks(other, key),
+        };
+        // Asked last: the search may be what met a page that is gone.
+        found || other.all_faults() > 0
     })
 }
 
@@ -203,21 +339,28 @@ fn evacuate(
         let sidecar = segment.sidecar().expect("only sealed segments are chosen");
         // What can be dropped goes first: the copies made after it would stand in the way of that
         // decision.
-        for entry in sidecar.entries().filter(|e| e.says_absent()) {
-            drop_absent(parts, segment, entry.hash, entry.offset, now_ms);
+        let (mut read_ahead, mut others) = (ReadAhead::default(), Others::of(parts));
+        for (offset, hash) in saying_absent(sidecar) {
+            read_ahead.at(segment, offset);
+            drop_absent(parts, &mut others, segment, (offset, hash), now_ms);
         }
+        drop(others);
         // As they lie: in the order of their keys every single one would wait for memory, or for
         // the disk.
         let mut places: Vec<(u32, u32, IndexHash)> = sidecar.entries().map(|e| (e.offset, e.size, e.hash)).collect();
         places.sort_unstable_by_key(|&(offset, ..)| offset);
+        let mut read_ahead = ReadAhead::default();
         for (offset, size, hash) in places {
             if parts.threads.is_closing() {
                 return Ok(false);
             }
-            pace.spend(parts, u64::from(size));
+            pace.look(parts, LOOK_COST);
             if !parts.index.lock(hash).names(hash, segment, offset) {
                 continue;
             }
+            pace.look(parts, u64::from(size));
+            read_ahead.at(segment, offset);
+            let faults = segment.faults();
             let record = segment.record(offset).ok().filter(|r| segment.header_intact(offset, r) && r.value_intact());
             let Some(record) = record else {
                 parts.damage.found(segment, offset);
@@ -235,9 +378,23 @@ fn evacuate(
             let Some(writer) = writer.as_mut() else {
                 continue;
             };
-            let to = writer.append(&record.draft())?;
-            relocate(parts, hash, &record, (segment, offset), (writer.segment(), to));
-            moved += record.size() as u64;
+            let mut draft = record.draft();
+            if !record.is_tombstone() && record.is_absent(now_ms) {
+                // It stays for the grace time, without what nobody gets to see any more.
+                draft.value = &[];
+            }
+            let size = draft.size() as u64;
+            if pace.hurry {
+                pace.spend(parts, size);
+            }
+            let to = writer.append(&draft)?;
+            if segment.faults() != faults {
+                // The copy may be of zeros that a page was replaced with meanwhile.
+                stays += 1;
+                continue;
+            }
+            relocate(parts, hash, &record, (segment, offset), (writer.segment(), to), size);
+            moved += size;
         }
     }
     parts.counters.compacted_bytes.fetch_add(moved, Ordering::Relaxed);
@@ -285,35 +442,50 @@ fn give_back(parts: &Arc<Parts>, empty: Vec<Arc<IndexedSegment>>) -> Result<(), 
 }
 
 /// Forgets a record that says "absent", if it may be forgotten.
-fn drop_absent(parts: &Parts, segment: &IndexedSegment, hash: IndexHash, offset: u32, now_ms: u64) {
+fn drop_absent(
+    parts: &Parts,
+    others: &mut Others,
+    segment: &IndexedSegment,
+    (offset, hash): (u32, IndexHash),
+    now_ms: u64,
+) {
     let intact = segment.record(offset).ok().filter(|r| segment.header_intact(offset, r));
     let Some(record) = intact.filter(|record| parts.retention.is_over(record, now_ms)) else {
         return;
     };
-    // Most segments do not change, so they are asked without the lock.
-    let newest = parts.segments.newest();
-    if older_elsewhere(parts, segment, &record, |_| true) {
+    loop {
+        others.refresh(parts);
+        // Most segments do not change, so they are asked without the lock.
+        let changing: Vec<_> = others.all.iter().filter(|other| other.sidecar().is_none()).cloned().collect();
+        if older_elsewhere(&others.all, segment, &record, |_| true) {
+            return;
+        }
+        let mut stripe = parts.index.lock(hash);
+        // A version that came late in between lost against this record and lies in a log now: it
+        // would come back at the next start. Under the lock of the stripe none can be published, so
+        // those that can have got it are asked again. (All the others would hold up who waits for the
+        // lock.)
+        if others.made != parts.segments.made() {
+            continue;
+        }
+        if older_elsewhere(&changing, segment, &record, |_| true) {
+            return;
+        }
+        if stripe.remove(Entry::new(hash, segment.slot, offset), record.is_tombstone()) {
+            segment.sub_live(record.size() as u64);
+        }
         return;
-    }
-    let mut stripe = parts.index.lock(hash);
-    // A version that came late in between lost against this record and lies in a log now: it would
-    // come back at the next start. Under the lock of the stripe none can be published, so those
-    // that can have got it are asked again.
-    if older_elsewhere(parts, segment, &record, |s| s.sidecar().is_none() || s.sequence > newest) {
-        return;
-    }
-    if stripe.remove(Entry::new(hash, segment.slot, offset), record.is_tombstone()) {
-        segment.sub_live(record.size() as u64);
     }
 }
 
-/// Lets the index name the copy, if it still names the original.
+/// Lets the index name the copy of this size, if it still names the original.
 fn relocate(
     parts: &Parts,
     hash: IndexHash,
     record: &Record<'_>,
     from: (&IndexedSegment, u32),
     to: (&IndexedSegment, u32),
+    copied: u64,
 ) {
     let (old, new) = (Entry::new(hash, from.0.slot, from.1), Entry::new(hash, to.0.slot, to.1));
     let mut stripe = parts.index.lock(hash);
@@ -321,8 +493,7 @@ fn relocate(
         return;
     }
     debug_assert!(matches!(stripe.find(hash, record.key()), Find::Hit(_)));
-    let size = record.size() as u64;
     stripe.replace(old, new, record.is_tombstone(), record.is_tombstone());
-    from.0.sub_live(size);
-    to.0.add_live(size);
+    from.0.sub_live(record.size() as u64);
+    to.0.add_live(copied);
 }

@@ -17,6 +17,7 @@ pub(crate) struct DamageLog {
     count: AtomicU64,
     unreadable_segments: AtomicU64,
     torn_records: AtomicU64,
+    lost_pages: AtomicU64,
 }
 
 impl Default for DamageLog {
@@ -26,6 +27,7 @@ impl Default for DamageLog {
             count: AtomicU64::new(0),
             unreadable_segments: AtomicU64::new(0),
             torn_records: AtomicU64::new(0),
+            lost_pages: AtomicU64::new(0),
         }
     }
 }
@@ -58,6 +60,18 @@ impl DamageLog {
         );
     }
 
+    /// Pages of a segment or its sidecar could not be had. The records there answer as damaged ones,
+    /// and compaction leaves the segment alone.
+    pub(crate) fn lost_pages(&self, segment: &IndexedSegment, count: u32) {
+        segment.quarantine();
+        self.lost_pages.fetch_add(u64::from(count), Ordering::Relaxed);
+        tracing::error!(
+            "{count} pages of the segment {:016x}.log, or of its sidecar, cannot be read: the file was cut short, or the disk \
+             fails; the records there are not served",
+            segment.sequence
+        );
+    }
+
     fn report(&self, sequence: u64, offset: u32) {
         let mut seen = self.seen.lock();
         if seen.contains(&(sequence, offset)) {
@@ -78,6 +92,11 @@ impl DamageLog {
     /// Records that recovery skipped as half written.
     pub(crate) fn torn_records(&self) -> u64 {
         self.torn_records.load(Ordering::Relaxed)
+    }
+
+    /// Pages of the log that could not be had.
+    pub(crate) fn lost_page_count(&self) -> u64 {
+        self.lost_pages.load(Ordering::Relaxed)
     }
 
     /// Of the damaged ones, whole segments.

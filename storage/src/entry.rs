@@ -6,8 +6,8 @@
 //! ```
 
 use crate::hash::{IndexHash, TAG_BITS};
+use crate::header::SEGMENT_MAX;
 use crate::record::ALIGN;
-use crate::segment::SEGMENT_MAX;
 
 const OFFSET_BITS: u32 = 23;
 const SLOT_BITS: u32 = 17;

@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,6 +22,10 @@ use memmap2::{Mmap, MmapOptions, MmapRaw};
 
 /// Permissions of files.
 const OWNER_ONLY: u32 = 0o600;
+/// The permissions of everybody but the owner.
+const OTHERS: u32 = 0o077;
+/// How far below a data folder there are folders of ours (those of the hints of each peer).
+const DEPTH: u32 = 2;
 
 /// Everything that the engine asks of the system. Errors are what the system said.
 #[allow(clippy::missing_errors_doc)]
@@ -50,22 +54,23 @@ pub trait Env: Send + Sync + 'static {
 
     /// Makes a file for its owner only, or empties the one that is there.
     fn create(&self, path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(OWNER_ONLY).open(path)
+        let mut options = OpenOptions::new();
+        open_own(options.read(true).write(true).create(true).truncate(true), path)
     }
 
-    /// Opens a file for reading and writing.
+    /// Opens a file for reading and writing, which no symbolic link leads to.
     fn open(&self, path: &Path) -> io::Result<File> {
-        OpenOptions::new().read(true).write(true).open(path)
+        open_own(OpenOptions::new().read(true).write(true), path)
     }
 
-    /// Opens a file for reading only.
+    /// Opens a file for reading only, which no symbolic link leads to.
     fn open_to_read(&self, path: &Path) -> io::Result<File> {
-        File::open(path)
+        open_own(OpenOptions::new().read(true), path)
     }
 
     /// Opens a file, makes it if need be, and locks it (`flock`) for as long as the file is open.
     fn lock(&self, path: &Path) -> Result<File, TryLockError> {
-        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(OWNER_ONLY).open(path);
+        let file = open_own(OpenOptions::new().create(true).truncate(false).write(true), path);
         let file = file.map_err(TryLockError::Error)?;
         file.try_lock()?;
         Ok(file)
@@ -94,6 +99,12 @@ pub trait Env: Send + Sync + 'static {
     /// Who may do what with the file, as bits of `st_mode` (0o777).
     fn permissions(&self, path: &Path) -> io::Result<u32> {
         Ok(fs::metadata(path)?.mode() & 0o777)
+    }
+
+    /// Takes the permissions of others away from a folder and the files and folders in it, where they
+    /// have any; from how many.
+    fn restrict(&self, folder: &Path) -> io::Result<u64> {
+        restrict(folder, DEPTH)
     }
 
     /// Bytes that the file occupies on disk.
@@ -211,6 +222,57 @@ pub struct Space {
     pub free: u64,
     /// The file system's size.
     pub total: u64,
+}
+
+/// Opens a file of a data folder; a new one is made for its owner only. What somebody has put there
+/// in its place is not followed (a symbolic link) and not waited for (a pipe): it is an error that
+/// says so.
+///
+/// # Errors
+/// What the system said, or what the file is.
+pub fn open_own(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let opened = options.mode(OWNER_ONLY).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(|e| match e.raw_os_error() {
+        Some(libc::ELOOP) => io::Error::other(format!(
+            "{} is a symbolic link, and none is followed in a data folder: put the file itself there",
+            path.display()
+        )),
+        // A pipe that nobody reads.
+        Some(libc::ENXIO) => is_no_file(path),
+        _ => e,
+    })?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(is_no_file(path)) }
+}
+
+fn is_no_file(path: &Path) -> io::Error {
+    io::Error::other(format!("{} is not a file", path.display()))
+}
+
+fn restrict(folder: &Path, depth: u32) -> io::Result<u64> {
+    let mut changed = u64::from(take_from_others(folder, &fs::metadata(folder)?)?);
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // Of the entry itself, where it is a link.
+        let metadata = match entry.metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        changed += match (metadata.is_dir(), metadata.is_file()) {
+            (true, _) if depth > 0 => restrict(&entry.path(), depth - 1)?,
+            (_, true) => u64::from(take_from_others(&entry.path(), &metadata)?),
+            _ => 0,
+        };
+    }
+    Ok(changed)
+}
+
+/// Whether there was something to take away.
+fn take_from_others(path: &Path, metadata: &fs::Metadata) -> io::Result<bool> {
+    let open = metadata.mode() & OTHERS != 0;
+    if open {
+        fs::set_permissions(path, fs::Permissions::from_mode(metadata.mode() & 0o777 & !OTHERS))?;
+    }
+    Ok(open)
 }
 
 /// The whole content of a file.

@@ -193,6 +193,19 @@ impl Folder {
                 Secret::make(env, path).map_err(io_error)?
             }
         };
+        match env.restrict(path) {
+            Ok(0) => {}
+            Ok(_) if !existing => {}
+            Ok(count) => tracing::warn!(
+                "others than the owner could read or write {count} files and folders of the data folder {}: these permissions \
+                 were taken away",
+                path.display()
+            ),
+            Err(e) => tracing::warn!(
+                "others may be able to read the data folder {}, whose permissions cannot be changed: {e}",
+                path.display()
+            ),
+        }
         let folder = Self { path: path.to_path_buf(), secret, _lock: lock };
         if !existing {
             let write = || -> io::Result<()> {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use koltso_instrument::Mutex;
@@ -30,6 +30,8 @@ pub(crate) struct IndexedSegment {
     /// Sorted runs of what was written, until the sidecar takes over.
     pub(crate) order: Order,
     sidecar: OnceLock<Sidecar>,
+    /// Pages that could not be had, of those the ones that were reported.
+    faults_reported: AtomicU32,
     /// Another process wrote it and did not seal it: see [`IndexedSegment::settle`].
     unsettled: Mutex<bool>,
 }
@@ -52,6 +54,7 @@ impl IndexedSegment {
             quarantined: AtomicBool::new(false),
             order: Order::default(),
             sidecar: OnceLock::new(),
+            faults_reported: AtomicU32::new(0),
             unsettled: Mutex::new(&"unsettled segment", false),
         }
     }
@@ -114,6 +117,18 @@ impl IndexedSegment {
         self.quarantined.load(Ordering::Relaxed)
     }
 
+    /// Pages of the segment and its sidecar that could not be had. What is looked for there and not
+    /// found may be there all the same.
+    pub(crate) fn all_faults(&self) -> u32 {
+        self.faults() + self.sidecar().map_or(0, Sidecar::faults)
+    }
+
+    /// How many of these nobody has reported yet; they count as reported now. One thread at a time.
+    pub(crate) fn new_faults(&self) -> u32 {
+        let faults = self.all_faults();
+        faults.saturating_sub(self.faults_reported.swap(faults, Ordering::Relaxed))
+    }
+
     /// `None` until it is sealed.
     pub(crate) fn sidecar(&self) -> Option<&Sidecar> {
         self.sidecar.get()
@@ -121,7 +136,7 @@ impl IndexedSegment {
 
     /// States that it is sealed.
     pub(crate) fn attach(&self, sidecar: Sidecar) {
-        self.advise_sequential();
+        self.advise_random();
         self.close_owners_file();
         let attached = self.sidecar.set(sidecar);
         assert!(attached.is_ok(), "a segment is sealed once");
@@ -162,18 +177,21 @@ impl Tail {
         size <= self.segment.ready().saturating_sub(self.position) as usize
     }
 
-    /// Writes the record and returns its offset. The caller made sure of [`Tail::is_ready`].
+    /// Writes the record and returns its offset; `None` if the file lacks a page there: nothing more
+    /// can be written to the segment then. The caller made sure of [`Tail::is_ready`].
     #[allow(unsafe_code)]
     #[inline]
-    pub(crate) fn append(&mut self, draft: &Draft<'_>) -> u32 {
+    pub(crate) fn append(&mut self, draft: &Draft<'_>) -> Option<u32> {
         let size = draft.size();
         assert!(self.is_ready(size));
         let offset = self.position;
         // SAFETY: below `ready` by the assertion; `position` is what was written, as only this tail
         // appends to its segment, and `&mut self` makes it one at a time.
-        unsafe { self.segment.append_at(offset, draft) };
+        if !unsafe { self.segment.append_at(offset, draft) } {
+            return None;
+        }
         self.position += size as u32;
-        offset
+        Some(offset)
     }
 }
 
@@ -211,7 +229,7 @@ mod tests {
                 let wanted = tail.position() + draft.size() as u32;
                 tail.segment().extend(&RealEnv, wanted).expect("room");
             }
-            offsets.push(tail.append(&draft));
+            offsets.push(tail.append(&draft).expect("the file is whole"));
         }
         offsets
     }

@@ -33,7 +33,8 @@ const LOW_WATER: u32 = 512 << 10;
 pub struct Writer {
     parts: Arc<Parts>,
     log: Arc<LogState>,
-    tail: Tail,
+    /// `None` until there was room for the first segment.
+    tail: Option<Tail>,
 }
 
 impl Drop for Writer {
@@ -47,9 +48,24 @@ impl Writer {
     pub(crate) fn new(parts: Arc<Parts>, privileged: bool) -> io::Result<Self> {
         // From the reserve, too: what was killed on a full disk has to start on it.
         let tail = parts.create_segment(Need::Compaction)?;
-        let log = Arc::new(LogState::new(tail.segment(), privileged));
+        Ok(Self::with(parts, Some(tail), privileged))
+    }
+
+    /// Makes a log without a segment, which its first write makes as soon as there is room.
+    pub(crate) fn waiting(parts: Arc<Parts>) -> Self {
+        // Says that the disk is full, and has the provisioning thread look for when it is not.
+        let _ = parts.ask_for_room(u64::from(SLICE), Need::Value);
+        Self::with(parts, None, false)
+    }
+
+    fn with(parts: Arc<Parts>, tail: Option<Tail>, privileged: bool) -> Self {
+        let log = Arc::new(LogState::new(tail.as_ref().map(Tail::segment), privileged));
         parts.logs.add(log.clone());
-        Ok(Self { parts, log, tail })
+        Self { parts, log, tail }
+    }
+
+    fn tail(&self) -> &Tail {
+        self.tail.as_ref().expect("a write has made a segment first")
     }
 
     /// Writes a record with everything that it has; a tombstone if its flags say so.
@@ -109,7 +125,7 @@ impl Writer {
 
     /// Makes an appended record the one that readers find, if none is newer.
     fn publish(&self, hash: IndexHash, draft: &Draft<'_>, offset: u32) -> Applied {
-        let (segment, version, size) = (self.tail.segment(), draft.version, draft.size());
+        let (segment, version, size) = (self.tail().segment(), draft.version, draft.size());
         let place = Place { hash, version, segment, offset, size, tombstone: draft.flags.is_tombstone() };
         self.parts.index.lock(hash).offer(draft.key, &place)
     }
@@ -126,27 +142,44 @@ impl Writer {
             return Err(WriteError::Failed);
         }
         let size = draft.size();
-        let full = u64::from(self.tail.position()) >= self.parts.room.roll_at();
-        if full || !self.tail.fits(size) {
+        let roll_at = self.parts.room.roll_at();
+        if self.tail.as_ref().is_none_or(|tail| u64::from(tail.position()) >= roll_at || !tail.fits(size)) {
             self.roll(self.need(draft))?;
         }
-        if !self.tail.is_ready(size) {
-            self.make_ready(size, self.need(draft))?;
-        }
-        let offset = self.tail.append(draft);
+        let offset = match self.append_here(draft, size)? {
+            Some(offset) => offset,
+            None => self.append_elsewhere(draft, size)?,
+        };
         let log = &self.log;
         // Only this thread adds, so a load and a store will do.
         log.appended.store(log.appended.load(Ordering::Relaxed) + size as u64, Ordering::Release);
-        let ahead = self.tail.segment().ready() - self.tail.position();
+        let ahead = self.tail().segment().ready() - self.tail().position();
         if ahead < LOW_WATER && !log.nudged.swap(true, Ordering::AcqRel) {
             self.parts.threads.wake_provisioning();
         }
         Ok(offset)
     }
 
+    /// Appends to the present segment, which the record fits; `None` if its file lacks a page there.
+    #[inline]
+    fn append_here(&mut self, draft: &Draft<'_>, size: usize) -> Result<Option<u32>, WriteError> {
+        if !self.tail().is_ready(size) {
+            self.make_ready(size, self.need(draft))?;
+        }
+        Ok(self.tail.as_mut().and_then(|tail| tail.append(draft)))
+    }
+
+    /// Leaves a segment whose file was cut short, or under which the disk fails, for a new one.
+    #[cold]
+    fn append_elsewhere(&mut self, draft: &Draft<'_>, size: usize) -> Result<u32, WriteError> {
+        self.roll(self.need(draft))?;
+        let appended = self.append_here(draft, size)?;
+        appended.ok_or_else(|| self.parts.health.refuse(io::Error::other("a new segment cannot be written to")))
+    }
+
     /// The segment that [`Writer::append`] wrote to last.
     pub(crate) fn segment(&self) -> &Arc<IndexedSegment> {
-        self.tail.segment()
+        self.tail().segment()
     }
 
     fn need(&self, draft: &Draft<'_>) -> Need {
@@ -168,29 +201,30 @@ impl Writer {
                 made.map_err(|e| self.parts.health.refuse(e))?
             }
         };
-        let old = std::mem::replace(&mut self.tail, tail);
-        self.log.goes_on_in(self.tail.segment());
-        self.parts.hand_to_sealing(old);
+        self.log.goes_on_in(tail.segment());
+        if let Some(old) = self.tail.replace(tail) {
+            self.parts.hand_to_sealing(old);
+        }
         self.parts.threads.wake_provisioning();
         Ok(())
     }
 
     #[cold]
-    fn make_ready(&mut self, size: usize, need: Need) -> Result<(), WriteError> {
-        while !self.tail.is_ready(size) {
+    fn make_ready(&self, size: usize, need: Need) -> Result<(), WriteError> {
+        let tail = self.tail();
+        while !tail.is_ready(size) {
             self.parts.counters.stalled();
-            let segment = self.tail.segment();
             match self.ask_for_slice(need) {
                 // The provisioning thread took the last room, for this segment.
-                Err(_) if self.tail.is_ready(size) => return Ok(()),
+                Err(_) if tail.is_ready(size) => return Ok(()),
                 room => room?,
             }
-            let wanted = self.tail.position() + size as u32;
-            let more = waiting(&"space for the log", || segment.extend(self.parts.env(), wanted))
+            let wanted = tail.position() + size as u32;
+            let more = waiting(&"space for the log", || tail.segment().extend(self.parts.env(), wanted))
                 .map_err(|e| self.parts.health.refuse(e))?;
             // `more` is false, too, when the provisioning thread has made the rest ready since it
             // was asked above.
-            assert!(more || self.tail.is_ready(size), "a record that fits a segment fits its ready part in the end");
+            assert!(more || tail.is_ready(size), "a record that fits a segment fits its ready part in the end");
         }
         Ok(())
     }

@@ -32,7 +32,8 @@ impl Logs {
 
 /// What a log shares with the background threads.
 pub(crate) struct LogState {
-    pub(crate) active: Mutex<Arc<IndexedSegment>>,
+    /// `None` until there was room for the first.
+    pub(crate) active: Mutex<Option<Arc<IndexedSegment>>>,
     /// Made ahead, so that rolling costs nothing.
     pub(crate) spare: Mutex<Option<Tail>>,
     /// IndexedSegments with bytes that were not synced, oldest first; the active one is last.
@@ -49,11 +50,11 @@ pub(crate) struct LogState {
 }
 
 impl LogState {
-    pub(crate) fn new(segment: &Arc<IndexedSegment>, privileged: bool) -> Self {
+    pub(crate) fn new(segment: Option<&Arc<IndexedSegment>>, privileged: bool) -> Self {
         Self {
-            active: Mutex::new(&"active segment", segment.clone()),
+            active: Mutex::new(&"active segment", segment.cloned()),
             spare: Mutex::new(&"spare segment", None),
-            unsynced: Mutex::new(&"unsynced segments", vec![segment.clone()]),
+            unsynced: Mutex::new(&"unsynced segments", segment.cloned().into_iter().collect()),
             appended: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             nudged: AtomicBool::new(false),
@@ -143,6 +144,6 @@ impl LogState {
     /// Takes over a new segment as the active one.
     pub(crate) fn goes_on_in(&self, segment: &Arc<IndexedSegment>) {
         self.unsynced.lock().push(segment.clone());
-        *self.active.lock() = segment.clone();
+        *self.active.lock() = Some(segment.clone());
     }
 }

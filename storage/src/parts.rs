@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::damage::DamageLog;
 use crate::env::Env;
+use crate::fault;
 use crate::folder::Folder;
 use crate::health::Health;
 use crate::index::Index;
@@ -63,6 +64,21 @@ impl Parts {
         self.segments.create(&self.segment_context(), self.options.segment_size, self.keeps_names())
     }
 
+    /// Reports what the handler of faults has found since the last look, when `seen` were counted.
+    /// One thread at a time.
+    pub(crate) fn report_faults(&self, seen: &mut u64) {
+        let total = fault::total();
+        if total == std::mem::replace(seen, total) {
+            return;
+        }
+        for segment in self.segments.all() {
+            match segment.new_faults() {
+                0 => {}
+                count => self.damage.lost_pages(&segment, count),
+            }
+        }
+    }
+
     /// Gives a segment back that no index entry names.
     pub(crate) fn retire(&self, segment: &Arc<IndexedSegment>) {
         if let Err(e) = self.segments.retire(&self.segment_context(), segment) {
@@ -87,6 +103,7 @@ impl Parts {
             damaged_records: self.damage.count(),
             torn_records: self.damage.torn_records(),
             unreadable_segments: self.damage.unreadable_segments(),
+            lost_pages: self.damage.lost_page_count(),
             disk_full: self.room.is_full(),
             ..Stats::default()
         };

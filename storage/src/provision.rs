@@ -21,6 +21,7 @@ const AHEAD_MS: u64 = 250;
 const SPARE_BELOW: u64 = 16 << 20;
 
 pub(crate) fn run(parts: &Parts) {
+    let mut faults_seen = 0;
     let mut rates: Vec<(u64, Instant, u32)> = Vec::new();
     while !parts.threads.is_closing() {
         let logs = parts.logs.all();
@@ -38,6 +39,7 @@ pub(crate) fn run(parts: &Parts) {
             more |= provide(parts, log, *ahead);
         }
         parts.index.provide();
+        parts.report_faults(&mut faults_seen);
         if !more {
             parts.threads.wake_sealing();
             thread::park_timeout(TICK);
@@ -47,9 +49,18 @@ pub(crate) fn run(parts: &Parts) {
 
 /// Makes one slice ready where one is wanted; `true` if there may be more to do.
 fn provide(parts: &Parts, log: &LogState, ahead: u32) -> bool {
-    let segment = log.active.lock().clone();
-    let (written, ready) = (segment.written(), segment.ready());
     let need = if log.privileged { Need::Compaction } else { Need::Value };
+    let Some(segment) = log.active.lock().clone() else {
+        // The disk was full when the log began. This is also what notices that it is no more.
+        if log.spare.lock().is_none()
+            && let Ok(tail) = parts.create_segment(need)
+        {
+            *log.spare.lock() = Some(tail);
+        }
+        return false;
+    };
+    segment.look_at_length(parts.env());
+    let (written, ready) = (segment.written(), segment.ready());
     let left = parts.room.roll_at().saturating_sub(u64::from(written));
     if left < SPARE_BELOW.min(parts.room.roll_at() / 4) && log.spare.lock().is_none() {
         match parts.create_segment(need) {

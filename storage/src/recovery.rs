@@ -32,10 +32,11 @@ use crate::env::Env;
 use crate::error::OpenError;
 use crate::folder::Folder;
 use crate::hash::{IndexHash, STRIPES};
+use crate::header::HeaderError;
 use crate::index::{Index, Locked, Place};
 use crate::indexed::IndexedSegment;
 use crate::record::{ALIGN, Record};
-use crate::segment::{HeaderError, SEGMENT_HEADER, Segment, path_of};
+use crate::segment::{SEGMENT_HEADER, Segment, path_of};
 use crate::sidecar::Sidecar;
 
 /// Records that a thread takes in hand at once: 8 MiB while it sorts them.
@@ -260,8 +261,10 @@ fn open_one(
         return Ok(Some(Opened { segment: Arc::new(segment), scan: None, newest_clock }));
     }
     segment.was_found_unsealed();
+    segment.advise_sequential();
     let end = segment.data_end(env);
     let mut scan = scan(segment.recovery_bytes(), end as usize, segment.salt());
+    segment.advise_random();
     segment.set_written(scan.end);
     let mut newest_clock = 0;
     for &offset in &scan.offsets {

@@ -2,7 +2,8 @@
 //! one.
 //!
 //! A reserve is kept so that a full disk can be emptied: half of it for deletes, half for
-//! compaction.
+//! compaction. Before values get to it, the disk is short of room, and what is expired or dead has
+//! to go at once.
 
 use std::io;
 use std::path::Path;
@@ -12,6 +13,10 @@ use crate::env::{Env, Space};
 
 /// The least at which a segment is rolled, unless it is smaller itself.
 const ROLL_MIN: u64 = 1 << 20;
+
+/// The most by which the free space that makes compaction hurry exceeds the reserve: seconds of
+/// writing, however large the disk is.
+const SHORT_MAX: u64 = 1 << 30;
 
 /// Who asks for room. On a full disk the order is: no values any more, then no deletes any more,
 /// and compaction last.
@@ -28,15 +33,19 @@ pub(crate) struct Room {
     roll_at: u64,
     /// Free bytes that are kept.
     reserve: u64,
+    /// With less free than this, compaction hurries.
+    short_below: u64,
     full: AtomicBool,
 }
 
 impl Room {
     /// For a file system with this space and segments of this size.
     pub(crate) fn new(space: Space, segment_size: u32) -> Self {
+        let reserve = (space.total / 16).min(u64::from(segment_size));
         Self {
             roll_at: (space.total / 64).max(ROLL_MIN).min(u64::from(segment_size)),
-            reserve: (space.total / 16).min(u64::from(segment_size)),
+            reserve,
+            short_below: reserve + (space.total / 8).min(SHORT_MAX),
             full: AtomicBool::new(false),
         }
     }
@@ -51,6 +60,11 @@ impl Room {
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Whether values will soon be refused, or are, unless space comes back.
+    pub(crate) fn is_short(&self, env: &dyn Env, folder: &Path) -> bool {
+        self.is_full() || env.space(folder).is_ok_and(|space| space.free < self.short_below)
     }
 
     /// Whether `bytes` more may be allocated; `StorageFull` if not.

@@ -30,7 +30,7 @@ pub(crate) fn run(parts: &Parts) {
         for log in logs {
             // Compaction's log is kept sorted to its end, so that it can tell which keys it does
             // not have.
-            let segment = log.active.lock().clone();
+            let Some(segment) = log.active.lock().clone() else { continue };
             if segment.order.extend(&segment, log.privileged) {
                 quiet_since = Some(Instant::now());
             }
@@ -67,6 +67,8 @@ fn seal(parts: &Parts, segment: &Arc<IndexedSegment>) -> io::Result<()> {
     for log in parts.logs.all() {
         log.was_synced(segment);
     }
+    // Before a file is made beside it, since on a full disk this is what there is room for it in.
+    segment.release_rest(parts.env());
     let (env, folder, secret) = (parts.env(), parts.folder.path(), parts.folder.secret());
     Sidecar::write(env, folder, secret, segment, &run, segment.order.damaged())?;
     let Some(sidecar) = Sidecar::open(env, folder, secret, segment) else {
@@ -76,12 +78,12 @@ fn seal(parts: &Parts, segment: &Arc<IndexedSegment>) -> io::Result<()> {
     segment.order.clear();
     drop(run);
     (parts.options.memory_freed)();
-    segment.release_rest(parts.env());
     Ok(())
 }
 
-/// Seals every open segment, at the end. What a writer that was not dropped still holds stays as
-/// after a crash.
+/// Seals every open segment, at the end. What a writer that was not dropped still holds, and what
+/// there is no room for a sidecar of, stays as after a crash: it is on disk, and read through at the
+/// next start.
 pub(crate) fn seal_everything(parts: &Parts) -> io::Result<()> {
     let mut held = Vec::new();
     for log in parts.logs.all() {
@@ -89,7 +91,7 @@ pub(crate) fn seal_everything(parts: &Parts) -> io::Result<()> {
             drop(log.spare.lock().take());
         } else {
             tracing::warn!("the store closes while a writer is left: its segment is read through at the next start");
-            held.push(log.active.lock().clone());
+            held.extend(log.active.lock().clone());
             held.extend(log.spare.lock().as_ref().map(|tail| tail.segment().clone()));
         }
     }
@@ -98,8 +100,9 @@ pub(crate) fn seal_everything(parts: &Parts) -> io::Result<()> {
     for segment in open {
         if segment.used_bytes() == 0 {
             let _ = segment.unlink(parts.env());
-        } else {
-            seal(parts, &segment)?;
+        } else if let Err(e) = seal(parts, &segment) {
+            parts.health.check()?;
+            tracing::warn!("a segment cannot be sealed, and is read through at the next start: {e}");
         }
     }
     parts.folder.sync(parts.env())

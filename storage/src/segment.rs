@@ -13,10 +13,12 @@
 //!    above it, and moves it (release) after a whole record is there.
 //! 2. The tail writes only below `ready`, where blocks are allocated: a full disk is an error
 //!    value, never SIGBUS. Nobody else writes there: zeros are written ahead only at and above it,
-//!    under the lock that moves it.
-//! 3. The file is never truncated, so no mapped page goes away. (An I/O error under the mapping is
-//!    still SIGBUS, and another program that writes the file breaks 1: the folder lock keeps our
-//!    own processes out, nothing else can.)
+//!    under the lock that moves it. Where the file system cannot allocate ahead (no `fallocate`,
+//!    as ext3), writing the zeros is what makes it do so.
+//! 3. We never truncate the file. A page that is gone all the same, because somebody else did or
+//!    the disk cannot read it, reads as zeros from then on ([`crate::fault`]), and the segment takes
+//!    no more records. (Another program that writes the file breaks 1: the folder lock keeps our own
+//!    processes out, nothing else can.)
 //! 4. An unlinked segment lives on in its mapping until the last reader lets go.
 //! 5. The header is on disk before anything is written behind it. So a file without a header that
 //!    has anything behind it has lost it, and is not one that a power loss kept from being written.
@@ -30,14 +32,12 @@ use koltso_instrument::Mutex;
 use memmap2::{Advice, MmapRaw};
 
 use crate::env::Env;
+use crate::fault::Watched;
+use crate::header::{self, HeaderError, PAGE};
 use crate::record::{self, Draft, Fault, Record};
 
-const MAGIC: &[u8; 8] = b"KOLTSOSG";
-const FORMAT: u32 = 2;
-/// Bytes before the first record.
-pub(crate) const SEGMENT_HEADER: u32 = 64;
-/// The largest segment: an index entry has 23 bits for an offset in units of 8 bytes.
-pub(crate) const SEGMENT_MAX: u32 = 1 << 26;
+pub(crate) use crate::header::{SEGMENT_HEADER, SEGMENT_MAX};
+
 /// Blocks are allocated in slices of this many bytes.
 pub(crate) const SLICE: u32 = 1 << 20;
 /// Brought into memory at once, which takes 15 us; where the host of a virtual machine has to find
@@ -45,7 +45,6 @@ pub(crate) const SLICE: u32 = 1 << 20;
 const PIECE: u32 = 64 << 10;
 /// Kernel ABI, since Linux 5.14; libc has the name only in newer versions.
 const MADV_POPULATE_WRITE: i32 = 23;
-const PAGE: u32 = 4096;
 
 #[derive(Debug)]
 pub(crate) struct Segment {
@@ -59,6 +58,10 @@ pub(crate) struct Segment {
     pub(crate) syncing: Mutex<()>,
     /// For syncs of the log's owner, who does not wait for those of the background threads.
     owners_file: Mutex<OwnersFile>,
+    /// Whether the file system reserves blocks without writing to them.
+    allocates: bool,
+    /// Before `map`, so that it is dropped before that is.
+    watched: Watched,
     map: MmapRaw,
     written: AtomicU32,
     ready: AtomicU32,
@@ -79,54 +82,24 @@ enum OwnersFile {
     Sealed,
 }
 
-/// Why a file is not a segment of ours.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum HeaderError {
-    #[error("it has no intact segment header")]
-    Damaged,
-    /// It was being made when the process ended or the power was lost, and there is nothing in it.
-    #[error("its header was not written")]
-    Unwritten,
-    #[error("its segment format is {0}, and this build knows formats up to {FORMAT}")]
-    Newer(u32),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
 pub(crate) fn path_of(folder: &Path, sequence: u64, extension: &str) -> PathBuf {
     folder.join(format!("{sequence:016x}.{extension}"))
 }
 
-fn header(sequence: u64, salt: u32, capacity: u32) -> [u8; SEGMENT_HEADER as usize] {
-    let mut header = [0; SEGMENT_HEADER as usize];
-    header[..8].copy_from_slice(MAGIC);
-    header[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-    header[16..24].copy_from_slice(&sequence.to_le_bytes());
-    header[24..28].copy_from_slice(&salt.to_le_bytes());
-    header[28..32].copy_from_slice(&capacity.to_le_bytes());
-    let crc = header_crc(&header);
-    header[12..16].copy_from_slice(&crc.to_le_bytes());
-    header
-}
-
-/// Of everything but the checksum itself. All formats have it at this place, so that one flipped
-/// bit does not make a newer format, which would keep the store from opening.
-fn header_crc(header: &[u8; SEGMENT_HEADER as usize]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&header[..12]), &header[16..])
-}
-
-/// Whether a file has nothing but zeros from `start` on.
-fn is_blank(env: &dyn Env, file: &File, start: u64) -> io::Result<bool> {
-    let end = env.data_end(file, env.len(file)?);
-    let mut buffer = vec![0; PIECE as usize];
-    for at in (start..end).step_by(buffer.len()) {
-        let piece = (end - at).min(buffer.len() as u64) as usize;
-        env.read_at(file, &mut buffer[..piece], at)?;
-        if buffer[..piece].iter().any(|&byte| byte != 0) {
-            return Ok(false);
-        }
+/// Whether blocks were reserved: `false` where the file system has no way to do that but writing.
+fn allocates(allocated: io::Result<()>) -> io::Result<bool> {
+    match allocated {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(false),
+        Err(e) => Err(e),
     }
-    Ok(true)
+}
+
+/// Has the page cache hold the zeros of a range that nothing was written to, so that nobody has to
+/// read them: at most [`PIECE`] bytes. Where blocks were not reserved before, this does that.
+fn write_zeros(env: &dyn Env, file: &File, start: u32, end: u32) -> io::Result<()> {
+    static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
+    env.write_at(file, &ZEROS[..(end - start) as usize], u64::from(start))
 }
 
 impl Segment {
@@ -135,27 +108,33 @@ impl Segment {
         assert!(capacity.is_multiple_of(PAGE) && (PAGE..=SEGMENT_MAX).contains(&capacity));
         let path = path_of(folder, sequence, "log");
         let file = env.create_new(&path)?;
-        let prepare = || -> io::Result<(MmapRaw, File)> {
+        let prepare = || -> io::Result<(MmapRaw, File, bool)> {
             let owners_file = env.open(&path)?;
             env.set_len(&file, u64::from(capacity))?;
-            env.allocate(&file, 0, u64::from(SLICE.min(capacity)))?;
-            env.write_durably(&file, &header(sequence, salt, capacity), 0)?;
+            let allocates = allocates(env.allocate(&file, 0, u64::from(SLICE.min(capacity))))?;
+            if !allocates {
+                for start in (0..SLICE.min(capacity)).step_by(PIECE as usize) {
+                    write_zeros(env, &file, start, (start + PIECE).min(capacity))?;
+                }
+            }
+            env.write_durably(&file, &header::encode(sequence, salt, capacity), 0)?;
             let map = env.map(&file, capacity as usize)?;
             // Or a fault on a page that is not there yet has the kernel "read" what was never
             // written, which clears as much as the disk's read-ahead is long: 8 MiB in one go, 14
             // to 36 ms, on the disk of a virtual machine.
             _ = map.advise(Advice::Random);
-            Ok((map, owners_file))
+            Ok((map, owners_file, allocates))
         };
-        let (map, owners_file) = prepare().inspect_err(|_| {
+        let (map, owners_file, allocates) = prepare().inspect_err(|_| {
             let _ = env.remove(&path);
         })?;
         let mut segment = Self::assemble(sequence, salt, capacity, path, file, map);
         *segment.owners_file.get_mut() = OwnersFile::Here(owners_file);
+        segment.allocates = allocates;
         segment.ready.store(SLICE.min(capacity), Ordering::Release);
         for start in (0..SLICE.min(capacity)).step_by(PIECE as usize) {
             let end = (start + PIECE).min(capacity);
-            segment.write_zeros(env, start.max(SEGMENT_HEADER), end);
+            _ = write_zeros(env, &segment.file, start.max(SEGMENT_HEADER), end);
             segment.populate(start, end);
         }
         Ok(segment)
@@ -166,24 +145,7 @@ impl Segment {
     pub(crate) fn open(env: &dyn Env, folder: &Path, sequence: u64) -> Result<Self, HeaderError> {
         let path = path_of(folder, sequence, "log");
         let file = env.open(&path)?;
-        let mut bytes = [0; SEGMENT_HEADER as usize];
-        if env.len(&file)? < u64::from(SEGMENT_HEADER) {
-            return Err(HeaderError::Unwritten);
-        }
-        env.read_at(&file, &mut bytes, 0)?;
-        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let (format, salt, capacity) = (u32_at(8), u32_at(24), u32_at(28));
-        if &bytes[..8] == MAGIC && format > FORMAT && u32_at(12) == header_crc(&bytes) {
-            return Err(HeaderError::Newer(format));
-        }
-        let size_fits = (PAGE..=SEGMENT_MAX).contains(&capacity) && capacity.is_multiple_of(PAGE);
-        if !size_fits || bytes != header(sequence, salt, capacity) {
-            // None of these words is zero in a header. That alone says nothing of what is behind
-            // it: a disk may give back zeros for what it has lost.
-            let lacks_words = bytes[..32].chunks_exact(8).any(|word| word == [0; 8]);
-            let is_unwritten = lacks_words && is_blank(env, &file, 32)?;
-            return Err(if is_unwritten { HeaderError::Unwritten } else { HeaderError::Damaged });
-        }
+        let (salt, capacity) = header::read(env, &file, sequence)?;
         // A file cut short gets its size back; the rest reads as zeros, which is where the records
         // end.
         if env.len(&file)? < u64::from(capacity) {
@@ -202,6 +164,8 @@ impl Segment {
             file,
             syncing: Mutex::new(&"sync of a segment", ()),
             owners_file: Mutex::new(&"sync of a log by its owner", OwnersFile::Sealed),
+            allocates: true,
+            watched: Watched::new(map.as_ptr(), capacity as usize),
             map,
             written: AtomicU32::new(SEGMENT_HEADER),
             ready: AtomicU32::new(SEGMENT_HEADER),
@@ -291,10 +255,43 @@ impl Segment {
         }
     }
 
-    /// Reading ahead is worth it from now on: nothing is written any more, and compaction reads
-    /// from one end to the other.
+    /// The file is about to be read from its start to its end.
     pub(crate) fn advise_sequential(&self) {
-        _ = self.map.advise(Advice::Normal);
+        _ = self.map.advise(Advice::Sequential);
+    }
+
+    /// Records are read here and there from now on. With data larger than memory, what the kernel
+    /// reads around each of them would push out what is read often: 190 reads/s instead of 9 900.
+    /// Who reads on says so ([`Segment::will_need`]).
+    pub(crate) fn advise_random(&self) {
+        _ = self.map.advise(Advice::Random);
+    }
+
+    /// Has the kernel begin to read a range that will be read soon, and does not wait for it.
+    pub(crate) fn will_need(&self, start: u32, end: u32) {
+        let (start, end) = (start & !(PAGE - 1), end.min(self.capacity));
+        if start < end {
+            _ = self.map.advise_range(Advice::WillNeed, start as usize, (end - start) as usize);
+        }
+    }
+
+    /// Whether the file system reserves blocks without writing to them.
+    pub(crate) const fn allocates(&self) -> bool {
+        self.allocates
+    }
+
+    /// Pages that could not be had: the file was cut short, or the disk cannot read them.
+    #[inline]
+    pub(crate) fn faults(&self) -> u32 {
+        self.watched.faults()
+    }
+
+    /// Finds out whether somebody cut the file short, and counts that as a fault, once: what is
+    /// written into the rest of its last page would fault nowhere, and be lost.
+    pub(crate) fn look_at_length(&self, env: &dyn Env) {
+        if self.faults() == 0 && env.len(&self.file).is_ok_and(|len| len < u64::from(self.capacity)) {
+            self.watched.found();
+        }
     }
 
     /// The first `end` bytes, of which the caller knows that they will not change.
@@ -379,13 +376,6 @@ impl Segment {
         }
     }
 
-    /// Has the page cache hold the zeros of a range that nothing was written to, so that nobody has
-    /// to read them. A hint, too.
-    fn write_zeros(&self, env: &dyn Env, start: u32, end: u32) {
-        static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
-        _ = env.write_at(&self.file, &ZEROS[..(end - start) as usize], u64::from(start));
-    }
-
     /// Makes the next slice ready, allocated and in memory. `false` when the whole segment is.
     ///
     /// Piece by piece: a writer that runs out of room meanwhile waits for one of them, and may then
@@ -396,7 +386,9 @@ impl Segment {
             return Ok(false);
         }
         let end = (start + SLICE).min(self.capacity);
-        env.allocate(&self.file, u64::from(start), u64::from(end - start))?;
+        if self.allocates {
+            env.allocate(&self.file, u64::from(start), u64::from(end - start))?;
+        }
         while start < end {
             let next = (start + PIECE).min(end);
             let _turn = self.extending.lock();
@@ -404,7 +396,10 @@ impl Segment {
                 // The writer went on by itself: there may be records.
                 break;
             }
-            self.write_zeros(env, start, next);
+            let zeros = write_zeros(env, &self.file, start, next);
+            if !self.allocates {
+                zeros?;
+            }
             self.populate(start, next);
             self.ready.store(next, Ordering::Release);
             start = next;
@@ -419,7 +414,13 @@ impl Segment {
         let ready = self.ready();
         if ready < wanted && ready < self.capacity {
             let end = (ready + SLICE).min(self.capacity);
-            env.allocate(&self.file, u64::from(ready), u64::from(end - ready))?;
+            if self.allocates {
+                env.allocate(&self.file, u64::from(ready), u64::from(end - ready))?;
+            } else {
+                for start in (ready..end).step_by(PIECE as usize) {
+                    write_zeros(env, &self.file, start, (start + PIECE).min(end))?;
+                }
+            }
             self.ready.store(end, Ordering::Release);
         }
         Ok(ready < self.capacity)
@@ -453,21 +454,26 @@ impl Segment {
         }
     }
 
-    /// Writes a record at `offset` and counts it as written.
+    /// Writes a record at `offset` and counts it as written; `false` if the file lacks a page there,
+    /// so that what was written is nowhere.
     ///
     /// # Safety
     /// `offset` is [`Segment::written`], the record ends at or below [`Segment::ready`], and no
     /// other thread does this to the same segment (invariants 1 and 2): a tail sees to that.
     #[allow(unsafe_code)]
     #[inline]
-    pub(crate) unsafe fn append_at(&self, offset: u32, draft: &Draft<'_>) {
+    pub(crate) unsafe fn append_at(&self, offset: u32, draft: &Draft<'_>) -> bool {
         let size = draft.size();
         // SAFETY: within the mapping, since `ready` is; nobody else has access at and above
         // `written`.
         let out = unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().add(offset as usize), size) };
         draft.write(out, self.seed(offset));
+        if self.faults() > 0 {
+            return false;
+        }
         self.note_clock(draft.version.clock);
         self.written.store(offset + size as u32, Ordering::Release);
+        true
     }
 
     /// Pages of the segment that are in memory.

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use koltso_instrument::Mutex;
 
@@ -21,8 +21,12 @@ use crate::segment::Segment;
 pub(crate) struct Segments {
     /// By sequence. Changed when one is made or given back.
     all: Mutex<Vec<Arc<IndexedSegment>>>,
+    /// How many were made since the store was opened; moves when one is in the list.
+    made: AtomicU64,
     next_sequence: AtomicU64,
     slots: Mutex<Slots>,
+    /// Somebody was told that the file system cannot allocate ahead.
+    said_zeros: AtomicBool,
 }
 
 /// Which slots have no segment.
@@ -67,8 +71,10 @@ impl Segments {
         let slots = Slots::beside(&found);
         Self {
             all: Mutex::new(&"segments", found),
+            made: AtomicU64::new(0),
             next_sequence: AtomicU64::new(next_sequence),
             slots: Mutex::new(&"free segment slots", slots),
+            said_zeros: AtomicBool::new(false),
         }
     }
 
@@ -77,9 +83,10 @@ impl Segments {
         self.all.lock().clone()
     }
 
-    /// The sequence of the newest segment, 0 without any.
-    pub(crate) fn newest(&self) -> u64 {
-        self.all.lock().iter().map(|segment| segment.sequence).max().unwrap_or(0)
+    /// How many were made. While it stays, so does the list, except for those that are given back:
+    /// what was published since lies in one that was there.
+    pub(crate) fn made(&self) -> u64 {
+        self.made.load(Ordering::Acquire)
     }
 
     /// A new, installed segment of `size` bytes; with `durable_name`, its name survives a power
@@ -91,7 +98,10 @@ impl Segments {
         let made = self.make(context, size, durable_name).map(|segment| Arc::new(IndexedSegment::new(segment, slot)));
         let segment = made.inspect_err(|_| self.slots.lock().free.push(slot))?;
         context.index.install(segment.clone());
-        self.all.lock().push(segment.clone());
+        let mut all = self.all.lock();
+        all.push(segment.clone());
+        self.made.fetch_add(1, Ordering::Release);
+        drop(all);
         Ok(Tail::new(segment))
     }
 
@@ -101,6 +111,13 @@ impl Segments {
         // as another's.
         let salt = context.env.random() as u32;
         let segment = Segment::create(context.env, context.folder.path(), sequence, salt, size)?;
+        if !segment.allocates() && !self.said_zeros.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the file system of the data folder {} has no fallocate: room for the log is made by writing zeros, and what \
+                 is written goes to the disk twice",
+                context.folder.path().display()
+            );
+        }
         if durable_name {
             context.folder.sync(context.env).inspect_err(|_| {
                 let _ = segment.unlink(context.env);

@@ -38,6 +38,7 @@ use memmap2::Mmap;
 
 use crate::bytes::{u32_at, u64_at};
 use crate::env::Env;
+use crate::fault::{self, Watched};
 use crate::hash::IndexHash;
 use crate::record::ALIGN;
 use crate::secret::Secret;
@@ -97,6 +98,8 @@ impl Known {
 
 #[derive(Debug)]
 pub(crate) struct Sidecar {
+    /// Before `map`, so that it is dropped before that is.
+    watched: Watched,
     map: Mmap,
     count: u32,
     /// Whether the directory is what was written, once somebody has looked.
@@ -115,12 +118,16 @@ impl Sidecar {
     pub(crate) fn open(env: &dyn Env, folder: &Path, secret: &Secret, segment: &Segment) -> Option<Self> {
         let file = env.open_to_read(&path_of(folder, segment.sequence, "idx")).ok()?;
         let len = env.len(&file).ok()?;
-        if len < HEADER as u64 || len > u64::from(u32::MAX) {
+        if len < HEADER as u64 || len > fault::LEN_MAX as u64 {
             return None;
         }
         // SAFETY: the file is written under another name and renamed here, never changed after; see
         // the segment's invariant 3 for what that cannot cover.
         let map = unsafe { env.map_unchanging(&file) }.ok()?;
+        let watched = Watched::new(map.as_ptr(), map.len());
+        if map.len() as u64 != len {
+            return None;
+        }
         let head = &map[..HEADER];
         let (count, data_end) = (u32_at(head, 32), u32_at(head, 36));
         let intact = &head[..8] == MAGIC
@@ -139,7 +146,18 @@ impl Sidecar {
         let (oldest_clock, newest_clock) = (u64_at(head, 48), u64_at(head, 64));
         let (tombstones, expiring) = (u32_at(head, 56), u32_at(head, 60));
         let directory_intact = OnceLock::new();
-        Some(Self { map, count, directory_intact, data_end, damaged, oldest_clock, newest_clock, tombstones, expiring })
+        Some(Self {
+            watched,
+            map,
+            count,
+            directory_intact,
+            data_end,
+            damaged,
+            oldest_clock,
+            newest_clock,
+            tombstones,
+            expiring,
+        })
     }
 
     /// Writes the sidecar of a segment whose records are `offsets`, sorted by key and newest first,
@@ -228,6 +246,11 @@ impl Sidecar {
 
     pub(crate) const fn len(&self) -> u32 {
         self.count
+    }
+
+    /// Pages that could not be had; keys are missing from the order then.
+    pub(crate) fn faults(&self) -> u32 {
+        self.watched.faults()
     }
 
     /// Entry `index`, below [`Sidecar::len`].

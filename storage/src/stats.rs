@@ -23,6 +23,9 @@ pub struct Stats {
     /// Of these, segments without an intact header: each counts once, whatever is in it. Their
     /// files are in none of the other figures.
     pub unreadable_segments: u64,
+    /// Pages of segments and sidecars that could not be had since the store was opened, because
+    /// somebody cut a file short or the disk cannot read them. The records there are damaged.
+    pub lost_pages: u64,
     /// Records that were skipped when the store was opened, because sectors of them had never got
     /// to the disk while later records had: see [`Recovered`](crate::Recovered).
     pub torn_records: u64,

@@ -85,6 +85,18 @@ impl Store {
         Writer::new(self.parts.clone(), false)
     }
 
+    /// As [`Store::writer`], but a full disk is no error: the first write that there is room for
+    /// makes the segment, and those before it are [`crate::WriteError::DiskFull`].
+    ///
+    /// # Errors
+    /// When the first segment cannot be made for another reason.
+    pub fn writer_on_a_full_disk(&self) -> io::Result<Writer> {
+        self.writer().or_else(|e| match e.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Ok(Writer::waiting(self.parts.clone())),
+            _ => Err(e),
+        })
+    }
+
     /// Looks `key` up and gives what was found to `read`, under the lock of the key's stripe: be
     /// short in there.
     #[inline]

@@ -82,7 +82,7 @@ pub(crate) fn run(parts: &Parts, interval: Duration) {
                 // Writing back made the pages read-only; what comes until the next time should not
                 // fault on them.
                 let written_since = log.durable() - before;
-                let segment = log.active.lock().clone();
+                let Some(segment) = log.active.lock().clone() else { continue };
                 let (start, ready) = (segment.written(), segment.ready());
                 let ahead = written_since.saturating_mul(2).clamp(REPOPULATE_MIN, u64::from(AHEAD_MAX)) as u32;
                 segment.populate(start, start.saturating_add(ahead).min(ready));

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::{FakeEnv, files, scan, small, value_of, version};
-use koltso_storage::{Env, Options, Store, Writer};
+use koltso_storage::{Env, Lookup, Options, Store, Writer};
 use koltso_testkit::random::{Random, seed_or as seed};
 use koltso_testkit::wait::soon;
 use koltso_testkit::wall_ms;
@@ -353,4 +353,36 @@ fn versions_that_arrived_twice_do_not_keep_their_segment() {
     let first = files(dir.path(), "log").remove(0);
     soon("the segment is compacted", || !first.exists());
     assert_eq!(scan(&store, b"k", Some(b"l"), 1).len(), 20);
+}
+
+/// In a cluster what has expired is remembered for the grace time, but nobody gets to see its value.
+#[test]
+fn expired_values_give_their_bytes_back_during_the_grace() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options { tombstone_grace: Duration::from_secs(3_600), ..options(dir.path()) };
+    let (store, _) = Store::open(options()).unwrap();
+    let mut writer = store.writer().unwrap();
+    let expires = wall_ms() + 300;
+    for number in 0..1_000 {
+        writer.put(&key(number), &[7; 2_000], version(number + 1), expires).unwrap();
+    }
+    writer.put(b"stays", &[8; 2_000], version(1), 0).unwrap();
+    soon("it takes less than a tenth of the space", || {
+        let stats = store.stats();
+        stats.live_bytes + stats.dead_bytes < 200_000
+    });
+    let now = wall_ms();
+    let remembered = |store: &Store, number: u64| {
+        store.get(&key(number), now, |found| match found {
+            Lookup::Absent(Some(it)) => it.version == version(number + 1),
+            other => panic!("{other:?}"),
+        })
+    };
+    assert!((0..1_000).all(|number| remembered(&store, number)), "an older version could come back");
+    assert_eq!(value_of(&store, b"stays"), Some(vec![8; 2_000]));
+    drop(writer);
+    store.close().unwrap();
+    drop(store);
+    let (store, _) = Store::open(options()).unwrap();
+    assert!((0..1_000).all(|number| remembered(&store, number)), "after a restart");
 }

@@ -6,6 +6,8 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod crashes;
+mod cut_short;
 mod damage;
 mod disks;
 mod draining;
+mod full_disk;

@@ -21,9 +21,10 @@
 //! Tested in `log/tests.rs` beside a model, with kills, cuts, flipped bits and failed writes.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ use crate::entry::{self, FORMAT, HEADER, Header, Position, Scanner};
 const NEEDS_REPAIR: &str = "needs-repair";
 const CONFIRMED: &str = "confirmed";
 const SUFFIX: &str = ".hints";
+/// Files are their owner's alone.
+const FILE_MODE: u32 = 0o600;
 const READ_BUFFER: usize = 64 << 10;
 /// A segment counts as full as soon as its oldest entry is older than `age_max` divided by this, so
 /// that hints outlive `age_max` by no more than that share.
@@ -161,6 +164,36 @@ fn random() -> u32 {
     RandomState::new().hash_one(0) as u32
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Makes a peer's folder and those above it, for their owner only, where they are not there yet.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)
+}
+
+/// The names of the files in a folder. Something else in the place of a file of ours, such as a
+/// symbolic link, is an error: nothing that lies outside of the data folder is read or written.
+fn list(folder: &Path) -> io::Result<Vec<OsString>> {
+    let is_foreign = |name: &OsString, is_file: bool| {
+        !is_file && name.to_str().is_some_and(|it| it.ends_with(SUFFIX) || [CONFIRMED, NEEDS_REPAIR].contains(&it))
+    };
+    let is_link = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+    if is_link(folder) || folder.parent().is_some_and(is_link) {
+        return Err(io::Error::other("it is a symbolic link, and none is followed in a data folder"));
+    }
+    let entry = |entry: io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        let name = entry.file_name();
+        if is_foreign(&name, entry.file_type()?.is_file()) {
+            return Err(io::Error::other(format!("{} in it is not a file", name.display())));
+        }
+        Ok(name)
+    };
+    fs::read_dir(folder)?.map(entry).collect()
+}
+
 fn read_header(file: &File, sequence: u64) -> io::Result<Header> {
     let mut bytes = [0; HEADER as usize];
     match file.read_exact_at(&mut bytes, 0) {
@@ -175,10 +208,14 @@ impl Log {
     /// reads the entries.
     pub(crate) fn open(folder: &Path, peer: &str, bounds: Bounds) -> Result<Self, HintError> {
         let io_error = |error| HintError::Io { folder: folder.to_path_buf(), error };
-        fs::create_dir_all(folder).map_err(io_error)?;
+        let entries = match make_folder(folder).and_then(|()| list(folder)) {
+            Ok(entries) => entries,
+            // There is nothing to read then, and with room it is made for the first hint.
+            Err(error) if is_full(&error) => Vec::new(),
+            Err(error) => return Err(io_error(error)),
+        };
         let mut unread = Vec::new();
-        for found in fs::read_dir(folder).map_err(io_error)? {
-            let name = found.map_err(io_error)?.file_name();
+        for name in entries {
             let Some(sequence) = name.to_str().and_then(sequence_of) else { continue };
             let file = folder.join(name);
             let header = File::open(&file).and_then(|file| read_header(&file, sequence)).map_err(io_error)?;
@@ -413,7 +450,8 @@ impl Log {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.saturating_add(1);
         let (path, salt) = (self.path(sequence), random());
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        make_folder(&self.folder)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(&path)?;
         if let Err(error) = (self.write)(&file, &entry::segment_header(sequence, salt), 0) {
             let _ = fs::remove_file(path);
             return Err(error);
@@ -542,7 +580,10 @@ impl Log {
         self.needs_repair = true;
         if !self.marker_on_disk {
             // On a full disk this may fail; `tick` tries again every second.
-            self.marker_on_disk = File::create(self.folder.join(NEEDS_REPAIR)).is_ok();
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(false).mode(FILE_MODE);
+            let made = make_folder(&self.folder).and_then(|()| options.open(self.folder.join(NEEDS_REPAIR)));
+            self.marker_on_disk = made.is_ok();
             self.names_dirty = true;
         }
     }
@@ -630,6 +671,7 @@ impl Log {
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(FILE_MODE)
             .open(self.folder.join(CONFIRMED))
             .and_then(|file| file.write_all_at(&bytes, 0));
         if let Err(e) = written {

@@ -1,13 +1,13 @@
 //! What a test does to a data folder behind the server's back: find bytes, flip them, cut files,
 //! compare, copy, mount.
 
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 use std::{fs, io};
 
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::skip::{Remedy, skip};
 
@@ -89,6 +89,12 @@ pub fn overwrite(path: &Path, offset: u64, bytes: &[u8]) {
     fs::OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
 }
 
+/// Writes a file that only its owner may read, whatever the mask is.
+pub fn write_secret(path: &Path, content: impl AsRef<[u8]>) {
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
 pub fn cut(path: &Path, len: u64) {
     fs::OpenOptions::new().write(true).open(path).unwrap().set_len(len).unwrap();
 }
@@ -113,24 +119,50 @@ pub fn listing(path: &Path) -> Vec<(PathBuf, u64, SystemTime)> {
     all
 }
 
-/// A small file system of its own, in memory; unmounted with this guard.
+/// A small file system of its own; unmounted with this guard.
 pub struct SmallDisk {
     folder: Option<TempDir>,
+    /// What is mounted, unless it is memory.
+    _image: Option<NamedTempFile>,
 }
 
 impl SmallDisk {
-    /// None, recorded as skipped, where mounting is not permitted.
+    /// One in memory. None, recorded as skipped, where mounting is not permitted.
     #[track_caller]
     pub fn mount(mib: u32) -> Option<SmallDisk> {
-        let folder = tempfile::tempdir().unwrap();
-        let output = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "koltso-test"])
-            .arg(folder.path())
-            .output();
-        match output {
-            Ok(output) if output.status.success() => Some(SmallDisk { folder: Some(folder) }),
+        Self::mounted("tmpfs", &format!("size={mib}m"), "koltso-test", None)
+    }
+
+    /// One of this type, such as `ext3`, in a file. None, recorded as skipped, where it cannot be
+    /// made or mounted.
+    #[track_caller]
+    pub fn of_type(kind: &str, mib: u64) -> Option<SmallDisk> {
+        let image = NamedTempFile::new().unwrap();
+        image.as_file().set_len(mib << 20).unwrap();
+        let make = format!("mkfs.{kind}");
+        match Command::new(&make).arg(image.path()).output() {
+            Ok(output) if output.status.success() => {}
             Ok(output) => {
-                skip(format!("cannot mount a tmpfs: {}", String::from_utf8_lossy(&output.stderr)), Remedy::Root);
+                skip(format!("{make} fails: {}", String::from_utf8_lossy(&output.stderr)), Remedy::Root);
+                return None;
+            }
+            Err(error) => {
+                skip(format!("cannot run {make}: {error}"), Remedy::Package("e2fsprogs"));
+                return None;
+            }
+        }
+        let path = image.path().display().to_string();
+        Self::mounted(kind, "loop", &path, Some(image))
+    }
+
+    #[track_caller]
+    fn mounted(kind: &str, options: &str, what: &str, image: Option<NamedTempFile>) -> Option<SmallDisk> {
+        let folder = tempfile::tempdir().unwrap();
+        let output = Command::new("mount").args(["-t", kind, "-o", options, what]).arg(folder.path()).output();
+        match output {
+            Ok(output) if output.status.success() => Some(SmallDisk { folder: Some(folder), _image: image }),
+            Ok(output) => {
+                skip(format!("cannot mount a {kind}: {}", String::from_utf8_lossy(&output.stderr)), Remedy::Root);
                 None
             }
             Err(error) => {
@@ -148,6 +180,25 @@ impl SmallDisk {
         let done =
             Command::new("mount").args(["-o", &format!("remount,size={mib}m")]).arg(self.path()).status().unwrap();
         assert!(done.success(), "remount with {mib} MiB failed");
+    }
+
+    /// Takes all the room that is left, as somebody else's file does; it comes back with the file.
+    /// Once more, it takes what there is since.
+    pub fn fill(&self) -> PathBuf {
+        let path = self.path().join("of-somebody-else");
+        let file = fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+        let block = vec![1; 64 << 10];
+        let (mut at, mut size) = (file.metadata().unwrap().len(), block.len());
+        while size > 0 {
+            match file.write_at(&block[..size], at) {
+                Ok(written) => at += u64::try_from(written).unwrap(),
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+                    size /= 2;
+                }
+            }
+        }
+        path
     }
 }
 

@@ -282,7 +282,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     }
     node.clock.observe(found.newest_clock);
     let store = Arc::new(store);
-    let writers = (0..node.config.threads).map(|_| store.writer()).collect::<Result<Vec<_>, _>>();
+    let writers = (0..node.config.threads).map(|_| store.writer_on_a_full_disk()).collect::<Result<Vec<_>, _>>();
     let writers = writers.map_err(|e| format!("no segment can be made in the data folder: {e}"))?;
     let members = node.cluster.as_ref().map(|cluster| &cluster.membership);
     members_file::keep(&node.config.data, id, members).map_err(|e| e.to_string())?;
