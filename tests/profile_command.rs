@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use koltso_testkit::process::send_signal;
 use koltso_testkit::server::free_port;
-use koltso_testkit::{Launch, Server, eventually, skip};
+use koltso_testkit::{Launch, Server, eventually, files, skip};
 use tempfile::TempDir;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_koltso");
@@ -327,8 +327,8 @@ fn what_the_node_refuses_is_said_in_its_words() {
 fn a_token_is_sent() {
     let folder = Folder::new();
     let (token, wrong, data) = (folder.file("token"), folder.file("wrong"), folder.file("data"));
-    std::fs::write(&token, "let-me-in-at-once\n").unwrap();
-    std::fs::write(&wrong, "let-me-out\n").unwrap();
+    files::write_secret(Path::new(&token), "let-me-in-at-once\n");
+    files::write_secret(Path::new(&wrong), "let-me-out\n");
     let flags = format!("--threads 1 --admin-token-file {token}");
     let server = Launch::on(Path::new(&data)).host("0.0.0.0").flags(&flags).start();
     let url = format!("http://127.0.0.1:{}", server.port());

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use koltso_testkit::client::request_bytes;
 use koltso_testkit::skip::{self, Remedy, skip};
-use koltso_testkit::{Client, Launch, Response, Server, eventually};
+use koltso_testkit::{Client, Launch, Response, Server, eventually, files};
 
 fn ask(server: &Server, target: &str) -> Response {
     let mut client = server.connect().patience(Duration::from_secs(30));
@@ -339,7 +339,7 @@ fn beyond_loopback_profiles_need_a_token() {
     drop(server);
 
     let file = folder.path().join("token");
-    std::fs::write(&file, "open-sesame-please").unwrap();
+    files::write_secret(&file, "open-sesame-please");
     let flags = format!("--threads 1 --admin-token-file {}", file.display());
     let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags(&flags).start();
     for (value, status) in [("Bearer wrong", 401), ("Bearer open-sesame-please", 200)] {

@@ -12,18 +12,22 @@
 //!                                     crc32c 1a2b3c4d
 //! ```
 //!
+//! A folder whose own identity `members` has under the address of another node of the list is that
+//! node's, and refused. One without these files is taken: that of a node that was alone joins a
+//! cluster so, and one of a cluster that is started without a list serves what it has, alone.
+//!
 //! `identity`: 128 random bits, made at the folder's first start and kept. `members`: the numbers
 //! of the cluster's nodes, made at the first start with `--cluster`; from then on they come from
 //! here, and the list given at a start only says who is listed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use koltso_cluster::membership::{MemberNode, Membership, MembershipError};
 use koltso_instrument::waiting;
 use koltso_model::NodeId;
+use koltso_storage::open_own;
 
 const IDENTITY_FILE: &str = "identity";
 const MEMBERS_FILE: &str = "members";
@@ -56,6 +60,19 @@ pub enum MembersError {
         file: &'static str,
         /// The data folder.
         folder: String,
+    },
+    /// It is the folder of another node of the list.
+    #[error(
+        "the data folder {folder} belongs to the node {owner}, and this is the node {me}: start it with --node {owner}, or give \
+         {me} the folder that is its own (--data)"
+    )]
+    OtherNode {
+        /// The data folder.
+        folder: String,
+        /// The address of the node that it belongs to.
+        owner: String,
+        /// The address of the node that was started.
+        me: String,
     },
     /// The list given at the start is no cluster.
     #[error(transparent)]
@@ -122,22 +139,22 @@ fn read_members(text: &str) -> Option<Membership> {
 fn read(folder: &Path, file: &'static str) -> Result<Option<String>, MembersError> {
     let failed = |error| MembersError::Io { file, folder: folder.display().to_string(), error };
     let damaged = || MembersError::Damaged { file, folder: folder.display().to_string() };
-    let path = folder.join(file);
-    match fs::metadata(&path) {
+    let mut bytes = Vec::new();
+    match open_own(OpenOptions::new().read(true), &folder.join(file)) {
+        Ok(open) => open.take(SIZE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(failed(e)),
-        Ok(found) if found.len() > SIZE_MAX => return Err(damaged()),
-        Ok(_) => {}
+    };
+    if bytes.len() as u64 > SIZE_MAX {
+        return Err(damaged());
     }
-    let bytes = fs::read(&path).map_err(failed)?;
     String::from_utf8(bytes).map(Some).map_err(|_| damaged())
 }
 
 fn replace(folder: &Path, file: &'static str, text: &str) -> Result<(), MembersError> {
     let write = || -> io::Result<()> {
         let unfinished = folder.join(format!("{file}-new"));
-        let mut options = OpenOptions::new();
-        let mut new = options.create(true).truncate(true).write(true).mode(0o600).open(&unfinished)?;
+        let mut new = open_own(OpenOptions::new().create(true).truncate(true).write(true), &unfinished)?;
         new.write_all(text.as_bytes())?;
         new.sync_all()?;
         fs::rename(&unfinished, folder.join(file))?;
@@ -178,11 +195,25 @@ pub fn members_in(folder: &Path, urls: &[String], me: &str, id: NodeId) -> Resul
         Some(text) => Some(read_members(&text).ok_or_else(damaged)?),
         None => None,
     };
+    if let Some(owner) = found.as_ref().and_then(|found| other_owner(found, urls, me, id)) {
+        let (folder, me) = (folder.display().to_string(), me.to_owned());
+        return Err(MembersError::OtherNode { folder, owner, me });
+    }
     let listed = match &found {
         Some(found) => found.relisted(urls)?,
         None => Membership::first(urls)?,
     };
     Ok(listed.with_identity(me, id))
+}
+
+/// The address of the node that a folder with this identity belongs to, where that is not `me`.
+///
+/// An address may change, so that it is another one than it was says nothing yet. It is the folder
+/// of another node if that is in the list, or if the folder knew `me` as another.
+fn other_owner(found: &Membership, urls: &[String], me: &str, id: NodeId) -> Option<String> {
+    let owner = found.nodes().iter().find(|node| node.id == id)?;
+    let knew_me = found.nodes().iter().any(|node| node.url == me);
+    (owner.url != me && (knew_me || urls.contains(&owner.url))).then(|| owner.url.clone())
 }
 
 /// Writes identity and membership to the data folder, each where the folder says something else. A
@@ -251,6 +282,28 @@ mod tests {
         assert_eq!(left.former().len(), 1);
         assert_eq!(members(&["b", "c"]).nodes(), first.nodes(), "c is back, with its number");
         assert!(!folder.path().join("members-new").exists());
+    }
+
+    #[test]
+    fn the_folder_of_another_node_is_refused_and_an_address_may_change() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let start = |names: &[&str], me: &str| {
+            let members = members_in(folder.path(), &urls(names), &format!("http://{me}:1337"), NodeId(7))?;
+            keep(folder.path(), NodeId(7), Some(&members)).map(|()| members)
+        };
+        start(&["a", "b", "c"], "c").expect("its own");
+        let before = fs::read_to_string(folder.path().join(MEMBERS_FILE)).expect("written");
+        // The folder of a node in the list, and one that knew this node as another.
+        for (names, me) in [(&["a", "b", "c"][..], "b"), (&["a", "b", "c", "d"], "d"), (&["a", "b"], "b")] {
+            let sentence = start(names, me).expect_err("refused").to_string();
+            for name in ["http://c:1337", &format!("http://{me}:1337"), &folder.path().display().to_string()] {
+                assert!(sentence.contains(name), "{sentence}");
+            }
+            assert_eq!(fs::read_to_string(folder.path().join(MEMBERS_FILE)).expect("there"), before);
+        }
+        start(&["a", "b", "e"], "e").expect("the same node at a new address");
+        start(&["a", "b", "e"], "e").expect("and again");
+        assert!(start(&["a", "b", "e"], "a").is_err());
     }
 
     #[test]

@@ -642,7 +642,7 @@ mod tests {
         let clock = Clock::default();
         clock.persist(folder.path(), NOW, 3).expect("persists");
         let read_only = File::open(folder.path().join(FILE)).expect("opened");
-        let writable = std::mem::replace(&mut clock.file.lock().as_mut().expect("persists").file, Some(read_only));
+        let writable = clock.file.lock().as_mut().expect("persists").file.replace(read_only);
         let old = on_disk(folder.path());
         let mut last = 0;
         for _ in 0..100 {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use koltso_testkit::cluster::Quorum;
-use koltso_testkit::{Cluster, Launch};
+use koltso_testkit::{Cluster, Launch, files};
 
 const QUORUM: Quorum = (2, 3);
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
@@ -58,7 +58,7 @@ fn assert_refused(port: u16, flags: &str, words: &[&str]) {
 fn secret_file(folder: &Path, name: &str, secret: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let path = folder.join(name);
-    std::fs::write(&path, secret).unwrap();
+    files::write_secret(&path, secret);
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
     path
 }

@@ -8,7 +8,7 @@ use crate::any_listen;
 use koltso_testkit::client::{Framing, get_bytes, put_bytes};
 use koltso_testkit::json::{json_number, json_object, json_string, json_value};
 use koltso_testkit::metrics::samples;
-use koltso_testkit::{Client, Launch, Random, Response, Server, entity, eventually, volume};
+use koltso_testkit::{Client, Launch, Random, Response, Server, entity, eventually, files, volume};
 
 // --- the control plane ---
 
@@ -176,7 +176,7 @@ fn beyond_loopback_the_control_plane_is_closed_without_a_token() {
 fn beyond_loopback_the_control_plane_opens_with_the_token() {
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
-    std::fs::write(&token, "correct-horse-battery\n").unwrap();
+    files::write_secret(&token, "correct-horse-battery\n");
     let flags = format!("--admin-token-file {}", token.display());
     let server = Launch::on(&folder.path().join("data")).host("0.0.0.0").flags(&flags).start();
     for path in ["/status", "/metrics"] {
@@ -209,7 +209,7 @@ fn beyond_loopback_the_control_plane_opens_with_the_token() {
 fn an_empty_token_file_opens_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
-    std::fs::write(&token, "\n").unwrap();
+    files::write_secret(&token, "\n");
     let flags = format!("--admin-token-file {}", token.display());
     match Launch::on(&folder.path().join("data")).host("0.0.0.0").flags(&flags).try_start() {
         Ok(server) => {

@@ -10,4 +10,5 @@ mod cut_short;
 mod damage;
 mod disks;
 mod draining;
+mod files_of_others;
 mod full_disk;
