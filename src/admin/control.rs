@@ -1,5 +1,5 @@
-//! The control plane: `/`, `/status`, `/metrics` and `/debug/pprof/`, on one thread of its own that may
-//! be slow.
+//! The control plane: `/`, `/status`, `/metrics` and `/debug/pprof/`, on one thread of its own that
+//! may be slow.
 //!
 //! A data core that gets a request for it hands over the socket with the bytes it has read; axum
 //! serves from there. Every answer closes the connection, so that the client's next request goes to

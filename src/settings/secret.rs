@@ -8,7 +8,8 @@ use std::path::Path;
 /// Bytes of the secret that the nodes share: 128 bits cannot be guessed.
 const SECRET_MIN: usize = 16;
 const SECRET_MAX: usize = 4096;
-/// Characters of a token that opens something here: random hexadecimal digits are then 64 bits, letters of base64 96.
+/// Characters of a token that opens something here: random hexadecimal digits are then 64 bits,
+/// letters of base64 96.
 const TOKEN_MIN: usize = 16;
 const TOKEN_MAX: usize = 4096;
 

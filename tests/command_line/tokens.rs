@@ -48,7 +48,7 @@ fn a_configured_token_is_needed_on_loopback_and_at_the_own_listener_too() {
                 ask(address, "GET", target, &[line]).expect(200, &format!("{target} with {line}"));
             }
             let missing = ask(address, "GET", target, &[]).expect(401, target);
-            // RFC 9110 section 11.6.1: a line a challenge, since not all browsers can read two in one.
+            // RFC 9110 section 11.6.1: a line each, since not all browsers can read two in one.
             let challenges: Vec<&str> = missing
                 .headers
                 .iter()

@@ -2,10 +2,10 @@
 //! shrank most.
 //!
 //! Shares are of the totals, so captures of different lengths and loads compare; how much there was
-//! in all is said at the top. CPU is that of the innermost function; what is allocated or waited for
-//! is that of the innermost function that is not of a library (or of the lock with its name), since
-//! all of it passes through a few functions there. Bound: [`ROWS_MAX`] functions of each kind. Tested below and, through
-//! the command, in `tests/profile_command.rs`.
+//! in all is said at the top. CPU is that of the innermost function; what is allocated or waited
+//! for is that of the innermost function that is not of a library (or of the lock with its name),
+//! since all of it passes through a few functions there. Bound: [`ROWS_MAX`] functions of each
+//! kind. Tested below and, through the command, in `tests/profile_command.rs`.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

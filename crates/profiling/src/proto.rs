@@ -5,11 +5,12 @@
 //! crate `pprof` supplies their types and codec, generated, so that no build needs `protoc`;
 //! nothing else of that crate is used. Stacks have the leaf first; frames inlined at one address
 //! are lines of one location, the innermost first; kernel frames have a mapping of their own and no
-//! addresses; the thread's name is the label `thread`. Invariants: string 0 is empty; every id that is used is
-//! defined; ids start at 1, and 0 means none. A capture without samples is a valid profile. Absent:
-//! the times of samples, for which the format has no field. The first comment is the engine's
-//! sentence; a second one, which begins with [`NOTE`], has what else the format has no field for.
-//! Tested in `tests/proto.rs`, also with the real `go tool pprof`, and in `tests/decode.rs`.
+//! addresses; the thread's name is the label `thread`. Invariants: string 0 is empty; every id that
+//! is used is defined; ids start at 1, and 0 means none. A capture without samples is a valid
+//! profile. Absent: the times of samples, for which the format has no field. The first comment is
+//! the engine's sentence; a second one, which begins with [`NOTE`], has what else the format has no
+//! field for. Tested in `tests/proto.rs`, also with the real `go tool pprof`, and in
+//! `tests/decode.rs`.
 
 mod decode;
 

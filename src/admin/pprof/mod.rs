@@ -5,7 +5,7 @@
 //! - `index.rs`: the page that lists them.
 //!
 //! A capture runs on a thread of its own, never on a data core, and ends early if its client goes
-//! away. Tested in `tests/profiles.rs`.
+//! away. Tested in `tests/profiles/`.
 
 mod captures;
 mod index;

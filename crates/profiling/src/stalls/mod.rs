@@ -10,8 +10,8 @@
 //!
 //! A core begins a turn when it finds something to do, and ends it before it waits again; both are
 //! one store. A turn is also long if the core is not given the processor: how much of a stall was
-//! that (`delay.rs`) is told apart. The watcher (`watch.rs`) is one thread, `koltso-stalls`. `view.rs` makes captures and
-//! text of the stalls that are kept.
+//! that (`delay.rs`) is told apart. The watcher (`watch.rs`) is one thread, `koltso-stalls`.
+//! `view.rs` makes captures and text of the stalls that are kept.
 //!
 //! Owner: a [`TurnRecorder`] stays on the thread that made it; everything else is shared. Bounds:
 //! [`KEPT_MAX`] stalls and [`KEPT_BYTES_MAX`] bytes of their samples, of which the oldest are

@@ -1,10 +1,16 @@
 //! `/debug/pprof/`: the server's own profiles through the API's port.
+//!
+//! - `index.rs`: the page with all of them, also in a browser.
+//! - `privileges.rs`: what is seen with few privileges, and what nobody is to see.
 #![allow(missing_docs, clippy::unwrap_used)]
+
+mod index;
+mod privileges;
 
 use std::time::{Duration, Instant};
 
 use koltso_testkit::client::request_bytes;
-use koltso_testkit::skip::{self, Remedy, skip};
+use koltso_testkit::skip;
 use koltso_testkit::{Client, Launch, Response, Server, eventually, files};
 
 fn ask(server: &Server, target: &str) -> Response {
@@ -133,127 +139,6 @@ fn captures_are_kept_and_compared() {
     }
     ask(&server, &format!("captures?id={base}")).expect(400, "one that was forgotten");
     assert_eq!(ask(&server, "captures").text().lines().count(), 16);
-}
-
-#[test]
-fn the_index_says_when_and_of_what_captures_are_and_compares_two() {
-    let server = Server::fresh("--threads 1");
-    let id = |target: &str| ask(&server, target).expect(200, target).header("x-koltso-capture").unwrap().to_owned();
-    let (base, other, new) = (id("profile?seconds=1&hz=99"), id("heap"), id("profile?seconds=1&hz=99"));
-    let page = ask(&server, "").expect(200, "index").text();
-    let row = |id: &str| {
-        let at = format!("name=\"base\" value=\"{id}\"");
-        page.lines().find(|line| line.contains(&at)).unwrap_or_else(|| panic!("no {at} in\n{page}")).to_owned()
-    };
-    for (id, kind) in [(&base, "CPU, 1."), (&new, "CPU, 1."), (&other, "Heap in use, now")] {
-        let row = row(id);
-        assert!(row.contains(kind) && row.contains(" UTC</td>") && row.contains("<td>20"), "{row}");
-        for link in [format!("captures?id={id}\""), format!("captures?id={id}&amp;format=pprof")] {
-            assert!(row.contains(&link), "{row}");
-            ask(&server, &link.trim_end_matches('"').replace("&amp;", "&")).expect(200, &link);
-        }
-    }
-    assert!(row(&base).contains("format=heatmap") && !row(&other).contains("format=heatmap"), "{page}");
-    // The form, as a browser sends it: the two of a kind are chosen already.
-    assert!(page.contains("<form action=\"diff\" method=\"get\">"), "{page}");
-    let chosen = |name: &str, id: &str| {
-        page.contains(&format!("name=\"{name}\" value=\"{id}\" aria-label=\"{name}: capture {id}\" checked>"))
-    };
-    assert!(chosen("base", &base) && chosen("new", &new), "{page}");
-    ask(&server, &format!("diff?base={base}&new={new}")).expect(200, "compared");
-    let refused = ask(&server, &format!("diff?base={base}&new={other}")).expect(400, "of two kinds");
-    assert!(refused.text().contains("different kinds"), "{}", refused.text());
-    // A capture that a browser opens is saved under a name.
-    let proto = ask(&server, &format!("captures?id={new}&format=pprof")).expect(200, "profile.proto");
-    assert_eq!(proto.header("content-disposition"), Some(&*format!("attachment; filename=\"koltso-cpu-{new}.pb.gz\"")));
-    let list = ask(&server, "captures").expect(200, "list").text();
-    assert!(list.lines().all(|line| line.split('\t').count() == 5 && line.ends_with(" UTC")), "{list}");
-}
-
-/// A server between a browser and `server` that adds a script to the end of each page; its address.
-fn with_script(server: &Server, script: &'static str) -> std::net::SocketAddr {
-    use std::io::{Read, Write};
-    let (listener, to) = (std::net::TcpListener::bind("127.0.0.1:0").unwrap(), server.address());
-    let address = listener.local_addr().unwrap();
-    let pass = move |mut browser: std::net::TcpStream| -> std::io::Result<()> {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            browser.read_exact(&mut byte)?;
-            head.push(byte[0]);
-        }
-        let mut server = std::net::TcpStream::connect(to)?;
-        server.write_all(&head)?;
-        // Answers of the control plane end with their connection.
-        let mut answer = Vec::new();
-        server.read_to_end(&mut answer)?;
-        let text = String::from_utf8_lossy(&answer);
-        if let Some((lines, page)) = text.split_once("\r\n\r\n").filter(|(_, page)| page.contains("</body>")) {
-            let page = page.replace("</body>", &format!("<script>{{{script}}}</script></body>"));
-            let length = |line: &&str| !line.to_ascii_lowercase().starts_with("content-length");
-            let lines: Vec<&str> = lines.split("\r\n").filter(length).collect();
-            answer = format!("{}\r\nContent-Length: {}\r\n\r\n{page}", lines.join("\r\n"), page.len()).into_bytes();
-        }
-        browser.write_all(&answer)
-    };
-    std::thread::spawn(move || {
-        for browser in listener.incoming().flatten() {
-            // A browser that goes away is its own business.
-            std::thread::spawn(move || drop(pass(browser)));
-        }
-    });
-    address
-}
-
-/// In the index: asks for what is refused, then for a second of CPU, and notes what the page says
-/// meanwhile. In the page that follows: leaves the notes in the document.
-const CAPTURES: &str = "
-    if (document.getElementById('progress')) {
-      const link = document.querySelector('a[data-form=html]'), seen = [];
-      link.href = 'flamegraph?event=cpu&seconds=0';
-      link.click();
-      let again = false;
-      // (Timers stand still while a headless browser waits for an answer.)
-      const note = () => {
-        seen.push($('doing').textContent);
-        sessionStorage.setItem('seen', JSON.stringify(seen));
-        if (!again && $('progress').classList.contains('failed')) {
-          again = true;
-          link.href = 'flamegraph?event=cpu&seconds=1';
-          link.dataset.seconds = 1;
-          link.click();
-        }
-      };
-      new MutationObserver(note).observe($('doing'), { childList: true });
-    } else {
-      const out = document.createElement('pre');
-      out.id = 'results';
-      out.textContent = location.search + sessionStorage.getItem('seen');
-      document.body.append(out);
-    }";
-
-#[test]
-fn a_capture_in_the_browser_counts_down_and_says_what_went_wrong() {
-    let Some(browser) = skip::tool("chromium", "chromium") else { return };
-    let (server, folder) = (Server::fresh("--threads 1"), tempfile::tempdir().unwrap());
-    let address = with_script(&server, CAPTURES);
-    let profile = format!("--user-data-dir={}", folder.path().join("browser").display());
-    let output = std::process::Command::new("timeout")
-        .args(["-k", "5", "120"])
-        .arg(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
-        .args(["--virtual-time-budget=15000", "--dump-dom", &profile])
-        .arg(format!("http://{address}/debug/pprof/"))
-        .output()
-        .unwrap();
-    let page = String::from_utf8_lossy(&output.stdout);
-    let results = page.split_once("<pre id=\"results\">").map(|(_, rest)| rest.split_once("</pre>").unwrap().0);
-    let results = results.unwrap_or_else(|| panic!("the capture is not shown: {page}"));
-    assert!(results.starts_with("?id=") && page.contains("id=\"flame\""), "{results}");
-    for said in ["The parameter seconds is a whole number from 1 to 300, not `0`.", "CPU, flame graph, 10 s: 1 s left"]
-    {
-        assert!(results.contains(said), "{said} is not in {results}");
-    }
 }
 
 #[test]
@@ -434,122 +319,6 @@ fn addresses_have_names_as_go_asks_for_them() {
     let mut client = server.connect();
     let long = "1+".repeat(5000);
     client.request("POST", "/debug/pprof/symbol", &[], Some(long.as_bytes())).expect(400, "too many");
-}
-
-/// A server that runs as nobody, with these capabilities alone; `None`, recorded as skipped, where
-/// that cannot be had.
-fn as_nobody(capabilities: &str, folder: &std::path::Path) -> Option<Server> {
-    use std::os::unix::fs::{PermissionsExt, chown};
-    skip::tool("setpriv", "util-linux")?;
-    if let Err(error) = chown(folder, Some(65534), Some(65534)) {
-        skip(format!("a file cannot be given to nobody: {error}"), Remedy::Root);
-        return None;
-    }
-    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
-    // The build's own folder may be root's alone.
-    let copy = folder.join("koltso");
-    std::fs::copy(env!("CARGO_BIN_EXE_koltso"), &copy).unwrap();
-    let privileges = format!("--inh-caps=-all{capabilities} --ambient-caps=-all{capabilities}");
-    let command =
-        format!("exec setpriv --reuid=65534 --regid=65534 --clear-groups {privileges} {} \"$@\"", copy.display());
-    Some(Launch::on(&folder.join("data")).within(&["sh", "-c", &command]).flags("--threads 1").start())
-}
-
-#[test]
-fn without_privilege_cpu_is_seen_by_signals_and_off_cpu_says_what_it_needs() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(server) = as_nobody("", folder.path()) else { return };
-    let _load = Load::on(&server);
-    let page = ask(&server, "").expect(200, "index").text();
-    let paranoid = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap();
-    if paranoid.trim().parse::<i32>().unwrap() <= 0 {
-        let remedy = Remedy::Machine("a kernel with perf_event_paranoid of 1 or more");
-        return skip(format!("perf_event_paranoid is {paranoid}"), remedy);
-    }
-    assert!(page.contains("signals") && page.contains("CAP_PERFMON"), "{page}");
-    let text = ask(&server, "profile?seconds=2&hz=99&format=text").expect(200, "cpu").text();
-    assert!(text.contains("koltso-core-0") && text.contains("signals"), "{text}");
-    // A third by force makes room for itself.
-    let mut two: Vec<Client> = (0..2).map(|_| server.connect().patience(Duration::from_secs(30))).collect();
-    for client in &mut two {
-        client.send(&request_bytes("GET", "/debug/pprof/profile?seconds=20", &[], None)).unwrap();
-    }
-    eventually("two run", Duration::from_secs(5), || ask(&server, "profile?seconds=1").status == 409);
-    for _ in 0..2 {
-        ask(&server, "profile?seconds=1&force=true").expect(200, "by force");
-    }
-    drop(two);
-    let refused = ask(&server, "offcpu?seconds=1").expect(501, "off-CPU");
-    assert!(refused.text().contains("CAP_PERFMON") && refused.header("x-go-pprof") == Some("1"), "{}", refused.text());
-    for target in ["allocs", "heap", "mutex", "block", "stalls", "heatmap?seconds=1", "heatmap?event=allocs&seconds=1"]
-    {
-        ask(&server, target).expect(200, target);
-    }
-}
-
-#[test]
-fn with_cap_perfmon_alone_the_kernel_is_seen_too() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(server) = as_nobody(",+perfmon", folder.path()) else { return };
-    let _load = Load::on(&server);
-    let folded = ask(&server, "profile?seconds=2&hz=99&format=folded").expect(200, "cpu").text();
-    assert!(folded.contains("koltso-core-0") && folded.contains("_[k]"), "{folded}");
-    let page = ask(&server, "").expect(200, "index").text();
-    assert!(page.contains("perf events"), "{page}");
-    ask(&server, "offcpu?seconds=1").expect(200, "off-CPU");
-    // Two at once share what memory may be locked.
-    let mut second = server.connect().patience(Duration::from_secs(30));
-    second.send(&request_bytes("GET", "/debug/pprof/profile?seconds=2", &[], None)).unwrap();
-    ask(&server, "profile?seconds=1").expect(200, "beside another");
-    second.read("GET").expect(200, "the other");
-}
-
-#[test]
-fn kernel_functions_have_names_and_never_addresses() {
-    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    // As whoever runs the tests, and as nobody who may sample and see the kernel's names.
-    let servers = [
-        Some(Launch::on(&folders[0].path().join("data")).flags("--threads 1").start()),
-        as_nobody(",+perfmon,+syslog", folders[1].path()),
-    ];
-    for server in servers.into_iter().flatten() {
-        let _load = Load::on(&server);
-        let proto = ask(&server, "profile?seconds=1&hz=499").expect(200, "cpu");
-        let id = proto.header("x-koltso-capture").unwrap().to_owned();
-        let again = |format: &str| ask(&server, &format!("captures?id={id}&format={format}")).expect(200, format);
-        let folded = again("folded").text();
-        if !folded.contains("_[k]") {
-            return skip("the kernel is not sampled", Remedy::Machine("perf events: CAP_PERFMON"));
-        }
-        if std::fs::read_to_string("/proc/sys/kernel/kptr_restrict").unwrap().trim() == "0" {
-            assert!(folded.contains("tcp_sendmsg_[k]"), "no names in\n{folded}");
-        }
-        for format in ["folded", "perfscript", "html", "heatmap", "svg", "text"] {
-            let text = again(format).text();
-            // The numbers in a page are letters, too.
-            let is_page = matches!(format, "html" | "heatmap");
-            assert!(!text.contains("0xffff") && (is_page || !text.contains("ffffffff")), "{format}: {text}");
-        }
-        // In the one binary form a varint of ten bytes is a number from 2^63 on.
-        let inflated = inflate(&proto.body);
-        let is_address = |bytes: &[u8]| bytes[..9].iter().all(|byte| byte & 0x80 != 0) && bytes[9] == 1;
-        assert!(inflated.len() > 1000 && !inflated.windows(10).any(is_address), "an address of the kernel");
-        // Nor does the server help to find out.
-        let named = ask(&server, "symbol?0xffffffff81000000+0xffffffff80000000").expect(200, "symbol").text();
-        assert!(named.lines().skip(1).all(|line| line.ends_with('\t')), "{named}");
-    }
-}
-
-/// What `gzip -d` makes of the bytes.
-fn inflate(bytes: &[u8]) -> Vec<u8> {
-    use std::io::Write;
-    use std::process::{Command, Stdio};
-    let mut gzip = Command::new("gzip").arg("-dc").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let (mut stdin, bytes) = (gzip.stdin.take().unwrap(), bytes.to_vec());
-    let writer = std::thread::spawn(move || stdin.write_all(&bytes).unwrap());
-    let output = gzip.wait_with_output().unwrap();
-    writer.join().unwrap();
-    output.stdout
 }
 
 /// `go tool pprof` and what it says on standard output; `None`, recorded as skipped, where there is
