@@ -44,6 +44,12 @@ pub(crate) use self::addresses::{Full, Origin, Room};
 pub use self::shared::Shared;
 use crate::transport::sys;
 
+/// The most connections that a sweep looks at, and ends, before the others get their turn: a few tens
+/// of microseconds. Thousands of connections that end at once must not be noticed by the rest.
+const SEATS_A_TURN: usize = 512;
+const CUTS_A_TURN: usize = 8;
+/// The pause between two turns of a sweep.
+const SWEEP_PAUSE: Duration = Duration::from_millis(1);
 /// How often a drain checks whether the last connection is gone.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
 /// The time that connections get to end after they have been shut down hard.
@@ -286,7 +292,14 @@ async fn sweep_while_connected<H: Host>(host: Rc<H>) {
     let connections = host.connections();
     while connections.count.get() > 0 {
         monoio::time::sleep(connections.times.sweep_interval).await;
-        sweep(&*host);
+        host.tick();
+        let mut next = Some(0);
+        while let Some(at) = next {
+            next = sweep_some(&*host, at, (SEATS_A_TURN, CUTS_A_TURN));
+            if next.is_some() {
+                monoio::time::sleep(SWEEP_PAUSE).await;
+            }
+        }
     }
     connections.sweeping.set(false);
 }
@@ -294,9 +307,22 @@ async fn sweep_while_connected<H: Host>(host: Rc<H>) {
 /// Ends the connections that have waited too long.
 fn sweep<H: Host>(host: &H) {
     host.tick();
+    let all = sweep_some(host, 0, (usize::MAX, usize::MAX));
+    debug_assert_eq!(all, None);
+}
+
+/// Looks at the connections from the seat `from` on, at most at so many, and ends at most so many of
+/// them. Returns the seat to go on with.
+fn sweep_some<H: Host>(host: &H, from: usize, (mut looks, mut cuts): (usize, usize)) -> Option<usize> {
     let connections = host.connections();
     let (now, draining) = (Instant::now(), connections.shared.draining());
-    for seat in connections.seats.borrow().iter().flatten() {
+    let seats = connections.seats.borrow();
+    for (at, seat) in seats.iter().enumerate().skip(from) {
+        if looks == 0 || cuts == 0 {
+            return Some(at);
+        }
+        looks -= 1;
+        let Some(seat) = seat else { continue };
         let phase = seat.phase.get();
         if seat.is_cut() || seat.has_expired(phase) {
             // The connection's task ends it.
@@ -315,10 +341,12 @@ fn sweep<H: Host>(host: &H) {
                 event
             }
         };
+        cuts -= 1;
         if let Some(event) = event {
             host.event(event);
         }
     }
+    None
 }
 
 /// Accepts connections from `listener` until [`Shared::drain`] is called, then ends the remaining

@@ -116,6 +116,27 @@ fn a_deadline_strikes_once_and_ends_what_is_pending() {
 }
 
 #[test]
+fn a_sweep_ends_many_connections_in_turns_and_forgets_none() {
+    let test = Test::new();
+    let sockets: Vec<_> = (0..20).map(|_| UnixStream::pair().unwrap()).collect();
+    let age = |index: usize| if index == 7 { Duration::ZERO } else { Duration::from_secs(3) };
+    let seats: Vec<_> = sockets
+        .iter()
+        .enumerate()
+        .map(|(index, (socket, _))| test.seat(socket, Phase::Answering, age(index)))
+        .collect();
+    test.connections.remove(seats[3].0);
+    let cut = || seats.iter().filter(|(_, seat)| seat.is_cut()).count();
+    let next = sweep_some(&test, 0, (usize::MAX, 8));
+    assert_eq!((cut(), test.events.borrow().len()), (8, 8));
+    let next = sweep_some(&test, next.unwrap(), (5, 8));
+    assert!((9..=13).contains(&cut()), "five were looked at");
+    assert_eq!(sweep_some(&test, next.unwrap(), (usize::MAX, usize::MAX)), None);
+    assert_eq!(cut(), 18, "all but the fresh one and the one that has left");
+    assert!(!seats[7].1.is_cut() && !seats[3].1.is_cut());
+}
+
+#[test]
 fn a_drain_ends_what_waits_for_requests() {
     let test = Test::new();
     let (socket, other) = UnixStream::pair().unwrap();
