@@ -20,6 +20,8 @@ use axum::http::{HeaderName, Method, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use koltso_net::http::conditions::{self, Judged};
+use koltso_net::http::head::elements;
 use koltso_net::http::{host, query};
 use tokio::sync::mpsc;
 
@@ -102,10 +104,21 @@ fn for_any_path(request: &Request) -> Option<Response> {
     })
 }
 
+/// What the conditions of a read say about a page, which has no tag.
+fn judge_conditions(request: &Request) -> Judged {
+    let headers = request.headers();
+    let list = |name: HeaderName| {
+        let lines = headers.get_all(&name).iter();
+        headers.contains_key(&name).then(|| lines.flat_map(|value| elements(value.as_bytes())))
+    };
+    conditions::untagged(list(header::IF_MATCH), list(header::IF_NONE_MATCH))
+}
+
 async fn close_after(State(app): State<App>, request: Request, next: Next) -> Response {
     let is_profile = request.uri().path().starts_with("/debug/pprof");
     let is_preflight =
         request.method() == Method::OPTIONS && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let judged = judge_conditions(&request);
     let mut response = match judge(&app, &request) {
         Err((status, sentence)) => refuse(status, &sentence),
         Ok(admission) => {
@@ -113,6 +126,16 @@ async fn close_after(State(app): State<App>, request: Request, next: Next) -> Re
                 Some(response) => response,
                 None => next.run(request).await,
             };
+            // A condition counts where there is something that it could be about (RFC 9110 section 13.2.1).
+            match judged {
+                Judged::Failed if response.status() == StatusCode::OK => {
+                    response = refuse(StatusCode::PRECONDITION_FAILED, conditions::NO_TAG);
+                }
+                Judged::NotModified if response.status() == StatusCode::OK => {
+                    response = StatusCode::NOT_MODIFIED.into_response();
+                }
+                _ => {}
+            }
             add_lines(response.headers_mut(), admission.lines);
             if is_preflight && admission.is_allowed_origin {
                 add_lines(response.headers_mut(), PREFLIGHT);

@@ -11,6 +11,7 @@
 //! wait their turn; [`REQUEST_TIMEOUT`] for the head of a request, [`ANSWER_TIMEOUT`] for its
 //! answer; what a client that leaves still sends. Tested in `tests/under_attack/pages.rs`.
 
+use std::cell::Cell;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -111,9 +112,11 @@ impl Entrance {
         if !matches!(timeout(REQUEST_TIMEOUT, socket.writable()).await, Ok(Ok(()))) {
             return;
         }
-        let stream = Stream::new(handover.read_so_far, Rc::clone(&socket));
+        let is_patient = Rc::new(Cell::new(false));
+        let stream = Stream::new(handover.read_so_far, Rc::clone(&socket), Rc::clone(&is_patient));
         let service = TowerToHyperService::new(self.router.clone());
         let service = service_fn(|request| {
+            is_patient.set(!may_be_capture(&request));
             let service = &service;
             async move {
                 place.set(Stage::Served);
@@ -131,6 +134,13 @@ impl Entrance {
         place.set(Stage::Leaving);
         linger(&socket).await;
     }
+}
+
+/// Whether a request may be one for a capture, which takes its time and ends early when its client
+/// goes away.
+fn may_be_capture<B>(request: &hyper::Request<B>) -> bool {
+    let path = query::normalised(request.uri().path());
+    path.is_ok_and(|path| path.strip_prefix("/debug/pprof/").is_some_and(|name| !name.is_empty()))
 }
 
 /// A request whose path is written without needless escapes, as the routes are.

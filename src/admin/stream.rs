@@ -1,10 +1,11 @@
-//! A socket of the control plane: bytes that were read before come first, and a client that does
-//! not take its answer is given up.
+//! A socket of the control plane: bytes that were read before come first, a client that does not
+//! take its answer is given up, and one that has only ended its output gets its answer.
 //!
 //! Owner: one connection's task, which keeps the socket for its end. Bound: whoever takes less than
 //! [`LEAST_TAKEN`] bytes in [`WINDOW`] while more wait for it. Tested in
 //! `tests/under_attack/pages.rs`.
 
+use std::cell::Cell;
 use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
@@ -31,11 +32,15 @@ pub struct Stream {
     /// When the window ends, and how many bytes were taken in it; `None` until the client makes us
     /// wait.
     window: Option<(Pin<Box<Sleep>>, usize)>,
+    /// Whether the end of the client's output is no reason to leave its request unanswered.
+    is_patient: Rc<Cell<bool>>,
 }
 
 impl Stream {
-    pub const fn new(prefix: Vec<u8>, socket: Rc<TcpStream>) -> Self {
-        Self { prefix, taken: 0, socket, window: None }
+    /// While `is_patient` is set, the end of the client's output is not told: hyper would drop the
+    /// request.
+    pub const fn new(prefix: Vec<u8>, socket: Rc<TcpStream>, is_patient: Rc<Cell<bool>>) -> Self {
+        Self { prefix, taken: 0, socket, window: None, is_patient }
     }
 
     /// Whether a client that makes us wait is too slow.
@@ -66,6 +71,8 @@ impl AsyncRead for Stream {
             ready!(self.socket.poll_read_ready(cx))?;
             match self.socket.try_read(buffer.initialize_unfilled()) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Nothing more comes: the answer, after which the connection ends, is what goes on.
+                Ok(0) if self.is_patient.get() => return Poll::Pending,
                 read => {
                     buffer.advance(read?);
                     return Poll::Ready(Ok(()));

@@ -7,6 +7,7 @@
 
 mod absences;
 mod answers;
+mod pipelines;
 mod placement;
 mod repair;
 mod values;

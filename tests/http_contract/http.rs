@@ -410,6 +410,58 @@ fn a_malformed_chunk_is_400_and_stores_nothing() {
 }
 
 #[test]
+fn a_trailer_without_a_name_is_400_and_one_with_a_name_is_skipped() {
+    let server = Server::fresh("");
+    let ask = |trailers: &str| {
+        let mut client = server.connect();
+        let head = "PUT /v0/entity?id=a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+        client.send(format!("{head}1\r\nv\r\n0\r\n{trailers}\r\n").as_bytes()).unwrap();
+        client.read("PUT")
+    };
+    for wrong in ["no colon\r\n", ": no name\r\n", "A : b\r\n", "A: b\r\n folded\r\n", "\tA: b\r\n", "A\0: b\r\n"] {
+        ask(wrong).expect(400, wrong);
+        server.ask("GET", "/v0/entity?id=a").expect(404, wrong);
+    }
+    for fine in ["", "A: b\r\n", "A:\r\nContent-Length: 7\r\n", "A: \t\u{e9} \r\n"] {
+        ask(fine).expect(201, fine);
+    }
+}
+
+#[test]
+fn a_client_that_ends_its_output_gets_all_its_answers() {
+    let server = Server::fresh("");
+    server.connect().store("a", "value");
+    for target in ["/", "/v0/entity?id=a", "/v0/entities?start=a", "/health", "/status", "/metrics", "/debug/pprof/"] {
+        for version in ["1.0", "1.1"] {
+            let mut client = server.connect();
+            client.send(format!("GET {target} HTTP/{version}\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+            client.end_sending();
+            client.read("GET").expect(200, &format!("{target} over HTTP/{version}"));
+            assert!(client.is_ended(Duration::from_secs(10)), "{target} over HTTP/{version}");
+        }
+    }
+    let mut client = server.connect();
+    client.send(b"PUT /status HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf").unwrap();
+    client.end_sending();
+    client.read("PUT").expect(405, "a body that is not whole");
+    assert!(client.is_ended(Duration::from_secs(10)), "a body that is not whole");
+}
+
+#[test]
+fn expectations_are_a_list() {
+    let server = Server::fresh("");
+    for (list, status) in [("", 201), (",", 201), ("100-continue, ,100-Continue", 100), ("100-continue, x", 417)] {
+        let mut client = server.connect();
+        let head = "PUT /v0/entity?id=a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n";
+        client.send(format!("{head}Expect: {list}\r\n\r\n").as_bytes()).unwrap();
+        if status == 201 {
+            client.send(b"v").unwrap();
+        }
+        client.read("PUT").expect(status, list);
+    }
+}
+
+#[test]
 fn an_absolute_form_target_is_understood() {
     let server = Server::fresh("");
     let mut client = server.connect();

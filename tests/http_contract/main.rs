@@ -7,6 +7,7 @@
 
 mod entity;
 mod etag;
+mod heads;
 mod http;
 mod parts;
 mod paths;

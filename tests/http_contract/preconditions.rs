@@ -72,6 +72,26 @@ fn if_match_on_a_read_is_evaluated() {
 }
 
 #[test]
+fn a_condition_on_what_has_no_tag_is_evaluated_too() {
+    let server = Server::fresh("");
+    for path in ["/", "/health", "/status", "/metrics", "/debug/pprof/", "/v0/entities?start=a"] {
+        for method in ["GET", "HEAD"] {
+            let asked = |headers: &[(&str, &str)], status| {
+                let answer = server.connect().request(method, path, headers, None);
+                answer.expect(status, &format!("{method} {path} with {headers:?}"))
+            };
+            asked(&[("If-Match", "\"x\"")], 412);
+            asked(&[("If-Match", "\"x\""), ("If-Match", "*")], 200);
+            asked(&[("If-None-Match", "\"x\"")], 200);
+            assert!(asked(&[("If-None-Match", "*")], 304).body.is_empty());
+        }
+    }
+    for path in ["/nowhere", "/debug/nowhere", "/health?x", "/status?x"] {
+        server.connect().request("GET", path, &[("If-Match", "\"x\"")], None).expect(400, path);
+    }
+}
+
+#[test]
 fn a_put_of_a_part_is_400() {
     let server = Server::fresh("");
     let mut client = server.connect();

@@ -1,6 +1,8 @@
 //! What an answer says about a value: its tag, its type and coding, and what caches may do.
 
-use koltso_testkit::{Server, entity};
+use std::time::Duration;
+
+use koltso_testkit::{Server, entity, eventually, files};
 
 #[test]
 fn an_answer_to_put_carries_the_tag_of_the_version() {
@@ -71,6 +73,36 @@ fn content_type_and_encoding_are_kept_and_given_back() {
         Some("application/octet-stream"),
         "a PUT replaces everything"
     );
+}
+
+#[test]
+fn content_types_survive_compaction_and_what_comes_after_it() {
+    let mut server = Server::fresh("--threads 1 --sync os --compaction-rate 1GiB");
+    let mut client = server.connect();
+    let typed = [("Content-Type", "text/x-kept"), ("Content-Encoding", "br")];
+    for size in [0, 20, 100_000] {
+        client.request("PUT", &entity(format!("typed-{size}")), &typed, Some(&vec![b'v'; size])).expect(201, "PUT");
+    }
+    let (segment, _) = files::find_in_logs(server.data(), b"text/x-kept").swap_remove(0);
+    // What fills the segment around them is overwritten, until the segment is worth compacting.
+    let filler = vec![b'f'; 1 << 20];
+    for number in 0..240 {
+        client.store(format!("filler-{}", number % 30), &filler);
+    }
+    eventually("the segment of the typed values is compacted", Duration::from_secs(60), || !segment.exists());
+    for end in [None, Some(Server::kill as fn(&mut Server)), Some(Server::terminate)] {
+        if let Some(end) = end {
+            end(&mut server);
+            server.start_again();
+        }
+        for size in [0, 20, 100_000] {
+            let key = format!("typed-{size}");
+            let got = server.connect().get(&key).expect(200, &key);
+            assert_eq!(got.header("content-type"), Some("text/x-kept"), "{key}");
+            assert_eq!(got.header("content-encoding"), Some("br"), "{key}");
+            assert!(got.body == vec![b'v'; size], "{key}");
+        }
+    }
 }
 
 #[test]

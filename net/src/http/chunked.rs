@@ -2,8 +2,8 @@
 //!
 //! A state machine that is fed slices and appends the data to a `Vec<u8>`; however the input is
 //! cut, the result is the same. It is strict, because a lenient reader behind a lenient proxy lets
-//! requests be smuggled: only CRLF ends a line, the size is plain hexadecimal, and whatever follows
-//! it has the grammar of an extension. Servers and clients can use it.
+//! requests be smuggled: only CRLF ends a line, the size is plain hexadecimal, whatever follows it has
+//! the grammar of an extension, and a trailer has a name. Servers and clients can use it.
 //!
 //! Bounds: `body_max` for the data, [`LINE_MAX`] for a chunk line, [`TRAILERS_MAX`] for all
 //! trailers. Extensions and trailers are skipped. Tested below, with a property test over all cuts.
@@ -35,6 +35,9 @@ pub enum ChunkedError {
     /// A line or a chunk does not end in CRLF, or a line contains a control character.
     #[error("a chunk of the body does not end in CR LF where it must")]
     LineEnd,
+    /// A trailer has no name before a colon; a folded one has none either.
+    #[error("a trailer of the body is not a name, a colon and a value")]
+    Trailer,
     /// The trailers are longer than [`TRAILERS_MAX`].
     #[error("the trailers of the body are longer than the limit of {TRAILERS_MAX} bytes")]
     TrailersTooLong,
@@ -53,7 +56,7 @@ pub struct Progress {
 ///          ┌────────────────────────────────────────────────┐
 ///          ▼                                                │
 /// Start → Size → (extensions) → SizeLf → Data → DataCr → DataLf
-///                                  └ size 0 → TrailerStart ⇄ Trailer → TrailerLf
+///                                  └ size 0 → TrailerStart → TrailerName → Trailer → TrailerLf → TrailerStart
 ///                                                └ CR → EndLf → Done
 /// extensions:  Blank → `;` Name → NameEnd → `=` Value → Token | Quoted ⇄ Escape → Blank
 /// ```
@@ -80,6 +83,7 @@ enum State {
     DataCr,
     DataLf,
     TrailerStart,
+    TrailerName,
     Trailer,
     TrailerLf,
     EndLf,
@@ -150,7 +154,10 @@ impl Decoder {
             State::DataCr if byte == b'\r' => Ok(State::DataLf),
             State::DataLf if byte == b'\n' => Ok(State::Start),
             State::TrailerStart if byte == b'\r' => Ok(State::EndLf),
-            State::TrailerStart | State::Trailer => match byte {
+            State::TrailerName if byte == b':' => self.trailers_grow(State::Trailer),
+            State::TrailerStart | State::TrailerName if is_token(byte) => self.trailers_grow(State::TrailerName),
+            State::TrailerStart | State::TrailerName if byte != b'\n' => Err(ChunkedError::Trailer),
+            State::Trailer => match byte {
                 b'\r' => self.trailers_grow(State::TrailerLf),
                 b'\t' | b' '..=b'~' | 0x80.. => self.trailers_grow(State::Trailer),
                 _ => Err(ChunkedError::LineEnd),
@@ -202,9 +209,15 @@ impl Decoder {
     }
 }
 
+/// Whether a byte may stand in a token (RFC 9110 section 5.6.2).
+const fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
+}
+
 /// The state after a byte behind a chunk's size.
 fn extension(state: State, byte: u8) -> Result<State, ChunkedError> {
-    let is_token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_token = is_token(byte);
     Ok(match (state, byte) {
         (State::Blank | State::NameStart | State::NameEnd | State::ValueStart, b' ' | b'\t') => state,
         (State::Blank | State::Name | State::NameEnd | State::Token | State::QuotedEnd, b';') => State::NameStart,
@@ -272,6 +285,10 @@ mod tests {
             (b"0\r\n\n", LineEnd),
             (b"0\r\na: b\n", LineEnd),
             (b"0\r\n\rx", LineEnd),
+            (b"0\r\na\r\n", Trailer),
+            (b"0\r\n: b\r\n", Trailer),
+            (b"0\r\na : b\r\n", Trailer),
+            (b"0\r\na: b\r\n c\r\n", Trailer),
             (b"11\r\n", TooLarge { body_max: 16 }),
             (b"8\r\n12345678\r\n9\r\n", TooLarge { body_max: 16 }),
             (b"ffffffffffffffff\r\n", TooLarge { body_max: 16 }),
@@ -287,7 +304,7 @@ mod tests {
         let line = |n: usize| format!("1;{}\r\n", "x".repeat(n - 2)).into_bytes();
         assert!(whole(&line(256), 9).is_ok());
         assert_eq!(whole(&line(257), 9), Err(ChunkedError::LineTooLong));
-        let trailer = |n: usize| format!("0\r\n{}\r\n\r\n", "t".repeat(n - 2)).into_bytes();
+        let trailer = |n: usize| format!("0\r\n{}\r\n\r\n", format_args!("t:{}", "t".repeat(n - 4))).into_bytes();
         assert!(whole(&trailer(16 * 1024), 9).expect("within").2);
         assert_eq!(whole(&trailer(16 * 1024 + 1), 9), Err(ChunkedError::TrailersTooLong));
     }

@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::head::{Head, Method, Seen};
 use super::range::{self, Part, Selected};
 
+/// What the `412` says about a representation that has no tag.
+pub const NO_TAG: &str = "What is asked for has no tag that If-Match could name.";
 /// The lines that a read is judged by.
 const OF_READS: Seen =
     Seen::IF_MATCH.and(Seen::IF_NONE_MATCH).and(Seen::IF_UNMODIFIED_SINCE).and(Seen::IF_RANGE).and(Seen::RANGE);
@@ -100,11 +102,17 @@ fn is_weakly(element: &[u8], etag: &[u8]) -> bool {
     element == b"*" || element.strip_prefix(b"W/").unwrap_or(element) == etag
 }
 
-/// What is answered about a representation that has no tag: only `*` can match it.
+/// What is answered about a representation that has no tag.
 #[must_use]
 pub fn judge_untagged(head: &Head<'_>) -> Judged {
-    let names_any = |line| head.elements(line).map(|mut elements| elements.any(|element| element == b"*"));
-    match (names_any(Seen::IF_MATCH), names_any(Seen::IF_NONE_MATCH)) {
+    untagged(head.elements(Seen::IF_MATCH), head.elements(Seen::IF_NONE_MATCH))
+}
+
+/// The same by the elements of `If-Match` and `If-None-Match`: only `*` can match what has no tag.
+#[must_use]
+pub fn untagged<'a, E: Iterator<Item = &'a [u8]>>(if_match: Option<E>, if_none_match: Option<E>) -> Judged {
+    let names_any = |elements: Option<E>| elements.map(|mut elements| elements.any(|element| element == b"*"));
+    match (names_any(if_match), names_any(if_none_match)) {
         (Some(false), _) => Judged::Failed,
         (_, Some(true)) => Judged::NotModified,
         _ => Judged::Whole,

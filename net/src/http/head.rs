@@ -453,13 +453,15 @@ impl<'a> Fields<'a> {
     }
 
     fn expect(&mut self, value: &[u8]) -> Result<(), BadRequest> {
-        if !value.eq_ignore_ascii_case(b"100-continue") {
-            return Err(BadRequest::new(
-                417,
-                format!("The only expectation known here is 100-continue, not \"{}\".", shown(value)),
-            ));
+        for expectation in elements(value) {
+            if !expectation.eq_ignore_ascii_case(b"100-continue") {
+                return Err(BadRequest::new(
+                    417,
+                    format!("The only expectation known here is 100-continue, not \"{}\".", shown(expectation)),
+                ));
+            }
+            self.expect_continue = true;
         }
-        self.expect_continue = true;
         Ok(())
     }
 

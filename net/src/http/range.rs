@@ -58,15 +58,22 @@ fn one(range: &[u8], length: u64) -> Option<Selected> {
             suffix => Selected::Part(Part { first: length - suffix, last: length - 1 }),
         });
     }
-    let first = number(first)?;
-    let last = if last.is_empty() { u64::MAX } else { number(last)? };
-    if last < first {
+    if !last.is_empty() && is_less(last, first) {
         return None;
     }
+    let first = number(first)?;
+    let last = if last.is_empty() { u64::MAX } else { number(last)? };
     if first >= length {
         return Some(Selected::Nothing);
     }
     Some(Selected::Part(Part { first, last: last.min(length - 1) }))
+}
+
+/// Whether a number is less than another, however long they are.
+fn is_less(a: &[u8], b: &[u8]) -> bool {
+    let significant = |digits: &[u8]| digits.iter().position(|digit| *digit != b'0').unwrap_or(digits.len());
+    let (a, b) = (&a[significant(a)..], &b[significant(b)..]);
+    (a.len(), a) < (b.len(), b)
 }
 
 /// A number of digits only; one that does not fit is as large as one can be.
@@ -112,6 +119,7 @@ mod tests {
             "bytes=-",
             "bytes=a-b",
             "bytes=5-2",
+            "bytes=18446744073709551616-18446744073709551615",
             "bytes=0-1,3-4",
             "bytes=0-1, 99-",
             "lines=0-1",

@@ -212,11 +212,11 @@ impl Api {
             return self.refuse(RequestKind::Other, &refusal, reply);
         }
         match self.node.unhealthy() {
-            None => {
+            None => self.untagged(RequestKind::Other, head, reply, |reply| {
                 reply.tag(tag(RequestKind::Other, 200));
                 reply.text(200, "ok\n");
                 Outcome::Done
-            }
+            }),
             Some(sentence) => {
                 self.refuse(RequestKind::Other, &Refusal { status: 503, sentence: sentence.into() }, reply)
             }
@@ -295,23 +295,31 @@ impl Api {
         }
     }
 
+    /// Answers about what has no tag, if the conditions of the request allow it.
+    fn untagged(
+        &self,
+        kind: RequestKind,
+        head: &Head<'_>,
+        reply: &mut Reply<'_>,
+        answer: impl FnOnce(&mut Reply<'_>) -> Outcome,
+    ) -> Outcome {
+        match conditions::judge_untagged(head) {
+            Judged::Failed => self.refuse(kind, &Refusal { status: 412, sentence: conditions::NO_TAG.into() }, reply),
+            Judged::NotModified => {
+                reply.tag(tag(kind, 304));
+                reply.empty(304);
+                Outcome::Done
+            }
+            _ => answer(reply),
+        }
+    }
+
     fn entities(&self, head: &Head<'_>, reply: &mut Reply<'_>) -> Outcome {
         if !matches!(head.method, Method::Get | Method::Head) {
             return self.not_allowed(head, READ_METHODS, reply);
         }
         match Range::of(head) {
-            Ok(range) => match conditions::judge_untagged(head) {
-                Judged::Failed => {
-                    let sentence = "A range has no tag that If-Match could name.";
-                    self.refuse(RequestKind::Range, &Refusal { status: 412, sentence: sentence.into() }, reply)
-                }
-                Judged::NotModified => {
-                    reply.tag(tag(RequestKind::Range, 304));
-                    reply.empty(304);
-                    Outcome::Done
-                }
-                _ => self.serve_range(range, reply),
-            },
+            Ok(range) => self.untagged(RequestKind::Range, head, reply, |reply| self.serve_range(range, reply)),
             Err(refusal) => self.refuse(RequestKind::Range, &refusal, reply),
         }
     }
