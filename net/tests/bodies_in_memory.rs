@@ -60,7 +60,7 @@ fn bodies_that_stop_half_way_give_way_to_those_that_go_on() {
         eventually("received", || server.seen.bytes_in() > 870_000);
         let body = pattern(500_000);
         let begun = Instant::now();
-        eventually("another one is served", || {
+        koltso_testkit::eventually("another one is served", Duration::from_secs(30), || {
             let mut other = server.connect();
             other.send(put(body.len())).send(&body);
             let response = other.response();
@@ -89,9 +89,9 @@ fn a_body_that_goes_on_is_not_ended_for_others() {
         eventually("received", || server.seen.bytes_in() > 60_000);
         let begun = Instant::now();
         let mut sent = 60_000;
-        while begun.elapsed() < Duration::from_secs(3) {
-            holder.send(&body[sent..sent + 500]);
-            sent += 500;
+        while begun.elapsed() < Duration::from_secs(5) {
+            holder.send(&body[sent..sent + 250]);
+            sent += 250;
             let mut other = server.connect();
             other.send(put(80_000));
             assert_eq!(other.response().status, 503);

@@ -303,7 +303,7 @@ settings! {
         value: "SIZE",
         default: Default::Is("256MiB"),
         help: "The most bytes of request bodies that each core has received and not served yet; past it, bodies of which \
-               nothing comes for a second give way, and further requests get `503` at once",
+               nothing comes for 3 s give way, and further requests get `503` at once",
         group: Group::Limits,
         local: Local::Same,
         status: Status::Value(|config| size(config.max_in_flight_bytes as u64)),

@@ -28,7 +28,7 @@ pub struct Limits {
     /// `503` and `Retry-After: 1`.
     pub requests_in_flight_max: usize,
     /// Bytes of request bodies that a core has received and not served yet. Past it, those of which
-    /// nothing has come for a second give way, then further ones are answered with `503` and
+    /// nothing has come for 3 s give way, then further ones are answered with `503` and
     /// `Retry-After: 1`. What a client only announces does not count.
     pub body_bytes_max: usize,
     /// How long requests in flight may take after a drain has begun; then their connections are

@@ -22,7 +22,7 @@ pub(super) const LEAST_RATE: u64 = 1024;
 pub(super) const WINDOW: Duration = Duration::from_secs(5);
 /// A body of which nothing has come for this long gives way to others if the memory for bodies is
 /// full.
-pub(super) const STALLED: Duration = Duration::from_secs(1);
+pub(super) const STALLED: Duration = Duration::from_secs(3);
 
 /// Why a connection's input was ended before its request was complete.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
