@@ -87,6 +87,7 @@ pub const RULES: Rules = Rules {
         // It makes the versions that nodes exchange.
         ("koltso::replica::clock", Some(EXCHANGE)),
         ("koltso::replica::commit", Some(STORAGE)),
+        ("koltso::signals", None),
         ("koltso::stalls", None),
         // `serve` starts all other threads' work and is at the root of their stacks.
         ("koltso::commands", None),
