@@ -114,6 +114,8 @@ impl OncePerMinute {
 
 pub(crate) struct Log {
     folder: PathBuf,
+    /// There was no room for the folder when it was to be made.
+    lacks_folder: bool,
     /// The peer's name in messages.
     peer: String,
     bounds: Bounds,
@@ -208,10 +210,10 @@ impl Log {
     /// reads the entries.
     pub(crate) fn open(folder: &Path, peer: &str, bounds: Bounds) -> Result<Self, HintError> {
         let io_error = |error| HintError::Io { folder: folder.to_path_buf(), error };
-        let entries = match make_folder(folder).and_then(|()| list(folder)) {
-            Ok(entries) => entries,
+        let (entries, lacks_folder) = match make_folder(folder).and_then(|()| list(folder)) {
+            Ok(entries) => (entries, false),
             // There is nothing to read then, and with room it is made for the first hint.
-            Err(error) if is_full(&error) => Vec::new(),
+            Err(error) if is_full(&error) => (Vec::new(), true),
             Err(error) => return Err(io_error(error)),
         };
         let mut unread = Vec::new();
@@ -234,6 +236,7 @@ impl Log {
         let last = unread.last().copied().max(position_found.map(|at| at.sequence)).unwrap_or(0);
         Ok(Self {
             folder: folder.to_path_buf(),
+            lacks_folder,
             peer: peer.to_owned(),
             bounds: Bounds { segment_size: bounds.segment_size.min(bounds.bytes_max / SEGMENTS_MIN), ..bounds },
             segments: VecDeque::new(),
@@ -450,7 +453,7 @@ impl Log {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.saturating_add(1);
         let (path, salt) = (self.path(sequence), random());
-        make_folder(&self.folder)?;
+        self.make_folder()?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(&path)?;
         if let Err(error) = (self.write)(&file, &entry::segment_header(sequence, salt), 0) {
             let _ = fs::remove_file(path);
@@ -582,7 +585,7 @@ impl Log {
             // On a full disk this may fail; `tick` tries again every second.
             let mut options = OpenOptions::new();
             options.write(true).create(true).truncate(false).mode(FILE_MODE);
-            let made = make_folder(&self.folder).and_then(|()| options.open(self.folder.join(NEEDS_REPAIR)));
+            let made = self.make_folder().and_then(|()| options.open(self.folder.join(NEEDS_REPAIR)));
             self.marker_on_disk = made.is_ok();
             self.names_dirty = true;
         }
@@ -677,6 +680,15 @@ impl Log {
         if let Err(e) = written {
             tracing::debug!("the position in the hints for {} cannot be written: {e}", self.peer);
         }
+    }
+
+    /// Makes the folder, if there was no room for it before.
+    fn make_folder(&mut self) -> io::Result<()> {
+        if self.lacks_folder {
+            make_folder(&self.folder)?;
+            self.lacks_folder = false;
+        }
+        Ok(())
     }
 
     fn path(&self, sequence: u64) -> PathBuf {
