@@ -222,6 +222,8 @@ fn selects(text: &[u8], length: u64) -> Selected {
     if !is_number(first) || !is_number(last) || first.is_empty() && last.is_empty() {
         return Selected::Whole;
     }
+    // Without leading zeros, what has more digits is more.
+    let significant = |text: &'_ str| (text.trim_start_matches('0').len(), text.trim_start_matches('0').to_owned());
     // Larger than any length is as good as the largest number.
     let number = |text: &str| text.parse::<u128>().unwrap_or(if text.is_empty() { 0 } else { u128::MAX });
     let length = u128::from(length);
@@ -233,7 +235,7 @@ fn selects(text: &[u8], length: u64) -> Selected {
         (true, _) if number(last) == 0 => Selected::Nothing,
         (true, _) if length == 0 => Selected::Whole,
         (true, _) => part(length.saturating_sub(number(last)), length - 1),
-        (false, false) if number(last) < number(first) => Selected::Whole,
+        (false, false) if significant(last) < significant(first) => Selected::Whole,
         _ if number(first) >= length => Selected::Nothing,
         (false, true) => part(number(first), length - 1),
         (false, false) => part(number(first), number(last).min(length - 1)),
