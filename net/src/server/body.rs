@@ -8,13 +8,13 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
 use monoio::buf::IoBufMut;
 
 use super::calls::{call, overloaded, refuse};
 use super::connection::{Connection, Gone};
 use super::core::Overload;
 use super::next::{Awaited, Called, Next};
+use super::pages;
 use super::service::Service;
 use crate::http::chunked::Decoder;
 use crate::http::{Framing, Reply, ReplyContext};
@@ -27,6 +27,14 @@ const CHUNK_ROOM: usize = 16 * 1024;
 const FIRST_PIECE: usize = 256 * 1024;
 /// The most bytes of one read, which are counted when they are here.
 const READ_MAX: usize = 1024 * 1024;
+
+/// What became of a chunked body.
+enum Decoded<S: Service> {
+    /// It is complete, and took so many bytes behind the head.
+    Whole { consumed: usize },
+    /// The connection's last answer is made.
+    Ended(Next<S>),
+}
 
 impl<S: Service, T: Transport> Connection<S, T> {
     /// Serves the request at `start`. `None` means that it has been served, and the buffer can be
@@ -64,46 +72,70 @@ impl<S: Service, T: Transport> Connection<S, T> {
 
     /// Collects a body of known length.
     async fn collect(&mut self, mut awaited: Awaited<S>, length: usize) -> Result<Option<Next<S>>, Gone> {
-        let head_len = awaited.head_len;
-        let body_at = self.start + head_len;
         let mut body = Vec::new();
+        match self.receive_into(&mut body, &mut awaited, length).await {
+            Ok(None) => {
+                self.resumed();
+                let head_len = awaited.head_len;
+                Ok(self.call_with(awaited, body, head_len))
+            }
+            ended => {
+                pages::let_go(body, self.is_short());
+                ended
+            }
+        }
+    }
+
+    /// Receives a body of known length; `None` once it is whole.
+    async fn receive_into(
+        &mut self,
+        body: &mut Vec<u8>,
+        awaited: &mut Awaited<S>,
+        length: usize,
+    ) -> Result<Option<Next<S>>, Gone> {
+        let body_at = self.start + awaited.head_len;
         let first = length.min(FIRST_PIECE.max(self.buffer.len() - body_at));
         if body.try_reserve_exact(first).is_err() {
-            return Ok(Some(self.give_up(&awaited, Overload::Memory)));
+            return Ok(Some(self.give_up(awaited, Overload::Memory)));
         }
         body.extend_from_slice(&self.buffer[body_at..]);
         self.buffer.truncate(body_at);
         self.reading();
         while body.len() < length {
             if body.len() == body.capacity() && body.try_reserve_exact(length - body.len()).is_err() {
-                return Ok(Some(self.give_up(&awaited, Overload::Memory)));
+                return Ok(Some(self.give_up(awaited, Overload::Memory)));
             }
             let (from, to) = (body.len(), length.min(body.capacity()).min(body.len() + READ_MAX));
-            let (result, slice) = self.transport.receive(body.slice_mut(from..to)).await;
-            body = slice.into_inner();
+            let (result, slice) = self.transport.receive(std::mem::take(body).slice_mut(from..to)).await;
+            *body = slice.into_inner();
             match result {
                 Ok(0) => return Err(Gone),
                 Ok(more) => {
                     self.seat.received(more);
                     if !awaited.reservation.grow(body.len()) {
-                        return self.no_room(&awaited);
+                        return self.no_room(awaited).map(Some);
                     }
                 }
                 Err(error) if may_go_on(&error) => {}
                 Err(_) => return Err(Gone),
             }
         }
-        self.resumed();
-        Ok(self.call_with(awaited, body, head_len))
+        Ok(None)
+    }
+
+    /// Whether bodies have a good part of the memory that the core has for them.
+    fn is_short(&self) -> bool {
+        let core = self.seat.core();
+        !core.bodies.has_room(core.limits.body_bytes_max / 4 * 3, core.limits.body_bytes_max)
     }
 
     /// What becomes of a body that has no room: it is refused, unless it has given way before.
     #[cold]
-    fn no_room(&mut self, awaited: &Awaited<S>) -> Result<Option<Next<S>>, Gone> {
+    fn no_room(&mut self, awaited: &Awaited<S>) -> Result<Next<S>, Gone> {
         if self.seat.request_expired().is_some() {
             return Err(Gone);
         }
-        Ok(Some(self.give_up(awaited, Overload::Bodies)))
+        Ok(self.give_up(awaited, Overload::Bodies))
     }
 
     /// Refuses a body of which a part has come.
@@ -119,26 +151,43 @@ impl<S: Service, T: Transport> Connection<S, T> {
     async fn decode(&mut self, mut awaited: Awaited<S>) -> Result<Option<Next<S>>, Gone> {
         self.buffer.drain(..self.start);
         self.start = 0;
+        let mut body = Vec::new();
+        match self.decode_into(&mut body, &mut awaited).await {
+            Ok(Decoded::Whole { consumed }) => {
+                let length = awaited.head_len + consumed;
+                Ok(self.call_with(awaited, body, length))
+            }
+            Ok(Decoded::Ended(next)) => {
+                pages::let_go(body, self.is_short());
+                Ok(Some(next))
+            }
+            Err(Gone) => {
+                pages::let_go(body, self.is_short());
+                Err(Gone)
+            }
+        }
+    }
+
+    async fn decode_into(&mut self, body: &mut Vec<u8>, awaited: &mut Awaited<S>) -> Result<Decoded<S>, Gone> {
         let (core, head_len) = (Rc::clone(self.seat.core()), awaited.head_len);
         let mut decoder = Decoder::new(core.limits.body_max);
-        let mut body = Vec::new();
         loop {
             // What is decoded is no longer than what it is decoded from.
             if body.try_reserve(self.buffer.len() - head_len).is_err() {
-                return Ok(Some(self.give_up(&awaited, Overload::Memory)));
+                return Ok(Decoded::Ended(self.give_up(awaited, Overload::Memory)));
             }
-            let progress = match decoder.feed(&self.buffer[head_len..], &mut body) {
+            let progress = match decoder.feed(&self.buffer[head_len..], body) {
                 Ok(progress) => progress,
                 Err(error) => {
                     let context = self.last_context(awaited.context);
-                    return Ok(Some(refuse(&core, &mut self.answers, context, &error.into())));
+                    return Ok(Decoded::Ended(refuse(&core, &mut self.answers, context, &error.into())));
                 }
             };
             if progress.done {
-                return Ok(self.call_with(awaited, body, head_len + progress.consumed));
+                return Ok(Decoded::Whole { consumed: progress.consumed });
             }
             if !awaited.reservation.grow(body.len()) {
-                return self.no_room(&awaited);
+                return self.no_room(awaited).map(Decoded::Ended);
             }
             self.buffer.truncate(head_len);
             if self.buffer.capacity() - head_len < CHUNK_ROOM {
@@ -156,7 +205,7 @@ impl<S: Service, T: Transport> Connection<S, T> {
         let Awaited { admitted, mut context, is_safe, is_urgent, framing, head_len, .. } = awaited;
         context.set_date(&core.date());
         context.keep_alive &= !core.draining();
-        let body = Bytes::from(body);
+        let body = pages::shared(body, self.is_short());
         let its_body = body.clone();
         let serve = |reply: &mut Reply<'_>| core.service.call_admitted(admitted, its_body, reply);
         match call(&mut self.seat, &mut self.answers, context, (is_safe, || is_urgent), serve) {

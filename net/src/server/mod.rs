@@ -40,6 +40,7 @@ mod later;
 mod limits;
 mod next;
 mod output;
+mod pages;
 mod receiving;
 mod requests;
 mod reservation;

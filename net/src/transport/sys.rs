@@ -52,6 +52,27 @@ pub(crate) fn send_parts_now(fd: RawFd, parts: &[io::IoSlice<'_>]) -> io::Result
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
+/// Gives the whole pages of a buffer back to the kernel; its bytes, up to its capacity, are anything
+/// afterwards.
+pub(crate) fn return_pages(buffer: &mut Vec<u8>) {
+    /// The largest page of the machines that Linux runs on: smaller ones are parts of it.
+    const PAGE: usize = 64 << 10;
+    buffer.clear();
+    let room = buffer.spare_capacity_mut();
+    let skipped = room.as_ptr().align_offset(PAGE);
+    let len = room.len().saturating_sub(skipped) / PAGE * PAGE;
+    if len == 0 {
+        return;
+    }
+    // An error means that the pages stay, which is as if nobody had asked.
+    // SAFETY: whole pages of the buffer's own room, of which no byte counts as initialised; it is
+    // private memory of the process, which reads as zeros from here on.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::madvise(room[skipped..].as_mut_ptr().cast(), len, libc::MADV_DONTNEED)
+    };
+}
+
 /// Makes the close that follows a reset, so that the peer cannot take what it has received for the
 /// whole.
 pub(crate) fn reset_on_close(fd: RawFd) {
