@@ -10,7 +10,7 @@ use std::mem;
 const SLICE: u64 = 1_000_000;
 const NICE: i32 = 10;
 
-/// For threads that nobody waits for: nicer by [`NICE`] than they were, so that they give way to
+/// For threads that nobody waits for: nicer by ten than they were, so that they give way to
 /// those of this program, and to others as much as the whole program does.
 #[allow(unsafe_code)]
 pub fn be_nice() {

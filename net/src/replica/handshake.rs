@@ -31,7 +31,7 @@
 //! and which folder of data it is. Proofs cover both.
 //!
 //! Whoever refuses has proved nothing yet, so a sentence is repeated only if it is one of
-//! [`SENTENCES`], of which but the numbers can vary; other text never leaves this file.
+//! `SENTENCES`, of which but the numbers can vary; other text never leaves this file.
 //!
 //! Bounds: a message has at most [`MESSAGE_MAX`] bytes, and each side takes at most two. Nothing is
 //! allocated for lengths that a message only claims.
