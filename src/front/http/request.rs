@@ -74,7 +74,7 @@ fn once<'a>(slot: &mut Option<&'a str>, name: &str, value: &'a str) -> Result<()
     }
 }
 
-/// The parameters of a query, their names decoded. `known` names those of the path.
+/// The parameters of a query, their names decoded. `take` says whether the path knows one.
 fn parameters<'a>(text: &'a str, mut take: impl FnMut(&str, &'a str) -> Result<bool, Refusal>) -> Result<(), Refusal> {
     for (name, value) in query::pairs(text) {
         let is_known = if name.contains('%') {
