@@ -71,7 +71,10 @@ fn a_drain_waits_neither_for_idle_clients_nor_longer_than_10_seconds() {
 
 #[test]
 fn sighup_drains_as_sigterm_does_and_sigusr1_and_sigusr2_do_nothing() {
-    let mut server = Server::fresh("");
+    let folder = tempfile::tempdir().unwrap();
+    // Also where the tests themselves run under nohup.
+    let launch = Launch::on(&folder.path().join("data")).within(&["env", "--default-signal=HUP"]);
+    let mut server = launch.start();
     let mut writer = server.connect();
     let bytes = put_bytes("late", b"in two parts");
     writer.send(&bytes[..bytes.len() - 6]).unwrap();
