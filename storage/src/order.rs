@@ -6,7 +6,7 @@
 //! segment once more, reading it from front to back: merging the runs instead was tried, and its
 //! scattered reads took a third of all user time of a PUT.
 //!
-//! Owner: the sealing thread grows it; anybody takes a snapshot. Bounds: 4 bytes a record, a run a
+//! Owner: whoever seals, one thread at a time, grows it; anybody takes a snapshot. Bounds: 4 bytes a record, a run a
 //! megabyte of log, 24 bytes a record while sealing. Invariant: a run holds offsets of intact
 //! records, by key, the newest of each key.
 
@@ -88,7 +88,9 @@ impl Keyed {
 /// Offsets by key, the newest of each key. A record that the disk damaged since it was found is
 /// left out.
 fn sort(segment: &Segment, offsets: impl Iterator<Item = u32>) -> Run {
-    let mut keyed: Vec<Keyed> = offsets.filter_map(|offset| Keyed::new(segment, offset)).collect();
+    // With room for all at once: a vector that grows is there twice for a while.
+    let mut keyed: Vec<Keyed> = Vec::with_capacity(offsets.size_hint().1.unwrap_or(0));
+    keyed.extend(offsets.filter_map(|offset| Keyed::new(segment, offset)));
     let version = |keyed: &Keyed| segment.record(keyed.offset).ok().map(|record| record.version());
     keyed.sort_unstable_by(|a, b| {
         // Of a version that arrived twice the index names the first.
@@ -154,7 +156,7 @@ impl Order {
             state.recovered = None;
             return true;
         }
-        // Only this thread changes the runs, so the last one is still the last below.
+        // Only who seals changes the runs, so the last one is still the last below.
         let mut again = last.filter(|from| ordered.saturating_sub(*from) < RUN);
         let mut sorted = false;
         loop {
