@@ -6,28 +6,43 @@
 //! - [`compact`] gives space back.
 //!
 //! Sealing and compaction are nice; the other two have little to do, and writers wait when they are
-//! late.
+//! late. On a disk that is short of room writers wait for sealing and compaction as well, which on a
+//! busy machine would come too late for them: each has a second thread of the same name, which is
+//! not nice and works in the place of the first as long as that lasts.
 
 use std::io;
 use std::sync::Arc;
 
+use koltso_instrument::Mutex;
+
+use crate::compact::Reclaiming;
 use crate::options::SyncMode;
 use crate::parts::Parts;
+use crate::sealing::Sorting;
+use crate::threads::Urgency;
 use crate::{compact, provision, sealing, syncing};
 
 /// Starts them all.
 pub(crate) fn start(parts: &Arc<Parts>) -> io::Result<()> {
     let threads = &parts.threads;
-    let spawn = |name: &str, nice: bool, body: fn(&Arc<Parts>)| {
-        let parts = parts.clone();
-        threads.spawn(name, nice, move || body(&parts))
-    };
-    threads.provisions(spawn("provision", false, |parts| provision::run(parts))?);
-    threads.seals(spawn("seal", true, |parts| sealing::run(parts))?);
-    spawn("compact", true, compact::run)?;
+    let provisioned = parts.clone();
+    threads.provisions(threads.spawn("provision", Urgency::Prompt, move || provision::run(&provisioned))?);
+    let sorting = Arc::new(Mutex::new(&"sealing", Sorting::default()));
+    let reclaiming = Arc::new(Mutex::new(&"compaction", Reclaiming::new(parts.options.reap_interval)));
+    for urgency in [Urgency::Nice, Urgency::Prompt] {
+        let (sealed, sorting) = (parts.clone(), sorting.clone());
+        let seals = threads.spawn("seal", urgency, move || sealing::run(&sealed, &sorting, urgency))?;
+        let (compacted, reclaiming) = (parts.clone(), reclaiming.clone());
+        let compacts = threads.spawn("compact", urgency, move || compact::run(&compacted, &reclaiming, urgency))?;
+        threads.seals(urgency, seals.clone());
+        if urgency == Urgency::Prompt {
+            parts.room.calls_when_short(seals);
+            parts.room.calls_when_short(compacts);
+        }
+    }
     if let SyncMode::Every(interval) = parts.options.sync {
         let parts = parts.clone();
-        threads.spawn("sync", false, move || syncing::run(&parts, interval))?;
+        threads.spawn("sync", Urgency::Prompt, move || syncing::run(&parts, interval))?;
     }
     Ok(())
 }

@@ -16,7 +16,8 @@
 //!
 //! On a disk that is short of room, what is expired or dead goes at once: nothing is waited for that
 //! only looks or drops, and on a full one a segment is worth it for little. Where expired records
-//! have to be kept for the grace time, their values are not: the copy has none.
+//! have to be kept for the grace time, their values are not: the copy has none. It is another thread
+//! that works then, which is not nice; what the nice one has begun it leaves as it is.
 //!
 //! Bounds: `compaction_rate` bytes a second are read; one segment at a time, 16 bytes of memory a
 //! record of it; on a full disk, the reserve that only this log may use; looking for what has
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use koltso_instrument::waiting;
+use koltso_instrument::{Mutex, waiting};
 
 use crate::entry::Entry;
 use crate::error::{self, WriteError};
@@ -35,11 +36,13 @@ use crate::hash::IndexHash;
 use crate::index::Find;
 use crate::indexed::IndexedSegment;
 use crate::log::Writer;
+use crate::pace::{BATCH, HURRIED, Pace, ReadAhead};
 use crate::parts::Parts;
 use crate::record::Record;
 use crate::segment::SEGMENT_HEADER;
 use crate::sidecar::Sidecar;
 use crate::syncing::{self, Syncer};
+use crate::threads::Urgency;
 
 /// How often candidates are looked for when there was none.
 const LOOK: Duration = Duration::from_millis(200);
@@ -48,72 +51,8 @@ const SMALL_MANY: usize = 8;
 /// What it counts for the rate to look at a record and at what may be its older version in another
 /// segment.
 const LOOK_COST: u64 = 64;
-/// Segments that are given back together: one sync for all of them.
-const BATCH: usize = 16;
-/// The rate is kept over pieces of this many bytes.
-const PIECE: u64 = 256 << 10;
-
 /// On a full disk this share of dead bytes makes a segment worth compacting.
 const FULL_DEAD_SHARE: f64 = 0.05;
-/// On a disk that is short of room, so many segments are taken before it is asked again which.
-const HURRIED: usize = 4;
-/// Segments that are read from one end to the other are asked for in pieces of this many bytes.
-const READ_AHEAD: u32 = 1 << 20;
-
-/// Keeps a bounded rate.
-struct Pace {
-    rate: u64,
-    since_pause: u64,
-    /// The disk is short of room: only what is written counts.
-    hurry: bool,
-}
-
-impl Pace {
-    /// Finds out whether the disk is short of room by now.
-    fn look_at_room(&mut self, parts: &Parts) {
-        self.hurry = parts.room.is_short(parts.env(), parts.folder.path());
-    }
-
-    /// Segments that are looked for at a time. With few, the next ones are found when older segments,
-    /// which each expired record would be looked for in, are gone.
-    const fn most(&self) -> usize {
-        if self.hurry { HURRIED } else { BATCH }
-    }
-
-    /// For bytes that were looked at.
-    fn look(&mut self, parts: &Parts, bytes: u64) {
-        if self.since_pause + bytes >= PIECE {
-            self.look_at_room(parts);
-        }
-        if !self.hurry {
-            self.spend(parts, bytes);
-        }
-    }
-
-    fn spend(&mut self, parts: &Parts, bytes: u64) {
-        self.since_pause += bytes;
-        if self.since_pause >= PIECE {
-            parts.threads.pause(Duration::from_secs_f64(self.since_pause as f64 / self.rate as f64));
-            self.since_pause = 0;
-        }
-    }
-}
-
-/// Has the kernel read what comes next in a segment that is read in the order of its bytes.
-#[derive(Default)]
-struct ReadAhead {
-    asked: u32,
-}
-
-impl ReadAhead {
-    fn at(&mut self, segment: &IndexedSegment, offset: u32) {
-        if offset >= self.asked {
-            let end = offset.saturating_add(READ_AHEAD).min(segment.written());
-            segment.will_need(offset, end);
-            self.asked = end;
-        }
-    }
-}
 
 /// When to look next for what has expired.
 struct Reaping {
@@ -136,22 +75,50 @@ impl Reaping {
     }
 }
 
-pub(crate) fn run(parts: &Arc<Parts>) {
-    let mut writer: Option<Writer> = None;
-    let mut pace = Pace { rate: parts.options.compaction_rate.max(1), since_pause: 0, hurry: false };
-    let usual = parts.options.reap_interval;
-    let mut reaping = Reaping { next: Instant::now() + usual, fruitless: 0 };
-    while !parts.threads.is_closing() {
-        let was_hurry = pace.hurry;
+/// What whoever compacts goes on with.
+pub(crate) struct Reclaiming {
+    /// Made when the first record is moved.
+    writer: Option<Writer>,
+    reaping: Reaping,
+    was_hurry: bool,
+}
+
+impl Reclaiming {
+    /// With so long from one search for expired records to the next.
+    pub(crate) fn new(usual: Duration) -> Self {
+        Self { writer: None, reaping: Reaping { next: Instant::now() + usual, fruitless: 0 }, was_hurry: false }
+    }
+}
+
+/// A compacting thread.
+pub(crate) fn run(parts: &Arc<Parts>, reclaiming: &Mutex<Reclaiming>, urgency: Urgency) {
+    let mut pace = Pace::new(parts.options.compaction_rate, urgency);
+    while parts.wait_for_turn(urgency) {
         pace.look_at_room(parts);
-        if pace.hurry && !was_hurry {
-            reaping.next = Instant::now();
+        let mut reclaiming = reclaiming.lock();
+        let done = !pace.hands_over(parts) && reclaiming.reclaim(parts, &mut pace);
+        drop(reclaiming);
+        if !done {
+            parts.threads.pause(LOOK);
         }
+    }
+}
+
+impl Reclaiming {
+    /// Compacts what is worth it now; `false` if that is nothing.
+    fn reclaim(&mut self, parts: &Arc<Parts>, pace: &mut Pace) -> bool {
+        if pace.hurry && !self.was_hurry {
+            self.reaping.next = Instant::now();
+        }
+        self.was_hurry = pace.hurry;
         let mut candidates = choose(parts);
-        if candidates.is_empty() && Instant::now() >= reaping.next {
+        if candidates.is_empty() && Instant::now() >= self.reaping.next {
             let began = Instant::now();
-            candidates = reapable(parts, &mut pace);
-            reaping.done(began, candidates.len(), &pace, usual);
+            candidates = reapable(parts, pace);
+            if pace.stops(parts) {
+                return false;
+            }
+            self.reaping.done(began, candidates.len(), pace, parts.options.reap_interval);
         }
         if pace.hurry {
             // Soon there may be better ones.
@@ -165,7 +132,7 @@ pub(crate) fn run(parts: &Arc<Parts>) {
             let mut empty = Vec::new();
             let mut failed = None;
             for segment in batch {
-                match evacuate(parts, &mut writer, &segment, &mut pace) {
+                match evacuate(parts, &mut self.writer, &segment, pace) {
                     Ok(true) => {
                         done = true;
                         empty.push(segment);
@@ -177,24 +144,26 @@ pub(crate) fn run(parts: &Arc<Parts>) {
                         break;
                     }
                 }
-                if parts.threads.is_closing() {
+                if pace.stops(parts) {
                     break;
                 }
+            }
+            if pace.hands_over(parts) {
+                // Nothing is live in the empty ones: they are the first that the other one chooses.
+                return done;
             }
             if let Err(e) = give_back(parts, empty) {
                 tracing::warn!("compacted segments cannot be given back: {e}");
                 failed = Some(e);
             }
-            if parts.threads.is_closing() {
-                return;
-            }
             if failed.is_some() {
                 parts.threads.pause(Duration::from_secs(1));
             }
+            if pace.stops(parts) {
+                return done;
+            }
         }
-        if !done {
-            parts.threads.pause(LOOK);
-        }
+        done
     }
 }
 
@@ -238,7 +207,7 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
         let mut droppable = segment.dead_bytes();
         let mut read_ahead = ReadAhead::default();
         for (offset, hash) in saying_absent(sidecar) {
-            if parts.threads.is_closing() {
+            if pace.stops(parts) {
                 return Vec::new();
             }
             pace.look(parts, LOOK_COST);
@@ -341,6 +310,9 @@ fn evacuate(
         // decision.
         let (mut read_ahead, mut others) = (ReadAhead::default(), Others::of(parts));
         for (offset, hash) in saying_absent(sidecar) {
+            if pace.stops(parts) {
+                return Ok(false);
+            }
             read_ahead.at(segment, offset);
             drop_absent(parts, &mut others, segment, (offset, hash), now_ms);
         }
@@ -351,7 +323,7 @@ fn evacuate(
         places.sort_unstable_by_key(|&(offset, ..)| offset);
         let mut read_ahead = ReadAhead::default();
         for (offset, size, hash) in places {
-            if parts.threads.is_closing() {
+            if pace.stops(parts) {
                 return Ok(false);
             }
             pace.look(parts, LOOK_COST);

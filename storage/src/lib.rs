@@ -51,6 +51,7 @@ mod logs;
 mod lookup;
 mod options;
 mod order;
+mod pace;
 mod partition;
 mod parts;
 mod provision;

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
 
 use crate::damage::DamageLog;
 use crate::env::Env;
@@ -19,7 +20,7 @@ use crate::seal_queue::SealQueue;
 use crate::segment::SLICE;
 use crate::segments::{SegmentContext, Segments};
 use crate::stats::{Counters, Stats};
-use crate::threads::Threads;
+use crate::threads::{TICK, Threads, Urgency};
 
 /// See the module.
 pub(crate) struct Parts {
@@ -91,7 +92,38 @@ impl Parts {
     pub(crate) fn hand_to_sealing(&self, tail: Tail) {
         self.seal_queue.push(tail.segment().clone());
         drop(tail);
-        self.threads.wake_sealing();
+        self.wake_sealing();
+    }
+
+    pub(crate) fn wake_sealing(&self) {
+        self.threads.wake_sealing(self.on_turn());
+    }
+
+    /// Which of the two threads that a task has works now: on a disk that is short of room the
+    /// prompt one.
+    fn on_turn(&self) -> Urgency {
+        if self.room.is_short() { Urgency::Prompt } else { Urgency::Nice }
+    }
+
+    /// Whether a thread works, of two that have the same task.
+    pub(crate) fn has_turn(&self, urgency: Urgency) -> bool {
+        self.on_turn() == urgency
+    }
+
+    /// Waits until a thread works, of two that have the same task; `false` if the store closes. The
+    /// other one may be at it still: a lock around the task keeps them apart.
+    pub(crate) fn wait_for_turn(&self, urgency: Urgency) -> bool {
+        while !self.threads.is_closing() {
+            if self.has_turn(urgency) {
+                return true;
+            }
+            match urgency {
+                Urgency::Nice => thread::park_timeout(TICK),
+                // It is called when the disk becomes short of room.
+                Urgency::Prompt => thread::park(),
+            }
+        }
+        false
     }
 
     /// Figures of all parts. Walks all stripes and segments.

@@ -41,7 +41,7 @@ pub(crate) fn run(parts: &Parts) {
         parts.index.provide();
         parts.report_faults(&mut faults_seen);
         if !more {
-            parts.threads.wake_sealing();
+            parts.wake_sealing();
             thread::park_timeout(TICK);
         }
     }

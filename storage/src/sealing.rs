@@ -1,4 +1,4 @@
-//! The sealing thread: sorts what was written, and gives rolled segments their sidecars.
+//! Sealing: sorts what was written, and gives rolled segments their sidecars.
 //!
 //! Invariant: a sidecar is written only after its segment was synced, and never after a sync
 //! failed.
@@ -9,21 +9,50 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use koltso_instrument::waiting;
+use koltso_instrument::{Mutex, waiting};
 
 use crate::indexed::IndexedSegment;
 use crate::parts::Parts;
 use crate::sidecar::Sidecar;
 use crate::syncing;
-use crate::threads::TICK;
+use crate::threads::{TICK, Urgency};
 
 /// After this long without sorting, the memory that sorting took is given back.
 const QUIET: Duration = Duration::from_secs(1);
 
-pub(crate) fn run(parts: &Parts) {
-    // Since when there has been nothing to sort, after there was.
-    let mut quiet_since: Option<Instant> = None;
-    while !parts.threads.is_closing() {
+/// What whoever seals has to know of before.
+#[derive(Default)]
+pub(crate) struct Sorting {
+    /// Since when there has been nothing to sort, after there was.
+    quiet_since: Option<Instant>,
+}
+
+/// What to do after a look at what there is to sort and to seal.
+enum Next {
+    Look,
+    WaitToBeCalled,
+    TryLater,
+}
+
+/// A sealing thread.
+pub(crate) fn run(parts: &Parts, sorting: &Mutex<Sorting>, urgency: Urgency) {
+    while parts.wait_for_turn(urgency) {
+        let mut sorting = sorting.lock();
+        if !parts.has_turn(urgency) {
+            continue;
+        }
+        let next = sorting.look(parts);
+        drop(sorting);
+        match next {
+            Next::Look => {}
+            Next::WaitToBeCalled => thread::park_timeout(TICK),
+            Next::TryLater => parts.threads.pause(Duration::from_secs(1)),
+        }
+    }
+}
+
+impl Sorting {
+    fn look(&mut self, parts: &Parts) -> Next {
         // Not in the head of the loop, or the lock would be held until its end, and the
         // provisioning thread wait for the sorting.
         let logs = parts.logs.all();
@@ -32,26 +61,28 @@ pub(crate) fn run(parts: &Parts) {
             // not have.
             let Some(segment) = log.active.lock().clone() else { continue };
             if segment.order.extend(&segment, log.privileged) {
-                quiet_since = Some(Instant::now());
+                self.quiet_since = Some(Instant::now());
             }
         }
         let next = parts.seal_queue.first();
         if let Some(segment) = next {
-            match seal(parts, &segment) {
-                Ok(()) => parts.seal_queue.remove(&segment),
+            return match seal(parts, &segment) {
+                Ok(()) => {
+                    parts.seal_queue.remove(&segment);
+                    Next::Look
+                }
                 Err(e) => {
                     // It stays as it is, sorted in memory; a full disk gets better.
                     tracing::warn!("a segment cannot be sealed yet: {e}");
-                    parts.threads.pause(Duration::from_secs(1));
+                    Next::TryLater
                 }
-            }
-            continue;
+            };
         }
-        if quiet_since.is_some_and(|since| since.elapsed() >= QUIET) {
-            quiet_since = None;
+        if self.quiet_since.is_some_and(|since| since.elapsed() >= QUIET) {
+            self.quiet_since = None;
             (parts.options.memory_freed)();
         }
-        thread::park_timeout(TICK);
+        Next::WaitToBeCalled
     }
 }
 

@@ -16,12 +16,23 @@ use crate::schedule;
 /// How often the threads look without being called.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
+/// How a thread shares processors. A nice one cannot go back without privileges, so a task that is
+/// in a hurry at times has a thread of each kind, see `Parts::wait_for_turn`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// Gives way to all others.
+    Nice,
+    /// As urgent as those that serve requests.
+    Prompt,
+}
+
 /// See the module.
 pub(crate) struct Threads {
     closing: AtomicBool,
     joins: Mutex<Vec<JoinHandle<()>>>,
     provision: Mutex<Option<Thread>>,
-    seal: Mutex<Option<Thread>>,
+    /// One of each kind.
+    seal: Mutex<Vec<(Urgency, Thread)>>,
 }
 
 impl Default for Threads {
@@ -30,16 +41,21 @@ impl Default for Threads {
             closing: AtomicBool::new(false),
             joins: Mutex::new(&"storage threads", Vec::new()),
             provision: Mutex::new(&"provisioning thread", None),
-            seal: Mutex::new(&"sealing thread", None),
+            seal: Mutex::new(&"sealing threads", Vec::new()),
         }
     }
 }
 
 impl Threads {
-    /// Starts a thread; a nice one gives way to all others.
-    pub(crate) fn spawn(&self, name: &str, nice: bool, body: impl FnOnce() + Send + 'static) -> io::Result<Thread> {
+    /// Starts a thread.
+    pub(crate) fn spawn(
+        &self,
+        name: &str,
+        urgency: Urgency,
+        body: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Thread> {
         let join = thread::Builder::new().name(format!("koltso-{name}")).spawn(move || {
-            if nice {
+            if urgency == Urgency::Nice {
                 schedule::be_nice();
             }
             body();
@@ -55,8 +71,8 @@ impl Threads {
     }
 
     /// Says whom [`Threads::wake_sealing`] calls.
-    pub(crate) fn seals(&self, thread: Thread) {
-        *self.seal.lock() = Some(thread);
+    pub(crate) fn seals(&self, urgency: Urgency, thread: Thread) {
+        self.seal.lock().push((urgency, thread));
     }
 
     pub(crate) fn wake_provisioning(&self) {
@@ -65,8 +81,9 @@ impl Threads {
         }
     }
 
-    pub(crate) fn wake_sealing(&self) {
-        if let Some(thread) = &*self.seal.lock() {
+    /// Calls the sealing thread of this kind.
+    pub(crate) fn wake_sealing(&self, urgency: Urgency) {
+        for (_, thread) in self.seal.lock().iter().filter(|(of, _)| *of == urgency) {
             thread.unpark();
         }
     }
