@@ -20,6 +20,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use memmap2::{Mmap, MmapOptions, MmapRaw};
 
+use crate::schedule;
+
 /// Permissions of files.
 const OWNER_ONLY: u32 = 0o600;
 /// The permissions of everybody but the owner.
@@ -192,6 +194,11 @@ pub trait Env: Send + Sync + 'static {
     /// expired.
     fn now_ms(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    }
+
+    /// The calling thread does what nobody waits for, and gives way to those that serve.
+    fn give_way(&self) {
+        schedule::be_nice();
     }
 
     /// A number that nobody can foretell.

@@ -67,7 +67,7 @@ impl Store {
             counters: Counters::default(),
             health: Health::default(),
             retention: Retention::new(options.tombstone_grace),
-            threads: Threads::default(),
+            threads: Threads::new(options.env.clone()),
             options,
         });
         if found.summary.unreadable_segments > 0 {

@@ -5,13 +5,14 @@
 //! They stop within about 100 ms of being asked.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 use koltso_instrument::Mutex;
 
-use crate::schedule;
+use crate::env::Env;
 
 /// How often the threads look without being called.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -28,6 +29,7 @@ pub(crate) enum Urgency {
 
 /// See the module.
 pub(crate) struct Threads {
+    env: Arc<dyn Env>,
     closing: AtomicBool,
     joins: Mutex<Vec<JoinHandle<()>>>,
     provision: Mutex<Option<Thread>>,
@@ -35,18 +37,17 @@ pub(crate) struct Threads {
     seal: Mutex<Vec<(Urgency, Thread)>>,
 }
 
-impl Default for Threads {
-    fn default() -> Self {
+impl Threads {
+    pub(crate) fn new(env: Arc<dyn Env>) -> Self {
         Self {
+            env,
             closing: AtomicBool::new(false),
             joins: Mutex::new(&"storage threads", Vec::new()),
             provision: Mutex::new(&"provisioning thread", None),
             seal: Mutex::new(&"sealing threads", Vec::new()),
         }
     }
-}
 
-impl Threads {
     /// Starts a thread.
     pub(crate) fn spawn(
         &self,
@@ -54,9 +55,10 @@ impl Threads {
         urgency: Urgency,
         body: impl FnOnce() + Send + 'static,
     ) -> io::Result<Thread> {
+        let env = self.env.clone();
         let join = thread::Builder::new().name(format!("koltso-{name}")).spawn(move || {
             if urgency == Urgency::Nice {
-                schedule::be_nice();
+                env.give_way();
             }
             body();
         })?;

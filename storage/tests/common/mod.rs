@@ -168,6 +168,9 @@ impl FakeEnv {
 }
 
 impl Env for FakeEnv {
+    /// A test waits for its background work, whatever else runs on the machine.
+    fn give_way(&self) {}
+
     fn allocate(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
         let taken = self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(len));
         taken.map_err(|_| io::Error::from(io::ErrorKind::StorageFull))?;
