@@ -171,6 +171,13 @@ impl Tail {
         size <= (self.segment.capacity() - self.position) as usize
     }
 
+    /// Whether a record of `size` bytes goes into another segment, where these are rolled at
+    /// `roll_at`.
+    #[inline]
+    pub(crate) fn is_full(&self, size: usize, roll_at: u64) -> bool {
+        u64::from(self.position) >= roll_at || !self.fits(size)
+    }
+
     /// Whether it fits into what is ready.
     #[inline]
     pub(crate) fn is_ready(&self, size: usize) -> bool {
@@ -227,7 +234,7 @@ mod tests {
         while tail.position() + draft.size() as u32 <= end {
             if !tail.is_ready(draft.size()) {
                 let wanted = tail.position() + draft.size() as u32;
-                tail.segment().extend(&RealEnv, wanted).expect("room");
+                tail.segment().extend(&RealEnv, wanted, SLICE).expect("room");
             }
             offsets.push(tail.append(&draft).expect("the file is whole"));
         }

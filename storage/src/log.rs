@@ -23,7 +23,7 @@ use crate::logs::{LogState, SyncBatch};
 use crate::parts::Parts;
 use crate::record::{self, Draft};
 use crate::room::Need;
-use crate::segment::SLICE;
+use crate::segment::{PIECE, SLICE};
 use crate::syncing::{self, Syncer};
 
 /// The provisioning thread is called when less than this is ready ahead of the writer.
@@ -116,7 +116,7 @@ impl Writer {
         assert!(draft.version.clock != 0, "version clocks begin at 1");
         // What deletes are given on a full disk is not for values, though it is ready.
         if !draft.flags.is_tombstone() && self.parts.room.is_full() {
-            self.ask_for_slice(Need::Value)?;
+            self.ask_for(SLICE, Need::Value)?;
         }
         let offset = self.append(draft)?;
         let hash = self.parts.index.hash(draft.key);
@@ -130,9 +130,9 @@ impl Writer {
         self.parts.index.lock(hash).offer(draft.key, &place)
     }
 
-    /// Whether there is room for another slice of the log.
-    fn ask_for_slice(&self, need: Need) -> Result<(), WriteError> {
-        self.parts.ask_for_room(u64::from(SLICE), need).map_err(|e| self.parts.health.refuse(e))
+    /// Whether there is room for so many bytes more of the log.
+    fn ask_for(&self, bytes: u32, need: Need) -> Result<(), WriteError> {
+        self.parts.ask_for_room(u64::from(bytes), need).map_err(|e| self.parts.health.refuse(e))
     }
 
     /// Appends without publishing: for compaction, which moves an entry only if it still names the
@@ -143,8 +143,15 @@ impl Writer {
         }
         let size = draft.size();
         let roll_at = self.parts.room.roll_at();
-        if self.tail.as_ref().is_none_or(|tail| u64::from(tail.position()) >= roll_at || !tail.fits(size)) {
-            self.roll(self.need(draft))?;
+        if self.tail.as_ref().is_none_or(|tail| tail.is_full(size, roll_at)) {
+            let need = self.need(draft);
+            match self.roll(need) {
+                // On a full disk a delete goes on where it can, a little at a time: a whole slice for
+                // each log may be more than there is for deletes.
+                Err(WriteError::DiskFull)
+                    if need == Need::Tombstone && self.tail.as_ref().is_some_and(|tail| tail.fits(size)) => {}
+                rolled => rolled?,
+            }
         }
         let offset = match self.append_here(draft, size)? {
             Some(offset) => offset,
@@ -212,15 +219,16 @@ impl Writer {
     #[cold]
     fn make_ready(&self, size: usize, need: Need) -> Result<(), WriteError> {
         let tail = self.tail();
+        let by = if need == Need::Tombstone { PIECE } else { SLICE };
         while !tail.is_ready(size) {
             self.parts.counters.stalled();
-            match self.ask_for_slice(need) {
+            match self.ask_for(by, need) {
                 // The provisioning thread took the last room, for this segment.
                 Err(_) if tail.is_ready(size) => return Ok(()),
                 room => room?,
             }
             let wanted = tail.position() + size as u32;
-            let more = waiting(&"space for the log", || tail.segment().extend(self.parts.env(), wanted))
+            let more = waiting(&"space for the log", || tail.segment().extend(self.parts.env(), wanted, by))
                 .map_err(|e| self.parts.health.refuse(e))?;
             // `more` is false, too, when the provisioning thread has made the rest ready since it
             // was asked above.

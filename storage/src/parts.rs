@@ -90,8 +90,13 @@ impl Parts {
 
     /// Takes a rolled segment for sealing. Its tail ends here, so nobody writes to it any more.
     pub(crate) fn hand_to_sealing(&self, tail: Tail) {
-        self.seal_queue.push(tail.segment().clone());
+        let segment = tail.segment().clone();
         drop(tail);
+        if self.room.rolls_early(segment.capacity()) {
+            // A slice that is hardly begun: on a small disk that is much, and sealing may take its time.
+            segment.release_rest(self.env());
+        }
+        self.seal_queue.push(segment);
         self.wake_sealing();
     }
 

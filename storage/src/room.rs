@@ -66,6 +66,11 @@ impl Room {
         self.roll_at
     }
 
+    /// Whether segments of this size are rolled before they are full.
+    pub(crate) fn rolls_early(&self, segment_size: u32) -> bool {
+        self.roll_at < u64::from(segment_size)
+    }
+
     /// Whether values were refused when room was asked for last.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {

@@ -42,7 +42,7 @@ pub(crate) use crate::header::{SEGMENT_HEADER, SEGMENT_MAX};
 pub(crate) const SLICE: u32 = 1 << 20;
 /// Brought into memory at once, which takes 15 us; where the host of a virtual machine has to find
 /// each page, 400. A kernel that does not preempt itself holds the processor for so long.
-const PIECE: u32 = 64 << 10;
+pub(crate) const PIECE: u32 = 64 << 10;
 /// Kernel ABI, since Linux 5.14; libc has the name only in newer versions.
 const MADV_POPULATE_WRITE: i32 = 23;
 
@@ -407,13 +407,13 @@ impl Segment {
         Ok(true)
     }
 
-    /// The same for a writer that waits for the bytes below `wanted`: allocated, no more, and only
-    /// if they are not ready by now.
-    pub(crate) fn extend(&self, env: &dyn Env, wanted: u32) -> io::Result<bool> {
+    /// The same for a writer that waits for the bytes below `wanted`: `by` more are allocated, and
+    /// only if they are not ready by now.
+    pub(crate) fn extend(&self, env: &dyn Env, wanted: u32, by: u32) -> io::Result<bool> {
         let _turn = self.extending.lock();
         let ready = self.ready();
         if ready < wanted && ready < self.capacity {
-            let end = (ready + SLICE).min(self.capacity);
+            let end = (ready + by).min(self.capacity);
             if self.allocates {
                 env.allocate(&self.file, u64::from(ready), u64::from(end - ready))?;
             } else {

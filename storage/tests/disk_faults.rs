@@ -516,6 +516,37 @@ fn a_small_file_system_is_filled_emptied_and_filled_again() {
     assert_eq!(value_of(&store, b"large").unwrap().len(), 4 << 20);
 }
 
+/// Each of several logs would have to go on in a segment of its own, and there is not room for as
+/// many among what deletes may use.
+#[test]
+fn deletes_are_taken_on_a_full_disk_however_full_the_logs_are() {
+    let Some(disk) = SmallDisk::mount(48) else { return };
+    let folder = disk.path().join("data");
+    // Nothing is compacted: what is dead is not worth it.
+    let options = Options { compaction_dead_share: 1.1, compaction_rate: 1, ..Options::new(&folder) };
+    let (store, _) = Store::open(options).unwrap();
+    let mut writers: Vec<_> = (0..4).map(|_| store.writer().unwrap()).collect();
+    let mut ms = wall_ms() - 10_000_000;
+    let mut written = 0_u64;
+    for size in [4_000, 1_000, 40] {
+        for writer in &mut writers {
+            loop {
+                ms += 1;
+                match writer.put(&key(written), &vec![3; size], version(ms), 0) {
+                    Ok(_) => written += 1,
+                    Err(WriteError::DiskFull) => break,
+                    Err(e) => panic!("{e}"),
+                }
+            }
+        }
+    }
+    for number in 0..4_000 {
+        ms += 1;
+        let deleted = writers[number as usize % 4].delete(&key(number), version(ms));
+        assert!(deleted.is_ok(), "{deleted:?} after {number} deletes of {written}: {:?}", store.stats());
+    }
+}
+
 /// The provisioning thread gets on with a segment just when the writer has found that too little of
 /// it is ready.
 struct Race {
