@@ -443,7 +443,7 @@ fn drop_absent(
         if older_elsewhere(&changing, segment, &record, |_| true) {
             return;
         }
-        if stripe.remove(Entry::new(hash, segment.slot, offset), record.is_tombstone()) {
+        if stripe.remove(Entry::new(hash, segment.slot, offset), &record) {
             segment.sub_live(record.size() as u64);
         }
         return;

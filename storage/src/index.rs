@@ -19,8 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use koltso_instrument::{Mutex, MutexGuard};
-use koltso_model::Version;
+use koltso_model::{KeyHash, Version};
 
+use crate::digest::{Digests, Item, Leaf};
 use crate::entry::{Entry, SLOTS};
 use crate::hash::{IndexHash, STRIPES};
 use crate::indexed::IndexedSegment;
@@ -59,6 +60,7 @@ pub(crate) struct Index {
     /// What the stripes' tables lie in.
     slabs: Slabs,
     secret: Secret,
+    digests: Digests,
 }
 
 /// A stripe under its lock.
@@ -84,6 +86,7 @@ pub(crate) struct Place<'a> {
     /// In bytes of log.
     pub(crate) size: usize,
     pub(crate) tombstone: bool,
+    pub(crate) item: Item,
 }
 
 /// What an entry is replaced from.
@@ -91,11 +94,19 @@ struct Standing {
     entry: Entry,
     size: usize,
     tombstone: bool,
+    item: Item,
+}
+
+impl Standing {
+    fn of(entry: Entry, record: &Record<'_>, leaf: Leaf) -> Self {
+        let item = Item::of(leaf, record.version(), record.flags());
+        Self { entry, size: record.size(), tombstone: record.is_tombstone(), item }
+    }
 }
 
 impl Hit<'_> {
-    fn standing(&self) -> Standing {
-        Standing { entry: self.entry, size: self.record.size(), tombstone: self.record.is_tombstone() }
+    fn standing(&self, leaf: Leaf) -> Standing {
+        Standing::of(self.entry, &self.record, leaf)
     }
 }
 
@@ -116,6 +127,7 @@ impl Index {
             segments: (0..SLOTS).map(|_| AtomicPtr::new(ptr::null_mut())).collect(),
             slabs,
             secret,
+            digests: Digests::default(),
         }
     }
 
@@ -123,6 +135,11 @@ impl Index {
     #[inline]
     pub(crate) fn hash(&self, key: &[u8]) -> IndexHash {
         self.secret.hash(key)
+    }
+
+    /// What replicas compare.
+    pub(crate) const fn digests(&self) -> &Digests {
+        &self.digests
     }
 
     /// Makes memory ready for tables that are about to grow.
@@ -264,7 +281,7 @@ impl Locked<'_> {
                 if version > place.version || (version == place.version && hit.record.value_intact()) {
                     return Applied::Superseded(version);
                 }
-                Some(hit.standing())
+                Some(hit.standing(place.item.leaf()))
             }
             // Its key cannot be read, but a sidecar may know whose it was. If not, both entries
             // stay.
@@ -274,7 +291,8 @@ impl Locked<'_> {
                     Some(known) if known.version > place.version => return Applied::Superseded(known.version),
                     Some(known) => {
                         let (size, tombstone) = (known.size as usize, known.flags.is_tombstone());
-                        Some(Standing { entry, size, tombstone })
+                        let item = Item::of(known.leaf, known.version, known.flags);
+                        Some(Standing { entry, size, tombstone, item })
                     }
                     None => None,
                 }
@@ -298,7 +316,7 @@ impl Locked<'_> {
         let standing = match entry {
             Some(entry) => match self.segment(entry).record(entry.offset()) {
                 Ok(record) if record.version() >= place.version => return,
-                Ok(record) => Some(Standing { entry, size: record.size(), tombstone: record.is_tombstone() }),
+                Ok(record) => Some(Standing::of(entry, &record, place.item.leaf())),
                 Err(_) => None,
             },
             None => None,
@@ -317,9 +335,13 @@ impl Locked<'_> {
         match standing {
             Some(old) => {
                 self.segment(old.entry).sub_live(old.size as u64);
+                self.index.digests.replace(old.item, place.item);
                 self.replace(old.entry, entry, old.tombstone, place.tombstone);
             }
-            None => self.insert(entry, place.tombstone),
+            None => {
+                self.index.digests.add(place.item);
+                self.insert(entry, place.tombstone);
+            }
         }
     }
 
@@ -336,10 +358,14 @@ impl Locked<'_> {
         self.keys.tombstones = tombstones.saturating_sub(u32::from(was_tombstone));
     }
 
-    /// Takes an entry out, if it is there.
-    pub(crate) fn remove(&mut self, entry: Entry, tombstone: bool) -> bool {
+    /// Takes the entry of a record out, if it is there.
+    pub(crate) fn remove(&mut self, entry: Entry, record: &Record<'_>) -> bool {
         let removed = self.keys.entries.remove(entry);
-        self.keys.tombstones = self.keys.tombstones.saturating_sub(u32::from(removed && tombstone));
+        if removed {
+            self.keys.tombstones = self.keys.tombstones.saturating_sub(u32::from(record.is_tombstone()));
+            let leaf = Leaf::of(KeyHash::of(record.key()));
+            self.index.digests.take_out(Item::of(leaf, record.version(), record.flags()));
+        }
         removed
     }
 }

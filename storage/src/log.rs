@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use koltso_instrument::waiting;
-use koltso_model::{ATTRIBUTES_MAX, Flags, KEY_MAX, Record, Version};
+use koltso_model::{ATTRIBUTES_MAX, Flags, KEY_MAX, KeyHash, Record, Version};
 
+use crate::digest::{Item, Leaf};
 use crate::error::WriteError;
 use crate::hash::IndexHash;
 use crate::index::{Applied, Place};
@@ -77,7 +78,7 @@ impl Writer {
     /// If the version's clock is 0.
     #[inline]
     pub fn apply(&mut self, record: &Record<&[u8]>) -> Result<Applied, WriteError> {
-        self.apply_draft(&Draft::of(record))
+        self.apply_draft(&Draft::of(record), record.key.hash())
     }
 
     /// Writes a value that one replica is to have, without attributes. `expires_at_ms` is in
@@ -96,7 +97,7 @@ impl Writer {
         expires_at_ms: u64,
     ) -> Result<Applied, WriteError> {
         let flags = Flags::new(1);
-        self.apply_draft(&Draft { key, value, version, expires_at_ms, flags, attributes: &[] })
+        self.apply_draft(&Draft { key, value, version, expires_at_ms, flags, attributes: &[] }, KeyHash::of(key))
     }
 
     /// Writes a tombstone that one replica is to have.
@@ -108,25 +109,28 @@ impl Writer {
     /// If the version's clock is 0.
     pub fn delete(&mut self, key: &[u8], version: Version) -> Result<Applied, WriteError> {
         let flags = Flags::new(1).tombstone();
-        self.apply_draft(&Draft { key, value: &[], version, expires_at_ms: 0, flags, attributes: &[] })
+        let draft = Draft { key, value: &[], version, expires_at_ms: 0, flags, attributes: &[] };
+        self.apply_draft(&draft, KeyHash::of(key))
     }
 
-    fn apply_draft(&mut self, draft: &Draft<'_>) -> Result<Applied, WriteError> {
+    fn apply_draft(&mut self, draft: &Draft<'_>, key_hash: KeyHash) -> Result<Applied, WriteError> {
         draft.check(self.parts.options.value_max)?;
         assert!(draft.version.clock != 0, "version clocks begin at 1");
         // What deletes are given on a full disk is not for values, though it is ready.
         if !draft.flags.is_tombstone() && self.parts.room.is_full() {
             self.ask_for(SLICE, Need::Value)?;
         }
+        let item = Item::of(Leaf::of(key_hash), draft.version, draft.flags);
+        self.parts.index.digests().prefetch(item);
         let offset = self.append(draft)?;
         let hash = self.parts.index.hash(draft.key);
-        Ok(self.publish(hash, draft, offset))
+        Ok(self.publish(hash, draft, offset, item))
     }
 
     /// Makes an appended record the one that readers find, if none is newer.
-    fn publish(&self, hash: IndexHash, draft: &Draft<'_>, offset: u32) -> Applied {
+    fn publish(&self, hash: IndexHash, draft: &Draft<'_>, offset: u32, item: Item) -> Applied {
         let (segment, version, size) = (self.tail().segment(), draft.version, draft.size());
-        let place = Place { hash, version, segment, offset, size, tombstone: draft.flags.is_tombstone() };
+        let place = Place { hash, version, segment, offset, size, tombstone: draft.flags.is_tombstone(), item };
         self.parts.index.lock(hash).offer(draft.key, &place)
     }
 

@@ -24,9 +24,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use koltso_instrument::Mutex;
-use koltso_model::Version;
+use koltso_model::{KeyHash, Version};
 
 use crate::damage::DamageLog;
+use crate::digest::{Item, Leaf};
 use crate::entry::SLOTS;
 use crate::env::Env;
 use crate::error::OpenError;
@@ -40,7 +41,7 @@ use crate::segment::{SEGMENT_HEADER, Segment, path_of};
 use crate::sidecar::Sidecar;
 
 /// Records that a thread takes in hand at once: 8 MiB while it sorts them.
-const PIECE: u32 = 256 << 10;
+const PIECE: u32 = 128 << 10;
 
 /// What a disk writes at once, in bytes.
 const SECTOR: usize = 512;
@@ -380,6 +381,7 @@ struct Light {
     offset: u32,
     /// In bytes; the lowest bit says tombstone.
     size: u32,
+    item: Item,
 }
 
 /// Puts a segment's records into the index, where they are the newest: of a sidecar those of
@@ -393,7 +395,8 @@ fn load(index: &Index, segment: &IndexedSegment, range: Range<u32>) {
             let end = u64::from(entry.offset) + u64::from(entry.size);
             let inside = entry.offset >= SEGMENT_HEADER && end <= u64::from(segment.written());
             let size = entry.size | u32::from(entry.flags.is_tombstone());
-            inside.then_some(Light { hash: entry.hash, offset: entry.offset, size })
+            let item = Item::of(entry.leaf, entry.version, entry.flags);
+            inside.then_some(Light { hash: entry.hash, offset: entry.offset, size, item })
         }));
         load_piece(index, segment, &piece);
         return;
@@ -403,7 +406,8 @@ fn load(index: &Index, segment: &IndexedSegment, range: Range<u32>) {
         piece.extend(offsets.iter().filter_map(|&offset| {
             let record = segment.record(offset).ok()?;
             let size = record.size() as u32 | u32::from(record.is_tombstone());
-            Some(Light { hash: index.hash(record.key()), offset, size })
+            let item = Item::of(Leaf::of(KeyHash::of(record.key())), record.version(), record.flags());
+            Some(Light { hash: index.hash(record.key()), offset, size, item })
         }));
         load_piece(index, segment, &piece);
     }
@@ -431,6 +435,7 @@ fn load_piece(index: &Index, segment: &IndexedSegment, piece: &[Light]) {
         let Some(first) = lights.first() else {
             continue;
         };
+        lights.iter().for_each(|light| index.digests().prefetch(light.item));
         let mut stripe = index.lock(first.hash);
         for light in lights {
             admit(&mut stripe, segment, light);
@@ -446,6 +451,7 @@ fn admit(stripe: &mut Locked<'_>, segment: &IndexedSegment, light: &Light) {
         offset: light.offset,
         size: (light.size & !1) as usize,
         tombstone: light.size & 1 != 0,
+        item: light.item,
     };
     // Only a key whose tag is there already has to be read: most are new, and their records stay
     // untouched on disk.

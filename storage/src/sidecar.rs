@@ -3,13 +3,13 @@
 //!
 //! ```text
 //! 0   8 bytes  "KOLTSOIX"               32  u32  entries            56  u32  tombstones
-//! 8   u32      format version, 2        36  u32  end of the records 60  u32  with an expiry
+//! 8   u32      format version, 3        36  u32  end of the records 60  u32  with an expiry
 //! 12  u32      CRC-32C of 16..128       40  u32  CRC-32C of entries 64  u64  newest clock
 //! 16  u64      sequence of the segment  44  u32  damaged places     72  u64  secret's fingerprint
 //! 24  u32      salt of the segment      48  u64  oldest clock       80..128  zeros
 //! 28  u32      CRC-32C of the directory
 //! 128          entries of 24 bytes, by key, the newest record of each key:
-//!              u64 from the low bits: 16 flags, 12 partition, 36 index hash,
+//!              u64 from the low bits: 8 flags, 20 leaf of the digest, 36 index hash,
 //!              u64 version's clock,
 //!              u64 from the low bits: 23 offset / 8, 23 size of the record / 8, 1 has an expiry,
 //!              1 zero, 16 node
@@ -37,6 +37,7 @@ use koltso_model::{Flags, KeyHash, PARTITIONS, Version};
 use memmap2::Mmap;
 
 use crate::bytes::{u32_at, u64_at};
+use crate::digest::{self, Leaf};
 use crate::env::Env;
 use crate::fault::{self, Watched};
 use crate::hash::IndexHash;
@@ -45,27 +46,29 @@ use crate::secret::Secret;
 use crate::segment::{SEGMENT_MAX, Segment, path_of};
 
 const MAGIC: &[u8; 8] = b"KOLTSOIX";
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const HEADER: usize = 128;
 /// Entries are written in pieces of this many bytes.
 const BUFFER: usize = 64 << 10;
 /// Bytes of an entry, and of one of the directory.
 const ENTRY: usize = 24;
 const DIRECTORY_ENTRY: usize = 12;
-const PARTITION_SHIFT: u32 = 16;
+const LEAF_SHIFT: u32 = 8;
 const PLACE_BITS: u32 = 23;
 const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
 const EXPIRES: u64 = 1 << (2 * PLACE_BITS);
 const NODE_SHIFT: u32 = 2 * PLACE_BITS + 2;
 
 const _: () = assert!(NODE_SHIFT + 16 == 64 && SEGMENT_MAX as u64 / ALIGN as u64 == 1 << PLACE_BITS);
-const _: () = assert!(IndexHash::UNUSED + 1 == (PARTITIONS as u64) << PARTITION_SHIFT);
+const _: () = assert!(IndexHash::UNUSED + 1 == 1 << (LEAF_SHIFT + digest::PLACE_BITS));
+const _: () = assert!(Flags::KNOWN < 1 << LEAF_SHIFT);
 
 /// One key of a sealed segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) hash: IndexHash,
-    pub(crate) partition: usize,
+    pub(crate) leaf: Leaf,
+    /// Those that have a meaning to this build.
     pub(crate) flags: Flags,
     pub(crate) version: Version,
     pub(crate) offset: u32,
@@ -92,7 +95,7 @@ impl Known {
     /// Whether it was a record of `key`, whose index hash is the same.
     pub(crate) fn is_of(&self, key: &[u8]) -> bool {
         let hash = KeyHash::of(key);
-        self.key_hash.map_or(self.entry.partition == hash.partition(), |known| known == hash)
+        self.key_hash.map_or(self.entry.leaf == Leaf::of(hash), |known| known == hash)
     }
 }
 
@@ -203,8 +206,8 @@ impl Sidecar {
             let key_hash = KeyHash::of(record.key());
             key_hashes.push(key_hash);
             let who = secret.hash(record.key()).bits()
-                | ((key_hash.partition() as u64) << PARTITION_SHIFT)
-                | u64::from(record.flags().bits());
+                | (u64::from(Leaf::of(key_hash).bits()) << LEAF_SHIFT)
+                | u64::from(record.flags().bits() & Flags::KNOWN);
             // A record is smaller than its segment, so both numbers are below 2^23.
             let mut place = u64::from(offset / ALIGN as u32);
             place |= (((record.size() / ALIGN) as u64) & PLACE_MASK) << PLACE_BITS;
@@ -261,8 +264,8 @@ impl Sidecar {
         let (who, place) = (u64_at(bytes, 0), u64_at(bytes, 16));
         Entry {
             hash: IndexHash::from_bits(who),
-            partition: (who >> PARTITION_SHIFT) as usize % PARTITIONS,
-            flags: Flags::from_bits(who as u16),
+            leaf: Leaf::from_bits((who >> LEAF_SHIFT) as u32),
+            flags: Flags::from_bits(who as u16 & Flags::KNOWN),
             version: Version::new(u64_at(bytes, 8), (place >> NODE_SHIFT) as u16),
             offset: (place & PLACE_MASK) as u32 * ALIGN as u32,
             size: ((place >> PLACE_BITS) & PLACE_MASK) as u32 * ALIGN as u32,
@@ -284,7 +287,9 @@ impl Sidecar {
     /// The numbers of the entries of some partitions, ascending, and so by key.
     pub(crate) fn numbers_of(&self, partitions: &Range<usize>) -> Vec<u32> {
         if !self.has_directory() {
-            return (0..self.count).filter(|&number| partitions.contains(&self.entry(number).partition)).collect();
+            return (0..self.count)
+                .filter(|&number| partitions.contains(&self.entry(number).leaf.partition()))
+                .collect();
         }
         let places = self.first_of(partitions.start)..self.first_of(partitions.end);
         let numbers = places.map(|at| self.directory_entry(at).1);

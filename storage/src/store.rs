@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::background;
 use crate::damage::DamageLog;
+use crate::digest::Digests;
 use crate::error::OpenError;
 use crate::folder::Folder;
 use crate::health::Health;
@@ -130,6 +131,12 @@ impl Store {
     /// [`ScanError::NotReady`], as [`Store::scan`].
     pub fn partition_entries(&self, partitions: Range<usize>) -> Result<PartitionEntries, ScanError> {
         PartitionEntries::open(self.parts.clone(), partitions)
+    }
+
+    /// What tells cheaply whether replicas have the same records.
+    #[must_use]
+    pub fn digests(&self) -> &Digests {
+        self.parts.index.digests()
     }
 
     /// Whether tombstones and expired records are kept beyond [`Options::tombstone_grace`]: while
