@@ -9,9 +9,11 @@
 //! - [`Version`], [`WallTime`]: which of two records is newer.
 //! - [`Record`], [`Flags`]: a value or a tombstone with everything that is replicated.
 //! - [`Operation`], [`Outcome`], [`Refused`]: what a replica is asked, and what it says.
+//! - [`ExchangeRequest`], [`ExchangeReply`]: how two replicas compare what they have.
 //! - [`Quorum`]: how many replicas answer, of how many; [`NodeId`]: which node is which.
 
 mod attributes;
+mod exchange;
 mod key;
 mod node_id;
 mod operation;
@@ -20,6 +22,7 @@ mod record;
 mod version;
 
 pub use attributes::{ATTRIBUTE_MAX, ATTRIBUTES_MAX, Attribute, AttributeError, Attributes, encode_attribute};
+pub use exchange::{ExchangeReply, ExchangeRequest, Item, LEAVES, LeafSet, Standing, Told};
 pub use key::{KEY_MAX, Key, KeyHash, PARTITIONS};
 pub use node_id::NodeId;
 pub use operation::{Found, Operation, Outcome, Refused, Tombstone, Want};
