@@ -48,6 +48,10 @@ pub struct Item {
     pub hash: u32,
     /// The version of its newest record.
     pub version: Version,
+    /// How many replicas that is to have, 1 to 64.
+    pub from: u8,
+    /// It says "absent": a tombstone, or a value whose time has run out.
+    pub absent: bool,
 }
 
 /// What the asking side wants.
@@ -70,13 +74,8 @@ pub enum ExchangeRequest {
         /// Ascending.
         partitions: Vec<u16>,
     },
-    /// The items of these leaves.
-    Items {
-        /// 1 to 64.
-        from: u8,
-        /// By partition, ascending.
-        leaves: Vec<(u16, LeafSet)>,
-    },
+    /// The items of these leaves, whatever their `from`, by partition, ascending.
+    Items(Vec<(u16, LeafSet)>),
     /// Records of the last answer to [`ExchangeRequest::Items`], by their place in it, ascending.
     Fetch {
         /// Places, counted through all partitions from 0.
@@ -86,6 +85,14 @@ pub enum ExchangeRequest {
     },
     /// Records that the answerer lacks or has older.
     Give(Vec<Record<Bytes>>),
+    /// Both nodes have the same in these partitions, or what makes no difference: as they were when
+    /// the last answer to [`ExchangeRequest::Roots`] was given.
+    Agreed {
+        /// 1 to 64, that of the last request for roots.
+        from: u8,
+        /// Ascending.
+        partitions: Vec<u16>,
+    },
 }
 
 /// What the other side says.
@@ -107,6 +114,8 @@ pub enum ExchangeReply {
     Records(Vec<Option<Record<Bytes>>>),
     /// To `Give`: for each record, whether it or a newer one is there now.
     Given(Vec<bool>),
+    /// To `Agreed`.
+    Noted,
     /// To any: not now, ask again in a while.
     NotReady,
 }
