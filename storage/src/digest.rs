@@ -18,11 +18,9 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use koltso_model::{Flags, KeyHash, NODES_MAX, PARTITIONS, Version};
+use koltso_model::{Flags, KeyHash, LEAVES, NODES_MAX, PARTITIONS, Version, digest_word};
 
-/// Leaves of a partition.
-pub const LEAVES: usize = 1 << LEAF_BITS;
-const LEAF_BITS: u32 = 8;
+const LEAF_BITS: u32 = LEAVES.ilog2();
 const PARTITION_BITS: u32 = PARTITIONS.ilog2();
 /// Bits of a [`Leaf`].
 pub(crate) const PLACE_BITS: u32 = PARTITION_BITS + LEAF_BITS;
@@ -72,7 +70,7 @@ impl Item {
 
     #[inline]
     pub(crate) const fn of(leaf: Leaf, version: Version, flags: Flags) -> Self {
-        Self { word: word_of(version), leaf, tree: flags.from() - 1 }
+        Self { word: digest_word(version), leaf, tree: flags.from() - 1 }
     }
 }
 
@@ -81,21 +79,6 @@ impl Item {
 #[inline]
 pub const fn leaf_of(key_hash: KeyHash) -> usize {
     Leaf::of(key_hash).0 as usize & (LEAVES - 1)
-}
-
-/// What a record with this version adds to its leaf.
-#[must_use]
-#[inline]
-pub const fn word_of(version: Version) -> u64 {
-    mix(version.clock ^ mix(version.node as u64 + 1))
-}
-
-/// The finalizer of `SplitMix64` (Steele, Lea and Flood, 2014): a permutation without patterns.
-#[inline]
-const fn mix(mut word: u64) -> u64 {
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    word ^ (word >> 31)
 }
 
 /// The leaves of one `from`, partition by partition.
@@ -235,14 +218,6 @@ mod tests {
     }
 
     #[test]
-    fn words_differ_by_clock_and_by_node() {
-        let versions = (1..=200).flat_map(|clock| (0..200).map(move |node| Version::new(clock, node)));
-        let mut words: Vec<u64> = versions.map(word_of).collect();
-        words.sort_unstable();
-        assert!(words.windows(2).all(|pair| pair[0] != pair[1]) && words[0] != 0);
-    }
-
-    #[test]
     fn first_and_last_places_exist() {
         let digests = Digests::default();
         let version = Version::new(5, 5);
@@ -250,9 +225,9 @@ mod tests {
             let leaf = Leaf::of(hash);
             assert_eq!((leaf.partition(), Leaf::from_bits(leaf.bits())), (hash.partition(), leaf));
             digests.add(Item::of(leaf, version, Flags::new(from)));
-            assert_eq!(digests.root(from, hash.partition()), word_of(version));
+            assert_eq!(digests.root(from, hash.partition()), digest_word(version));
             let leaves = digests.leaves(from, hash.partition()).expect("a tree");
-            assert_eq!(leaves[leaf_of(hash)], word_of(version));
+            assert_eq!(leaves[leaf_of(hash)], digest_word(version));
         }
         assert_eq!(digests.in_use().collect::<Vec<_>>(), [1, 64]);
     }

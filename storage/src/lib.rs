@@ -75,7 +75,7 @@ mod syncing;
 mod table;
 mod threads;
 
-pub use digest::{Digests, LEAVES, leaf_of, word_of};
+pub use digest::{Digests, leaf_of};
 pub use env::{Env, FolderEntry, RealEnv, Space, open_own};
 pub use error::{OpenError, WriteError};
 pub use folder::{FOLDER_FORMAT, Folder, FolderError};

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{FakeEnv, Seen, copy_folder, cursor, get, rounds, scan, small};
-use koltso_model::{Flags, Key};
-use koltso_storage::{Applied, KeyHash, Options, PARTITIONS, Store, Value, Version, Writer, leaf_of, word_of};
+use koltso_model::{Flags, Key, digest_word};
+use koltso_storage::{Applied, KeyHash, Options, PARTITIONS, Store, Value, Version, Writer, leaf_of};
 use koltso_testkit::random::{Random, seed_or as seed};
 use koltso_testkit::wait::soon;
 
@@ -104,7 +104,7 @@ fn listed_leaves(store: &Store) -> Leaves {
     let mut leaves = Leaves::new();
     while let Some((place, word)) = listing.next(|key, version, flags| {
         let hash = KeyHash::of(key);
-        ((flags.from(), hash.partition(), leaf_of(hash)), word_of(version))
+        ((flags.from(), hash.partition(), leaf_of(hash)), digest_word(version))
     }) {
         *leaves.entry(place).or_default() ^= word;
     }

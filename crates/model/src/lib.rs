@@ -22,7 +22,7 @@ mod record;
 mod version;
 
 pub use attributes::{ATTRIBUTE_MAX, ATTRIBUTES_MAX, Attribute, AttributeError, Attributes, encode_attribute};
-pub use exchange::{ExchangeReply, ExchangeRequest, Item, LEAVES, LeafSet, Standing, Told};
+pub use exchange::{ExchangeReply, ExchangeRequest, Item, LEAVES, LeafSet, Standing, Told, digest_word};
 pub use key::{KEY_MAX, Key, KeyHash, PARTITIONS};
 pub use node_id::NodeId;
 pub use operation::{Found, Operation, Outcome, Refused, Tombstone, Want};
