@@ -180,6 +180,9 @@ pub enum Refused {
     TooLarge,
     /// It is still starting, or already stopping.
     NotReady,
+    /// It may lack what it once confirmed, and does not answer reads until it has compared what it
+    /// has with enough others. It takes writes.
+    Rebuilding,
     /// No replica says this: its answer came, and the node that asked has no room for the value.
     Busy,
 }

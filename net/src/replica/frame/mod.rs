@@ -121,18 +121,20 @@ const fn refusal_code(refused: Refused) -> Option<u8> {
         Refused::NotReady => Some(4),
         Refused::DiskError => Some(5),
         Refused::NoResources => Some(6),
+        Refused::Rebuilding => Some(7),
         Refused::Busy => None,
     }
 }
 
 /// The reasons that a node can give to another.
-const REFUSALS: [Refused; 6] = [
+const REFUSALS: [Refused; 7] = [
     Refused::DiskFull,
     Refused::Failed,
     Refused::TooLarge,
     Refused::NotReady,
     Refused::DiskError,
     Refused::NoResources,
+    Refused::Rebuilding,
 ];
 
 fn refusal_of(code: u8) -> Option<Refused> {
