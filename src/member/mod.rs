@@ -22,7 +22,9 @@ mod urls;
 
 use std::net::{IpAddr, TcpListener};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
+use koltso_cluster::budget::Budget;
 use koltso_cluster::membership::Membership;
 use koltso_cluster::placement::{NodeIndex, Topology};
 use koltso_hints::Keeper;
@@ -60,6 +62,10 @@ pub struct Cluster {
     names: Vec<Arc<PeerName>>,
     /// The most connections of a core that have not said who they are.
     strangers_max: usize,
+    /// What hints and repair may send and write together, `--repair-rate`.
+    pub budget: Arc<Budget>,
+    /// The moment from which time is counted where it is told in µs.
+    pub origin: Instant,
     hints: OnceLock<Arc<Keeper>>,
     /// Bound, one a core. Nobody can connect before its core serves.
     listeners: Mutex<Vec<Option<Socket>>>,
@@ -86,8 +92,22 @@ impl Cluster {
         let peers = Peers::new(urls, topology.numbers(), topology.me(), cores);
         let listeners = Mutex::new(&"replica listeners", sockets.into_iter().map(Some).collect());
         let topology = Arc::new(topology);
+        let (budget, origin) = (Arc::new(Budget::new(config.repair_rate)), Instant::now());
         let (shared, hints) = (Shared::new(), OnceLock::new());
-        Ok(Self { config, membership, topology, id, peers, shared, names, strangers_max, hints, listeners })
+        Ok(Self {
+            config,
+            membership,
+            topology,
+            id,
+            peers,
+            shared,
+            names,
+            strangers_max,
+            budget,
+            origin,
+            hints,
+            listeners,
+        })
     }
 
     /// Starts to keep hints in the data folder, and to replay those that are there.

@@ -58,7 +58,8 @@ pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keepe
     let peers = cluster.topology.peers();
     let peers =
         peers.map(|node| PeerAddress { node: node.at(), url: cluster.topology.name(node).to_owned() }).collect();
-    let options = options(cluster.config.tombstone_grace);
+    let options =
+        Options { budget: cluster.budget.clone(), origin: cluster.origin, ..options(cluster.config.tombstone_grace) };
     Keeper::start(&data.join("hints"), peers, Arc::new(dialer), options)
 }
 

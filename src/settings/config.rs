@@ -87,6 +87,8 @@ pub struct Cluster {
     pub secret: Vec<u8>,
     /// How long a coordinator waits for replicas.
     pub replica_timeout: Duration,
+    /// Bytes a second for what replicas miss.
+    pub repair_rate: u64,
     /// How long tombstones are kept.
     pub tombstone_grace: Duration,
 }
@@ -100,6 +102,7 @@ impl fmt::Debug for Cluster {
             .field("me", &self.me)
             .field("replica_listen", &self.replica_listen)
             .field("replica_timeout", &self.replica_timeout)
+            .field("repair_rate", &self.repair_rate)
             .field("tombstone_grace", &self.tombstone_grace)
             .finish_non_exhaustive()
     }

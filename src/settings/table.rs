@@ -380,6 +380,18 @@ settings! {
         grammar: Within::new("10ms", "60s"),
     };
 
+    REPAIR_RATE: Within<Size> = Setting {
+        name: "repair-rate",
+        value: "SIZE",
+        default: Default::Is("64MiB"),
+        help: "The most bytes a second that a node spends on replicas that miss something: hints and repair together",
+        group: Group::Cluster,
+        local: Local::Same,
+        status: Status::Value(|config| of_cluster(config, |cluster| size(cluster.repair_rate))),
+        // Below the least, a value of the largest size would hold up a peer for minutes.
+        grammar: Within::new("64KiB", "1024GiB"),
+    };
+
     TOMBSTONE_GRACE: Within<Span> = Setting {
         name: "tombstone-grace",
         value: "DURATION",

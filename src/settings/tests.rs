@@ -119,6 +119,7 @@ const SAMPLES: &[Sample] = &[
     ("cluster-secret-file", IN_CLUSTER, "SECRET", "\"SECRET\"", "/nonexistent/secret"),
     ("cluster-name", IN_CLUSTER, "ring", "\"ring\"", "кольцо"),
     ("replica-timeout", IN_CLUSTER, "20ms", "\"20ms\"", "61s"),
+    ("repair-rate", IN_CLUSTER, "1MiB", "\"1MiB\"", "63KiB"),
     ("tombstone-grace", IN_CLUSTER, "10000d", "\"10000d\"", "999ms"),
     ("admin-listen", "", "127.0.0.1:8", "\"127.0.0.1:8\"", "127.0.0.1"),
     ("admin-token-file", "", "SECRET", "\"SECRET\"", "/nonexistent/token"),
@@ -582,7 +583,7 @@ fn settings_as_arguments_are_the_same_settings() {
     let every = "--listen=127.0.0.1:1 --allowed-host=a --cors-origin=http://a --data=/d --threads=2 --no-pin=true --sync=250ms --max-value=1500 --compaction-rate=1MB \
                  --max-connections=3 --max-connections-per-address=2 --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 \
                  --max-in-flight-bytes=64KiB --cluster=127.0.0.1:1,d:2 --node=127.0.0.1:1 --replica-listen=e:3 \
-                 --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms --tombstone-grace=1h \
+                 --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms --repair-rate=1MB --tombstone-grace=1h \
                  --admin-listen=b:2 --admin-token-file=/t --stall-bound=7ms --log-level=warn --log-format=json --log-name=n";
     let all = given(parse(every.split_whitespace()), Vec::new()).expect("valid");
     let words: Vec<&str> = every.split_whitespace().collect();

@@ -18,9 +18,10 @@
 //! - [`plausibility`], [`skew`]: what is not believed of a peer; [`wall`]: what is not believed of
 //!   the machine's own clock.
 //! - [`replay`]: how a peer gets what it missed, at which [`pace`]; [`backlog`]: the bound of what
-//!   waits for that.
+//!   waits for that; [`budget`]: how much of the network and the disks all that may take.
 
 pub mod backlog;
+pub mod budget;
 pub mod clock;
 pub mod coordinator;
 pub mod health;

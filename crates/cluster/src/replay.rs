@@ -15,7 +15,7 @@
 //!
 //! Owner: whoever keeps the hints of one peer. The caller reads hints, dials and sends; time is its
 //! own, in µs. Bounds: a window by the [`Pace`] and [`WINDOW_BYTES`], the pause by
-//! [`RETRY_MAX_MICROS`].
+//! [`RETRY_MAX_MICROS`], bytes a second by the rest that the caller's budget asks for.
 
 use koltso_model::{Outcome, Refused};
 
@@ -199,15 +199,20 @@ impl Replay {
             self.back_off(now);
         } else {
             let took = now - self.sent_at.take().unwrap_or(now);
-            self.next_at = now + self.pace.confirmed(took);
+            self.next_at = self.next_at.max(now + self.pace.confirmed(took));
         }
         Settled { forget, lost }
+    }
+
+    /// Nothing is sent before `until`: what was sent has to be paid for first.
+    pub fn rest(&mut self, until: u64) {
+        self.next_at = self.next_at.max(until);
     }
 
     fn back_off(&mut self, now: u64) {
         self.sent_at = None;
         self.pace.failed();
-        self.next_at = now + self.pause;
+        self.next_at = self.next_at.max(now + self.pause);
         self.pause = (self.pause * 2).min(RETRY_MAX_MICROS.max(self.retry));
     }
 }
@@ -275,6 +280,17 @@ mod tests {
         replay.answered(MS, &[Taken]);
         replay.unreadable(2 * MS);
         assert!(matches!(replay.step(300 * MS, 5), Step::Send { .. }), "the connection is still good");
+    }
+
+    #[test]
+    fn what_was_sent_is_paid_for_before_more_is() {
+        let mut replay = sending();
+        replay.answered(MS, &[Taken]);
+        replay.rest(700 * MS);
+        replay.rest(600 * MS);
+        assert_eq!(replay.step(MS, 5), Step::Wait(Some(700 * MS)));
+        assert_eq!(replay.wakes_at(5), Some(700 * MS));
+        assert!(matches!(replay.step(700 * MS, 5), Step::Send { .. }));
     }
 
     #[test]

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use koltso_cluster::backlog::Backlog;
+use koltso_cluster::budget::Budget;
 use koltso_cluster::replay::{Replay, Settled, Step, Verdict};
 use koltso_instrument::{Mutex, waiting};
 use koltso_model::Record;
@@ -92,10 +93,15 @@ pub struct Options {
     /// The pause after a failed dial or write, which doubles up to
     /// `koltso_cluster::replay::RETRY_MAX_MICROS`.
     pub retry: Duration,
+    /// What the replays to all peers, and others, may send together.
+    pub budget: Arc<Budget>,
+    /// The moment from which those who share the budget count their time.
+    pub origin: Instant,
 }
 
 impl Options {
-    /// 1 GiB and 3 hours for each peer, in segments of 8 MiB, and a first pause of 200 ms.
+    /// 1 GiB and 3 hours for each peer, in segments of 8 MiB, a first pause of 200 ms, and no bound
+    /// of what is sent a second.
     #[must_use]
     pub fn new(now_ms: fn() -> u64) -> Self {
         Self {
@@ -104,6 +110,8 @@ impl Options {
             segment_size: 8 << 20,
             now_ms,
             retry: Duration::from_millis(200),
+            budget: Arc::new(Budget::unlimited()),
+            origin: Instant::now(),
         }
     }
 }
@@ -232,7 +240,6 @@ impl Keeper {
                 options: options.clone(),
                 log,
                 target: None,
-                origin: Instant::now(),
                 replay: Replay::new(0, options.retry.as_micros() as u64),
                 // It is due at once: hints that grew too old while this node was away must be
                 // dropped before any is replayed.
@@ -335,8 +342,6 @@ struct Worker {
     options: Options,
     log: Log,
     target: Option<Box<dyn Target>>,
-    /// The origin of the replay's time.
-    origin: Instant,
     replay: Replay,
     next_tick: Instant,
     overflow_seen: u64,
@@ -378,7 +383,7 @@ impl Worker {
     /// When the thread must wake up; `None` if only something in the queue needs to wake it.
     fn wakes_at(&self) -> Option<Instant> {
         let replay = self.replay.wakes_at(self.log.pending());
-        let replay = replay.map(|micros| self.origin + Duration::from_micros(micros));
+        let replay = replay.map(|micros| self.options.origin + Duration::from_micros(micros));
         let tick = self.log.wants_tick().then_some(self.next_tick);
         [replay, tick].into_iter().flatten().min()
     }
@@ -435,7 +440,7 @@ impl Worker {
 
     /// The replay's time.
     fn micros(&self) -> u64 {
-        self.origin.elapsed().as_micros() as u64
+        self.options.origin.elapsed().as_micros() as u64
     }
 
     /// Does what the replay wants, up to one window.
@@ -470,7 +475,10 @@ impl Worker {
         let (Some(target), false) = (&mut self.target, window.records.is_empty()) else {
             return Ok(());
         };
-        self.replay.sent(self.origin.elapsed().as_micros() as u64);
+        let now = self.options.origin.elapsed().as_micros() as u64;
+        self.replay.sent(now);
+        let bytes = window.records.iter().map(|record| record.len() as u64).sum();
+        self.replay.rest(now + self.options.budget.spend(now, bytes));
         let verdicts = waiting(&"replies to hints", || target.write(&window.records))?;
         if verdicts.len() != window.records.len() {
             return Err(format!("{} hints were answered with {} confirmations", window.records.len(), verdicts.len()));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use koltso_cluster::budget::Budget;
 use koltso_hints::{
     Dial, Keeper, Options, PeerAddress, QUEUE_BYTES_MAX, QUEUE_MAX, Target, Verdict, WINDOW_BYTES, folder_name,
 };
@@ -311,6 +312,26 @@ fn a_hundred_thousand_hints_drain_quickly() {
     assert!(state.taken.iter().map(number).eq(0..100_000));
     assert_eq!(state.windows.iter().max(), Some(&512));
     drop(state);
+    keeper.stop();
+}
+
+/// Two peers and one budget, of which the first window of either takes all that was saved up.
+#[test]
+fn what_is_replayed_stays_within_the_budget() {
+    const MIB: usize = 1 << 20;
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let budget = Arc::new(Budget::new(8 * MIB as u64));
+    let keeper = start(dir.path(), &net, Options { budget, ..options() });
+    for number in 0..24 {
+        keeper.keep(1 + number as usize % 2, record(number, MIB / 4));
+    }
+    until("all is appended", || keeper.figures(1).bytes + keeper.figures(2).bytes > 6 * MIB as u64);
+    let begun = Instant::now();
+    net.state.lock().up = true;
+    until("all is replayed", || keeper.figures(1).pending + keeper.figures(2).pending == 0);
+    // Of 6 MiB a tenth of a second's was saved up, and the last window of either is not waited for.
+    let least = Duration::from_millis(750 - 100 - 2 * 125);
+    assert!(begun.elapsed() >= least, "{:?}", begun.elapsed());
     keeper.stop();
 }
 
