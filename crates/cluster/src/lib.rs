@@ -17,6 +17,7 @@
 //! - [`clock`]: versions; [`renewal`]: what a write does about a newer one.
 //! - [`plausibility`], [`skew`]: what is not believed of a peer; [`wall`]: what is not believed of
 //!   the machine's own clock.
+//! - [`standing`]: whether a node has what it confirmed, and whom it remembers.
 //! - [`replay`]: how a peer gets what it missed, at which [`pace`]; [`backlog`]: the bound of what
 //!   waits for that; [`budget`]: how much of the network and the disks all that may take.
 
@@ -33,6 +34,7 @@ pub mod plausibility;
 pub mod renewal;
 pub mod replay;
 pub mod skew;
+pub mod standing;
 pub mod wall;
 
 use koltso_model::WallTime;

@@ -1,0 +1,222 @@
+//! How a node's data stands to what it once confirmed, and whom it remembers: the rules by which a
+//! folder that is empty, older than it should be, or at two places is told from the right one.
+//!
+//! ```text
+//!         a majority was met, and nobody doubts        compared with enough others
+//!   New ───────────────────────────────────▶ Whole ◀───────────────────────── Rebuilding
+//!    │                                         │                                   ▲
+//!    └──────────────── a member says: you are not whom I remember ─────────────────┘
+//! ```
+//!
+//! Each member remembers of each other one the last process that it knew there: the identity of its
+//! folder, how often that was started, until when the folder had lived before that start, and until
+//! when the process was heard of. Two nodes that meet tell each other what they are; each judges
+//! the other ([`Memory::judge`]) and is told how it was judged. A process that is not believed stays
+//! forgotten until it says that it is whole ([`Memory::told`]).
+//!
+//! Owner: one for a node, behind a lock. Bounds: one entry a member. Invariants:
+//! 1. A node that was doubted is not whole before [`Memory::became_whole`].
+//! 2. What is remembered of a member is replaced only by a process that the memory itself believes,
+//!    or by one that says it is whole after it was told of the doubt.
+//! 3. A memory that is itself older than what it judges moves nobody: see [`Memory::met`].
+//!
+//! Deliberately absent: I/O and clocks, as everywhere in this crate; and what "compared with enough
+//! others" is, which the exchange decides. Tested in `tests.rs` here, over orders of arrivals,
+//! emptied folders and old copies.
+
+use std::collections::BTreeMap;
+
+use koltso_model::{NodeId, Standing};
+
+/// A folder whose clock file is so much older than the time at which its node was heard of last is
+/// an older copy. A power loss takes back what the clock's file and the memories of the others have
+/// of the last seconds; they are synced every ten.
+pub const OLDER_BY_MS: u64 = 30_000;
+
+/// One life of a node: a process on a data folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// The identity of the folder.
+    pub id: NodeId,
+    /// When the folder was made, in ms since the Unix epoch; 0 if nobody wrote that down.
+    pub born_ms: u64,
+    /// How often the folder was started, this time included.
+    pub starts: u32,
+    /// Until when the folder had lived before this start, in ms since the Unix epoch; 0 for never.
+    pub lived_ms: u64,
+    /// Drawn at each start, so that two processes on copies of one folder differ.
+    pub run: u64,
+}
+
+/// What is remembered of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// The last process that was known there.
+    pub process: Process,
+    /// Until when it was heard of, in ms since the Unix epoch.
+    pub heard_ms: u64,
+}
+
+/// What a node thinks of one that says who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judged {
+    /// It is whom this node remembers, or nobody is remembered in its place.
+    Known,
+    /// It is not whom this node remembers: another folder, or an older copy of the one that was
+    /// known.
+    Changed,
+    /// Its folder is also this node's own, or that of another member: one identity, two places.
+    TwoPlaces,
+}
+
+/// What a meeting has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Nothing that has to be kept at once.
+    None,
+    /// Who is remembered.
+    Memory,
+    /// This node's standing, which has to be kept before anything is answered.
+    Standing,
+}
+
+/// What a node remembers of itself and of the others; see the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Of this node's own folder.
+    own: NodeId,
+    standing: Standing,
+    /// Since when it is rebuilding, in ms since the Unix epoch; 0 unless it is.
+    since_ms: u64,
+    /// The numbers of the other members.
+    members: Vec<u16>,
+    remembered: BTreeMap<u16, Remembered>,
+    /// What the members that were met in this life said last.
+    met: BTreeMap<u16, Process>,
+}
+
+impl Memory {
+    /// The memory of a folder: its identity, its standing with the time since when that is
+    /// `Rebuilding`, and whom it remembers. `members` are the numbers of the other members; what is
+    /// remembered of nodes that are none any more is forgotten.
+    #[must_use]
+    pub fn new(
+        own: NodeId,
+        (standing, since_ms): (Standing, u64),
+        members: Vec<u16>,
+        mut remembered: BTreeMap<u16, Remembered>,
+    ) -> Self {
+        remembered.retain(|number, _| members.contains(number));
+        let standing = if members.is_empty() && standing == Standing::New { Standing::Whole } else { standing };
+        Self { own, standing, since_ms, members, remembered, met: BTreeMap::new() }
+    }
+
+    /// How this node's data stands.
+    #[must_use]
+    pub const fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// Since when this node is rebuilding, in ms since the Unix epoch; 0 unless it is.
+    #[must_use]
+    pub const fn since_ms(&self) -> u64 {
+        self.since_ms
+    }
+
+    /// What is remembered of the members, by their numbers.
+    pub fn remembered(&self) -> impl Iterator<Item = (u16, Remembered)> + '_ {
+        self.remembered.iter().map(|(&number, &remembered)| (number, remembered))
+    }
+
+    /// What to think of a process that says it is the member with this number.
+    #[must_use]
+    pub fn judge(&self, number: u16, process: &Process) -> Judged {
+        let elsewhere = self.remembered.iter().any(|(&other, known)| other != number && known.process.id == process.id);
+        if process.id == self.own || elsewhere {
+            return Judged::TwoPlaces;
+        }
+        let Some(Remembered { process: known, heard_ms }) = self.remembered.get(&number) else {
+            return Judged::Known;
+        };
+        if process == known {
+            return Judged::Known;
+        }
+        // On a full disk the number of starts cannot be written: then the same number comes again,
+        // from a folder that has lived on.
+        let is_later =
+            process.starts > known.starts || (process.starts == known.starts && process.lived_ms > known.lived_ms);
+        let lived_on = process.lived_ms.saturating_add(OLDER_BY_MS) >= *heard_ms;
+        if process.id == known.id && is_later && lived_on { Judged::Known } else { Judged::Changed }
+    }
+
+    /// A handshake with a member is complete. `doubts_me`: it said that this node is not whom it
+    /// remembers.
+    ///
+    /// That counts for nothing where this node knows that the other is an older copy, of its folder or
+    /// of the one before: it remembers this node as it was then, perhaps before its disk was replaced.
+    pub fn met(&mut self, number: u16, process: Process, doubts_me: bool, now_ms: u64) -> News {
+        let judged = self.judge(number, &process);
+        if judged == Judged::TwoPlaces || !self.members.contains(&number) {
+            return News::None;
+        }
+        self.met.insert(number, process);
+        let known = self.remembered.get(&number).map(|known| known.process);
+        let is_before = |known: Process| known.id == process.id || process.born_ms < known.born_ms;
+        let is_outdated = judged == Judged::Changed && known.is_some_and(is_before);
+        if judged == Judged::Known {
+            self.remembered.insert(number, Remembered { process, heard_ms: now_ms });
+        }
+        if doubts_me && !is_outdated {
+            return self.doubted(now_ms);
+        }
+        // This node and those that it has met.
+        let nodes = self.members.len() + 1;
+        if self.standing == Standing::New && self.met.len() + 1 > nodes / 2 {
+            self.standing = Standing::Whole;
+            return News::Standing;
+        }
+        if judged == Judged::Known && known != Some(process) { News::Memory } else { News::None }
+    }
+
+    fn doubted(&mut self, now_ms: u64) -> News {
+        if self.standing == Standing::Rebuilding {
+            return News::None;
+        }
+        (self.standing, self.since_ms) = (Standing::Rebuilding, now_ms);
+        News::Standing
+    }
+
+    /// The last process that was met as this member is well.
+    pub fn heard(&mut self, number: u16, now_ms: u64) {
+        if let Some(known) = self.remembered.get_mut(&number)
+            && self.met.get(&number) == Some(&known.process)
+        {
+            // A clock that was wrong and is set back counts, too: the others' go back with it.
+            known.heard_ms = now_ms;
+        }
+    }
+
+    /// A member has told how its data stands, as this process. Whoever is whole is remembered from
+    /// then on, whoever was there before.
+    pub fn told(&mut self, number: u16, process: Process, standing: Standing, now_ms: u64) -> News {
+        let is_last = self.met.get(&number) == Some(&process);
+        let known = self.remembered.get(&number).map(|known| known.process);
+        if standing != Standing::Whole || !is_last || known == Some(process) {
+            return News::None;
+        }
+        self.remembered.insert(number, Remembered { process, heard_ms: now_ms });
+        News::Memory
+    }
+
+    /// All that this node keeps was compared with enough others, and is equal.
+    pub fn became_whole(&mut self) -> News {
+        if self.standing == Standing::Whole {
+            return News::None;
+        }
+        (self.standing, self.since_ms) = (Standing::Whole, 0);
+        News::Standing
+    }
+}
+
+#[cfg(test)]
+mod tests;
