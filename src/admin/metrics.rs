@@ -229,7 +229,7 @@ struct RoundTrips(health::RoundTrips);
 /// The name, the help text and the value of a figure that every peer has.
 type PeerFigure = (&'static str, &'static str, fn(&Cluster, NodeIndex, &PeerFigures) -> u64);
 
-const PEER_COUNTERS: [PeerFigure; 7] = [
+const PEER_COUNTERS: [PeerFigure; 13] = [
     ("koltso_replica_requests", "Requests sent to a peer", |_, _, peer| peer.requests),
     ("koltso_replica_hedges", "Reads sent to a peer because another one was slow", |_, _, peer| peer.hedges),
     ("koltso_replica_repairs", "Writes sent to a peer because it was stale or damaged", |_, _, peer| peer.repairs),
@@ -241,9 +241,27 @@ const PEER_COUNTERS: [PeerFigure; 7] = [
     ("koltso_hints_dropped", "Missed writes that were given up: the peer needs repair", |cluster, node, _| {
         cluster.hints().map_or(0, |hints| hints.figures(node.at()).dropped)
     }),
+    ("koltso_repair_rounds", "Comparisons with a peer that were completed", |cluster, node, _| {
+        cluster.repairs.of(node).rounds
+    }),
+    ("koltso_repair_differing", "Keys that a comparison with a peer found to differ", |cluster, node, _| {
+        cluster.repairs.of(node).differing
+    }),
+    ("koltso_repair_received_records", "Records that a comparison brought from a peer", |cluster, node, _| {
+        cluster.repairs.of(node).records_received
+    }),
+    ("koltso_repair_sent_records", "Records that a comparison brought to a peer", |cluster, node, _| {
+        cluster.repairs.of(node).records_sent
+    }),
+    ("koltso_repair_received_bytes", "Bytes of the records brought from a peer", |cluster, node, _| {
+        cluster.repairs.of(node).bytes_received
+    }),
+    ("koltso_repair_sent_bytes", "Bytes of the records brought to a peer", |cluster, node, _| {
+        cluster.repairs.of(node).bytes_sent
+    }),
 ];
 
-const PEER_GAUGES: [PeerFigure; 8] = [
+const PEER_GAUGES: [PeerFigure; 10] = [
     ("koltso_replica_up", "1 while all cores are connected to a peer and it answers", |cluster, node, _| {
         u64::from(cluster.peers.state(node) == PeerState::Up)
     }),
@@ -259,6 +277,12 @@ const PEER_GAUGES: [PeerFigure; 8] = [
     }),
     ("koltso_hints_needs_repair", "1 after missed writes of a peer were given up", |cluster, node, _| {
         cluster.hints().map_or(0, |hints| hints.figures(node.at()).needs_repair.into())
+    }),
+    ("koltso_repair_equal_partitions", "Partitions shared with a peer that were equal last", |cluster, node, _| {
+        cluster.repairs.of(node).partitions_done
+    }),
+    ("koltso_repair_shared_partitions", "Partitions shared with a peer", |cluster, node, _| {
+        cluster.repairs.of(node).partitions_all
     }),
 ];
 

@@ -3,10 +3,27 @@
 use serde_json::json;
 
 use crate::logging;
-use crate::member::Cluster;
+use crate::member::{Cluster, RepairFigures, standing_name};
 use crate::node::{Node, Runtime};
 use crate::replica::clock::jump_ms;
 use crate::settings::{in_force, stall_bound_text};
+
+/// What comparing with a peer has come to.
+fn repair(figures: &RepairFigures) -> serde_json::Value {
+    json!({
+        "partitions_done": figures.partitions_done,
+        "partitions_all": figures.partitions_all,
+        "rounds": figures.rounds,
+        "differing": figures.differing,
+        "records_received": figures.records_received,
+        "records_sent": figures.records_sent,
+        "bytes_received": figures.bytes_received,
+        "bytes_sent": figures.bytes_sent,
+        // How long ago; null if a comparison has not found everything equal yet.
+        "last_equal_ms": figures.last_equal.map(|when| when.elapsed().as_millis() as u64),
+        "error": figures.error,
+    })
+}
 
 /// The nodes of the cluster, as this node sees them.
 fn members(cluster: &Cluster) -> serde_json::Value {
@@ -14,6 +31,7 @@ fn members(cluster: &Cluster) -> serde_json::Value {
         let peer = cluster.peers.figures(node);
         let hints = cluster.hints().map(|hints| hints.figures(node.at()));
         let hints = hints.unwrap_or_default();
+        let compared = cluster.repairs.of(node).clone();
         json!({
             "node": cluster.peers.url(node),
             "state": cluster.peers.state(node).name(),
@@ -33,15 +51,21 @@ fn members(cluster: &Cluster) -> serde_json::Value {
             "hints_dropped": hints.dropped,
             "hints_error": hints.last_error,
             "needs_repair": hints.needs_repair,
+            // As it said last; null until it has.
+            "standing": compared.standing.map(standing_name),
+            "repair": repair(&compared),
         })
     });
     let counted = cluster.peers.counters();
+    let (partitions_done, partitions_all) = cluster.repairs.progress();
     json!({
         "name": cluster.config.name,
         "nodes": cluster.config.nodes.iter().map(|node| &node.url).collect::<Vec<_>>(),
         "number": cluster.number(),
         "epoch": cluster.membership.epoch(),
         "peers": peers.collect::<Vec<_>>(),
+        // With all whole peers together.
+        "repair": { "partitions_done": partitions_done, "partitions_all": partitions_all },
         "refused": cluster.peers.refusal(),
         "not_enough_replicas": counted.not_enough,
         "writes_renewed": counted.renewed,

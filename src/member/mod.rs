@@ -3,6 +3,7 @@
 //!
 //! - `driver.rs`: one core's member, its links to the peers, the clients that wait.
 //! - `replica.rs`: what this node does for peers that coordinate.
+//! - `figures.rs`: what comparing replicas with each peer has come to.
 //! - `members_file.rs`: the identity of the data folder, and the numbers of the members, on disk.
 //! - `names.rs`: where the peers are, looked up at each dial.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
@@ -13,6 +14,7 @@
 //! from core to core.
 
 mod driver;
+mod figures;
 pub mod members_file;
 mod names;
 mod peers;
@@ -35,6 +37,7 @@ use koltso_storage::Store;
 use socket2::Socket;
 
 pub use self::driver::{MemberDriver, Submitted, Ticket};
+pub use self::figures::{RepairFigures, Repairs, standing_name};
 use self::names::PeerName;
 pub use self::peers::{PeerFigures, PeerState, Peers};
 use self::urls::UrlsByNumber;
@@ -56,6 +59,8 @@ pub struct Cluster {
     id: NodeId,
     /// What is known of the peers.
     pub peers: Peers,
+    /// What comparing with each of them has come to.
+    pub repairs: Repairs,
     /// Connections of peers to this node, and the order to end them.
     pub shared: Arc<Shared>,
     /// Where the nodes are, by index; this node's own is not asked.
@@ -90,6 +95,7 @@ impl Cluster {
         let topology = Topology::of(&membership, &urls[config.me]);
         assert_eq!(topology.me().at(), config.me, "the configuration is sorted as the topology is");
         let peers = Peers::new(urls, topology.numbers(), topology.me(), cores);
+        let repairs = Repairs::new(topology.nodes());
         let listeners = Mutex::new(&"replica listeners", sockets.into_iter().map(Some).collect());
         let topology = Arc::new(topology);
         let (budget, origin) = (Arc::new(Budget::new(config.repair_rate)), Instant::now());
@@ -100,6 +106,7 @@ impl Cluster {
             topology,
             id,
             peers,
+            repairs,
             shared,
             names,
             strangers_max,
