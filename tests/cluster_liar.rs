@@ -13,7 +13,7 @@ use koltso_cluster::placement::Topology;
 use koltso_model::{Flags, Found, KeyHash, Outcome, Tombstone, Version};
 use koltso_net::replica::frame::{Limits, Parsed, encode_reply, parse_request};
 use koltso_net::replica::handshake::{Acceptor, Progress};
-use koltso_net::replica::{Features, Identity, NodeId, Reply, Request};
+use koltso_net::replica::{Features, Identity, Introduction, NoMemory, Reply, Request};
 use koltso_testkit::cluster::Quorum;
 use koltso_testkit::{Cluster, eventually, wall_ms};
 
@@ -26,7 +26,7 @@ type Lie = fn(KeyHash) -> (KeyHash, Outcome<&'static [u8]>);
 /// Shakes hands as the member it claims to be, then lies.
 fn lie(mut socket: TcpStream, identity: &Identity, members: &[u16], lie: Lie) {
     let (mut read, mut out, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
-    let mut acceptor = Acceptor::new(identity, members, [7; 32]);
+    let mut acceptor = Acceptor::new(identity, members, &NoMemory, [7; 32]);
     let mut accepted = false;
     loop {
         while !read.is_empty() {
@@ -78,7 +78,7 @@ fn with_a_liar(told: Lie) -> Cluster {
         topology: topology.id(),
         topology_number: 1,
         node: topology.number(topology.me()),
-        id: NodeId::NONE,
+        introduction: Introduction::default(),
         features: Features::KNOWN,
         secret: Vec::new(),
     };

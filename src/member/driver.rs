@@ -25,7 +25,7 @@ use koltso_cluster::placement::NodeIndex;
 use koltso_cluster::skew::{ClockSkew, SKEW_MAX_MS};
 use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, VALUE_MAX_LIMIT, Want};
 use koltso_net::replica::frame::ReplyFrame;
-use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReason};
+use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReason, PeerIdentity};
 use monoio::task::JoinHandle;
 
 use super::{Cluster, replica};
@@ -259,6 +259,7 @@ impl MemberDriver {
                 address: name.clone(),
                 peer_number: cluster.topology.number(peer),
                 identity: identity.clone(),
+                acquaintances: cluster.acquaintances(),
                 value_max: VALUE_MAX_LIMIT,
                 wall_ms: told_ms,
                 skew_max: Duration::from_millis(SKEW_MAX_MS),
@@ -406,7 +407,7 @@ impl LinkHandler for MemberDriver {
         }
     }
 
-    fn connected(&self, peer: usize, now: Instant) {
+    fn connected(&self, peer: usize, _: &PeerIdentity, now: Instant) {
         self.member.borrow_mut().connected(self.at(now), NodeIndex(peer as u8));
         self.cluster.peers.connected(NodeIndex(peer as u8), self.core);
         let link = self.links.borrow().get(peer).and_then(Clone::clone);

@@ -31,7 +31,7 @@ use koltso_cluster::membership::Membership;
 use koltso_cluster::placement::{NodeIndex, Topology};
 use koltso_hints::Keeper;
 use koltso_instrument::Mutex;
-use koltso_net::replica::{Features, Identity, NodeId};
+use koltso_net::replica::{Acquaintances, Features, Identity, Introduction, NoMemory, NodeId};
 use koltso_net::server::Shared;
 use koltso_storage::Store;
 use socket2::Socket;
@@ -169,10 +169,15 @@ impl Cluster {
             topology: self.topology.id(),
             topology_number: self.membership.epoch(),
             node: self.number(),
-            id: self.id,
+            introduction: Introduction { id: self.id, ..Introduction::default() },
             features: Features::KNOWN,
             secret: self.config.secret.clone(),
         }
+    }
+
+    /// Whom this node remembers: nobody yet.
+    fn acquaintances(&self) -> Arc<dyn Acquaintances> {
+        Arc::new(NoMemory)
     }
 
     /// What nodes are called for people.

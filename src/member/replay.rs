@@ -10,9 +10,9 @@ use koltso_cluster::plausibility;
 use koltso_cluster::skew::SKEW_MAX_MS;
 use koltso_hints::{Dial, Keeper, Options, PeerAddress, Target, Verdict};
 use koltso_model::{KeyHash, Operation, Record, VALUE_MAX_LIMIT};
-use koltso_net::replica::blocking::Connection;
+use koltso_net::replica::blocking::{Connection, DialConfig};
 use koltso_net::replica::frame::{ReplyFrame, encode_request};
-use koltso_net::replica::{Features, Identity, Reply, Request};
+use koltso_net::replica::{Acquaintances, Features, Identity, Purpose, Reply, Request};
 
 use super::Cluster;
 use super::names::PeerName;
@@ -26,6 +26,7 @@ struct Dialer {
     /// By node.
     addresses: Vec<(Arc<PeerName>, u16)>,
     identity: Identity,
+    acquaintances: Arc<dyn Acquaintances>,
     urls: UrlsByNumber,
 }
 
@@ -54,7 +55,12 @@ pub(super) fn age_max(tombstone_grace: Duration) -> Duration {
 pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keeper>> {
     let members = cluster.names.iter().zip(cluster.topology.numbers());
     let addresses = members.map(|(name, &number)| (name.clone(), number)).collect();
-    let dialer = Dialer { addresses, identity: cluster.identity(), urls: cluster.urls_by_number() };
+    let dialer = Dialer {
+        addresses,
+        identity: cluster.identity(),
+        acquaintances: cluster.acquaintances(),
+        urls: cluster.urls_by_number(),
+    };
     let peers = cluster.topology.peers();
     let peers =
         peers.map(|node| PeerAddress { node: node.at(), url: cluster.topology.name(node).to_owned() }).collect();
@@ -66,11 +72,19 @@ pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keepe
 impl Dial for Dialer {
     fn dial(&self, node: usize) -> Result<Box<dyn Target>, String> {
         let (name, number) = &self.addresses[node];
-        let (address, number) = (name.wait(PATIENCE)?, *number);
-        let skew_max = Duration::from_millis(SKEW_MAX_MS);
-        let connection =
-            Connection::dial(address, &self.identity, number, VALUE_MAX_LIMIT, told_ms, skew_max, PATIENCE)
-                .map_err(|e| self.urls.translated(&e.to_string()))?;
+        let config = DialConfig {
+            address: name.wait(PATIENCE)?,
+            identity: &self.identity,
+            acquaintances: &*self.acquaintances,
+            peer_number: *number,
+            purpose: Purpose::Requests,
+            value_max: VALUE_MAX_LIMIT,
+            wall_ms: told_ms,
+            skew_max: Duration::from_millis(SKEW_MAX_MS),
+            timeout: PATIENCE,
+            stop: None,
+        };
+        let connection = Connection::dial(&config).map_err(|e| self.urls.translated(&e.to_string()))?;
         let Identity { features, topology_number: epoch, .. } = self.identity;
         Ok(Box::new(Line { connection, features, epoch, buffer: Vec::new() }))
     }
@@ -121,9 +135,9 @@ mod tests {
     use std::net::{SocketAddr, TcpListener};
 
     use koltso_model::{Flags, Key, Outcome, Version};
-    use koltso_net::replica::NodeId;
     use koltso_net::replica::frame::{Limits, Parsed, RequestFrame, encode_reply, parse_request};
     use koltso_net::replica::handshake::{Acceptor, Progress};
+    use koltso_net::replica::{Introduction, NoMemory};
 
     use super::*;
     use crate::replica::clock::now_ms;
@@ -134,7 +148,7 @@ mod tests {
             topology: 1,
             topology_number: 1,
             node,
-            id: NodeId::NONE,
+            introduction: Introduction::default(),
             features: Features::KNOWN,
             secret: Vec::new(),
         }
@@ -152,7 +166,7 @@ mod tests {
         std::thread::spawn(move || {
             let (mut socket, _) = listener.accept().expect("a dialer");
             let (us, limits) = (identity(2), Limits { value_max: VALUE_MAX_LIMIT, features: Features::KNOWN });
-            let mut acceptor = Acceptor::new(&us, &[1, 2], [7; 32]);
+            let mut acceptor = Acceptor::new(&us, &[1, 2], &NoMemory, [7; 32]);
             let (mut read, mut out, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
             let (mut accepted, mut hashes) = (false, HashMap::new());
             while hashes.len() < count {
@@ -206,6 +220,7 @@ mod tests {
         let dialer = Dialer {
             addresses: vec![(known(peer(records.len(), answers)), 2)],
             identity: identity(1),
+            acquaintances: Arc::new(NoMemory),
             urls: UrlsByNumber::new([]),
         };
         dialer.dial(0)?.write(&records)
@@ -219,6 +234,7 @@ mod tests {
         let dialer = Dialer {
             addresses: vec![(known(peer(2, vec![(2, applied), (0, applied)])), 2)],
             identity: identity(1),
+            acquaintances: Arc::new(NoMemory),
             urls: UrlsByNumber::new([]),
         };
         let verdicts = dialer.dial(0).and_then(|mut line| line.write(&records));

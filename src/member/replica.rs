@@ -180,8 +180,8 @@ impl ReplicaService for PeerService {
 
     fn event(&self, event: ReplicaEvent) {
         match event {
-            ReplicaEvent::Connected(number) => {
-                if let Some(node) = self.cluster.by_number(number) {
+            ReplicaEvent::Connected(peer) => {
+                if let Some(node) = self.cluster.by_number(peer.node) {
                     self.cluster.peers.arrived(node);
                 }
             }
@@ -210,6 +210,7 @@ pub(super) async fn serve(
     let config = AcceptConfig {
         identity,
         members: cluster.topology.numbers().to_vec(),
+        acquaintances: cluster.acquaintances(),
         value_max: VALUE_MAX_LIMIT,
         wall_ms: told_ms,
         connections_max: CONNECTIONS_MAX + 2 * cluster.strangers_max * cluster.peers.cores(),

@@ -41,8 +41,9 @@ use koltso_model::Operation;
 use monoio::net::TcpStream;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::acquaintances::Acquaintances;
 use super::frame::{self, Limits, Parsed, ReplyFrame, Request};
-use super::handshake::{Dialer, Identity, NONCE, PeerIdentity, Progress, Skew};
+use super::handshake::{Dialer, Dialing, Identity, NONCE, PeerIdentity, Progress, Purpose, Skew};
 use super::lost::LostReason;
 use super::outbox::{COPY_MAX, Outbox};
 use super::redial::{self, Redial};
@@ -68,9 +69,9 @@ const LOOK_MAX: Duration = Duration::from_millis(10);
 /// Is told by a link what happens. All calls come from the link's core; a handler may call the link
 /// in any of them.
 pub trait LinkHandler: 'static {
-    /// The handshake with `peer` is complete. Requests that were queued meanwhile leave after this
-    /// call.
-    fn connected(&self, peer: usize, now: Instant);
+    /// The handshake with `peer` is complete, and `identity` is what it said of itself. Requests
+    /// that were queued meanwhile leave after this call, and no reply has been passed on yet.
+    fn connected(&self, peer: usize, identity: &PeerIdentity, now: Instant);
 
     /// One complete reply has come; those of one connection come in any order. `now` is the same
     /// for all replies of one read. A large reply lies in a `buffer` of its own: parts of it can be
@@ -130,6 +131,8 @@ pub struct LinkConfig {
     pub peer_number: u16,
     /// The identity of this node.
     pub identity: Rc<Identity>,
+    /// Whom this node remembers.
+    pub acquaintances: Arc<dyn Acquaintances>,
     /// Bytes of the largest value; the same on all nodes, or more than any node sends.
     pub value_max: usize,
     /// Reads the wall clock, in milliseconds since the Unix epoch.
@@ -417,12 +420,19 @@ impl<H: LinkHandler> Link<H> {
     }
 
     async fn shake_hands(&self, transport: &mut impl Transport, inbox: &mut Inbox) -> Result<PeerIdentity, LostReason> {
-        let LinkConfig { identity, peer_number, skew_max, wall_ms, .. } = &self.config;
+        let LinkConfig { identity, acquaintances, peer_number, skew_max, wall_ms, .. } = &self.config;
+        let dialing = Dialing {
+            identity,
+            acquaintances: &**acquaintances,
+            expected: *peer_number,
+            purpose: Purpose::Requests,
+            skew_max: *skew_max,
+        };
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(io::Error::other)?;
         let mut out = Outbox::default();
         let begun = Instant::now();
-        let mut dialer = Dialer::start(identity, *peer_number, *skew_max, wall_ms(), &nonce, &mut out.bytes);
+        let mut dialer = Dialer::start(dialing, wall_ms(), &nonce, &mut out.bytes);
         loop {
             send_all(transport, &mut out, |_| {}).await?;
             if inbox.read(transport, 0).await? == 0 {
@@ -451,7 +461,7 @@ impl<H: LinkHandler> Link<H> {
         let fd = transport.fd();
         let (mut receiver, transmitter) = transport.split();
         self.state.set(LinkState::Up);
-        self.handler.connected(self.config.peer, Instant::now());
+        self.handler.connected(self.config.peer, &peer, Instant::now());
         self.release();
         let ending = Rc::new(Cell::new(self.closed.get()));
         let flusher = monoio::spawn(Rc::clone(self).keep_flushing(transmitter, fd, Rc::clone(&ending)));

@@ -14,6 +14,7 @@
 //! encryption. Tested in each file, in `tests/replica/` over real sockets on both drivers, and by
 //! the `replica_frames` fuzz target.
 
+mod acquaintances;
 pub mod blocking;
 mod features;
 pub mod frame;
@@ -28,9 +29,10 @@ mod strangers;
 mod sys;
 mod wire;
 
+pub use acquaintances::{Acquaintances, Introduction, Judged, NoMemory};
 pub use features::Features;
 pub use frame::{Reply, Request};
-pub use handshake::{Identity, Skew};
+pub use handshake::{Identity, PeerIdentity, Purpose, Skew};
 pub use koltso_model::NodeId;
 pub use link::{
     CONNECT_TIMEOUT, Full, HOLD_MAX, LOCATE_TIMEOUT, Link, LinkConfig, LinkHandler, LinkState, Locate, OUTBOX_MAX,

@@ -1,9 +1,10 @@
 //! The answering side: accept loop, handshakes, and connections that answer the requests they read.
 //!
 //! ```text
-//! accepted ─ handshake ─▶ read ─▶ serve all whole frames ─▶ send what is answered ─▶ read
-//!                          │ └─ a deferred reply is there ─▶ send ─▶ go on reading
-//!                          └─ end, drain ─▶ wait for deferred replies ─▶ closed
+//! accepted ─ handshake ─┬▶ read ─▶ serve all whole frames ─▶ send what is answered ─▶ read
+//!                       │   │ └─ a deferred reply is there ─▶ send ─▶ go on reading
+//!                       │   └─ end, drain ─▶ wait for deferred replies ─▶ closed
+//!                       └▶ for comparing replicas: the service gets the socket
 //! ```
 //!
 //! Owner: [`serve`] runs on one core, and everything that it makes stays there.
@@ -34,8 +35,9 @@ use std::time::{Duration, Instant};
 
 use monoio::net::TcpStream;
 
+use super::acquaintances::Acquaintances;
 use super::frame::{self, Limits, Parsed};
-use super::handshake::{Acceptor, HandshakeError, Identity, NONCE, PeerIdentity, Progress};
+use super::handshake::{Acceptor, HandshakeError, Identity, NONCE, PeerIdentity, Progress, Purpose};
 use super::outbox::Outbox;
 use super::service::{Desk, ReplicaEvent, ReplicaService, Replies, UNANSWERED_MAX};
 use super::strangers::{Stranger, Strangers};
@@ -80,6 +82,8 @@ pub struct AcceptConfig {
     pub identity: Rc<Identity>,
     /// The numbers of all nodes.
     pub members: Vec<u16>,
+    /// Whom this node remembers in their places.
+    pub acquaintances: Arc<dyn Acquaintances>,
     /// Bytes of the largest value; the same on all nodes, or more than any node sends.
     pub value_max: usize,
     /// Reads the wall clock, in milliseconds since the Unix epoch.
@@ -238,10 +242,13 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
         let mut inbox = Inbox::of_stranger();
         match self.shake_hands(&mut inbox).await {
             Ok(peer) => {
+                sys::set_user_timeout(self.transport.fd(), USER_TIMEOUT);
+                self.guard.host.service.event(ReplicaEvent::Connected(peer));
+                if peer.purpose == Purpose::Exchange {
+                    return self.give_away(peer, inbox);
+                }
                 drop(self.stranger);
                 inbox.grow();
-                sys::set_user_timeout(self.transport.fd(), USER_TIMEOUT);
-                self.guard.host.service.event(ReplicaEvent::Connected(peer.node));
                 let (receiver, transmitter) = self.transport.split();
                 let sending = Outbox::default();
                 Answering { guard: self.guard, receiver, transmitter, peer, inbox, sending }.run().await;
@@ -251,11 +258,23 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
         }
     }
 
+    /// Gives the socket to the service, so that no core compares replicas.
+    fn give_away(self, peer: PeerIdentity, inbox: Inbox) {
+        drop(self.stranger);
+        let service = Rc::clone(&self.guard.host.service);
+        let is_draining = self.guard.host.connections.shared().draining();
+        drop(self.guard);
+        let socket = self.transport.into_socket();
+        if !is_draining && socket.set_nonblocking(false).is_ok() {
+            service.exchange(peer, socket, inbox.bytes().to_vec());
+        }
+    }
+
     /// Makes the handshake. The error is the reason why there is none, or `None` if there is
     /// nothing to report.
     async fn shake_hands(&mut self, inbox: &mut Inbox) -> Result<PeerIdentity, Option<String>> {
         let core = Rc::clone(&self.guard.host);
-        let AcceptConfig { identity, members, wall_ms, .. } = &core.config;
+        let AcceptConfig { identity, members, acquaintances, wall_ms, .. } = &core.config;
         let mut acceptor = None;
         let mut out = Outbox::default();
         loop {
@@ -273,7 +292,7 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
                 none => {
                     let mut nonce = [0; NONCE];
                     getrandom::fill(&mut nonce).map_err(|error| Some(format!("there is no randomness: {error}")))?;
-                    none.insert(Acceptor::new(identity, members, nonce))
+                    none.insert(Acceptor::new(identity, members, &**acquaintances, nonce))
                 }
             };
             let fed = acceptor.feed(inbox.bytes(), wall_ms(), &mut out.bytes);

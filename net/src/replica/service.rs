@@ -18,6 +18,7 @@
 //! 2. A record that this node does not understand is not passed on to others: see [`Features`].
 
 use std::cell::{Cell, RefCell};
+use std::net::TcpStream;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -26,6 +27,7 @@ use koltso_model::{Found, KeyHash, Outcome, Refused};
 
 use super::features::Features;
 use super::frame::{self, Reply, Request};
+use super::handshake::PeerIdentity;
 use super::outbox::{COPY_MAX, Outbox};
 use super::wire::Bell;
 
@@ -47,6 +49,14 @@ pub trait ReplicaService: 'static {
     /// Something has happened that metrics count or a log reports.
     fn event(&self, event: ReplicaEvent);
 
+    /// Takes over a connection for comparing replicas: its socket, which blocks, and the bytes
+    /// behind the handshake that were read already, for
+    /// [`blocking::Answering`](super::blocking::Answering). It counts among the connections no
+    /// more. One that is dropped is closed.
+    fn exchange(&self, peer: PeerIdentity, socket: TcpStream, read_so_far: Vec<u8>) {
+        drop((peer, socket, read_so_far));
+    }
+
     /// A task of the core continues after it has waited; `now` has just been read.
     #[inline]
     fn resumed(&self, now: Instant) {
@@ -66,8 +76,9 @@ pub enum ReplicaEvent {
     Limit,
     /// There were no descriptors, or no memory, for a connection, which waits in the kernel's queue.
     NoResources,
-    /// The handshake of a connection from this node is complete.
-    Connected(u16),
+    /// The handshake of a connection from this node is complete. Nothing of what it asks has been
+    /// passed on yet.
+    Connected(PeerIdentity),
     /// There was no handshake, with the reason in one sentence. Strangers can cause this as often
     /// as they like: a log must limit it.
     Refused(String),

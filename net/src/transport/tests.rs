@@ -16,9 +16,10 @@ use super::*;
 use crate::connections::Shared;
 use crate::http::{Head, Reply};
 use crate::replica::frame::{self, Limits as FrameLimits, Parsed};
-use crate::replica::handshake::{Dialer, Progress};
+use crate::replica::handshake::{Dialer, Dialing, Progress};
 use crate::replica::{
-    AcceptConfig, Features, Identity, NodeId, ReplicaEvent, ReplicaService, Replies, Request, serve_over,
+    AcceptConfig, Features, Identity, Introduction, NoMemory, Purpose, ReplicaEvent, ReplicaService, Replies, Request,
+    serve_over,
 };
 use crate::server::{self, Admit, Answered, Event, Fill, Limits, Outcome, Service, Sink, Source};
 
@@ -276,7 +277,7 @@ fn identity(node: u16) -> Identity {
         topology: 7,
         topology_number: 1,
         node,
-        id: NodeId::NONE,
+        introduction: Introduction::default(),
         features: Features::KNOWN,
         secret: b"secret".to_vec(),
     }
@@ -289,6 +290,7 @@ fn no_byte_of_the_replica_protocol_gets_past_the_transport() {
             let config = AcceptConfig {
                 identity: Rc::new(identity(2)),
                 members: vec![1, 2],
+                acquaintances: Arc::new(NoMemory),
                 value_max: LARGE,
                 wall_ms: || 0,
                 connections_max: 10,
@@ -299,7 +301,14 @@ fn no_byte_of_the_replica_protocol_gets_past_the_transport() {
         });
         let mut client = Client::connect(server.address);
         let (us, mut out, mut read) = (identity(1), Vec::new(), Vec::new());
-        let mut dialer = Dialer::start(&us, 2, Duration::from_secs(1), 0, &[1; 32], &mut out);
+        let dialing = Dialing {
+            identity: &us,
+            acquaintances: &NoMemory,
+            expected: 2,
+            purpose: Purpose::Requests,
+            skew_max: Duration::from_secs(1),
+        };
+        let mut dialer = Dialer::start(dialing, 0, &[1; 32], &mut out);
         let begun = Instant::now();
         loop {
             client.send(&std::mem::take(&mut out));

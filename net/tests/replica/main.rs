@@ -2,26 +2,29 @@
 //! what strangers, broken peers and slow ones can do to them.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod by_hand;
 mod ends;
 mod strangers;
 mod traffic;
+mod verdicts;
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::by_hand::{assert_ended, dial_config, dialer, dialing, frame_of, raw, raw_peer, reply_from};
 use bytes::Bytes;
 use koltso_model::{Flags, Found, Key, KeyHash, Operation, Outcome, Record, Version, Want};
-use koltso_net::replica::frame::{HEADER, Limits, Parsed, ReplyFrame, encode_request};
-use koltso_net::replica::handshake::{Acceptor, Dialer, Progress};
+use koltso_net::replica::frame::{Limits, ReplyFrame};
 use koltso_net::replica::{
-    AcceptConfig, DeferredReply, Features, Full, Identity, Link, LinkConfig, LinkHandler, LinkState, Locate,
-    LostReason, NodeId, ReplicaEvent, ReplicaService, Replies, Reply, Request, frame, serve,
+    AcceptConfig, Acquaintances, DeferredReply, Features, Full, Identity, Introduction, Link, LinkConfig, LinkHandler,
+    LinkState, Locate, LostReason, NoMemory, NodeId, PeerIdentity, Purpose, ReplicaEvent, ReplicaService, Replies,
+    Reply, Request, serve,
 };
 use koltso_net::server::Shared;
 use koltso_testkit::wall_ms;
@@ -76,13 +79,17 @@ async fn until(what: &str, happened: impl Fn() -> bool) {
     }
 }
 
+fn introduction(node: u16) -> Introduction {
+    Introduction { id: NodeId(node.into()), starts: 3, lived_ms: 4, process: 5 }
+}
+
 fn identity(node: u16) -> Identity {
     Identity {
         cluster: "ring".to_owned(),
         topology: 7,
         topology_number: 1,
         node,
-        id: NodeId(node.into()),
+        introduction: introduction(node),
         features: Features::KNOWN,
         secret: b"secret".to_vec(),
     }
@@ -140,7 +147,11 @@ struct TestService {
     when: When,
     deferred: RefCell<Vec<(DeferredReply, Outcome<Bytes>)>>,
     asked: Cell<u64>,
+    given: Sender<Given>,
 }
+
+/// A connection for comparing replicas: who is there, its socket, and what was read of it.
+type Given = (PeerIdentity, TcpStream, Vec<u8>);
 
 impl TestService {
     fn outcome(operation: &Operation<&[u8]>) -> Outcome<Bytes> {
@@ -215,6 +226,12 @@ impl ReplicaService for TestService {
         }
     }
 
+    fn exchange(&self, peer: PeerIdentity, socket: TcpStream, read_so_far: Vec<u8>) {
+        assert_eq!(peer.purpose, Purpose::Exchange);
+        // Its owner may have gone.
+        let _ = self.given.send((peer, socket, read_so_far));
+    }
+
     fn event(&self, event: ReplicaEvent) {
         self.events.lock().unwrap().push(event);
     }
@@ -225,6 +242,7 @@ struct Server {
     address: SocketAddr,
     shared: Arc<Shared>,
     events: Arc<Mutex<Vec<ReplicaEvent>>>,
+    given: Receiver<Given>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -238,6 +256,17 @@ impl Server {
     }
 
     fn with(driver: Driver, address: SocketAddr, identity: Identity, when: When, wall_ms: fn() -> u64) -> Self {
+        Self::remembering(driver, address, identity, when, wall_ms, Arc::new(NoMemory))
+    }
+
+    fn remembering(
+        driver: Driver,
+        address: SocketAddr,
+        identity: Identity,
+        when: When,
+        wall_ms: fn() -> u64,
+        acquaintances: Arc<dyn Acquaintances>,
+    ) -> Self {
         let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         listener.set_reuse_address(true).unwrap();
         let begun = Instant::now();
@@ -251,13 +280,15 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let (shared, events) = (Shared::new(), Arc::<Mutex<Vec<ReplicaEvent>>>::default());
         let (its_shared, its_events) = (Arc::clone(&shared), Arc::clone(&events));
+        let (its_given, given) = mpsc::channel();
         let thread = on(driver, move || async move {
             let (deferred, asked) = (RefCell::default(), Cell::new(0));
-            let service = TestService { events: its_events, when, deferred, asked };
+            let service = TestService { events: its_events, when, deferred, asked, given: its_given };
             let (identity, members) = (Rc::new(identity), vec![1, 2, 3]);
             let config = AcceptConfig {
                 identity,
                 members,
+                acquaintances,
                 value_max: VALUE_MAX,
                 wall_ms,
                 connections_max: 200,
@@ -266,7 +297,7 @@ impl Server {
             };
             serve(listener, Rc::new(service), config, its_shared).await.unwrap();
         });
-        Self { address, shared, events, thread: Some(thread) }
+        Self { address, shared, events, given, thread: Some(thread) }
     }
 
     fn has(&self, event: &ReplicaEvent) -> bool {
@@ -309,6 +340,7 @@ impl Drop for Server {
 struct Seen {
     link: RefCell<Option<Rc<Link<Seen>>>>,
     connected: Cell<usize>,
+    who: Cell<Option<PeerIdentity>>,
     replies: RefCell<Vec<(u64, u64, String)>>,
     batches: Cell<usize>,
     progress: Cell<usize>,
@@ -333,8 +365,10 @@ fn text_of(reply: &Reply<'_>) -> String {
 }
 
 impl LinkHandler for Seen {
-    fn connected(&self, peer: usize, _: Instant) {
-        assert_eq!(peer, 9);
+    fn connected(&self, peer: usize, who: &PeerIdentity, _: Instant) {
+        assert_eq!((peer, who.node, who.purpose), (9, 2, Purpose::Requests));
+        assert!(self.replies.borrow().is_empty() || self.connected.get() > 0, "an answer came before");
+        self.who.set(Some(*who));
         assert_eq!(self.link().state(), LinkState::Up);
         self.connected.set(self.connected.get() + 1);
     }
@@ -387,12 +421,21 @@ fn link_of(address: SocketAddr, identity: Identity) -> (Rc<Link<Seen>>, Rc<Seen>
 }
 
 fn link_by(address: Arc<dyn Locate>, identity: Identity) -> (Rc<Link<Seen>>, Rc<Seen>) {
+    link_remembering(address, identity, Arc::new(NoMemory))
+}
+
+fn link_remembering(
+    address: Arc<dyn Locate>,
+    identity: Identity,
+    acquaintances: Arc<dyn Acquaintances>,
+) -> (Rc<Link<Seen>>, Rc<Seen>) {
     let seen = Rc::<Seen>::default();
     let config = LinkConfig {
         peer: 9,
         address,
         peer_number: 2,
         identity: Rc::new(identity),
+        acquaintances,
         value_max: VALUE_MAX,
         wall_ms,
         skew_max: SKEW_MAX,
@@ -416,85 +459,4 @@ async fn closed(link: &Link<Seen>, seen: &Seen) {
     }
     assert_eq!(link.request(0, &PING), Err(Full));
     *seen.link.borrow_mut() = None;
-}
-
-/// A connection whose handshake as node 1 was done by hand.
-fn raw(address: SocketAddr) -> TcpStream {
-    let mut socket = TcpStream::connect(address).unwrap();
-    socket.set_nodelay(true).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let (us, mut out, mut read) = (identity(1), Vec::new(), Vec::new());
-    let mut dialer = Dialer::start(&us, 2, SKEW_MAX, wall_ms(), &[1; 32], &mut out);
-    loop {
-        socket.write_all(&out).unwrap();
-        out.clear();
-        let mut buffer = [0; 1000];
-        let count = socket.read(&mut buffer).unwrap();
-        read.extend_from_slice(&buffer[..count]);
-        match dialer.feed(&read, Duration::ZERO, &mut out).unwrap() {
-            Progress::More { consumed } => drop(read.drain(..consumed)),
-            Progress::Done { .. } => {
-                socket.write_all(&out).unwrap();
-                return socket;
-            }
-        }
-    }
-}
-
-/// A node 2 by hand: accepts once, shakes hands, and goes on as `then` likes.
-fn raw_peer(then: impl FnOnce(TcpStream) + Send + 'static) -> (SocketAddr, JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let thread = std::thread::spawn(move || {
-        let (mut socket, _) = listener.accept().unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let (us, mut out, mut read) = (identity(2), Vec::new(), Vec::new());
-        let mut acceptor = Acceptor::new(&us, &[1, 2, 3], [2; 32]);
-        loop {
-            // Byte by byte, so that no frame is taken.
-            let mut byte = [0];
-            socket.read_exact(&mut byte).unwrap();
-            read.push(byte[0]);
-            let fed = acceptor.feed(&read, wall_ms(), &mut out).unwrap();
-            socket.write_all(&out).unwrap();
-            out.clear();
-            match fed {
-                Progress::More { consumed } => drop(read.drain(..consumed)),
-                Progress::Done { .. } => return then(socket),
-            }
-        }
-    });
-    (address, thread)
-}
-
-fn frame_of(number: u64, request: &Request<'_>) -> Vec<u8> {
-    let mut out = Vec::new();
-    encode_request(&mut out, number, EPOCHS.0, request);
-    out
-}
-
-/// Reads one reply: its number and text.
-fn reply_from(socket: &mut TcpStream) -> (u64, String) {
-    let mut bytes = vec![0; HEADER];
-    socket.read_exact(&mut bytes).unwrap();
-    match frame::parse_reply(&bytes, LIMITS) {
-        Parsed::Partial { need } => {
-            bytes.resize(need, 0);
-            socket.read_exact(&mut bytes[HEADER..]).unwrap();
-        }
-        Parsed::Complete { .. } => {}
-        Parsed::Bad(violation) => panic!("{violation}"),
-    }
-    match frame::parse_reply(&bytes, LIMITS) {
-        Parsed::Complete { frame, len } if len == bytes.len() => (frame.number, text_of(&frame.reply)),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn assert_ended(socket: &mut TcpStream) {
-    match socket.read(&mut [0; 100]) {
-        Ok(0) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-        other => panic!("more came: {other:?}"),
-    }
 }

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{
-    ATTRIBUTES, DRIVERS, EPOCHS, FLAGS, LIMITS, PING, SKEW_MAX, STRANGERS, Server, VERSION, When, assert_ended, closed,
-    delete, frame_of, identity, link_of, link_to, on, pattern, put, raw, raw_peer, read, record, reply_from, until,
+    ATTRIBUTES, DRIVERS, EPOCHS, FLAGS, LIMITS, PING, STRANGERS, Server, VERSION, When, assert_ended, closed, delete,
+    dialing, frame_of, identity, link_of, link_to, on, pattern, put, raw, raw_peer, read, record, reply_from, until,
 };
 use koltso_model::{Flags, Found, KeyHash, Operation, Outcome, Record, Refused, Tombstone};
 use koltso_net::replica::frame::{HEADER, encode_reply};
 use koltso_net::replica::handshake::Dialer;
-use koltso_net::replica::{Identity, LinkState, ReplicaEvent, Reply, Request, frame};
+use koltso_net::replica::{Identity, LinkState, Purpose, ReplicaEvent, Reply, Request, frame};
 use koltso_testkit::random::{Random, seed_or};
 use koltso_testkit::wall_ms;
 
@@ -175,7 +175,7 @@ fn those_who_do_not_belong_together_say_so_on_both_sides() {
 
         // A newer version, by hand.
         let (us, mut hello) = (identity(1), Vec::new());
-        Dialer::start(&us, 2, SKEW_MAX, 0, &[0; 32], &mut hello);
+        Dialer::start(dialing(&us, Purpose::Requests), 0, &[0; 32], &mut hello);
         hello[8] = 200;
         let mut socket = TcpStream::connect(server.address).unwrap();
         socket.write_all(&hello).unwrap();

@@ -6,15 +6,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::{
-    DRIVERS, EPOCHS, PING, SKEW_MAX, Server, VALUE_MAX, VERSION, When, closed, delete, frame_of, hash, identity,
-    link_of, link_to, on_both, pattern, put, raw_peer, read, shared_put, text_of, until,
+    DRIVERS, EPOCHS, PING, Server, VALUE_MAX, VERSION, When, closed, delete, dial_config, dialer, frame_of, hash,
+    identity, introduction, link_of, link_to, on_both, pattern, put, raw_peer, read, shared_put, text_of, until,
 };
 use bytes::Bytes;
 use koltso_model::KeyHash;
-use koltso_net::replica::blocking::Connection;
+use koltso_net::replica::blocking::{Connection, DialConfig};
 use koltso_net::replica::frame::encode_request;
 use koltso_net::replica::{
-    Features, Full, HOLD_MAX, Identity, LinkState, LostReason, OUTBOX_MAX, ReplicaEvent, Reply, UNANSWERED_MAX, frame,
+    Features, Full, HOLD_MAX, Identity, LinkState, LostReason, OUTBOX_MAX, Purpose, ReplicaEvent, Reply,
+    UNANSWERED_MAX, frame,
 };
 use koltso_testkit::wall_ms;
 
@@ -73,7 +74,7 @@ fn many_in_flight_and_values_of_all_sizes() {
             closed(&link, &seen).await;
             assert_eq!(seen.lost_once(), "the connection was ended on this side");
             server.stop();
-            assert!(server.has(&ReplicaEvent::Connected(1)));
+            assert!(server.has(&ReplicaEvent::Connected(dialer(Purpose::Requests))));
             assert_eq!(server.count(&ReplicaEvent::Closed), 1);
         });
     }
@@ -166,7 +167,8 @@ fn small_requests_wait_for_the_replies_that_are_on_their_way() {
 #[test]
 fn the_blocking_client_does_the_same() {
     let dial = |address, identity: &Identity, timeout| {
-        Connection::dial(address, identity, 2, VALUE_MAX, wall_ms, SKEW_MAX, timeout)
+        let config = dial_config(address, identity, Purpose::Requests);
+        Connection::dial(&DialConfig { timeout, ..config })
     };
     let second = Duration::from_secs(2);
     for driver in DRIVERS {
@@ -246,7 +248,7 @@ fn a_record_that_a_node_does_not_understand_is_not_told() {
             assert_eq!(text, "Refused(Failed)");
         }
         closed(&link, &seen).await;
-        let (link, seen) = link_of(server.address, Identity { node: 1, ..identity });
+        let (link, seen) = link_of(server.address, Identity { node: 1, introduction: introduction(1), ..identity });
         assert_eq!(link.execute(0, &shared_put(b"key", Bytes::new())), Err(Full));
         closed(&link, &seen).await;
     });

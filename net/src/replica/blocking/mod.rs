@@ -1,0 +1,146 @@
+//! The protocol on threads beside the data plane, with sockets that block.
+//!
+//! [`Connection`] asks: it replays to a peer the writes that the peer missed, and compares replicas.
+//! [`Answering`] is the other end of a connection for comparing replicas; the cores answer all
+//! others.
+//!
+//! Owner: one thread each. Bounds: the caller's timeout for the connect, the handshake, each reply,
+//! and each pause of a send; see `line.rs` for the rest. A peer does not go on reading while its
+//! replies are not taken, so a caller that sends a lot before it receives anything must leave no
+//! more than about a thousand requests unanswered.
+//!
+//! Tested in `tests/replica/`.
+
+mod line;
+
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use self::line::Line;
+use super::acquaintances::Acquaintances;
+use super::frame::{Limits, Parsed, ReplyFrame, parse_reply};
+use super::handshake::{Dialer, Dialing, Identity, NONCE, PeerIdentity, Progress, Purpose, Skew};
+use super::lost::LostReason;
+use super::sys;
+use super::wire::USER_TIMEOUT;
+
+/// How to connect to a peer. Sizes are as in [`LinkConfig`](super::LinkConfig).
+#[derive(Debug, Clone)]
+pub struct DialConfig<'a> {
+    /// Where the peer listens.
+    pub address: SocketAddr,
+    /// The identity of this node.
+    pub identity: &'a Identity,
+    /// Whom this node remembers.
+    pub acquaintances: &'a dyn Acquaintances,
+    /// The peer's number in the cluster, which its handshake must prove.
+    pub peer_number: u16,
+    /// What the connection is for.
+    pub purpose: Purpose,
+    /// Bytes of the largest value.
+    pub value_max: usize,
+    /// Reads the wall clock, in milliseconds since the Unix epoch.
+    pub wall_ms: fn() -> u64,
+    /// How far the peer's wall clock may be off.
+    pub skew_max: Duration,
+    /// For the connect, the handshake, the beginning of a reply, and each pause within a frame.
+    pub timeout: Duration,
+    /// Ends all waits soon after it is set; `None` where they are short anyway.
+    pub stop: Option<Arc<AtomicBool>>,
+}
+
+/// A connection to a peer whose handshake is complete. After an error it cannot be used any more.
+#[derive(Debug)]
+pub struct Connection {
+    line: Line,
+    limits: Limits,
+    peer: PeerIdentity,
+}
+
+impl Connection {
+    /// Connects and makes the handshake.
+    ///
+    /// # Errors
+    /// The reasons that [`LinkHandler::lost`](super::LinkHandler::lost) gets.
+    pub fn dial(config: &DialConfig<'_>) -> Result<Self, LostReason> {
+        let stream = TcpStream::connect_timeout(&config.address, config.timeout)?;
+        stream.set_nodelay(true)?;
+        sys::set_user_timeout(stream.as_raw_fd(), USER_TIMEOUT);
+        let mut line = Line::new(stream, &[], config.timeout, config.stop.clone());
+        let peer = shake_hands(&mut line, config)?;
+        let limits = Limits { value_max: config.value_max, features: peer.features };
+        Ok(Self { line, limits, peer })
+    }
+
+    /// What the peer said of itself, and what both sides think of each other.
+    #[must_use]
+    pub const fn peer(&self) -> &PeerIdentity {
+        &self.peer
+    }
+
+    /// How far the peer's wall clock was off at the handshake.
+    #[must_use]
+    pub const fn skew(&self) -> Option<Skew> {
+        self.peer.skew
+    }
+
+    /// Sends requests that [`encode_request`](super::frame::encode_request) has written.
+    ///
+    /// # Errors
+    /// The connection is lost, or the peer took nothing within the timeout.
+    pub fn send(&mut self, frames: &[u8]) -> Result<(), LostReason> {
+        self.line.send(frames)
+    }
+
+    /// Waits for one reply and passes it to `with`. Replies come in any order: their numbers say to
+    /// which request they belong.
+    ///
+    /// # Errors
+    /// The connection is lost, the reply did not begin within the timeout or stopped half way, or
+    /// the bytes are not a reply.
+    pub fn receive<R>(&mut self, with: impl FnOnce(ReplyFrame<'_>) -> R) -> Result<R, LostReason> {
+        let begun = Instant::now();
+        loop {
+            match parse_reply(self.line.bytes(), self.limits) {
+                Parsed::Complete { frame, len } => {
+                    let result = with(frame);
+                    self.line.consume(len);
+                    return Ok(result);
+                }
+                Parsed::Partial { need } => self.line.read(need, begun, begun + self.line.patience())?,
+                Parsed::Bad(violation) => return Err(violation.into()),
+            }
+        }
+    }
+}
+
+fn shake_hands(line: &mut Line, config: &DialConfig<'_>) -> Result<PeerIdentity, LostReason> {
+    let mut nonce = [0; NONCE];
+    getrandom::fill(&mut nonce).map_err(std::io::Error::other)?;
+    let &DialConfig { identity, acquaintances, peer_number: expected, purpose, skew_max, .. } = config;
+    let dialing = Dialing { identity, acquaintances, expected, purpose, skew_max };
+    let (begun, mut out) = (Instant::now(), Vec::new());
+    let mut dialer = Dialer::start(dialing, (config.wall_ms)(), &nonce, &mut out);
+    loop {
+        line.send(&out)?;
+        out.clear();
+        line.read(0, begun, begun + config.timeout)?;
+        match dialer.feed(line.bytes(), begun.elapsed(), &mut out) {
+            Ok(Progress::More { consumed }) => line.consume(consumed),
+            Ok(Progress::Done { consumed, peer }) => {
+                line.consume(consumed);
+                line.send(&out)?;
+                return Ok(peer);
+            }
+            Err(error) => {
+                // This is the sentence for the other side; if it cannot be sent, there is still
+                // the error on this side.
+                let _ = line.send(&out);
+                return Err(error.into());
+            }
+        }
+    }
+}
