@@ -18,6 +18,7 @@
 //! - [`plausibility`], [`skew`]: what is not believed of a peer; [`wall`]: what is not believed of
 //!   the machine's own clock.
 //! - [`standing`]: whether a node has what it confirmed, and whom it remembers.
+//! - [`exchange`]: how replicas become equal without any read.
 //! - [`replay`]: how a peer gets what it missed, at which [`pace`]; [`backlog`]: the bound of what
 //!   waits for that; [`budget`]: how much of the network and the disks all that may take.
 
@@ -25,6 +26,7 @@ pub mod backlog;
 pub mod budget;
 pub mod clock;
 pub mod coordinator;
+pub mod exchange;
 pub mod health;
 pub mod member;
 pub mod membership;

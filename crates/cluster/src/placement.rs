@@ -141,8 +141,22 @@ impl Topology {
     #[must_use]
     #[inline]
     pub fn ranked(&self, hash: KeyHash) -> &[NodeIndex] {
+        self.ranked_for(hash.partition())
+    }
+
+    fn ranked_for(&self, partition: usize) -> &[NodeIndex] {
         let nodes = self.names.len();
-        &self.ranking[hash.partition() * nodes..][..nodes]
+        &self.ranking[partition * nodes..][..nodes]
+    }
+
+    /// The replicas of a partition's records with this `from`: all nodes, if these are fewer.
+    ///
+    /// # Panics
+    /// Unless `partition` is below [`PARTITIONS`].
+    #[must_use]
+    pub fn replicas_of(&self, partition: usize, from: u8) -> &[NodeIndex] {
+        let ranked = self.ranked_for(partition);
+        &ranked[..usize::from(from).min(ranked.len())]
     }
 }
 

@@ -1,0 +1,178 @@
+//! The side that is asked: it answers from what the node has, and takes what it is given.
+//!
+//! Owner: one connection. Bounds: one listing of about [`LISTING_BYTES`], one answer of about
+//! [`CREDIT`](super::CREDIT). What a peer asks for that makes no sense is a sentence, after which the
+//! connection is to be closed.
+
+use koltso_model::{ExchangeReply, ExchangeRequest, KeyHash, LEAVES, Record, WallTime};
+
+use super::board::{Board, Look};
+use super::pair::Pair;
+use super::{Holdings, LISTING_BYTES, Listed};
+use crate::plausibility;
+
+/// What the last answer about roots was made of.
+struct Looked {
+    from: u8,
+    look: Look,
+    /// Of the shared partitions, in their order.
+    arrivals: Vec<u32>,
+}
+
+/// Answers one peer.
+pub struct Answering {
+    pair: Pair,
+    looked: Option<Looked>,
+    /// What the last answer about items listed.
+    listed: Vec<Listed>,
+    figures: Given,
+}
+
+/// What a peer has been given and has given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Records that it fetched.
+    pub sent: u64,
+    /// Their bytes.
+    pub bytes_sent: u64,
+    /// Records that it gave.
+    pub received: u64,
+    /// Their bytes.
+    pub bytes_received: u64,
+}
+
+/// Why a record is not one that a peer can send, if it is not.
+pub(super) fn plausible(record: &Record<bytes::Bytes>, now: WallTime) -> Result<(), String> {
+    let clock = record.version.clock;
+    if clock == 0 || !plausibility::is_plausible(clock, now) {
+        return Err("it sent a record with a version that no write has".to_owned());
+    }
+    Ok(())
+}
+
+impl Answering {
+    /// Of a connection that has just begun.
+    #[must_use]
+    pub const fn new(pair: Pair) -> Self {
+        let figures = Given { sent: 0, bytes_sent: 0, received: 0, bytes_received: 0 };
+        Self { pair, looked: None, listed: Vec::new(), figures }
+    }
+
+    /// What was sent and received since the last call.
+    pub fn take_figures(&mut self) -> Given {
+        std::mem::take(&mut self.figures)
+    }
+
+    /// Answers a request.
+    ///
+    /// # Errors
+    /// A sentence, if the peer is not to be believed any more.
+    pub fn answer(
+        &mut self,
+        now: WallTime,
+        request: &ExchangeRequest,
+        board: &mut Board,
+        holdings: &mut dyn Holdings,
+    ) -> Result<ExchangeReply, String> {
+        match request {
+            ExchangeRequest::Roots { told, from } => {
+                board.heard(self.pair.peer(), *told);
+                Ok(self.roots(now, *from, board, holdings))
+            }
+            ExchangeRequest::Leaves { from, byte, partitions } => {
+                let mut bytes = Vec::with_capacity(partitions.len() * LEAVES);
+                for &partition in partitions {
+                    bytes.extend(
+                        holdings.leaves(*from, partition).map(|leaf| leaf.to_le_bytes()[usize::from(byte % 8)]),
+                    );
+                }
+                Ok(ExchangeReply::Leaves(bytes.into()))
+            }
+            ExchangeRequest::Items(leaves) => {
+                self.listed.clear();
+                let Ok(listed) = holdings.list(leaves, LISTING_BYTES) else {
+                    return Ok(ExchangeReply::NotReady);
+                };
+                let items = listed.iter().map(|listed| listed.iter().map(|listed| listed.item).collect()).collect();
+                self.listed = listed.into_iter().flatten().collect();
+                Ok(ExchangeReply::Items(items))
+            }
+            ExchangeRequest::Fetch { places, credit } => self.fetch(places, *credit, holdings),
+            ExchangeRequest::Give(records) => {
+                let mut given = Vec::with_capacity(records.len());
+                for record in records {
+                    plausible(record, now)?;
+                    self.figures.received += 1;
+                    self.figures.bytes_received += record.len() as u64;
+                    given.push(holdings.apply(record));
+                }
+                Ok(ExchangeReply::Given(given))
+            }
+            ExchangeRequest::Agreed { from, partitions } => {
+                self.agreed(*from, partitions, board, holdings)?;
+                Ok(ExchangeReply::Noted)
+            }
+        }
+    }
+
+    fn roots(&mut self, now: WallTime, from: u8, board: &Board, holdings: &mut dyn Holdings) -> ExchangeReply {
+        let told = holdings.told();
+        if from == 0 {
+            return ExchangeReply::Roots { told, roots: Vec::new() };
+        }
+        let look = board.look(now, holdings);
+        let shared = self.pair.shared(from);
+        // What comes late after its count was read must not be covered by what is read then.
+        let arrivals = shared.iter().map(|&partition| holdings.arrivals(from, partition)).collect();
+        let roots = shared.iter().map(|&partition| holdings.root(from, partition)).collect();
+        self.looked = Some(Looked { from, look, arrivals });
+        ExchangeReply::Roots { told, roots }
+    }
+
+    fn fetch(&mut self, places: &[u32], credit: u32, holdings: &mut dyn Holdings) -> Result<ExchangeReply, String> {
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        for &place in places {
+            let Some(listed) = self.listed.get(place as usize) else {
+                return Err("it asked for a record of a list that it was not told".to_owned());
+            };
+            let record = holdings.newest(&listed.key);
+            let size = record.as_ref().map_or(0, |record| record.len() as u64);
+            if bytes > 0 && bytes + size > u64::from(credit) {
+                break;
+            }
+            bytes += size;
+            self.figures.sent += u64::from(record.is_some());
+            records.push(record);
+        }
+        self.figures.bytes_sent += bytes;
+        Ok(ExchangeReply::Records(records))
+    }
+
+    fn agreed(
+        &self,
+        from: u8,
+        partitions: &[u16],
+        board: &mut Board,
+        holdings: &mut dyn Holdings,
+    ) -> Result<(), String> {
+        let looked = self.looked.as_ref().filter(|looked| looked.from == from);
+        let Some(Looked { look, arrivals, .. }) = looked else {
+            return Err("it agreed on what it had not looked at".to_owned());
+        };
+        let shared = self.pair.shared(from);
+        for &partition in partitions {
+            let Ok(at) = shared.binary_search(&partition) else {
+                return Err("it agreed on a partition that is not of both nodes".to_owned());
+            };
+            board.equal(self.pair.peer(), (from, partition), arrivals[at], *look, holdings);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a record is the one that a list said, or a newer one of its key.
+pub(super) fn is_of(record: &Record<bytes::Bytes>, partition: u16, hash: u32) -> bool {
+    let KeyHash(of_key) = record.key.hash();
+    record.key.hash().partition() == usize::from(partition) && of_key as u32 == hash
+}

@@ -1,0 +1,320 @@
+//! What a node has agreed on, with whom, and up to when.
+//!
+//! Two replicas agree on a partition when they were seen with equal roots (or with a difference that
+//! is none). From that follow
+//!
+//! - how far deletes are forgotten: up to the moment up to which all replicas of a partition have
+//!   agreed, while nobody holds anything older that could still come (all members say up to where
+//!   that is so: [`Told::settled`]);
+//! - when a rebuilding node is whole: all its partitions agree with all whole replicas that live,
+//!   and these are so many that each quorum that the node was missed in has one of them;
+//! - up to when a node has all that it should have ([`Told::agreed`]), which ends the need for repair
+//!   that others noted.
+//!
+//! Owner: one a node, shared by the threads that exchange. Bounds: 8 bytes a partition and peer for
+//! each `from` in use; [`RETURNED_MAX`] records that may have been deleted elsewhere.
+//!
+//! Times are whole seconds of the wall clock that the node goes by. An agreement is worth
+//! [`MARGIN_S`] less than its moment: what a replica confirmed is on its disk after that time, in
+//! each mode of syncing, and no request is under way for longer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use koltso_model::{Flags, Key, PARTITIONS, Record, Standing, Told, Version, WallTime};
+
+use super::Holdings;
+use crate::placement::{NodeIndex, Topology};
+
+/// By how much an agreement is worth less than its moment, in seconds.
+pub const MARGIN_S: u32 = 60;
+/// Records of a node that doubts itself that are remembered as possibly deleted elsewhere; more are
+/// found by the next comparison.
+pub const RETURNED_MAX: usize = 65_536;
+
+/// The moment at which a comparison began to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// In seconds since the Unix epoch.
+    at: u32,
+}
+
+/// When a partition was last seen to be equal with a peer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// In seconds since the Unix epoch; 0 for never.
+    at: u32,
+    /// How many records had come late by then.
+    arrivals: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Member {
+    told: Option<Told>,
+    lives: bool,
+}
+
+/// A record that may have been deleted elsewhere.
+#[derive(Debug)]
+struct Returned {
+    partition: u16,
+    from: u8,
+    version: Version,
+    /// Who lacks it, a bit a node.
+    lacking: u64,
+}
+
+/// How far a node is with becoming whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Partitions, of all `from`s, that are compared.
+    pub done: u32,
+    /// Of so many.
+    pub all: u32,
+    /// Enough whole members live for it to end.
+    pub possible: bool,
+}
+
+impl Progress {
+    /// Whether nothing is left.
+    #[must_use]
+    pub const fn is_done(self) -> bool {
+        self.possible && self.done == self.all
+    }
+}
+
+/// The agreements; see the module.
+#[derive(Debug)]
+pub struct Board {
+    topology: Arc<Topology>,
+    members: Vec<Member>,
+    /// By `from`: `seen[partition * nodes + node]`.
+    seen: BTreeMap<u8, Box<[Seen]>>,
+    returned: HashMap<Bytes, Returned>,
+    /// Since when this node is not whole, if it is not, in seconds.
+    doubts_since: Option<u32>,
+}
+
+fn seconds(wall: WallTime) -> u32 {
+    u32::try_from(wall.ms() / 1000).unwrap_or(u32::MAX)
+}
+
+const fn clock_of(seconds: u32) -> u64 {
+    WallTime::from_ms(seconds as u64 * 1000).0
+}
+
+/// The clock up to which writes are settled by themselves: no request of theirs is under way.
+#[must_use]
+pub fn settled(now: WallTime) -> u64 {
+    clock_of(seconds(now).saturating_sub(MARGIN_S))
+}
+
+impl Board {
+    /// Nothing is agreed yet.
+    #[must_use]
+    pub fn new(topology: Arc<Topology>) -> Self {
+        let members = vec![Member::default(); topology.nodes()];
+        Self { topology, members, seen: BTreeMap::new(), returned: HashMap::new(), doubts_since: None }
+    }
+
+    /// This node's data stands so from now on. What was agreed before a doubt counts no more for
+    /// becoming whole.
+    pub fn stands(&mut self, standing: Standing, now: WallTime) {
+        match standing {
+            Standing::Whole => {
+                self.doubts_since = None;
+                self.returned.clear();
+            }
+            _ => self.doubts_since = self.doubts_since.or(Some(seconds(now))),
+        }
+    }
+
+    /// This node's data is to be doubted from now on, whatever was agreed before.
+    pub fn doubts(&mut self, now: WallTime) {
+        self.doubts_since = Some(seconds(now));
+        self.seen.clear();
+    }
+
+    /// A peer lives, and says this of itself.
+    pub fn heard(&mut self, peer: NodeIndex, told: Told) {
+        self.members[peer.at()] = Member { told: Some(told), lives: true };
+    }
+
+    /// There is no connection to a peer.
+    pub fn lost(&mut self, peer: NodeIndex) {
+        self.members[peer.at()].lives = false;
+    }
+
+    /// What a peer last said of itself.
+    #[must_use]
+    pub fn told(&self, peer: NodeIndex) -> Option<Told> {
+        self.members[peer.at()].told
+    }
+
+    /// A comparison begins to look at roots.
+    pub fn look(&self, now: WallTime, holdings: &mut dyn Holdings) -> Look {
+        let look = Look { at: seconds(now) };
+        holdings.looks_up_to(clock_of(look.at.saturating_sub(MARGIN_S)));
+        look
+    }
+
+    /// A partition was equal with a peer's since `look`; of its records so many had come late before
+    /// it was read. (For one that is not this node's: the peer has all that this node has.)
+    pub fn equal(
+        &mut self,
+        peer: NodeIndex,
+        (from, partition): (u8, u16),
+        arrivals: u32,
+        look: Look,
+        holdings: &mut dyn Holdings,
+    ) {
+        let nodes = self.topology.nodes();
+        let seen = self.seen.entry(from).or_insert_with(|| vec![Seen::default(); PARTITIONS * nodes].into());
+        seen[usize::from(partition) * nodes + peer.at()] = Seen { at: look.at, arrivals };
+        let of_partition = &seen[usize::from(partition) * nodes..][..nodes];
+        let replicas = self.topology.replicas_of(usize::from(partition), from);
+        let peers = || replicas.iter().filter(|&&node| node != self.topology.me()).map(|node| of_partition[node.at()]);
+        let Some(oldest) = peers().map(|seen| seen.at).min().filter(|&at| at > 0) else {
+            return;
+        };
+        if peers().any(|seen| seen.arrivals != arrivals) {
+            return;
+        }
+        let settled = self.settled().min(holdings.told().settled);
+        let clock = clock_of(oldest.saturating_sub(MARGIN_S)).min(settled);
+        holdings.agreed(from, partition, arrivals, clock);
+    }
+
+    /// Of records with one replica, which is this node, only those count that may still come.
+    pub fn equal_with_itself(&self, holdings: &mut dyn Holdings) {
+        let told = holdings.told();
+        if told.froms & 1 == 0 {
+            return;
+        }
+        let clock = self.settled().min(told.settled);
+        for partition in 0..PARTITIONS as u16 {
+            if self.topology.replicas_of(usize::from(partition), 1) == [self.topology.me()] {
+                let arrivals = holdings.arrivals(1, partition);
+                holdings.agreed(1, partition, arrivals, clock);
+            }
+        }
+    }
+
+    /// Up to where no other member holds anything that may still come.
+    fn settled(&self) -> u64 {
+        let settled = |peer: NodeIndex| self.told(peer).map_or(0, |told| told.settled);
+        self.topology.peers().map(settled).min().unwrap_or(u64::MAX)
+    }
+
+    /// The `from`s in use here or at a living peer, of which there are several replicas.
+    fn froms(&self, own: u64) -> impl Iterator<Item = u8> + '_ {
+        let living = self.members.iter().filter(|member| member.lives).filter_map(|member| member.told);
+        let all = living.fold(own, |all, told| all | told.froms);
+        (2..=64).filter(move |from| all & (1 << (from - 1)) != 0)
+    }
+
+    fn at(&self, from: u8, partition: usize, node: NodeIndex) -> u32 {
+        self.seen.get(&from).map_or(0, |seen| seen[partition * self.topology.nodes() + node.at()].at)
+    }
+
+    /// The replicas of a partition beside this node, if this is one.
+    fn others(&self, from: u8, partition: usize) -> Option<impl Iterator<Item = NodeIndex> + '_> {
+        let (replicas, me) = (self.topology.replicas_of(partition, from), self.topology.me());
+        replicas.contains(&me).then(|| replicas.iter().copied().filter(move |&node| node != me))
+    }
+
+    fn is_whole(&self, node: NodeIndex) -> bool {
+        self.told(node).is_some_and(|told| told.standing == Standing::Whole)
+    }
+
+    /// How many whole replicas have to be met so that no quorum without this node is missed.
+    fn needed(&self, from: u8) -> usize {
+        let from = usize::from(from).min(self.topology.nodes());
+        from - (from / 2 + 1) + 1
+    }
+
+    /// How far this node is with becoming whole; `own_froms` as in [`Told`].
+    #[must_use]
+    pub fn progress(&self, own_froms: u64) -> Progress {
+        let since = self.doubts_since.unwrap_or(0);
+        let mut progress = Progress { possible: true, ..Progress::default() };
+        // A cluster in which nothing was written yet has no `from` in use.
+        let widest = 1 << (self.topology.nodes().clamp(1, 64) - 1);
+        for from in self.froms(own_froms | widest) {
+            for partition in 0..PARTITIONS {
+                let Some(others) = self.others(from, partition) else { continue };
+                progress.all += 1;
+                let (mut whole, mut met, mut missing) = (0, 0, 0);
+                for node in others.filter(|&node| self.is_whole(node)) {
+                    let is_met = self.at(from, partition, node) >= since.max(1);
+                    whole += usize::from(is_met || self.members[node.at()].lives);
+                    met += usize::from(is_met);
+                    missing += usize::from(!is_met && self.members[node.at()].lives);
+                }
+                progress.done += u32::from(missing == 0 && met >= self.needed(from));
+                progress.possible &= whole >= self.needed(from);
+            }
+        }
+        progress
+    }
+
+    /// Up to when this node has agreed with all living replicas on all that is its own, as a clock;
+    /// see [`Told::agreed`].
+    #[must_use]
+    pub fn agreed(&self, own_froms: u64) -> u64 {
+        let mut oldest = None;
+        for from in self.froms(own_froms) {
+            for partition in 0..PARTITIONS {
+                let living = self.others(from, partition).into_iter().flatten();
+                for node in living.filter(|node| self.members[node.at()].lives) {
+                    let at = self.at(from, partition, node);
+                    oldest = Some(oldest.map_or(at, |oldest: u32| oldest.min(at)));
+                }
+            }
+        }
+        oldest.map_or(0, clock_of)
+    }
+
+    /// A whole peer lacks a record that this node has and doubts. Where all whole replicas that live
+    /// lack it, and these are enough to become whole with, it was deleted while this node had an older
+    /// copy of its folder: what is to be written here then, a delete just above it.
+    pub fn returned(
+        &mut self,
+        peer: NodeIndex,
+        (key, partition): (&Bytes, u16),
+        from: u8,
+        version: Version,
+    ) -> Option<Record<Bytes>> {
+        if self.returned.len() >= RETURNED_MAX && !self.returned.contains_key(key) {
+            return None;
+        }
+        let new = || Returned { partition, from, version, lacking: 0 };
+        let entry = self.returned.entry(key.clone()).or_insert_with(new);
+        if entry.version != version {
+            *entry = new();
+        }
+        entry.lacking |= 1 << peer.at();
+        let (lacking, partition) = (entry.lacking, usize::from(entry.partition));
+        let replicas = self.topology.replicas_of(partition, entry.from);
+        let whole = replicas.iter().copied().filter(|&node| node != self.topology.me() && self.is_whole(node));
+        let (mut met, mut missing) = (0, 0);
+        for node in whole {
+            let lacks = lacking & (1 << node.at()) != 0;
+            met += usize::from(lacks);
+            missing += usize::from(!lacks && self.members[node.at()].lives);
+        }
+        if missing > 0 || met < self.needed(from) {
+            return None;
+        }
+        self.returned.remove(key);
+        Some(Record {
+            key: Key::new(key.clone()),
+            value: Bytes::new(),
+            version: Version { clock: version.clock + 1, ..version },
+            expires_at_ms: 0,
+            flags: Flags::new(from).tombstone(),
+            attributes: Bytes::new(),
+        })
+    }
+}

@@ -1,0 +1,685 @@
+//! The side that asks: one peer's comparisons, a round after the other.
+//!
+//! A round is a queue of tasks, each a request whose answer may lead to more tasks in front of the
+//! others. The caller sends what [`Comparison::step`] says and passes the answer to
+//! [`Comparison::answered`]; time is its own, in µs.
+//!
+//! Owner: a thread a peer. Bounds: one request at a time; [`BATCH`] partitions compared at once, one
+//! list of their keys on each side; 8 bytes a partition and `from` in use for what makes no
+//! difference. A round that repaired something is followed by the next after a pause, which doubles
+//! up to [`INTERVAL_MICROS`] unless fewer partitions differ each time: a peer that only says that it
+//! differs costs as much as one that does not.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use bytes::Bytes;
+use koltso_model::{ExchangeReply, ExchangeRequest, LEAVES, LeafSet, PARTITIONS, Record, Standing, Told, WallTime};
+
+use super::answering::{is_of, plausible};
+use super::board::{Board, Look};
+use super::decision::{Views, decide};
+use super::pair::Pair;
+use super::{CREDIT, Holdings, LISTING_BYTES, Listed, differing, leaf_set};
+use crate::Now;
+
+/// Between the beginnings of two rounds that find nothing, in µs.
+pub const INTERVAL_MICROS: u64 = 10_000_000;
+/// Before roots that differ are looked at again, in µs: what was on its way has arrived then.
+pub const PAUSE_MICROS: u64 = 1_000_000;
+/// How often they are looked at before their leaves are.
+const LOOKS: u8 = 3;
+/// Where more partitions differ than this, it is no coincidence, and they are not looked at again.
+const MANY: usize = 256;
+/// Partitions whose leaves are compared at once.
+const BATCH: usize = 64;
+/// Records that are asked for at once.
+const FETCH_MAX: usize = 4096;
+/// Records that are given at once.
+const GIVE_MAX: usize = 4096;
+
+/// What the caller has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send this, and call [`Comparison::answered`] or [`Comparison::lost`].
+    Ask(ExchangeRequest),
+    /// Nothing until then, unless the peer comes up ([`Comparison::wake`]).
+    Wait(u64),
+}
+
+/// What was compared, and what came of it, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Rounds that came to their end.
+    pub rounds: u64,
+    /// Partitions that the last one found to differ.
+    pub differing: u64,
+    /// Records that were fetched.
+    pub received: u64,
+    /// Their bytes.
+    pub bytes_received: u64,
+    /// Records that were given.
+    pub sent: u64,
+    /// Their bytes.
+    pub bytes_sent: u64,
+}
+
+/// What a list of items is compared for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// Both are to become equal in the records with this `from`.
+    Equal(u8),
+    /// The peer is to get what this node should not have, of this `from`.
+    HandOver(u8),
+}
+
+#[derive(Debug)]
+enum Task {
+    Introduce,
+    /// Roots, for the n-th time; `of` these partitions only, if this is not the first.
+    Look {
+        from: u8,
+        nth: u8,
+        of: Option<Vec<u16>>,
+        not_before: u64,
+    },
+    /// Tell the peer what is equal.
+    Tell {
+        from: u8,
+        partitions: Vec<u16>,
+    },
+    Leaves {
+        from: u8,
+        partitions: Vec<u16>,
+    },
+    Items {
+        purpose: Purpose,
+        leaves: Vec<(u16, LeafSet)>,
+    },
+    Fetch(VecDeque<Wanted>),
+    Give(VecDeque<Bytes>),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    place: u32,
+    partition: u16,
+    hash: u32,
+}
+
+/// What an answer is awaited to.
+#[derive(Debug)]
+enum Asked {
+    Introduce,
+    Look {
+        from: u8,
+        nth: u8,
+        of: Option<Vec<u16>>,
+        look: Look,
+    },
+    Tell,
+    Leaves {
+        from: u8,
+        partitions: Vec<u16>,
+    },
+    /// With what had come late, and the root, of each partition that is handed over, before it was
+    /// listed.
+    Items {
+        purpose: Purpose,
+        leaves: Vec<(u16, LeafSet)>,
+        look: Look,
+        before: Vec<(u32, u64)>,
+    },
+    Fetch {
+        asked: usize,
+        rest: VecDeque<Wanted>,
+    },
+    Give {
+        sent: usize,
+        bytes: u64,
+        rest: VecDeque<Bytes>,
+    },
+}
+
+/// Compares with one peer; see the module.
+#[derive(Debug)]
+pub struct Comparison {
+    pair: Pair,
+    tasks: VecDeque<Task>,
+    asked: Option<Asked>,
+    /// When the next round begins.
+    next_at: u64,
+    /// When the present one began.
+    began_at: u64,
+    round: u64,
+    pause: u64,
+    /// What items explain of the differences of roots, by `from` and partition.
+    harmless: BTreeMap<u8, Box<[u64]>>,
+    /// Roots of what this node should not have, when the peer had all of that.
+    handed: HashMap<(u8, u16), u64>,
+    /// What the peer said of itself in this round.
+    told: Told,
+    doubts_itself: bool,
+    /// What this round found.
+    differing: u64,
+    repaired: u64,
+    young: u64,
+    figures: Figures,
+    spent: u64,
+}
+
+impl Comparison {
+    /// A comparison that begins at once.
+    #[must_use]
+    pub fn new(pair: Pair, now: u64) -> Self {
+        Self {
+            pair,
+            tasks: VecDeque::new(),
+            asked: None,
+            next_at: now,
+            began_at: now,
+            round: 0,
+            pause: PAUSE_MICROS,
+            harmless: BTreeMap::new(),
+            handed: HashMap::new(),
+            told: Told::default(),
+            doubts_itself: false,
+            differing: 0,
+            repaired: 0,
+            young: 0,
+            figures: Figures::default(),
+            spent: 0,
+        }
+    }
+
+    /// What came of it so far.
+    #[must_use]
+    pub const fn figures(&self) -> Figures {
+        self.figures
+    }
+
+    /// Bytes that were sent and received since the last call: the caller holds the rate.
+    pub fn take_spent(&mut self) -> u64 {
+        std::mem::take(&mut self.spent)
+    }
+
+    /// The peer is there again, or something else says that they may differ: the next round begins
+    /// now.
+    pub fn wake(&mut self, now: u64) {
+        self.next_at = self.next_at.min(now);
+    }
+
+    /// The connection is gone. The round begins anew at `next_at`.
+    pub fn lost(&mut self, next_at: u64) {
+        self.tasks.clear();
+        self.asked = None;
+        self.next_at = next_at;
+    }
+
+    /// What is to be done now.
+    pub fn step(&mut self, now: Now, board: &mut Board, holdings: &mut dyn Holdings) -> Step {
+        loop {
+            if self.asked.is_some() {
+                return Step::Wait(u64::MAX);
+            }
+            let Some(task) = self.tasks.pop_front() else {
+                if now.micros < self.next_at {
+                    return Step::Wait(self.next_at);
+                }
+                self.begin(now.micros, holdings);
+                continue;
+            };
+            if let Task::Look { not_before, .. } = &task
+                && now.micros < *not_before
+            {
+                let until = *not_before;
+                self.tasks.push_front(task);
+                return Step::Wait(until);
+            }
+            let request = self.request(now.wall, task, board, holdings);
+            if self.tasks.is_empty() && request.is_none() && self.asked.is_none() {
+                self.end(now.micros);
+            }
+            if let Some(request) = request {
+                self.spent += bytes_of_request(&request);
+                return Step::Ask(request);
+            }
+        }
+    }
+
+    fn begin(&mut self, now: u64, holdings: &dyn Holdings) {
+        self.began_at = now;
+        self.round += 1;
+        (self.differing, self.repaired, self.young) = (0, 0, 0);
+        self.doubts_itself = holdings.told().standing != Standing::Whole;
+        // Until the round has come to its end.
+        self.next_at = u64::MAX;
+        self.tasks.push_back(Task::Introduce);
+    }
+
+    fn end(&mut self, now: u64) {
+        self.figures.rounds += 1;
+        let fewer = self.differing < self.figures.differing;
+        self.figures.differing = self.differing;
+        let again = self.repaired > 0 || self.young > 0;
+        self.pause = match (again, fewer && self.repaired > 0) {
+            (true, true) => PAUSE_MICROS,
+            (true, false) => (self.pause * 2).min(INTERVAL_MICROS),
+            (false, _) => PAUSE_MICROS,
+        };
+        self.next_at = if again { now + self.pause } else { now.max(self.began_at + INTERVAL_MICROS) };
+    }
+
+    /// Makes a task's request; `None` where there is nothing left to ask.
+    fn request(
+        &mut self,
+        now: WallTime,
+        task: Task,
+        board: &Board,
+        holdings: &mut dyn Holdings,
+    ) -> Option<ExchangeRequest> {
+        match task {
+            Task::Introduce => {
+                self.asked = Some(Asked::Introduce);
+                Some(ExchangeRequest::Roots { told: holdings.told(), from: 0 })
+            }
+            Task::Look { from, nth, of, .. } => {
+                self.asked = Some(Asked::Look { from, nth, of, look: board.look(now, holdings) });
+                Some(ExchangeRequest::Roots { told: holdings.told(), from })
+            }
+            Task::Tell { from, partitions } => {
+                self.asked = Some(Asked::Tell);
+                Some(ExchangeRequest::Agreed { from, partitions })
+            }
+            Task::Leaves { from, partitions } => {
+                self.asked = Some(Asked::Leaves { from, partitions: partitions.clone() });
+                Some(ExchangeRequest::Leaves { from, byte: (self.round % 8) as u8, partitions })
+            }
+            Task::Items { purpose, leaves } => {
+                let look = board.look(now, holdings);
+                let before = |&(partition, _): &(u16, LeafSet)| match purpose {
+                    Purpose::Equal(_) => (0, 0),
+                    Purpose::HandOver(from) => (holdings.arrivals(from, partition), holdings.root(from, partition)),
+                };
+                let before = leaves.iter().map(before).collect();
+                self.asked = Some(Asked::Items { purpose, leaves: leaves.clone(), look, before });
+                Some(ExchangeRequest::Items(leaves))
+            }
+            Task::Fetch(mut wanted) => {
+                let rest = wanted.split_off(wanted.len().min(FETCH_MAX));
+                let places = wanted.iter().map(|wanted| wanted.place).collect();
+                wanted.extend(rest);
+                let asked = wanted.len().min(FETCH_MAX);
+                self.asked = Some(Asked::Fetch { asked, rest: wanted });
+                Some(ExchangeRequest::Fetch { places, credit: CREDIT })
+            }
+            Task::Give(mut keys) => {
+                let (mut records, mut bytes) = (Vec::new(), 0);
+                while bytes < u64::from(CREDIT) && records.len() < GIVE_MAX {
+                    let Some(key) = keys.pop_front() else { break };
+                    if let Some(record) = holdings.newest(&key) {
+                        bytes += record.len() as u64;
+                        records.push(record);
+                    }
+                }
+                if records.is_empty() {
+                    return None;
+                }
+                self.asked = Some(Asked::Give { sent: records.len(), bytes, rest: keys });
+                Some(ExchangeRequest::Give(records))
+            }
+        }
+    }
+
+    /// The answer to what was asked.
+    ///
+    /// # Errors
+    /// A sentence, if the peer is not to be believed any more: the connection is to be closed, and
+    /// [`Comparison::lost`] to be called.
+    pub fn answered(
+        &mut self,
+        now: Now,
+        reply: ExchangeReply,
+        board: &mut Board,
+        holdings: &mut dyn Holdings,
+    ) -> Result<(), String> {
+        let Some(asked) = self.asked.take() else {
+            return Err("it answered what it was not asked".to_owned());
+        };
+        self.spent += bytes_of_reply(&reply);
+        let result = self.take(now, asked, reply, board, holdings);
+        if self.tasks.is_empty() {
+            self.end(now.micros);
+        }
+        result
+    }
+
+    fn take(
+        &mut self,
+        now: Now,
+        asked: Asked,
+        reply: ExchangeReply,
+        board: &mut Board,
+        holdings: &mut dyn Holdings,
+    ) -> Result<(), String> {
+        match (asked, reply) {
+            // What is left is for the next round.
+            (_, ExchangeReply::NotReady) => {
+                self.young += 1;
+                Ok(())
+            }
+            (Asked::Introduce, ExchangeReply::Roots { told, roots }) if roots.is_empty() => {
+                board.heard(self.pair.peer(), told);
+                self.told = told;
+                self.plan(now.wall, board, holdings);
+                Ok(())
+            }
+            (Asked::Look { from, nth, of, look }, ExchangeReply::Roots { told, roots }) => {
+                board.heard(self.pair.peer(), told);
+                self.told = told;
+                self.compare_roots(now.micros, from, (nth, of), (look, &roots), board, holdings)
+            }
+            (Asked::Tell, ExchangeReply::Noted) => Ok(()),
+            (Asked::Leaves { from, partitions }, ExchangeReply::Leaves(bytes)) => {
+                self.compare_leaves(from, &partitions, &bytes, holdings)
+            }
+            (Asked::Items { purpose, leaves, look, before }, ExchangeReply::Items(theirs)) => {
+                if theirs.is_empty() || theirs.len() > leaves.len() {
+                    return Err("it listed other partitions than it was asked for".to_owned());
+                }
+                let asked = ListAsked { purpose, leaves, look, before };
+                self.compare_items(now.wall, asked, &theirs, board, holdings);
+                Ok(())
+            }
+            (Asked::Fetch { asked, rest }, ExchangeReply::Records(records)) => {
+                if records.is_empty() || records.len() > asked {
+                    return Err("it sent other records than it was asked for".to_owned());
+                }
+                self.take_in(now.wall, records, rest, holdings)
+            }
+            (Asked::Give { sent, bytes, rest }, ExchangeReply::Given(given)) => {
+                if given.len() != sent {
+                    return Err("it confirmed other records than it was given".to_owned());
+                }
+                let taken = given.iter().filter(|&&taken| taken).count() as u64;
+                self.figures.sent += taken;
+                self.figures.bytes_sent += bytes;
+                self.repaired += taken;
+                // What it cannot take now is found again.
+                if !rest.is_empty() && taken > 0 {
+                    self.tasks.push_front(Task::Give(rest));
+                }
+                Ok(())
+            }
+            _ => Err("it answered something else than it was asked".to_owned()),
+        }
+    }
+
+    /// What this round has to do, once the peer has said how it stands.
+    fn plan(&mut self, now: WallTime, board: &mut Board, holdings: &mut dyn Holdings) {
+        let own = holdings.told();
+        if self.pair.asks(own.standing, self.told.standing) {
+            let mut froms = own.froms | self.told.froms;
+            if own.standing != Standing::Whole || self.told.standing != Standing::Whole {
+                // So that something was compared also where nothing was written.
+                froms |= 1 << (self.pair.nodes().clamp(1, 64) - 1);
+            }
+            for from in (2..=64_u8).filter(|from| froms & (1 << (from - 1)) != 0) {
+                self.tasks.push_back(Task::Look { from, nth: 1, of: None, not_before: 0 });
+            }
+        }
+        board.equal_with_itself(holdings);
+        let look = board.look(now, holdings);
+        for from in (1..=64_u8).filter(|from| own.froms & (1 << (from - 1)) != 0) {
+            let mut leaves = Vec::new();
+            for partition in self.pair.strange(from) {
+                let arrivals = holdings.arrivals(from, partition);
+                let root = holdings.root(from, partition);
+                if root == 0 {
+                    continue;
+                }
+                if self.handed.get(&(from, partition)) == Some(&root) {
+                    // What it has, it has still, or newer.
+                    board.equal(self.pair.peer(), (from, partition), arrivals, look, holdings);
+                    continue;
+                }
+                let own = holdings.leaves(from, partition);
+                leaves.push((partition, differing(|leaf| own[leaf] == 0)));
+            }
+            if !leaves.is_empty() {
+                self.tasks.push_back(Task::Items { purpose: Purpose::HandOver(from), leaves });
+            }
+        }
+    }
+
+    fn harmless(&mut self, from: u8) -> &mut [u64] {
+        self.harmless.entry(from).or_insert_with(|| vec![0; PARTITIONS].into())
+    }
+
+    fn compare_roots(
+        &mut self,
+        now: u64,
+        from: u8,
+        (nth, of): (u8, Option<Vec<u16>>),
+        (look, roots): (Look, &[u64]),
+        board: &mut Board,
+        holdings: &mut dyn Holdings,
+    ) -> Result<(), String> {
+        let shared = self.pair.shared(from);
+        if roots.len() != shared.len() {
+            return Err("it has other partitions in common with this node than this node with it".to_owned());
+        }
+        let (mut equal, mut differ) = (Vec::new(), Vec::new());
+        let harmless = self.harmless(from);
+        for (&partition, &root) in shared.iter().zip(roots) {
+            if of.as_ref().is_some_and(|of| of.binary_search(&partition).is_err()) {
+                continue;
+            }
+            let arrivals = holdings.arrivals(from, partition);
+            let explained = &mut harmless[usize::from(partition)];
+            let difference = holdings.root(from, partition) ^ root;
+            if difference == 0 || difference == *explained {
+                *explained = difference;
+                equal.push((partition, arrivals));
+            } else {
+                differ.push(partition);
+            }
+        }
+        for &(partition, arrivals) in &equal {
+            board.equal(self.pair.peer(), (from, partition), arrivals, look, holdings);
+        }
+        if !differ.is_empty() {
+            let hurry = self.doubts_itself || self.told.standing != Standing::Whole || differ.len() > MANY;
+            if nth < LOOKS && !hurry {
+                let not_before = now + PAUSE_MICROS;
+                self.tasks.push_front(Task::Look { from, nth: nth + 1, of: Some(differ), not_before });
+            } else {
+                self.differing += differ.len() as u64;
+                let begin = differ.partition_point(|&partition| partition < self.pair.begins_at());
+                differ.rotate_left(begin);
+                // The last in front of the others.
+                for batch in differ.chunks(BATCH).rev() {
+                    let mut partitions = batch.to_vec();
+                    partitions.sort_unstable();
+                    self.tasks.push_front(Task::Leaves { from, partitions });
+                }
+            }
+        }
+        if !equal.is_empty() {
+            let partitions = equal.into_iter().map(|(partition, _)| partition).collect();
+            self.tasks.push_front(Task::Tell { from, partitions });
+        }
+        Ok(())
+    }
+
+    fn compare_leaves(
+        &mut self,
+        from: u8,
+        partitions: &[u16],
+        theirs: &[u8],
+        holdings: &dyn Holdings,
+    ) -> Result<(), String> {
+        if theirs.len() != partitions.len() * LEAVES {
+            return Err("it sent other leaves than it was asked for".to_owned());
+        }
+        let byte = (self.round % 8) as usize;
+        let mut leaves = Vec::new();
+        for (&partition, theirs) in partitions.iter().zip(theirs.chunks_exact(LEAVES)) {
+            let own = holdings.leaves(from, partition);
+            let set = differing(|leaf| own[leaf].to_le_bytes()[byte] == theirs[leaf]);
+            if set != leaf_set(false) {
+                leaves.push((partition, set));
+            }
+        }
+        if !leaves.is_empty() {
+            self.tasks.push_front(Task::Items { purpose: Purpose::Equal(from), leaves });
+        }
+        Ok(())
+    }
+
+    fn compare_items(
+        &mut self,
+        now: WallTime,
+        asked: ListAsked,
+        theirs: &[Vec<koltso_model::Item>],
+        board: &mut Board,
+        holdings: &mut dyn Holdings,
+    ) {
+        let ListAsked { purpose, mut leaves, look, before } = asked;
+        let rest = leaves.split_off(theirs.len());
+        let mut own: Vec<Vec<Listed>> = Vec::new();
+        while own.len() < leaves.len() {
+            match holdings.list(&leaves[own.len()..], LISTING_BYTES) {
+                Ok(more) if !more.is_empty() => own.extend(more),
+                // For the next round.
+                _ => {
+                    self.young += 1;
+                    return;
+                }
+            }
+        }
+        if !rest.is_empty() {
+            self.tasks.push_front(Task::Items { purpose, leaves: rest });
+        }
+        let (mut wanted, mut given, mut first) = (VecDeque::new(), VecDeque::new(), 0);
+        for (at, theirs) in theirs.iter().enumerate() {
+            let (partition, own) = (leaves[at].0, &own[at]);
+            let views = Views {
+                is_mine: &|from| self.pair.is_mine(from, partition),
+                is_theirs: &|from| self.pair.is_theirs(from, partition),
+                forgotten: holdings.told().forgotten,
+                their_forgotten: self.told.forgotten,
+                doubts_itself: self.doubts_itself && self.told.standing == Standing::Whole,
+                wall: now,
+            };
+            let decision = decide(own, theirs, &views);
+            wanted.extend(decision.wanted.iter().map(|&place| {
+                let hash = theirs[place as usize].hash;
+                Wanted { place: first + place, partition, hash }
+            }));
+            given.extend(decision.given.iter().map(|&place| own[place as usize].key.clone()));
+            first += theirs.len() as u32;
+            self.young += u64::from(decision.young);
+            for &place in &decision.returned {
+                let Listed { item, key } = &own[place as usize];
+                // Looked at again, in any case.
+                self.young += 1;
+                let gone = board.returned(self.pair.peer(), (key, partition), item.from, item.version);
+                if gone.is_some_and(|gone| holdings.apply(&gone)) {
+                    self.repaired += 1;
+                }
+            }
+            if !decision.is_settled() {
+                continue;
+            }
+            match purpose {
+                Purpose::Equal(from) => {
+                    let words = decision.harmless.iter().find(|(of, _)| *of == from).map_or(0, |(_, words)| *words);
+                    let known = &mut self.harmless(from)[usize::from(partition)];
+                    // What is explained now is to be told and agreed on by another look.
+                    if std::mem::replace(known, words) != words {
+                        self.repaired += 1;
+                    }
+                }
+                Purpose::HandOver(from) => {
+                    let (arrivals, root) = before[at];
+                    self.handed.insert((from, partition), root);
+                    board.equal(self.pair.peer(), (from, partition), arrivals, look, holdings);
+                }
+            }
+        }
+        if !given.is_empty() {
+            self.tasks.push_front(Task::Give(given));
+        }
+        if !wanted.is_empty() {
+            // Before anything else is listed there.
+            self.tasks.push_front(Task::Fetch(wanted));
+        }
+    }
+
+    fn take_in(
+        &mut self,
+        now: WallTime,
+        records: Vec<Option<Record<Bytes>>>,
+        mut rest: VecDeque<Wanted>,
+        holdings: &mut dyn Holdings,
+    ) -> Result<(), String> {
+        let mut refused = false;
+        for record in records {
+            let Some(Wanted { partition, hash, .. }) = rest.pop_front() else { break };
+            let Some(record) = record else { continue };
+            plausible(&record, now)?;
+            if !is_of(&record, partition, hash) {
+                return Err("it sent another record than it was asked for".to_owned());
+            }
+            self.figures.received += 1;
+            self.figures.bytes_received += record.len() as u64;
+            if holdings.apply(&record) {
+                self.repaired += 1;
+            } else {
+                refused = true;
+            }
+        }
+        // A disk that is full takes nothing more: the next round asks again.
+        if refused {
+            self.young += 1;
+        } else if !rest.is_empty() {
+            self.tasks.push_front(Task::Fetch(rest));
+        }
+        Ok(())
+    }
+}
+
+struct ListAsked {
+    purpose: Purpose,
+    leaves: Vec<(u16, LeafSet)>,
+    look: Look,
+    before: Vec<(u32, u64)>,
+}
+
+fn bytes_of_record(record: &Record<Bytes>) -> u64 {
+    record.len() as u64 + 32
+}
+
+/// About how many bytes a request takes on the way.
+fn bytes_of_request(request: &ExchangeRequest) -> u64 {
+    40 + match request {
+        ExchangeRequest::Roots { .. } => 40,
+        ExchangeRequest::Leaves { partitions, .. } | ExchangeRequest::Agreed { partitions, .. } => {
+            2 * partitions.len() as u64
+        }
+        ExchangeRequest::Items(leaves) => 34 * leaves.len() as u64,
+        ExchangeRequest::Fetch { places, .. } => 4 * places.len() as u64,
+        ExchangeRequest::Give(records) => records.iter().map(bytes_of_record).sum(),
+    }
+}
+
+fn bytes_of_reply(reply: &ExchangeReply) -> u64 {
+    40 + match reply {
+        ExchangeReply::Roots { roots, .. } => 40 + 8 * roots.len() as u64,
+        ExchangeReply::Leaves(bytes) => bytes.len() as u64,
+        ExchangeReply::Items(items) => items.iter().map(|items| 15 * items.len() as u64).sum(),
+        ExchangeReply::Records(records) => records.iter().flatten().map(bytes_of_record).sum(),
+        ExchangeReply::Given(given) => given.len() as u64,
+        ExchangeReply::Noted | ExchangeReply::NotReady => 0,
+    }
+}

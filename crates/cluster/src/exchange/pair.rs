@@ -1,0 +1,128 @@
+//! Which partitions two nodes share, and who of them asks.
+
+use std::sync::Arc;
+
+use koltso_model::{PARTITIONS, Standing};
+
+use crate::placement::{NodeIndex, Topology};
+
+/// This node and one peer.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    topology: Arc<Topology>,
+    peer: NodeIndex,
+}
+
+impl Pair {
+    /// Of this node and a peer.
+    #[must_use]
+    pub const fn new(topology: Arc<Topology>, peer: NodeIndex) -> Self {
+        Self { topology, peer }
+    }
+
+    /// The peer.
+    #[must_use]
+    pub const fn peer(&self) -> NodeIndex {
+        self.peer
+    }
+
+    pub(super) fn nodes(&self) -> usize {
+        self.topology.nodes()
+    }
+
+    /// Whether a node is a replica of a partition's records with this `from`.
+    fn is_replica(&self, node: NodeIndex, from: u8, partition: u16) -> bool {
+        self.topology.replicas_of(usize::from(partition), from).contains(&node)
+    }
+
+    /// Whether this node is one.
+    #[must_use]
+    pub fn is_mine(&self, from: u8, partition: u16) -> bool {
+        self.is_replica(self.topology.me(), from, partition)
+    }
+
+    /// Whether the peer is one.
+    #[must_use]
+    pub fn is_theirs(&self, from: u8, partition: u16) -> bool {
+        self.is_replica(self.peer, from, partition)
+    }
+
+    /// The partitions of which both are replicas, ascending. Both nodes of a pair get the same.
+    #[must_use]
+    pub fn shared(&self, from: u8) -> Vec<u16> {
+        let all = 0..PARTITIONS as u16;
+        all.filter(|&partition| self.is_mine(from, partition) && self.is_theirs(from, partition)).collect()
+    }
+
+    /// The partitions of the peer's that this node is no replica of, ascending.
+    pub fn strange(&self, from: u8) -> impl Iterator<Item = u16> + '_ {
+        let all = 0..PARTITIONS as u16;
+        all.filter(move |&partition| !self.is_mine(from, partition) && self.is_theirs(from, partition))
+    }
+
+    /// Whether this node is the one that asks. Where just one of the two lacks something for
+    /// certain, that one does.
+    #[must_use]
+    pub fn asks(&self, mine: Standing, theirs: Standing) -> bool {
+        match (mine == Standing::Whole, theirs == Standing::Whole) {
+            (false, true) => true,
+            (true, false) => false,
+            _ => self.topology.number(self.topology.me()) < self.topology.number(self.peer),
+        }
+    }
+
+    /// The partition with which the pair begins: the pairs of one node begin apart, so that two
+    /// peers do not bring it the same.
+    #[must_use]
+    pub fn begins_at(&self) -> u16 {
+        let (nodes, sum) = (self.topology.nodes(), self.topology.me().at() + self.peer.at());
+        ((sum % nodes) * PARTITIONS / nodes) as u16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(nodes: usize) -> Vec<Vec<Option<Pair>>> {
+        let names: Vec<String> = (0..nodes).map(|n| format!("http://node-{n}:1337")).collect();
+        let pair = |me: usize, peer: usize| {
+            let topology = Topology::new(&names, &names[me]).expect("a cluster");
+            (me != peer).then(|| Pair::new(Arc::new(topology), NodeIndex(peer as u8)))
+        };
+        (0..nodes).map(|me| (0..nodes).map(|peer| pair(me, peer)).collect()).collect()
+    }
+
+    #[test]
+    fn both_nodes_of_a_pair_see_the_same_and_one_of_them_asks() {
+        let pairs = pairs(5);
+        for me in 0..5 {
+            for peer in (0..5).filter(|&peer| peer != me) {
+                let (one, other) = (pairs[me][peer].as_ref().unwrap(), pairs[peer][me].as_ref().unwrap());
+                for from in 1..=5 {
+                    assert_eq!(one.shared(from), other.shared(from));
+                    assert_eq!(one.shared(from).is_empty(), from == 1, "from {from}");
+                }
+                assert_eq!(one.begins_at(), other.begins_at());
+                for mine in [Standing::New, Standing::Whole, Standing::Rebuilding] {
+                    for theirs in [Standing::New, Standing::Whole, Standing::Rebuilding] {
+                        assert_ne!(one.asks(mine, theirs), other.asks(theirs, mine));
+                    }
+                }
+                assert!(one.asks(Standing::Rebuilding, Standing::Whole));
+            }
+        }
+    }
+
+    #[test]
+    fn the_pairs_of_a_node_begin_apart() {
+        for nodes in 2..8 {
+            for of_node in pairs(nodes) {
+                let mut starts: Vec<u16> = of_node.iter().flatten().map(Pair::begins_at).collect();
+                starts.sort_unstable();
+                starts.dedup();
+                assert_eq!(starts.len(), nodes - 1);
+            }
+        }
+    }
+}
