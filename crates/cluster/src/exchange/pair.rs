@@ -96,9 +96,9 @@ mod tests {
     #[test]
     fn both_nodes_of_a_pair_see_the_same_and_one_of_them_asks() {
         let pairs = pairs(5);
-        for me in 0..5 {
-            for peer in (0..5).filter(|&peer| peer != me) {
-                let (one, other) = (pairs[me][peer].as_ref().unwrap(), pairs[peer][me].as_ref().unwrap());
+        for (me, of_me) in pairs.iter().enumerate() {
+            for (peer, one) in of_me.iter().enumerate().filter(|&(peer, _)| peer != me) {
+                let (Some(one), Some(other)) = (one, &pairs[peer][me]) else { panic!("a pair") };
                 for from in 1..=5 {
                     assert_eq!(one.shared(from), other.shared(from));
                     assert_eq!(one.shared(from).is_empty(), from == 1, "from {from}");
