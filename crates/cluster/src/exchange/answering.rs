@@ -6,9 +6,9 @@
 
 use koltso_model::{ExchangeReply, ExchangeRequest, KeyHash, LEAVES, Record, WallTime};
 
-use super::board::{Board, Look};
+use super::board::Look;
 use super::pair::Pair;
-use super::{Holdings, LISTING_BYTES, Listed};
+use super::{Agreeing, Holdings, LISTING_BYTES, Listed};
 use crate::plausibility;
 
 /// What the last answer about roots was made of.
@@ -71,7 +71,7 @@ impl Answering {
         &mut self,
         now: WallTime,
         request: &ExchangeRequest,
-        board: &mut Board,
+        board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) -> Result<ExchangeReply, String> {
         match request {
@@ -115,7 +115,13 @@ impl Answering {
         }
     }
 
-    fn roots(&mut self, now: WallTime, from: u8, board: &Board, holdings: &mut dyn Holdings) -> ExchangeReply {
+    fn roots(
+        &mut self,
+        now: WallTime,
+        from: u8,
+        board: &mut dyn Agreeing,
+        holdings: &mut dyn Holdings,
+    ) -> ExchangeReply {
         let told = holdings.told();
         if from == 0 {
             return ExchangeReply::Roots { told, roots: Vec::new() };
@@ -153,7 +159,7 @@ impl Answering {
         &self,
         from: u8,
         partitions: &[u16],
-        board: &mut Board,
+        board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) -> Result<(), String> {
         let looked = self.looked.as_ref().filter(|looked| looked.from == from);
@@ -161,12 +167,14 @@ impl Answering {
             return Err("it agreed on what it had not looked at".to_owned());
         };
         let shared = self.pair.shared(from);
+        let mut equal = Vec::with_capacity(partitions.len());
         for &partition in partitions {
             let Ok(at) = shared.binary_search(&partition) else {
                 return Err("it agreed on a partition that is not of both nodes".to_owned());
             };
-            board.equal(self.pair.peer(), (from, partition), arrivals[at], *look, holdings);
+            equal.push((partition, arrivals[at]));
         }
+        board.equal(self.pair.peer(), from, &equal, *look, holdings);
         Ok(())
     }
 }

@@ -159,31 +159,36 @@ impl Board {
         look
     }
 
-    /// A partition was equal with a peer's since `look`; of its records so many had come late before
-    /// it was read. (For one that is not this node's: the peer has all that this node has.)
+    /// Partitions were equal with a peer's since `look`; of the records of each so many had come late
+    /// before it was read. (For those that are not this node's: the peer has all that this node has.)
     pub fn equal(
         &mut self,
         peer: NodeIndex,
-        (from, partition): (u8, u16),
-        arrivals: u32,
+        from: u8,
+        partitions: &[(u16, u32)],
         look: Look,
         holdings: &mut dyn Holdings,
     ) {
-        let nodes = self.topology.nodes();
-        let seen = self.seen.entry(from).or_insert_with(|| vec![Seen::default(); PARTITIONS * nodes].into());
-        seen[usize::from(partition) * nodes + peer.at()] = Seen { at: look.at, arrivals };
-        let of_partition = &seen[usize::from(partition) * nodes..][..nodes];
-        let replicas = self.topology.replicas_of(usize::from(partition), from);
-        let peers = || replicas.iter().filter(|&&node| node != self.topology.me()).map(|node| of_partition[node.at()]);
-        let Some(oldest) = peers().map(|seen| seen.at).min().filter(|&at| at > 0) else {
-            return;
-        };
-        if peers().any(|seen| seen.arrivals != arrivals) {
+        if partitions.is_empty() {
             return;
         }
         let settled = self.settled().min(holdings.told().settled);
-        let clock = clock_of(oldest.saturating_sub(MARGIN_S)).min(settled);
-        holdings.agreed(from, partition, arrivals, clock);
+        let nodes = self.topology.nodes();
+        let seen = self.seen.entry(from).or_insert_with(|| vec![Seen::default(); PARTITIONS * nodes].into());
+        for &(partition, arrivals) in partitions {
+            let of_partition = &mut seen[usize::from(partition) * nodes..][..nodes];
+            of_partition[peer.at()] = Seen { at: look.at, arrivals };
+            let replicas = self.topology.replicas_of(usize::from(partition), from);
+            let others = || replicas.iter().filter(|&&node| node != self.topology.me());
+            let peers = || others().map(|node| of_partition[node.at()]);
+            let Some(oldest) = peers().map(|seen| seen.at).min().filter(|&at| at > 0) else {
+                continue;
+            };
+            if peers().all(|seen| seen.arrivals == arrivals) {
+                let clock = clock_of(oldest.saturating_sub(MARGIN_S)).min(settled);
+                holdings.agreed(from, partition, arrivals, clock);
+            }
+        }
     }
 
     /// Of records with one replica, which is this node, only those count that may still come.

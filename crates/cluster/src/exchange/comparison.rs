@@ -16,10 +16,10 @@ use bytes::Bytes;
 use koltso_model::{ExchangeReply, ExchangeRequest, LEAVES, LeafSet, PARTITIONS, Record, Standing, Told, WallTime};
 
 use super::answering::{is_of, plausible};
-use super::board::{Board, Look};
+use super::board::Look;
 use super::decision::{Views, decide};
 use super::pair::Pair;
-use super::{CREDIT, Holdings, LISTING_BYTES, Listed, differing, leaf_set};
+use super::{Agreeing, CREDIT, Holdings, LISTING_BYTES, Listed, differing, leaf_set};
 use crate::Now;
 
 /// Between the beginnings of two rounds that find nothing, in µs.
@@ -216,7 +216,7 @@ impl Comparison {
     }
 
     /// What is to be done now.
-    pub fn step(&mut self, now: Now, board: &mut Board, holdings: &mut dyn Holdings) -> Step {
+    pub fn step(&mut self, now: Now, board: &mut dyn Agreeing, holdings: &mut dyn Holdings) -> Step {
         loop {
             if self.asked.is_some() {
                 return Step::Wait(u64::MAX);
@@ -274,7 +274,7 @@ impl Comparison {
         &mut self,
         now: WallTime,
         task: Task,
-        board: &Board,
+        board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) -> Option<ExchangeRequest> {
         match task {
@@ -339,7 +339,7 @@ impl Comparison {
         &mut self,
         now: Now,
         reply: ExchangeReply,
-        board: &mut Board,
+        board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) -> Result<(), String> {
         let Some(asked) = self.asked.take() else {
@@ -358,7 +358,7 @@ impl Comparison {
         now: Now,
         asked: Asked,
         reply: ExchangeReply,
-        board: &mut Board,
+        board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) -> Result<(), String> {
         match (asked, reply) {
@@ -415,7 +415,7 @@ impl Comparison {
     }
 
     /// What this round has to do, once the peer has said how it stands.
-    fn plan(&mut self, now: WallTime, board: &mut Board, holdings: &mut dyn Holdings) {
+    fn plan(&mut self, now: WallTime, board: &mut dyn Agreeing, holdings: &mut dyn Holdings) {
         let own = holdings.told();
         if self.pair.asks(own.standing, self.told.standing) {
             let mut froms = own.froms | self.told.froms;
@@ -430,7 +430,7 @@ impl Comparison {
         board.equal_with_itself(holdings);
         let look = board.look(now, holdings);
         for from in (1..=64_u8).filter(|from| own.froms & (1 << (from - 1)) != 0) {
-            let mut leaves = Vec::new();
+            let (mut leaves, mut handed) = (Vec::new(), Vec::new());
             for partition in self.pair.strange(from) {
                 let arrivals = holdings.arrivals(from, partition);
                 let root = holdings.root(from, partition);
@@ -439,12 +439,13 @@ impl Comparison {
                 }
                 if self.handed.get(&(from, partition)) == Some(&root) {
                     // What it has, it has still, or newer.
-                    board.equal(self.pair.peer(), (from, partition), arrivals, look, holdings);
+                    handed.push((partition, arrivals));
                     continue;
                 }
                 let own = holdings.leaves(from, partition);
                 leaves.push((partition, differing(|leaf| own[leaf] == 0)));
             }
+            board.equal(self.pair.peer(), from, &handed, look, holdings);
             if !leaves.is_empty() {
                 self.tasks.push_back(Task::Items { purpose: Purpose::HandOver(from), leaves });
             }
@@ -461,7 +462,7 @@ impl Comparison {
         from: u8,
         (nth, of): (u8, Option<Vec<u16>>),
         (look, roots): (Look, &[u64]),
-        board: &mut Board,
+        board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) -> Result<(), String> {
         let shared = self.pair.shared(from);
@@ -484,9 +485,7 @@ impl Comparison {
                 differ.push(partition);
             }
         }
-        for &(partition, arrivals) in &equal {
-            board.equal(self.pair.peer(), (from, partition), arrivals, look, holdings);
-        }
+        board.equal(self.pair.peer(), from, &equal, look, holdings);
         if !differ.is_empty() {
             let hurry = self.doubts_itself || self.told.standing != Standing::Whole || differ.len() > MANY;
             if nth < LOOKS && !hurry {
@@ -541,7 +540,7 @@ impl Comparison {
         now: WallTime,
         asked: ListAsked,
         theirs: &[Vec<koltso_model::Item>],
-        board: &mut Board,
+        board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) {
         let ListAsked { purpose, mut leaves, look, before } = asked;
@@ -603,7 +602,7 @@ impl Comparison {
                 Purpose::HandOver(from) => {
                     let (arrivals, root) = before[at];
                     self.handed.insert((from, partition), root);
-                    board.equal(self.pair.peer(), (from, partition), arrivals, look, holdings);
+                    board.equal(self.pair.peer(), from, &[(partition, arrivals)], look, holdings);
                 }
             }
         }

@@ -35,7 +35,10 @@ pub mod decision;
 pub mod pair;
 
 use bytes::Bytes;
-use koltso_model::{Item, LEAVES, LeafSet, Record, Told};
+use koltso_model::{Item, LEAVES, LeafSet, Record, Told, Version, WallTime};
+
+use self::board::{Board, Look};
+use crate::placement::NodeIndex;
 
 /// The items of more than this many bytes of keys are listed in several steps.
 pub const LISTING_BYTES: usize = 4 << 20;
@@ -93,6 +96,46 @@ pub trait Holdings {
 
     /// Takes a record in. Whether it or a newer one is there now.
     fn apply(&mut self, record: &Record<Bytes>) -> bool;
+}
+
+/// Where it is noted what was agreed on: a [`Board`], which a program may share.
+pub trait Agreeing {
+    /// See [`Board::heard`].
+    fn heard(&mut self, peer: NodeIndex, told: Told);
+
+    /// See [`Board::look`].
+    fn look(&mut self, now: WallTime, holdings: &mut dyn Holdings) -> Look;
+
+    /// See [`Board::equal`].
+    fn equal(&mut self, peer: NodeIndex, from: u8, partitions: &[(u16, u32)], look: Look, holdings: &mut dyn Holdings);
+
+    /// See [`Board::equal_with_itself`].
+    fn equal_with_itself(&mut self, holdings: &mut dyn Holdings);
+
+    /// See [`Board::returned`].
+    fn returned(&mut self, peer: NodeIndex, place: (&Bytes, u16), from: u8, version: Version) -> Option<Record<Bytes>>;
+}
+
+impl Agreeing for Board {
+    fn heard(&mut self, peer: NodeIndex, told: Told) {
+        Self::heard(self, peer, told);
+    }
+
+    fn look(&mut self, now: WallTime, holdings: &mut dyn Holdings) -> Look {
+        Self::look(self, now, holdings)
+    }
+
+    fn equal(&mut self, peer: NodeIndex, from: u8, partitions: &[(u16, u32)], look: Look, holdings: &mut dyn Holdings) {
+        Self::equal(self, peer, from, partitions, look, holdings);
+    }
+
+    fn equal_with_itself(&mut self, holdings: &mut dyn Holdings) {
+        Self::equal_with_itself(self, holdings);
+    }
+
+    fn returned(&mut self, peer: NodeIndex, place: (&Bytes, u16), from: u8, version: Version) -> Option<Record<Bytes>> {
+        Self::returned(self, peer, place, from, version)
+    }
 }
 
 /// All leaves, or none.
