@@ -16,16 +16,6 @@ pub struct Size(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 pub struct Span(pub Duration);
 
-impl Span {
-    /// The span as a person says it: whole units of which there are at least two, so `49h` or
-    /// `90s`.
-    pub fn rounded(self) -> Self {
-        let ms = self.0.as_millis() as u64;
-        let unit = [3_600_000, 60_000, 1_000].into_iter().find(|unit| ms >= 2 * unit).unwrap_or(1);
-        Self(Duration::from_millis(ms - ms % unit))
-    }
-}
-
 /// A whole number in plain digits, for a flag whose range another place decides.
 ///
 /// # Errors
@@ -123,9 +113,6 @@ mod tests {
         for (text, ms) in [("250ms", 250), ("1s", 1000), ("5m", 300_000), ("2h", 7_200_000)] {
             let span: Span = text.parse().expect(text);
             assert_eq!((span.0.as_millis(), span.to_string().as_str()), (ms, text));
-        }
-        for (ms, rounded) in [(0, "0ms"), (1999, "1999ms"), (119_999, "119s"), (7_199_999, "119m"), (7_200_001, "2h")] {
-            assert_eq!(Span(Duration::from_millis(ms)).rounded().to_string(), rounded);
         }
         assert_eq!(Size(16 << 20).to_string(), "16MiB");
         for bad in ["", "x", "1.5MiB", "-1", "12 parsecs", "99999999999999999999", "18446744073709551615GiB"] {

@@ -107,7 +107,7 @@ fn a_wrong_variable_is_one_sentence_that_names_it() {
         ("KOLTSO_LISTEN", "nowhere", "HOST:PORT"),
         ("KOLTSO_THREADS", "two", "a number from 1 to 256"),
         ("KOLTSO_MAX_VALUE", "64MiB", "a size from 1 to 32MiB"),
-        ("KOLTSO_TOMBSTONE_GRACE", "10", "a duration from 1s to 36500d"),
+        ("KOLTSO_REPLICA_TIMEOUT", "10", "a duration from 10ms to 60s"),
         ("KOLTSO_NO_PIN", "perhaps", "true or false"),
         ("KOLTSO_CLUSTER", "a", "a URL such as"),
         ("KOLTSO_CONFIG", "/nonexistent/koltso.toml", "No such file"),
@@ -159,7 +159,7 @@ fn durations_and_sizes_have_one_grammar() {
     }
     // In a cluster, which a node alone does not show.
     let list = format!("http://127.0.0.1:{0},http://127.0.0.1:{1}", free_port(), free_port());
-    let sentence = refusal(&["serve", "--cluster", &list, "--tombstone-grace", "10d"], &[]);
+    let sentence = refusal(&["serve", "--cluster", &list, "--idle-timeout", "10d"], &[]);
     assert!(sentence.contains("is not one of the nodes"), "10d is no duration: {sentence}");
     // The units of the input and of the range, not bytes or milliseconds.
     let sentence = refusal(&["serve", "--max-value", "64MiB"], &[]);
@@ -195,7 +195,7 @@ fn sentences_about_values_have_the_units_in_which_they_were_given() {
         (bench("--size=1GiB"), "--size 1GiB is out of range: it is 0 to 64MiB"),
         (["put", "key", "value", "--ttl=2000000d"], "'2000000d'"),
         (["serve", "--idle-timeout", "400d", "--no-pin"], "--idle-timeout 400d is not a duration from 1ms to 365d"),
-        (["serve", "--tombstone-grace", "40000d", "--no-pin"], "--tombstone-grace 40000d is not"),
+        (["serve", "--replica-timeout", "1d", "--no-pin"], "--replica-timeout 1d is not"),
         (["local", "--max-value", "64MiB", "--no-pin"], "--max-value 64MiB is not a size from 1 to 32MiB"),
     ] {
         let sentence = refusal(&args, &[]);

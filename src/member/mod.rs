@@ -33,7 +33,6 @@ use koltso_hints::Keeper;
 use koltso_instrument::Mutex;
 use koltso_net::replica::{Acquaintances, Features, Identity, Introduction, NoMemory, NodeId};
 use koltso_net::server::Shared;
-use koltso_storage::Store;
 use socket2::Socket;
 
 pub use self::driver::{MemberDriver, Submitted, Ticket};
@@ -132,24 +131,18 @@ impl Cluster {
         self.hints.get()
     }
 
-    /// What is to be looked at about once a second. A peer that is away for longer than hints are
-    /// kept has missed more than they hold; while that is so of any, deletes are not forgotten
-    /// here, or it would bring the keys back.
-    pub fn look_after(&self, store: &Store) {
+    /// What is to be looked at about once a second: a peer that is away for longer than hints are
+    /// kept has missed more than they hold.
+    pub fn look_after(&self) {
         let Some(hints) = self.hints.get() else {
             return;
         };
-        let age_max = replay::age_max(self.config.tombstone_grace);
-        let mut keep = false;
         for node in self.topology.peers() {
             let needs_repair = hints.figures(node.at()).needs_repair;
-            let away = self.peers.away(node) > age_max;
-            if away && !needs_repair {
+            if !needs_repair && self.peers.away(node) > replay::age_max() {
                 hints.mark(node.at(), "it was away for longer than hints are kept");
             }
-            keep |= away || needs_repair;
         }
-        store.keep_tombstones(keep);
     }
 
     /// This node's number in versions.

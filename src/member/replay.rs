@@ -39,16 +39,9 @@ struct Line {
     buffer: Vec<u8>,
 }
 
-/// A hint must not outlive the memory of deletes: one of a write before a delete would bring the
-/// key back where the delete is forgotten. (Hints are dropped up to an eighth of their time late.)
-fn options(tombstone_grace: Duration) -> Options {
-    let options = Options::new(elapsed_ms);
-    Options { age_max: options.age_max.min(tombstone_grace / 2), ..options }
-}
-
 /// How long a hint is kept.
-pub(super) fn age_max(tombstone_grace: Duration) -> Duration {
-    options(tombstone_grace).age_max
+pub(super) fn age_max() -> Duration {
+    Options::new(elapsed_ms).age_max
 }
 
 /// Starts the keeper of this node's hints.
@@ -64,8 +57,7 @@ pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keepe
     let peers = cluster.topology.peers();
     let peers =
         peers.map(|node| PeerAddress { node: node.at(), url: cluster.topology.name(node).to_owned() }).collect();
-    let options =
-        Options { budget: cluster.budget.clone(), origin: cluster.origin, ..options(cluster.config.tombstone_grace) };
+    let options = Options { budget: cluster.budget.clone(), origin: cluster.origin, ..Options::new(elapsed_ms) };
     Keeper::start(&data.join("hints"), peers, Arc::new(dialer), options)
 }
 
@@ -256,16 +248,6 @@ mod tests {
         for wrong in [vec![(0, applied), (0, applied)], vec![(3, applied)], vec![(u64::MAX, applied)]] {
             let error = replayed(wrong).expect_err("believed");
             assert!(error.contains("not waiting for an answer"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_hint_never_outlives_the_memory_of_deletes() {
-        let day = Duration::from_secs(24 * 60 * 60);
-        assert_eq!(options(day * 10).age_max, Options::new(now_ms).age_max);
-        for grace in [Duration::from_secs(1), Duration::from_secs(3600), day / 6] {
-            let age_max = options(grace).age_max;
-            assert!(age_max + age_max / 8 < grace, "{age_max:?} of {grace:?}");
         }
     }
 }

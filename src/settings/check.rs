@@ -20,7 +20,7 @@ use super::table::{
     ADMIN_LISTEN, ADMIN_TOKEN_FILE, ALLOWED_HOST, CLUSTER, CLUSTER_NAME, CLUSTER_SECRET_FILE, COMPACTION_RATE,
     CORS_ORIGIN, DATA, IDLE_TIMEOUT, LISTEN, LOG_FORMAT, LOG_LEVEL, LOG_NAME, MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_ADDRESS, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_VALUE, NO_PIN, NODE, REPAIR_RATE,
-    REPLICA_LISTEN, REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC, Setting, THREADS, TOMBSTONE_GRACE,
+    REPLICA_LISTEN, REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC, Setting, THREADS,
 };
 use super::{Flags, REPLICA_PORT_OFFSET};
 use crate::logging::LogSettings;
@@ -151,7 +151,6 @@ fn cluster(given: &Given) -> Result<(Option<Cluster>, SocketAddr), String> {
         secret,
         replica_timeout: given.value(&REPLICA_TIMEOUT)?.0,
         repair_rate: given.value(&REPAIR_RATE)?.0,
-        tombstone_grace: given.value(&TOMBSTONE_GRACE)?.0,
     };
     Ok((Some(cluster), listen))
 }

@@ -89,8 +89,6 @@ pub struct Cluster {
     pub replica_timeout: Duration,
     /// Bytes a second for what replicas miss.
     pub repair_rate: u64,
-    /// How long tombstones are kept.
-    pub tombstone_grace: Duration,
 }
 
 impl fmt::Debug for Cluster {
@@ -103,7 +101,6 @@ impl fmt::Debug for Cluster {
             .field("replica_listen", &self.replica_listen)
             .field("replica_timeout", &self.replica_timeout)
             .field("repair_rate", &self.repair_rate)
-            .field("tombstone_grace", &self.tombstone_grace)
             .finish_non_exhaustive()
     }
 }

@@ -392,20 +392,6 @@ settings! {
         grammar: Within::new("64KiB", "1024GiB"),
     };
 
-    TOMBSTONE_GRACE: Within<Span> = Setting {
-        name: "tombstone-grace",
-        value: "DURATION",
-        default: Default::Is("240h"),
-        help: "In a cluster, how long deleted keys are remembered: a node that was away for longer must not come back \
-               with its old data",
-        group: Group::Cluster,
-        local: Local::Same,
-        status: Status::Value(|config| of_cluster(config, |cluster| span(cluster.tombstone_grace))),
-        // A hundred years: sums of it and the time stay in the 48 bits that versions have for
-        // milliseconds.
-        grammar: Within::new("1s", "36500d"),
-    };
-
     ADMIN_LISTEN: Address = Setting {
         name: "admin-listen",
         value: "HOST:PORT",

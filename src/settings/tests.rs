@@ -120,7 +120,6 @@ const SAMPLES: &[Sample] = &[
     ("cluster-name", IN_CLUSTER, "ring", "\"ring\"", "кольцо"),
     ("replica-timeout", IN_CLUSTER, "20ms", "\"20ms\"", "61s"),
     ("repair-rate", IN_CLUSTER, "1MiB", "\"1MiB\"", "63KiB"),
-    ("tombstone-grace", IN_CLUSTER, "10000d", "\"10000d\"", "999ms"),
     ("admin-listen", "", "127.0.0.1:8", "\"127.0.0.1:8\"", "127.0.0.1"),
     ("admin-token-file", "", "SECRET", "\"SECRET\"", "/nonexistent/token"),
     ("stall-bound", "", "0", "0", "61s"),
@@ -236,8 +235,6 @@ fn a_setting_changes_what_is_shown_of_it_and_nothing_else() {
             // Lists are shown as lists.
             "allowed-host" => "[\"db.example\",\"10.0.0.1\"]",
             "cors-origin" => "[\"https://a.example\"]",
-            // The largest unit that fits.
-            "tombstone-grace" => "240000h",
             _ => text,
         };
         assert_eq!(shown, expected, "--{name} {text}");
@@ -465,7 +462,6 @@ fn a_cluster_is_the_same_list_whatever_the_order_and_the_spelling() {
     assert_eq!(ports, [11337, 11338, 11339]);
     assert_eq!((cluster.name.as_str(), cluster.secret.len()), ("koltso", 0));
     assert_eq!(cluster.replica_timeout, Duration::from_secs(1));
-    assert_eq!(cluster.tombstone_grace, Duration::from_secs(240 * 3600));
 }
 
 #[test]
@@ -583,7 +579,7 @@ fn settings_as_arguments_are_the_same_settings() {
     let every = "--listen=127.0.0.1:1 --allowed-host=a --cors-origin=http://a --data=/d --threads=2 --no-pin=true --sync=250ms --max-value=1500 --compaction-rate=1MB \
                  --max-connections=3 --max-connections-per-address=2 --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 \
                  --max-in-flight-bytes=64KiB --cluster=127.0.0.1:1,d:2 --node=127.0.0.1:1 --replica-listen=e:3 \
-                 --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms --repair-rate=1MB --tombstone-grace=1h \
+                 --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms --repair-rate=1MB \
                  --admin-listen=b:2 --admin-token-file=/t --stall-bound=7ms --log-level=warn --log-format=json --log-name=n";
     let all = given(parse(every.split_whitespace()), Vec::new()).expect("valid");
     let words: Vec<&str> = every.split_whitespace().collect();

@@ -5,8 +5,7 @@
 //! leaves some). Records are copied with their versions; an entry moves only if it still names the
 //! old place, under the lock of its stripe.
 //!
-//! A tombstone (or an expired record) is dropped once it is older than the grace time and no other
-//! segment holds an older version of its key, which would come back at the next start otherwise.
+//! What has no use any more is dropped first ([`crate::dropping`]).
 //!
 //! Invariants:
 //! 1. A segment is removed only after what replaces its records is synced: the copies, and the
@@ -16,8 +15,8 @@
 //!
 //! On a disk that is short of room, what is expired or dead goes at once: nothing is waited for that
 //! only looks or drops, and on a full one a segment is worth it for little. Where expired records
-//! have to be kept for the grace time, their values are not: the copy has none. It is another thread
-//! that works then, which is not nice; what the nice one has begun it leaves as it is.
+//! have to be remembered, their values are not kept: the copy has none. It is another thread that
+//! works then, which is not nice; what the nice one has begun it leaves as it is.
 //!
 //! Bounds: `compaction_rate` bytes a second are read; one segment at a time, 16 bytes of memory a
 //! record of it; on a full disk, the reserve that only this log may use; looking for what has
@@ -30,17 +29,18 @@ use std::time::{Duration, Instant};
 
 use koltso_instrument::{Mutex, waiting};
 
+use crate::dropping::{self, Mortal, Others, dated, mortals, older_elsewhere};
 use crate::entry::Entry;
 use crate::error::{self, WriteError};
 use crate::hash::IndexHash;
 use crate::index::Find;
 use crate::indexed::IndexedSegment;
 use crate::log::Writer;
-use crate::pace::{BATCH, HURRIED, Pace, ReadAhead};
+use crate::pace::{BATCH, HURRIED, Pace};
 use crate::parts::Parts;
+use crate::read_ahead::ReadAhead;
 use crate::record::Record;
 use crate::segment::SEGMENT_HEADER;
-use crate::sidecar::Sidecar;
 use crate::syncing::{self, Syncer};
 use crate::threads::Urgency;
 
@@ -195,18 +195,19 @@ fn choose(parts: &Parts) -> Vec<Arc<IndexedSegment>> {
 fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
     let now_ms = parts.env().now_ms();
     let worth = worth(parts);
+    let strays = parts.retention.may_drop_strays(parts.index.digests());
     let mut chosen = Vec::new();
     let others = Others::of(parts);
     for segment in &others.all {
         let Some(sidecar) = segment.sidecar() else {
             continue;
         };
-        if sidecar.tombstones + sidecar.expiring == 0 || segment.is_quarantined() {
+        if (sidecar.tombstones + sidecar.expiring == 0 && !strays) || segment.is_quarantined() {
             continue;
         }
         let mut droppable = segment.dead_bytes();
         let mut read_ahead = ReadAhead::default();
-        for (offset, hash) in saying_absent(sidecar) {
+        for Mortal { offset, hash, leaf } in mortals(parts, sidecar, strays) {
             if pace.stops(parts) {
                 return Vec::new();
             }
@@ -215,10 +216,11 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
             let Ok(record) = segment.record(offset) else {
                 continue;
             };
-            if !record.is_absent(now_ms) || !parts.index.lock(hash).names(hash, segment, offset) {
+            let dated = dated(&record, leaf, now_ms);
+            if !parts.index.lock(hash).names(hash, segment, offset) {
                 continue;
             }
-            let goes = parts.retention.is_over(&record, now_ms) && {
+            let goes = parts.retention.is_over(&dated, now_ms) && {
                 let asked = Cell::new(0);
                 let stays = older_elsewhere(&others.all, segment, &record, |_| {
                     asked.set(asked.get() + 1);
@@ -227,7 +229,11 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
                 pace.look(parts, LOOK_COST * asked.get());
                 !stays
             };
-            droppable += if goes { record.size() as u64 } else { record.value().len() as u64 };
+            droppable += match (goes, dated.absent) {
+                (true, _) => record.size() as u64,
+                (false, true) => record.value().len() as u64,
+                (false, false) => 0,
+            };
         }
         let share = droppable as f64 / segment.used_bytes().max(1) as f64;
         if share >= worth {
@@ -240,58 +246,6 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
         }
     }
     chosen
-}
-
-/// Where the records of a sidecar lie that say "absent" or will, as they lie, with their hashes.
-fn saying_absent(sidecar: &Sidecar) -> Vec<(u32, IndexHash)> {
-    let mut places: Vec<_> = sidecar.entries().filter(|e| e.says_absent()).map(|e| (e.offset, e.hash)).collect();
-    places.sort_unstable_by_key(|&(offset, _)| offset);
-    places
-}
-
-/// The segments that an older version of a record could be in. To be held shortly: it keeps the
-/// space of what is given back meanwhile.
-struct Others {
-    made: u64,
-    all: Vec<Arc<IndexedSegment>>,
-}
-
-impl Others {
-    fn of(parts: &Parts) -> Self {
-        let made = parts.segments.made();
-        Self { made, all: parts.segments.all() }
-    }
-
-    /// Brings it up to date, if a segment was made since.
-    fn refresh(&mut self, parts: &Parts) {
-        if self.made != parts.segments.made() {
-            *self = Self::of(parts);
-        }
-    }
-}
-
-/// Whether one of the `asked` segments beside `home` has, or may have, an older version of the
-/// record's key.
-fn older_elsewhere(
-    others: &[Arc<IndexedSegment>],
-    home: &IndexedSegment,
-    record: &Record<'_>,
-    asked: impl Fn(&IndexedSegment) -> bool,
-) -> bool {
-    let (key, version) = (record.key(), record.version());
-    let mut others =
-        others.iter().filter(|s| s.sequence != home.sequence && s.oldest_clock() <= version.clock && asked(s));
-    others.any(|other| {
-        let found = match other.sidecar() {
-            Some(sidecar) => {
-                let at = sidecar.lower_bound(other, key);
-                at < sidecar.len() && !other.record(sidecar.entry(at).offset).is_ok_and(|r| r.key() != key)
-            }
-            None => !other.order.lacks(other, key),
-        };
-        // Asked last: the search may be what met a page that is gone.
-        found || other.all_faults() > 0
-    })
 }
 
 /// Moves what is live elsewhere; `false` if something has to stay.
@@ -308,15 +262,9 @@ fn evacuate(
         let sidecar = segment.sidecar().expect("only sealed segments are chosen");
         // What can be dropped goes first: the copies made after it would stand in the way of that
         // decision.
-        let (mut read_ahead, mut others) = (ReadAhead::default(), Others::of(parts));
-        for (offset, hash) in saying_absent(sidecar) {
-            if pace.stops(parts) {
-                return Ok(false);
-            }
-            read_ahead.at(segment, offset);
-            drop_absent(parts, &mut others, segment, (offset, hash), now_ms);
+        if !dropping::drop_mortals(parts, segment, sidecar, now_ms, || pace.stops(parts)) {
+            return Ok(false);
         }
-        drop(others);
         // As they lie: in the order of their keys every single one would wait for memory, or for
         // the disk.
         let mut places: Vec<(u32, u32, IndexHash)> = sidecar.entries().map(|e| (e.offset, e.size, e.hash)).collect();
@@ -352,7 +300,7 @@ fn evacuate(
             };
             let mut draft = record.draft();
             if !record.is_tombstone() && record.is_absent(now_ms) {
-                // It stays for the grace time, without what nobody gets to see any more.
+                // It stays for a while, without what nobody gets to see any more.
                 draft.value = &[];
             }
             let size = draft.size() as u64;
@@ -411,43 +359,6 @@ fn give_back(parts: &Arc<Parts>, empty: Vec<Arc<IndexedSegment>>) -> Result<(), 
         parts.counters.compacted_segments.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
-}
-
-/// Forgets a record that says "absent", if it may be forgotten.
-fn drop_absent(
-    parts: &Parts,
-    others: &mut Others,
-    segment: &IndexedSegment,
-    (offset, hash): (u32, IndexHash),
-    now_ms: u64,
-) {
-    let intact = segment.record(offset).ok().filter(|r| segment.header_intact(offset, r));
-    let Some(record) = intact.filter(|record| parts.retention.is_over(record, now_ms)) else {
-        return;
-    };
-    loop {
-        others.refresh(parts);
-        // Most segments do not change, so they are asked without the lock.
-        let changing: Vec<_> = others.all.iter().filter(|other| other.sidecar().is_none()).cloned().collect();
-        if older_elsewhere(&others.all, segment, &record, |_| true) {
-            return;
-        }
-        let mut stripe = parts.index.lock(hash);
-        // A version that came late in between lost against this record and lies in a log now: it
-        // would come back at the next start. Under the lock of the stripe none can be published, so
-        // those that can have got it are asked again. (All the others would hold up who waits for the
-        // lock.)
-        if others.made != parts.segments.made() {
-            continue;
-        }
-        if older_elsewhere(&changing, segment, &record, |_| true) {
-            return;
-        }
-        if stripe.remove(Entry::new(hash, segment.slot, offset), &record) {
-            segment.sub_live(record.size() as u64);
-        }
-        return;
-    }
 }
 
 /// Lets the index name the copy of this size, if it still names the original.

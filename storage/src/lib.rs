@@ -32,16 +32,19 @@
 //! paging, and then a read can stall its thread for a page fault. The bytes on disk are in
 //! `docs/log-format.md`.
 
+mod agreements;
 mod background;
 mod bytes;
 mod compact;
 mod damage;
 mod digest;
+mod dropping;
 mod entry;
 mod env;
 mod error;
 mod fault;
 mod folder;
+mod forgotten;
 mod hash;
 mod header;
 mod health;
@@ -56,6 +59,7 @@ mod pace;
 mod partition;
 mod parts;
 mod provision;
+mod read_ahead;
 mod record;
 mod recovery;
 mod retention;
@@ -75,6 +79,7 @@ mod syncing;
 mod table;
 mod threads;
 
+pub use agreements::Agreements;
 pub use digest::{Digests, leaf_of};
 pub use env::{Env, FolderEntry, RealEnv, Space, open_own};
 pub use error::{OpenError, WriteError};
@@ -83,7 +88,7 @@ pub use index::Applied;
 pub use koltso_model::{KEY_MAX, KeyHash, PARTITIONS, VALUE_MAX_LIMIT, Version};
 pub use log::Writer;
 pub use logs::SyncBatch;
-pub use lookup::{INLINE_MAX, Lookup, Pinned, Stored, Unverified, Value};
+pub use lookup::{INLINE_MAX, Lookup, Newest, Pinned, Stored, Unverified, Value};
 pub use options::{Options, SyncMode};
 pub use partition::PartitionEntries;
 #[doc(hidden)]

@@ -124,7 +124,20 @@ impl Writer {
         self.parts.index.digests().prefetch(item);
         let offset = self.append(draft)?;
         let hash = self.parts.index.hash(draft.key);
-        Ok(self.publish(hash, draft, offset, item))
+        let applied = self.publish(hash, draft, offset, item);
+        if self.parts.retention.agreements().may_be_late(draft.version.clock) && applied == Applied::Newest {
+            self.count_late(draft, item);
+        }
+        Ok(applied)
+    }
+
+    /// A record was published that replicas may have agreed to lack.
+    #[cold]
+    fn count_late(&self, draft: &Draft<'_>, item: Item) {
+        let (leaf, retention) = (item.leaf(), &self.parts.retention);
+        if draft.flags.is_tombstone() || draft.expires_at_ms != 0 || retention.is_stray(leaf, draft.flags) {
+            retention.agreements().came_late(item.from(), leaf.partition());
+        }
     }
 
     /// Makes an appended record the one that readers find, if none is newer.

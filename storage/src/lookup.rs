@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use koltso_model::{Flags, Tombstone, Version};
+use koltso_model::{Flags, Key, Tombstone, Version};
 
 use crate::damage::DamageLog;
 use crate::index::Locked;
@@ -71,6 +71,17 @@ impl Value<'_> {
     }
 }
 
+/// The newest record of a key, for whoever copies it.
+#[derive(Debug)]
+pub enum Newest<'a> {
+    /// There is none.
+    None,
+    /// It is damaged, which was reported.
+    Damaged,
+    /// As it was written, verified.
+    Record(koltso_model::Record<&'a [u8]>),
+}
+
 /// A large value of which nobody has compared the checksum. [`Unverified::verify`] is the only exit
 /// of its bytes.
 pub struct Unverified(Pinned, Arc<DamageLog>);
@@ -123,6 +134,23 @@ impl AsRef<[u8]> for Pinned {
     fn as_ref(&self) -> &[u8] {
         &self.segment.tail_bytes(self.start)[..self.len as usize]
     }
+}
+
+/// The record at a place that the index names, or named a moment ago and which is held.
+pub(crate) fn newest<'a>(damage: &DamageLog, segment: &'a IndexedSegment, offset: u32) -> Newest<'a> {
+    let whole = segment.record(offset).ok().filter(|it| segment.header_intact(offset, it) && it.value_intact());
+    let Some(record) = whole else {
+        damage.found(segment, offset);
+        return Newest::Damaged;
+    };
+    Newest::Record(koltso_model::Record {
+        key: Key::new(record.key()),
+        value: record.value(),
+        version: record.version(),
+        expires_at_ms: record.expires_at_ms(),
+        flags: record.flags(),
+        attributes: record.attributes(),
+    })
 }
 
 /// What a reader at `now_ms` gets from a record that the index names. The lock of its stripe is

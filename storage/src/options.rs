@@ -41,9 +41,10 @@ pub struct Options {
     pub compaction_rate: u64,
     /// A segment with at least this share of dead bytes is compacted, 0..1.
     pub compaction_dead_share: f64,
-    /// How long tombstones and expired records are kept, so that an older version which arrives
-    /// late still loses.
-    pub tombstone_grace: Duration,
+    /// How long after its version a record that says "absent" can go, where no other store has
+    /// replicas: nothing older arrives later than that. `None` where others have some: then it stays
+    /// until [`crate::Store::agreements`] has been told that they agree.
+    pub agreed_after: Option<Duration>,
     /// How often segments are searched for tombstones and expired records that can go; five times a
     /// second while the disk is full.
     pub reap_interval: Duration,
@@ -64,7 +65,7 @@ impl Options {
             segment_size: SEGMENT_MAX,
             compaction_rate: 64 << 20,
             compaction_dead_share: 0.33,
-            tombstone_grace: Duration::from_secs(60),
+            agreed_after: Some(Duration::from_secs(60)),
             reap_interval: Duration::from_secs(5),
             memory_freed: || {},
             env: Arc::new(RealEnv),

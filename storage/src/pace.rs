@@ -1,9 +1,7 @@
-//! How compaction takes its time: a bounded rate, unless the disk is short of room; and what it reads
-//! next is asked for ahead.
+//! How compaction takes its time: a bounded rate, unless the disk is short of room.
 
 use std::time::Duration;
 
-use crate::indexed::IndexedSegment;
 use crate::parts::Parts;
 use crate::threads::Urgency;
 
@@ -14,8 +12,6 @@ const PIECE: u64 = 256 << 10;
 
 /// On a disk that is short of room, so many segments are taken before it is asked again which.
 pub(crate) const HURRIED: usize = 4;
-/// Segments that are read from one end to the other are asked for in pieces of this many bytes.
-const READ_AHEAD: u32 = 1 << 20;
 
 /// Keeps a bounded rate.
 pub(crate) struct Pace {
@@ -69,22 +65,6 @@ impl Pace {
         if self.since_pause >= PIECE {
             parts.threads.pause(Duration::from_secs_f64(self.since_pause as f64 / self.rate as f64));
             self.since_pause = 0;
-        }
-    }
-}
-
-/// Has the kernel read what comes next in a segment that is read in the order of its bytes.
-#[derive(Default)]
-pub(crate) struct ReadAhead {
-    asked: u32,
-}
-
-impl ReadAhead {
-    pub(crate) fn at(&mut self, segment: &IndexedSegment, offset: u32) {
-        if offset >= self.asked {
-            let end = offset.saturating_add(READ_AHEAD).min(segment.written());
-            segment.will_need(offset, end);
-            self.asked = end;
         }
     }
 }

@@ -28,13 +28,13 @@ impl PartitionEntries {
         Ok(Self { cursor: Cursor::open_partitions(parts, partitions)? })
     }
 
-    /// The next record, by key bytes: its key, version and flags go to `read`, under the lock of
-    /// the key's stripe. `None` at the end.
-    pub fn next<R>(&mut self, read: impl FnOnce(&[u8], Version, Flags) -> R) -> Option<R> {
+    /// The next record, by key bytes: its key, version, flags and expiry (in milliseconds since the
+    /// Unix epoch, 0 for never) go to `read`, under the lock of the key's stripe. `None` at the end.
+    pub fn next<R>(&mut self, read: impl FnOnce(&[u8], Version, Flags, u64) -> R) -> Option<R> {
         let mut read = Some(read);
         loop {
             let step = self.cursor.next_named(&mut { u32::MAX }, |_, Place { record, .. }| {
-                read.take().map(|read| read(record.key(), record.version(), record.flags()))
+                read.take().map(|read| read(record.key(), record.version(), record.flags(), record.expires_at_ms()))
             });
             match step {
                 Step::Record(result) => return Some(result),

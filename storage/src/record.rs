@@ -266,15 +266,6 @@ impl<'a> Record<'a> {
         flags & TOMBSTONE != 0 || (expiry != 0 && expiry <= now_ms)
     }
 
-    /// Since when this record only says that the key is absent, in ms since the Unix epoch; `None`
-    /// while it has a value.
-    pub(crate) fn absent_since_ms(&self, now_ms: u64) -> Option<u64> {
-        if self.is_tombstone() {
-            return Some(self.version().unix_ms());
-        }
-        Some(self.expires_at_ms()).filter(|&expiry| expiry != 0 && expiry <= now_ms)
-    }
-
     /// Bytes in the log, padding included.
     #[inline]
     pub(crate) fn size(&self) -> usize {
@@ -310,7 +301,7 @@ fn block_len(bytes: &[u8], key_len: usize) -> Result<u16, Fault> {
 #[doc(hidden)]
 pub fn fuzz_record(bytes: &[u8], seed: u32) -> Option<(usize, usize, usize)> {
     let record = Record::checked(bytes, seed).ok()?;
-    let _ = (record.version(), record.is_absent(1), record.absent_since_ms(1));
+    let _ = (record.version(), record.is_absent(1));
     let draft = record.draft();
     assert_eq!(draft.size(), record.size());
     if record.value_intact() {

@@ -5,16 +5,18 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::agreements::Agreements;
 use crate::background;
 use crate::damage::DamageLog;
 use crate::digest::Digests;
 use crate::error::OpenError;
 use crate::folder::Folder;
+use crate::forgotten::Forgotten;
 use crate::health::Health;
-use crate::index::{Find, Index};
+use crate::index::{Find, Index, Locked};
 use crate::log::Writer;
 use crate::logs::Logs;
-use crate::lookup::{Lookup, lookup};
+use crate::lookup::{INLINE_MAX, Lookup, Newest, lookup, newest};
 use crate::options::Options;
 use crate::partition::PartitionEntries;
 use crate::parts::Parts;
@@ -57,6 +59,7 @@ impl Store {
         let index = Index::new(folder.secret().clone());
         let damage = DamageLog::default();
         let found = recovery::recover(env, &folder, &index, &damage)?;
+        let forgotten = Forgotten::open(env, folder.path(), found.summary.newest_clock).map_err(io_error)?;
         let parts = Arc::new(Parts {
             room: Room::new(space, options.segment_size),
             folder,
@@ -67,7 +70,7 @@ impl Store {
             damage: Arc::new(damage),
             counters: Counters::default(),
             health: Health::default(),
-            retention: Retention::new(options.tombstone_grace),
+            retention: Retention::new(options.agreed_after, forgotten),
             threads: Threads::new(options.env.clone()),
             options,
         });
@@ -139,10 +142,39 @@ impl Store {
         self.parts.index.digests()
     }
 
-    /// Whether tombstones and expired records are kept beyond [`Options::tombstone_grace`]: while
-    /// somebody may still bring older versions, however late.
-    pub fn keep_tombstones(&self, keep: bool) {
-        self.parts.retention.keep(keep);
+    /// What replicas have agreed on, which decides what may be dropped.
+    #[must_use]
+    pub fn agreements(&self) -> &Agreements {
+        self.parts.retention.agreements()
+    }
+
+    /// The newest clock of a record that said "absent" and was dropped; 0 if there was none. It
+    /// may be that of a record which is about to be dropped.
+    #[must_use]
+    pub fn forgotten(&self) -> u64 {
+        self.parts.retention.forgotten().clock()
+    }
+
+    /// Looks up the newest record of `key` for whoever copies it elsewhere: with its value and all
+    /// else, deletes and what has expired included. `read` may be called under the lock of the key's
+    /// stripe: be short in there.
+    pub fn newest<R>(&self, key: &[u8], read: impl FnOnce(Newest<'_>) -> R) -> R {
+        let hash = self.parts.index.hash(key);
+        let (segment, offset) = {
+            let stripe = self.parts.index.lock(hash);
+            match stripe.find(hash, key) {
+                Find::Hit(hit) if hit.record.value().len() <= INLINE_MAX => {
+                    return read(newest(&self.parts.damage, hit.segment, hit.entry.offset()));
+                }
+                Find::Hit(hit) => (Locked::pin(hit.segment), hit.entry.offset()),
+                Find::Damaged(entry, segment) => {
+                    self.parts.damage.found(segment, entry.offset());
+                    return read(Newest::Damaged);
+                }
+                Find::Miss => return read(Newest::None),
+            }
+        };
+        read(newest(&self.parts.damage, &segment, offset))
     }
 
     /// Current figures. Walks all stripes and segments: for the control plane, not for each

@@ -62,7 +62,7 @@ fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
     let dir = tempfile::tempdir().unwrap();
     let env = FakeEnv::at(1 << 40, 10_000);
     let grace = Duration::from_millis(300);
-    let options = || Options { env: env.clone(), tombstone_grace: grace, ..options(dir.path()) };
+    let options = || Options { env: env.clone(), agreed_after: Some(grace), ..options(dir.path()) };
     let (store, _) = Store::open(options()).unwrap();
     let mut writer = store.writer().unwrap();
     // The values lie in other segments than their tombstones, and those segments live on: most in
@@ -112,24 +112,6 @@ fn tombstones_and_expired_records_go_after_the_grace_and_nothing_comes_back() {
 }
 
 #[test]
-fn tombstones_stay_beyond_the_grace_while_they_are_to_be_kept() {
-    let dir = tempfile::tempdir().unwrap();
-    let env = FakeEnv::at(1 << 40, 50_000);
-    let options = Options { env, tombstone_grace: Duration::from_secs(1), ..options(dir.path()) };
-    let (store, _) = Store::open(options).unwrap();
-    store.keep_tombstones(true);
-    let mut writer = store.writer().unwrap();
-    for number in 0..1_000 {
-        writer.delete(&key(number), version(10_000)).unwrap();
-    }
-    roll(&mut writer, 10_001);
-    std::thread::sleep(Duration::from_millis(400));
-    assert_eq!(store.stats().tombstones, 1_000);
-    store.keep_tombstones(false);
-    soon("they go when nobody keeps them", || store.stats().tombstones == 0);
-}
-
-#[test]
 fn a_tombstone_stays_while_an_older_version_lies_elsewhere() {
     let dir = tempfile::tempdir().unwrap();
     // Nothing is compacted for its dead share alone, so the older version stays where it is.
@@ -162,7 +144,7 @@ fn deleted_keys_stay_deleted_whatever_arrives_late_and_however_it_is_compacted()
     let seed = seed("deleted_keys_stay_deleted_whatever_arrives_late_and_however_it_is_compacted", 31);
     let dir = tempfile::tempdir().unwrap();
     let grace = Duration::from_millis(60);
-    let options = || Options { tombstone_grace: grace, ..options(dir.path()) };
+    let options = || Options { agreed_after: Some(grace), ..options(dir.path()) };
     let mut rng = Random::seeded(seed);
     let mut deleted = std::collections::BTreeSet::new();
     for round in 0..common::rounds(6) {
@@ -355,11 +337,11 @@ fn versions_that_arrived_twice_do_not_keep_their_segment() {
     assert_eq!(scan(&store, b"k", Some(b"l"), 1).len(), 20);
 }
 
-/// In a cluster what has expired is remembered for the grace time, but nobody gets to see its value.
+/// In a cluster what has expired is remembered until replicas agree, but nobody gets to see its value.
 #[test]
-fn expired_values_give_their_bytes_back_during_the_grace() {
+fn expired_values_give_their_bytes_back_while_they_are_remembered() {
     let dir = tempfile::tempdir().unwrap();
-    let options = || Options { tombstone_grace: Duration::from_secs(3_600), ..options(dir.path()) };
+    let options = || Options { agreed_after: None, ..options(dir.path()) };
     let (store, _) = Store::open(options()).unwrap();
     let mut writer = store.writer().unwrap();
     let expires = wall_ms() + 300;

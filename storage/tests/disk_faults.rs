@@ -460,7 +460,7 @@ fn a_small_file_system_is_filled_emptied_and_filled_again() {
     let Some(disk) = SmallDisk::mount(48) else { return };
     let folder = disk.path().join("data");
     // As the server opens it: large segments, large values.
-    let options = || Options { tombstone_grace: Duration::ZERO, compaction_rate: 1 << 30, ..Options::new(&folder) };
+    let options = || Options { agreed_after: Some(Duration::ZERO), compaction_rate: 1 << 30, ..Options::new(&folder) };
     let (store, _) = Store::open(options()).unwrap();
     let mut writers = [store.writer().unwrap(), store.writer().unwrap()];
     let mut ms = wall_ms() - 10_000_000;

@@ -192,7 +192,7 @@ fn files_that_lie_with_right_checksums_make_no_panic() {
         };
         let _ = common::scan(&store, b"k", None, 1);
         if let Ok(mut listing) = store.partition_entries(0..PARTITIONS) {
-            while listing.next(|key, _, _| assert!(!key.is_empty())).is_some() {}
+            while listing.next(|key, _, _, _| assert!(!key.is_empty())).is_some() {}
         }
         let mut writer = store.writer().unwrap();
         for number in 0..150_u64 {

@@ -102,7 +102,7 @@ fn listed_leaves(store: &Store) -> Leaves {
         return Leaves::new();
     };
     let mut leaves = Leaves::new();
-    while let Some((place, word)) = listing.next(|key, version, flags| {
+    while let Some((place, word)) = listing.next(|key, version, flags, _| {
         let hash = KeyHash::of(key);
         ((flags.from(), hash.partition(), leaf_of(hash)), digest_word(version))
     }) {
@@ -128,7 +128,7 @@ fn compare_partitions(store: &Store, model: &Model, now: u64, when: &str) {
         });
         let mut listing = listing.unwrap();
         let mut found: Vec<_> =
-            std::iter::from_fn(|| listing.next(|key, version, flags| (key.to_vec(), version, flags.is_tombstone())))
+            std::iter::from_fn(|| listing.next(|key, version, flags, _| (key.to_vec(), version, flags.is_tombstone())))
                 .collect();
         found.sort();
         found
@@ -172,6 +172,15 @@ fn compare(store: &Store, model: &Model, now: u64, when: &str) {
     );
 }
 
+/// All replicas have what this one has, up to a clock.
+fn agree(store: &Store, clock: u64) {
+    let agreements = store.agreements();
+    agreements.begin(clock);
+    for (from, partition) in (1..=3).flat_map(|from| (0..PARTITIONS).map(move |partition| (from, partition))) {
+        assert!(agreements.reached(from, partition, agreements.arrivals(from, partition), clock));
+    }
+}
+
 /// `grace_ms` is how far back a version may arrive late and still lose; compaction keeps tombstones
 /// that long.
 fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
@@ -179,11 +188,13 @@ fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
     let mut clock = 1_000_000;
     let dir = tempfile::tempdir().unwrap();
     let grace_ms = 50;
+    // Whether replicas say what may go, or time does.
+    let told = rng.one_in(2);
     let env = FakeEnv::at(1 << 40, clock);
     let options = |folder: &std::path::Path| Options {
         sync,
         env: env.clone(),
-        tombstone_grace: std::time::Duration::from_millis(grace_ms),
+        agreed_after: (!told).then(|| std::time::Duration::from_millis(grace_ms)),
         ..small(folder)
     };
     let mut folder = dir.path().join("0");
@@ -194,6 +205,9 @@ fn run(seed: u64, steps: u64, sync: koltso_storage::SyncMode) {
         if rng.one_in(3) {
             clock += rng.below(3);
             env.now_ms.store(clock, Ordering::SeqCst);
+        }
+        if told && rng.one_in(100) {
+            agree(&store, (clock - grace_ms) << 16);
         }
         // A fraction of the millisecond that does not ascend with the steps, and is the same for
         // none of them.

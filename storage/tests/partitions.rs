@@ -37,7 +37,7 @@ fn open(store: &Store, partitions: std::ops::Range<usize>) -> PartitionEntries {
 /// Takes up to `most` further entries; no key may come twice.
 fn take(listing: &mut PartitionEntries, most: usize, into: &mut Listed) {
     for _ in 0..most {
-        let Some((key, version, flags)) = listing.next(|key, version, flags| (key.to_vec(), version, flags)) else {
+        let Some((key, version, flags)) = listing.next(|key, version, flags, _| (key.to_vec(), version, flags)) else {
             return;
         };
         assert_eq!(into.insert(key.clone(), (version, flags)), None, "{key:?} twice");

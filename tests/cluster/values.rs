@@ -168,27 +168,3 @@ fn two_nodes_are_a_cluster_too() {
     cluster.kill(0);
     cluster.client(1).expect_all_of(some(&new), (1, 2), "the other one alone");
 }
-
-#[test]
-fn a_peer_that_is_away_for_longer_than_hints_are_kept_needs_repair() {
-    // Hints are kept for half of the grace time.
-    let mut cluster = Cluster::with(3, "--tombstone-grace 12s");
-    let mut client = cluster.client(0);
-    client.put_of("deleted", "value", (3, 3)).expect(201, "PUT 3/3");
-    cluster.kill(2);
-    client.delete_of("deleted", QUORUM).expect(202, "DELETE 2/3");
-    for index in [0, 1] {
-        eventually("an absence is noticed by all", Duration::from_secs(20), || {
-            cluster.peer(index, 2)["needs_repair"].as_bool() == Some(true)
-        });
-        let folder = cluster.data(index).join("hints");
-        let marks = std::fs::read_dir(folder)
-            .unwrap()
-            .filter(|peer| peer.as_ref().unwrap().path().join("needs-repair").exists());
-        assert_eq!(marks.count(), 1, "the mark is on disk");
-    }
-    cluster.start(2);
-    cluster.wait_up();
-    assert_eq!(cluster.client(2).value_of("deleted", QUORUM), None);
-    eventually("a read has repaired it", CAUGHT_UP_WITHIN, || cluster.holders("deleted").is_empty());
-}

@@ -140,26 +140,6 @@ fn a_clock_that_jumps_for_a_moment_leaves_no_trace() {
 }
 
 #[test]
-fn a_jump_of_the_clock_does_not_hide_how_long_a_node_was_away() {
-    let Some(library) = faketime() else { return };
-    const GRACE: Duration = Duration::from_secs(6);
-    let (mut cluster, clock) = with_a_clock_to_set(library, "--tombstone-grace 6s");
-    cluster.client(0).put_of("gone", "value", (3, 3)).expect(201, "PUT 3/3");
-    clock.jump(&cluster, 2, "+30d", |_| {});
-    cluster.kill(2);
-    cluster.client(0).delete_of("gone", QUORUM).expect(202, "DELETE 2/3");
-    std::thread::sleep(GRACE + Duration::from_secs(2));
-    let mut refusal = None;
-    cluster.change(2, |launch| {
-        refusal = launch.try_start().err();
-        launch
-    });
-    let refusal = refusal.expect("it was away for longer than the grace, and started");
-    assert_eq!(refusal.status.code(), Some(2), "{}", refusal.stderr);
-    assert!(refusal.stderr.contains("was away"), "{}", refusal.stderr);
-}
-
-#[test]
 fn hints_do_not_age_with_the_wall_clock() {
     let Some(library) = faketime() else { return };
     let (mut cluster, clock) = with_a_clock_to_set(library, "");

@@ -8,8 +8,8 @@
 //!                                                  a majority of nodes has it
 //! ```
 //!
-//! While it has jumped, time goes on as the monotonic clock says: versions, expiry, the grace of
-//! deletes and the age of hints do not notice. A jump that is right (a virtual machine was paused,
+//! While it has jumped, time goes on as the monotonic clock says: versions, expiry and the age
+//! of hints do not notice. A jump that is right (a virtual machine was paused,
 //! a wrong clock was set) stays, and then the peers' clocks agree with it: it is adopted. A node
 //! that is alone has nobody to ask and adopts what stands.
 //!

@@ -28,7 +28,6 @@ use crate::replica::clock::{self, now_ms};
 use crate::settings::{Config, Flags};
 use crate::signals;
 use crate::stalls;
-use crate::units::Span;
 use crate::usage;
 
 /// How often the bound of the clock is written.
@@ -109,7 +108,7 @@ fn options(config: &Config) -> Options {
         compaction_rate: config.compaction_rate,
         memory_freed: give_memory_back,
         // If this node is alone it makes all versions itself, and none arrives late.
-        tombstone_grace: config.cluster.as_ref().map_or(Duration::ZERO, |cluster| cluster.tombstone_grace),
+        agreed_after: config.cluster.is_none().then_some(Duration::ZERO),
         env: Arc::new(Machine),
         ..Options::new(&config.data)
     }
@@ -127,24 +126,6 @@ impl Env for Machine {
 
 fn cannot_use_clock(data: &Path, e: &std::io::Error) -> Refused {
     Refused(format!("the file clock in the data folder {} cannot be used: {e}", data.display()))
-}
-
-/// Refuses to start after an absence longer than peers remember deletes, since the node would bring
-/// deleted keys back.
-fn was_not_away_for_long(node: &Node) -> Result<(), Refused> {
-    let (data, now) = (&node.config.data, now_ms());
-    let left = clock::left_in(data).map_err(|e| cannot_use_clock(data, &e))?;
-    let grace = node.config.cluster.as_ref().map_or(Duration::MAX, |cluster| cluster.tombstone_grace);
-    let away = left.map_or(Duration::ZERO, |left| clock::away(left, now));
-    if away > grace {
-        return Err(Refused(format!(
-            "this node was away for {}, and its peers remember deleted keys for {} (--tombstone-grace): start it with \
-             an empty data folder, or deleted keys may come back",
-            Span(away).rounded(),
-            Span(grace)
-        )));
-    }
-    Ok(())
 }
 
 /// Compares the wall clock with the monotonic one. In a cluster it continues versions above those of
@@ -165,8 +146,8 @@ fn go_on_with_the_clock(node: &Arc<Node>) -> Result<(), Refused> {
                 clock::look(node.nodes() as usize);
                 node.clock.refresh(now_ms());
             }
-            if let (Some(cluster), Some(store)) = (&node.cluster, node.store()) {
-                cluster.look_after(store);
+            if let Some(cluster) = &node.cluster {
+                cluster.look_after();
             }
         }
     };
@@ -255,9 +236,6 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     let (sender, handovers) = mpsc::channel(shares.handovers);
     let stalls = config.stall_bound.map(stalls::watch).transpose().map_err(cannot_start)?;
     let node = Arc::new(Node::new((config, id), runtime, cluster, stalls, sender));
-    if node.cluster.is_some() {
-        was_not_away_for_long(&node)?;
-    }
     control::spawn(node.clone(), handovers, (admin, shares.pages), runtime != Runtime::Epoll).map_err(cannot_start)?;
     let threads = cores::spawn(&node, listeners).map_err(cannot_start)?;
 

@@ -31,7 +31,7 @@ pub fn small(folder: &Path) -> Options {
         segment_size: 64 << 10,
         compaction_rate: 1 << 30,
         compaction_dead_share: 0.2,
-        tombstone_grace: Duration::ZERO,
+        agreed_after: Some(Duration::ZERO),
         reap_interval: Duration::from_millis(100),
         ..Options::new(folder)
     }

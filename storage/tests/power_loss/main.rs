@@ -112,7 +112,7 @@ fn options(folder: &Path, env: Arc<dyn Env>, sync: SyncMode) -> Options {
         env,
         value_max: SMALL.value_max,
         segment_size: SMALL.segment,
-        tombstone_grace: Duration::from_millis(GRACE_MS),
+        agreed_after: Some(Duration::from_millis(GRACE_MS)),
         reap_interval: Duration::from_millis(1),
         ..small(folder)
     }

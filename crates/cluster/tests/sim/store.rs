@@ -51,7 +51,7 @@ fn options(folder: &TempDir) -> Options {
         segment_size: 1 << 20,
         value_max: 64 << 10,
         // Background work goes by real time, of which a run has none.
-        tombstone_grace: std::time::Duration::from_secs(1 << 32),
+        agreed_after: None,
         env: std::sync::Arc::new(Stopped),
         ..Options::new(folder.path())
     }
