@@ -3,16 +3,16 @@
 //!
 //! [`frame`], [`handshake`], [`redial`] and [`Features`] are pure. [`Link`] is the asking side: one
 //! connection from a core to a peer. [`serve`] is the answering side; it answers through a
-//! [`ReplicaService`], which may take its time for each request. [`blocking`] asks from a thread
-//! without a runtime. `docs/replica-protocol.md` describes the bytes, and what they protect
-//! against.
+//! [`ReplicaService`], which may take its time for each request. [`blocking`] is for threads without
+//! a runtime: it asks, and answers those who compare replicas. `docs/replica-protocol.md` describes
+//! the bytes, and what they protect against.
 //!
 //! Owner: everything here lives on one core, and [`blocking`] on one thread. Every length, queue
 //! and wait has a bound, which is named in the file that has it.
 //!
 //! Deliberately absent: storage, placement, quorums, health of peers, deadlines of requests,
 //! encryption. Tested in each file, in `tests/replica/` over real sockets on both drivers, and by
-//! the `replica_frames` fuzz target.
+//! the fuzz targets `replica_frames` and `replica_exchange`.
 
 mod acquaintances;
 pub mod blocking;

@@ -49,11 +49,16 @@ pub(crate) fn dialer(purpose: Purpose) -> PeerIdentity {
 
 /// A connection whose handshake as node 1 was done by hand.
 pub(crate) fn raw(address: SocketAddr) -> TcpStream {
+    dialed_by_hand(address, Purpose::Requests)
+}
+
+/// As [`raw`], for something else.
+pub(crate) fn dialed_by_hand(address: SocketAddr, purpose: Purpose) -> TcpStream {
     let mut socket = TcpStream::connect(address).unwrap();
     socket.set_nodelay(true).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let (us, mut out, mut read) = (identity(1), Vec::new(), Vec::new());
-    let mut dialer = Dialer::start(dialing(&us, Purpose::Requests), wall_ms(), &[1; 32], &mut out);
+    let mut dialer = Dialer::start(dialing(&us, purpose), wall_ms(), &[1; 32], &mut out);
     loop {
         socket.write_all(&out).unwrap();
         out.clear();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod by_hand;
+mod comparing;
 mod ends;
 mod strangers;
 mod traffic;

@@ -143,7 +143,8 @@ impl Line {
     }
 }
 
-/// Whether a wait was only interrupted, or is over for now; its deadline decides.
+/// Whether a wait was only interrupted, or is over for now; its deadline decides. (The kernel says
+/// `TimedOut` when it has given the connection up.)
 fn may_go_on(error: &std::io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut)
+    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock)
 }

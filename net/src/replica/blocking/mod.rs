@@ -11,6 +11,7 @@
 //!
 //! Tested in `tests/replica/`.
 
+mod answering;
 mod line;
 
 use std::net::{SocketAddr, TcpStream};
@@ -19,13 +20,22 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use koltso_model::{ExchangeReply, ExchangeRequest, Operation, Outcome, Record};
+
+pub use self::answering::{AnswerConfig, Answering, IDLE_MAX};
 use self::line::Line;
 use super::acquaintances::Acquaintances;
-use super::frame::{Limits, Parsed, ReplyFrame, parse_reply};
+use super::features::Features;
+use super::frame::exchange::{ExchangeFrame, answers, encode_exchange, parse_exchange_reply};
+use super::frame::{Limits, Parsed, Reply, ReplyFrame, Request, encode_request, parse_reply};
 use super::handshake::{Dialer, Dialing, Identity, NONCE, PeerIdentity, Progress, Purpose, Skew};
 use super::lost::LostReason;
 use super::sys;
 use super::wire::USER_TIMEOUT;
+
+/// Output buffers larger than this many bytes are not kept.
+const KEEP_MAX: usize = 256 * 1024;
 
 /// How to connect to a peer. Sizes are as in [`LinkConfig`](super::LinkConfig).
 #[derive(Debug, Clone)]
@@ -58,6 +68,12 @@ pub struct Connection {
     line: Line,
     limits: Limits,
     peer: PeerIdentity,
+    /// What this node has announced, and the epoch of its frames.
+    features: Features,
+    epoch: u64,
+    /// The number of the last request of [`Connection::exchange`] and its like.
+    number: u64,
+    out: Vec<u8>,
 }
 
 impl Connection {
@@ -72,7 +88,8 @@ impl Connection {
         let mut line = Line::new(stream, &[], config.timeout, config.stop.clone());
         let peer = shake_hands(&mut line, config)?;
         let limits = Limits { value_max: config.value_max, features: peer.features };
-        Ok(Self { line, limits, peer })
+        let Identity { features, topology_number: epoch, .. } = *config.identity;
+        Ok(Self { line, limits, peer, features, epoch, number: 0, out: Vec::new() })
     }
 
     /// What the peer said of itself, and what both sides think of each other.
@@ -114,6 +131,118 @@ impl Connection {
                 Parsed::Bad(violation) => return Err(violation.into()),
             }
         }
+    }
+
+    /// Takes a step of a comparison, and waits for what comes of it; no other request may be
+    /// unanswered. The reply is one to this request: of its kind, with as many parts. What a record
+    /// in it says is the caller's to believe. A record that this node does not understand is not
+    /// given, and so is not there.
+    ///
+    /// # Errors
+    /// The connection is lost, the reply did not begin within the timeout or stopped half way, or
+    /// it is none to this request.
+    ///
+    /// # Panics
+    /// If the request does not fit into a frame.
+    pub fn exchange(&mut self, request: &ExchangeRequest) -> Result<ExchangeReply, LostReason> {
+        if let ExchangeRequest::Give(records) = request
+            && !records.iter().all(|record| self.understands(record))
+        {
+            return self.give_some(records);
+        }
+        self.number += 1;
+        encode_exchange(&mut self.out, self.number, self.epoch, request);
+        self.send_out()?;
+        let begun = Instant::now();
+        loop {
+            match parse_exchange_reply(self.line.bytes(), self.limits) {
+                Parsed::Complete { frame: ExchangeFrame { number, what, .. }, len } => {
+                    self.line.consume(len);
+                    if number != self.number || !answers(request, &what) {
+                        return Err(LostReason::Violation("it answered a comparison with something else".to_owned()));
+                    }
+                    return Ok(what);
+                }
+                Parsed::Partial { need } => self.line.read(need, begun, begun + self.line.patience())?,
+                Parsed::Bad(violation) => return Err(violation.into()),
+            }
+        }
+    }
+
+    fn understands(&self, record: &Record<Bytes>) -> bool {
+        self.features.cover(record.flags, &record.attributes)
+    }
+
+    /// Gives those of the records that this node understands.
+    #[cold]
+    fn give_some(&mut self, records: &[Record<Bytes>]) -> Result<ExchangeReply, LostReason> {
+        let some = records.iter().filter(|record| self.understands(record)).cloned().collect();
+        match self.exchange(&ExchangeRequest::Give(some))? {
+            ExchangeReply::Given(given) => {
+                let mut given = given.into_iter();
+                let of = |record| self.understands(record) && given.next().unwrap_or(false);
+                Ok(ExchangeReply::Given(records.iter().map(of).collect()))
+            }
+            reply => Ok(reply),
+        }
+    }
+
+    /// Asks the peer to execute an operation, and waits for the outcome; no other request may be
+    /// unanswered. `None` if the operation writes a record that this node does not understand.
+    ///
+    /// # Errors
+    /// As [`exchange`](Self::exchange).
+    ///
+    /// # Panics
+    /// If the operation does not fit into a frame.
+    pub fn execute(&mut self, operation: &Operation<&[u8]>) -> Result<Option<Outcome<Bytes>>, LostReason> {
+        if !self.features.cover_operation(operation) {
+            return Ok(None);
+        }
+        let asked = operation.key().hash();
+        self.ask(&Request::Execute(*operation), |frame| match frame.reply {
+            Reply::Outcome(outcome) if frame.key_hash == asked => Ok(Some(outcome.owned())),
+            _ => Err(LostReason::Violation("a reply is about another key".to_owned())),
+        })
+    }
+
+    /// Tells the peer the wall clock, in milliseconds since the Unix epoch, and the hybrid logical
+    /// clock, and returns what it says of its own. Keeps a connection alive that is not used; no
+    /// other request may be unanswered.
+    ///
+    /// # Errors
+    /// As [`exchange`](Self::exchange).
+    pub fn ping(&mut self, wall_ms: u64, clock: u64) -> Result<(u64, u64), LostReason> {
+        self.ask(&Request::Ping { wall_ms, clock }, |frame| match frame.reply {
+            Reply::Pong { wall_ms, clock } => Ok((wall_ms, clock)),
+            Reply::Outcome(_) => Err(LostReason::Violation("it answered a ping with something else".to_owned())),
+        })
+    }
+
+    fn ask<R>(
+        &mut self,
+        request: &Request<'_>,
+        with: impl FnOnce(ReplyFrame<'_>) -> Result<R, LostReason>,
+    ) -> Result<R, LostReason> {
+        self.number += 1;
+        let number = self.number;
+        encode_request(&mut self.out, number, self.epoch, request);
+        self.send_out()?;
+        self.receive(|frame| {
+            if frame.number == number {
+                with(frame)
+            } else {
+                Err(LostReason::Violation("it answered a request that is not waiting for an answer".to_owned()))
+            }
+        })?
+    }
+
+    /// Sends what was encoded, and keeps a buffer of moderate size.
+    fn send_out(&mut self) -> Result<(), LostReason> {
+        let sent = self.line.send(&self.out);
+        self.out.clear();
+        self.out.shrink_to(KEEP_MAX);
+        sent
     }
 }
 

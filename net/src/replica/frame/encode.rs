@@ -54,6 +54,18 @@ fn encode(out: &mut Vec<u8>, fields: Fields, fixed: &[u8], parts: [&[u8]; 2], va
     out[at..at + 4].copy_from_slice(&checksum.to_le_bytes());
 }
 
+/// Completes a frame whose body is all that follows the space for its header at `at`.
+pub(super) fn finish(out: &mut [u8], at: usize, (number, epoch): (u64, u64), kind: u8, marks: u8) {
+    let frame = &mut out[at..];
+    let length = u32::try_from(frame.len() - HEADER).expect("a body has fewer bytes than u32 can say");
+    frame[4..8].copy_from_slice(&length.to_le_bytes());
+    frame[8..16].copy_from_slice(&number.to_le_bytes());
+    frame[24..32].copy_from_slice(&epoch.to_le_bytes());
+    (frame[32], frame[33]) = (kind, marks);
+    let checksum = crc32c::crc32c(&frame[4..]);
+    frame[..4].copy_from_slice(&checksum.to_le_bytes());
+}
+
 #[inline]
 fn key_len(key: &[u8]) -> u16 {
     assert!((1..=KEY_MAX).contains(&key.len()), "a key has 1 to {KEY_MAX} bytes, and not {}", key.len());

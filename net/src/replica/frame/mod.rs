@@ -31,6 +31,7 @@
 //! by the `replica_frames` fuzz target.
 
 mod encode;
+pub mod exchange;
 mod parse;
 
 use koltso_model::{ATTRIBUTES_MAX, AttributeError, KEY_MAX, KeyHash, Operation, Outcome, Refused};
@@ -238,6 +239,9 @@ pub enum Violation {
     /// The attributes of the record cannot be read.
     #[error("a frame has a record whose attributes cannot be read: {0}")]
     Attributes(AttributeError),
+    /// A step of a comparison cannot be read.
+    #[error("a frame for comparing replicas {0}")]
+    Exchange(&'static str),
     /// A tombstone has a value.
     #[error("a frame of kind {0} has a tombstone and a value in one")]
     TombstoneWithValue(u8),

@@ -10,16 +10,16 @@ use super::{
 };
 
 /// A frame whose lengths and checksum have been verified, but none of its other fields.
-struct Frame<'a> {
-    number: u64,
-    key_hash: u64,
-    epoch: u64,
-    kind: u8,
-    marks: u8,
-    key_len: u16,
-    node: u16,
-    flags: u16,
-    body: &'a [u8],
+pub(super) struct Frame<'a> {
+    pub(super) number: u64,
+    pub(super) key_hash: u64,
+    pub(super) epoch: u64,
+    pub(super) kind: u8,
+    pub(super) marks: u8,
+    pub(super) key_len: u16,
+    pub(super) node: u16,
+    pub(super) flags: u16,
+    pub(super) body: &'a [u8],
 }
 
 #[inline]
@@ -39,7 +39,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 /// The frame at the beginning of `bytes`, with its lengths and checksum verified.
 #[inline]
-fn open(bytes: &[u8], frame_max: usize) -> Parsed<Frame<'_>> {
+pub(super) fn open(bytes: &[u8], frame_max: usize) -> Parsed<Frame<'_>> {
     if bytes.len() < HEADER {
         return Parsed::Partial { need: HEADER };
     }
@@ -89,7 +89,7 @@ impl<'a> Frame<'a> {
 
     /// Checks that a field that this kind does not have is zero.
     #[inline]
-    fn zero(&self, field: impl Into<u64>) -> Result<(), Violation> {
+    pub(super) fn zero(&self, field: impl Into<u64>) -> Result<(), Violation> {
         if field.into() == 0 { Ok(()) } else { Err(Violation::NotZero(self.kind)) }
     }
 
@@ -138,7 +138,7 @@ impl<'a> Frame<'a> {
 }
 
 #[cold]
-fn check_attributes(bytes: &[u8], limits: Limits) -> Result<(), Violation> {
+pub(super) fn check_attributes(bytes: &[u8], limits: Limits) -> Result<(), Violation> {
     let attributes = Attributes::parse(bytes).map_err(Violation::Attributes)?;
     match attributes.iter().find(|(kind, _)| !limits.features.has_attribute(*kind)) {
         None => Ok(()),
@@ -147,7 +147,7 @@ fn check_attributes(bytes: &[u8], limits: Limits) -> Result<(), Violation> {
 }
 
 #[inline]
-fn value_within(value_len: usize, limits: Limits) -> Result<(), Violation> {
+pub(super) fn value_within(value_len: usize, limits: Limits) -> Result<(), Violation> {
     if value_len <= limits.value_max {
         Ok(())
     } else {
@@ -172,7 +172,7 @@ pub fn parse_request(bytes: &[u8], limits: Limits) -> Parsed<RequestFrame<'_>> {
 }
 
 #[inline]
-fn request<'a>(frame: &Frame<'a>, limits: Limits) -> Result<Request<'a>, Violation> {
+pub(super) fn request<'a>(frame: &Frame<'a>, limits: Limits) -> Result<Request<'a>, Violation> {
     if !(WRITE..=PING).contains(&frame.kind) {
         return Err(Violation::Kind(frame.kind));
     }
@@ -342,7 +342,12 @@ pub fn fuzz_frames(bytes: &[u8], limits: Limits) -> usize {
     whole
 }
 
-fn fuzz_one<T>(bytes: &[u8], parsed: Parsed<T>, max: usize, write: impl FnOnce(T) -> usize) -> Option<usize> {
+pub(super) fn fuzz_one<T>(
+    bytes: &[u8],
+    parsed: Parsed<T>,
+    max: usize,
+    write: impl FnOnce(T) -> usize,
+) -> Option<usize> {
     match parsed {
         Parsed::Complete { frame, len } => {
             assert!(len >= HEADER && len <= bytes.len() && len <= max);
