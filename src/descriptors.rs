@@ -30,6 +30,8 @@ const OF_CORE_IN_CLUSTER: usize = 2;
 const OF_LINK: usize = 2;
 /// A file of hints for a peer and the one that follows, and the connection that replays them.
 const OF_HINTS: usize = 3;
+/// A file of hints that was filled while it is synced: one thread syncs those of all peers.
+const OF_HINT_SYNC: usize = 1;
 /// Connections to each entrance of the control plane: being served, or ending.
 pub const PAGES_MAX: usize = 256;
 /// Connections on their way from the data port to the control plane.
@@ -101,6 +103,7 @@ pub fn share(limit: usize, needs: Needs) -> Result<Shares, String> {
         + OF_PROCESS
         + OF_STORE
         + cores * (OF_CORE + in_cluster * OF_CORE_IN_CLUSTER)
+        + in_cluster * OF_HINT_SYNC
         + peers * (cores * OF_LINK + OF_HINTS);
     let left = limit.saturating_sub(fixed);
     let segments = (left / 3).min(cores * WAITING_SEGMENTS_MAX);

@@ -52,6 +52,8 @@ pub const RULES: Rules = Rules {
         ("koltso-control", None),
         ("koltso-clock", None),
         ("koltso-hints-", None),
+        ("koltso-hintsync", None),
+        ("koltso-replay-", None),
         ("koltso-names-", None),
         ("koltso-stalls", None),
         ("koltso-stalled", None),
@@ -444,7 +446,7 @@ mod tests {
             ("koltso-core-0", format!("{ring}io_cqring_wait_[k];schedule_[k]"), TURN),
             ("koltso-seal", "koltso_storage::sealing::seal;msync;__x64_sys_msync_[k]".to_owned(), STORAGE),
             ("koltso-provisio", "clear_page_erms_[k]".to_owned(), STORAGE),
-            ("koltso-hints-2", "koltso_hints::keeper::Worker::run;write;vfs_write_[k]".to_owned(), EXCHANGE),
+            ("koltso-hints-2", "koltso_hints::worker::Worker::run;write;vfs_write_[k]".to_owned(), EXCHANGE),
             ("koltso-control", "koltso::admin::status::document;serde_json::to_string".to_owned(), HTTP),
             (
                 "koltso-control",

@@ -1,56 +1,48 @@
-//! One thread for each peer, which owns the peer's hint log: it appends the hints in its queue, and
-//! replays them while the peer takes them.
+//! What callers see: the keeper, its options, and what it reports.
 //!
 //! ```text
-//! any thread ── keep ──▶ queue ──▶ koltso-hints-N ──▶ log (files)
-//!                                       │  ▲
-//!                              window ──┘  └── confirmed        Dial, Target: the caller's
+//! any thread ── keep ──▶ queue ──▶ koltso-hints-N ◀──▶ log (files) ── batch ──▶ koltso-hintsync
+//!                                       │  ▲                                     (all peers)
+//!                              window ──▼  └── answers
+//!                                  koltso-replay-N                Dial, Target: the caller's
 //! ```
 //!
-//! Bounds: [`QUEUE_MAX`] and [`QUEUE_BYTES_MAX`] for the queue, beyond which a hint is dropped and
-//! the peer needs repair; [`Options`] for the files; `koltso_cluster::replay` for what a replay
-//! sends, and when. While a target does not answer, hints wait in the queue: a target's deadline is
-//! part of the bound.
+//! The thread that owns a peer's log waits for no disk to sync and for no peer to answer: a hint is
+//! in the page cache about a millisecond after it was kept, and what is killed then loses no more.
+//!
+//! Bounds: those of the queue (`queue.rs`); [`Options`] for the files; `koltso_cluster::replay` for
+//! what a replay sends, and when; [`Options::budget`] for its bytes a second.
 //!
 //! Invariants: hints are appended in the order of the queue and sent in the order of the log.
-//! [`Replay`] decides what a peer's answers mean for them.
+//! [`Replay`](koltso_cluster::replay::Replay) decides what a peer's answers mean for them.
 //!
 //! Tested in `tests/keeper.rs`.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use koltso_cluster::backlog::Backlog;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use koltso_cluster::budget::Budget;
-use koltso_cluster::replay::{Replay, Settled, Step, Verdict};
-use koltso_instrument::{Mutex, waiting};
-use koltso_model::Record;
+use koltso_cluster::replay::Verdict;
+use koltso_instrument::Mutex;
+use koltso_model::{Record, WallTime};
 
-use crate::log::{Bounds, Log, OncePerMinute, Window};
+use crate::log::{Bounds, Log};
+use crate::queue::{Item, Shared};
+use crate::syncer;
+use crate::worker::Worker;
 
-/// The most hints that wait to be appended for one peer: a second of a fast node's writes, while
-/// the disk or the peer holds up the thread.
-pub const QUEUE_MAX: usize = 64 << 10;
-/// The most bytes of keys and values that wait to be appended for one peer.
-pub const QUEUE_BYTES_MAX: usize = 64 << 20;
-/// About how many bytes are appended in one write.
-pub const BATCH_BYTES: usize = 1 << 20;
 /// The shortest pause after a failure, so that a thread that keeps failing does not spin.
 const RETRY_MIN: Duration = Duration::from_millis(1);
-/// How often the log is synced, its position written and its bounds checked, if there is a reason
-/// to.
-const TICK: Duration = Duration::from_secs(1);
-/// After the first hint the thread waits this long for others: one write and one wake-up then serve
-/// many.
-const GATHER: Duration = Duration::from_millis(1);
-/// How long [`Keeper::stop`] waits: for a target's reply, and for the hints in the queue.
-const STOP_MAX: Duration = Duration::from_secs(2);
+/// How long [`Keeper::stop`] waits: for a target's reply, for the hints in the queue, and for the
+/// disk.
+pub(crate) const STOP_MAX: Duration = Duration::from_secs(2);
 
 /// A node that can miss writes.
 #[derive(Clone, Debug)]
@@ -97,6 +89,9 @@ pub struct Options {
     pub budget: Arc<Budget>,
     /// The moment from which those who share the budget count their time.
     pub origin: Instant,
+    /// Syncs the data of a file or the names of a folder: [`File::sync_data`], or what a test puts
+    /// in its place.
+    pub sync: fn(&File) -> io::Result<()>,
 }
 
 impl Options {
@@ -112,6 +107,7 @@ impl Options {
             retry: Duration::from_millis(200),
             budget: Arc::new(Budget::unlimited()),
             origin: Instant::now(),
+            sync: File::sync_data,
         }
     }
 }
@@ -123,8 +119,7 @@ pub struct Figures {
     pub pending: u64,
     /// Bytes of its hint files.
     pub bytes: u64,
-    /// Whether it missed more than its hints contain; until an operator removes the file
-    /// `needs-repair`.
+    /// Whether it missed more than its hints contain; until [`Keeper::repaired`].
     pub needs_repair: bool,
     /// How many hints it has confirmed since the start.
     pub replayed: u64,
@@ -138,49 +133,21 @@ pub struct Figures {
     pub last_error: Option<String>,
 }
 
-enum Item {
-    Hint(Record<Bytes>),
-    /// The peer has missed more than its hints say, for this reason.
-    Mark(String),
-    Stop,
-}
-
-/// What a peer's thread and the callers share.
-struct QueueState {
-    backlog: Backlog,
-    stopping: AtomicBool,
-    published: Mutex<Published>,
-}
-
-impl Default for QueueState {
-    fn default() -> Self {
-        Self {
-            backlog: Backlog::new(QUEUE_MAX, QUEUE_BYTES_MAX),
-            stopping: AtomicBool::new(false),
-            published: Mutex::new(&"figures of hints", Published::default()),
-        }
-    }
-}
-
-/// What the thread reports about itself, after each turn.
-#[derive(Default)]
-struct Published {
-    figures: Figures,
-    /// How many of `overflowed` are included in the figures.
-    overflow_seen: u64,
-}
+/// A thread, and what is closed when it has ended.
+type Thread = Mutex<Option<(JoinHandle<()>, Receiver<()>)>>;
 
 struct Queue {
     node: usize,
     url: String,
-    sender: Sender<Item>,
-    shared: Arc<QueueState>,
-    thread: Mutex<Option<(JoinHandle<()>, Receiver<()>)>>,
+    shared: Arc<Shared>,
+    thread: Thread,
 }
 
 /// Keeps hints for peers. Dropping it also stops the threads, but waits for nothing.
 pub struct Keeper {
     queues: Vec<Queue>,
+    /// It ends after the threads of the peers.
+    syncer: Thread,
 }
 
 /// The name of the folder for a peer's hints: its URL's host and port, with `_` for anything
@@ -222,40 +189,28 @@ impl Keeper {
                 age_max_ms: options.age_max.as_millis().try_into().unwrap_or(u64::MAX),
                 segment_size: options.segment_size,
             };
-            logs.push((Log::open(&folder.join(&name), &peer.url, bounds).map_err(io::Error::other)?, peer));
+            let mut log = Log::open(&folder.join(&name), &peer.url, bounds).map_err(io::Error::other)?;
+            log.sync = options.sync;
+            logs.push((log, peer));
             names.push(name);
         }
+        let (jobs, to_sync) = crossbeam_channel::unbounded();
+        let syncer = Mutex::new(&"threads of hints", Some(syncer::start(to_sync)?));
         let mut queues = Vec::new();
         for (log, peer) in logs {
-            let (sender, queue) = crossbeam_channel::unbounded();
+            let (shared, queue) = Shared::new();
+            let shared = Arc::new(shared);
             let (ended, has_ended) = crossbeam_channel::bounded(0);
-            let shared = Arc::new(QueueState::default());
-            shared.published.lock().figures.needs_repair = log.needs_repair();
-            let worker = Worker {
-                node: peer.node,
-                url: peer.url.clone(),
-                queue,
-                shared: shared.clone(),
-                dial: dial.clone(),
-                options: options.clone(),
-                log,
-                target: None,
-                replay: Replay::new(0, options.retry.as_micros() as u64),
-                // It is due at once: hints that grew too old while this node was away must be
-                // dropped before any is replayed.
-                next_tick: Instant::now(),
-                overflow_seen: 0,
-                last_error: None,
-                caught_up: OncePerMinute::default(),
-            };
+            let address = (peer.node, peer.url.clone());
+            let worker = Worker::new(address, (queue, shared.clone()), log, (dial.clone(), jobs.clone()), &options)?;
             let thread = thread::Builder::new().name(format!("koltso-hints-{}", peer.node)).spawn(move || {
                 worker.run();
                 drop(ended);
             })?;
             let thread = Mutex::new(&"threads of hints", Some((thread, has_ended)));
-            queues.push(Queue { node: peer.node, url: peer.url, sender, shared, thread });
+            queues.push(Queue { node: peer.node, url: peer.url, shared, thread });
         }
-        Ok(Arc::new(Self { queues }))
+        Ok(Arc::new(Self { queues, syncer }))
     }
 
     fn queue(&self, node: usize) -> Option<&Queue> {
@@ -269,261 +224,91 @@ impl Keeper {
     /// The record's buffers live until it is appended, normally for about a millisecond. Nothing is
     /// kept for a node that is not a peer.
     pub fn keep(&self, node: usize, record: Record<Bytes>) {
-        let Some(Queue { sender, shared, .. }) = self.queue(node) else {
+        let Some(queue) = self.queue(node) else {
             debug_assert!(false, "node {node} is no peer");
             return;
         };
-        let bytes = record.len();
-        if !shared.backlog.admit(bytes) {
-            return;
-        }
-        if shared.stopping.load(Ordering::Relaxed) || sender.send(Item::Hint(record)).is_err() {
-            shared.backlog.drop_admitted(bytes);
-        }
+        queue.shared.keep(record);
     }
 
     /// Marks a peer as needing repair, for a reason that this crate cannot know, such as that it
     /// was away for longer than hints are kept.
     pub fn mark(&self, node: usize, reason: &str) {
+        self.tell(node, Item::Mark(reason.to_owned()));
+    }
+
+    /// Which losses a peer needs repair for, as a number that grows with each; `None` if it needs
+    /// none. To be read before a comparison with the peer begins.
+    #[must_use]
+    pub fn needs_repair(&self, node: usize) -> Option<u64> {
+        self.queue(node).and_then(|queue| queue.shared.needs_repair())
+    }
+
+    /// A peer has all that was lost up to what [`Self::needs_repair`] said. Nothing changes if more
+    /// was lost since.
+    pub fn repaired(&self, node: usize, generation: u64) {
+        self.tell(node, Item::Repaired(generation));
+    }
+
+    fn tell(&self, node: usize, item: Item) {
         if let Some(queue) = self.queue(node) {
             // After a stop there is no thread to note it.
-            let _ = queue.sender.send(Item::Mark(reason.to_owned()));
+            let _ = queue.shared.sender().send(item);
         }
     }
 
     /// The state of a peer's hints; empty for a node that is not a peer.
     #[must_use]
     pub fn figures(&self, node: usize) -> Figures {
-        let Some(Queue { shared, .. }) = self.queue(node) else {
-            return Figures::default();
-        };
-        // The queue is read first: a hint is published before it leaves the queue, so for a moment
-        // it may be counted twice, but never not at all.
-        let queued = shared.backlog.count();
-        let published = shared.published.lock();
-        let mut figures = published.figures.clone();
-        let unseen = shared.backlog.overflowed() - published.overflow_seen;
-        drop(published);
-        figures.pending += queued as u64;
-        figures.dropped += unseen;
-        figures.needs_repair |= unseen > 0;
-        figures
+        self.queue(node).map(|queue| queue.shared.figures()).unwrap_or_default()
+    }
+
+    /// A time that no hint for any peer is older than, in milliseconds since the Unix epoch, by the
+    /// clocks of their records; `None` if there are no hints. Hints that are not on disk yet count,
+    /// and as long as those of an earlier process have not been read, it is 0.
+    #[must_use]
+    pub fn oldest_ms(&self) -> Option<u64> {
+        let clocks = self.queues.iter().filter_map(|queue| queue.shared.oldest_clock());
+        clocks.min().map(|clock| WallTime(clock).ms())
+    }
+
+    fn tell_to_stop(&self) {
+        for Queue { shared, .. } in &self.queues {
+            if !shared.stopping.swap(true, Ordering::SeqCst) {
+                let _ = shared.sender().send(Item::Stop);
+            }
+        }
     }
 
     /// Appends the hints in the queues, syncs, writes the positions, and ends the threads, within
     /// about two seconds; a thread whose disk or target hangs is left behind. It may be called more
     /// than once. Call it when nobody keeps hints any more.
     pub fn stop(&self) {
-        for queue in &self.queues {
-            if !queue.shared.stopping.swap(true, Ordering::SeqCst) {
-                let _ = queue.sender.send(Item::Stop);
-            }
-        }
+        self.tell_to_stop();
         let deadline = Instant::now() + STOP_MAX;
         for queue in &self.queues {
-            let Some((thread, has_ended)) = queue.thread.lock().take() else { continue };
-            if has_ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+            if !join(&queue.thread, deadline) {
                 tracing::warn!("the hints for {} are not all on disk yet: their thread is left behind", queue.url);
-                continue;
             }
-            // In the server a panic ends the process; elsewhere it must not go unnoticed.
-            assert!(thread.join().is_ok() || thread::panicking(), "a thread of hints had panicked");
         }
+        join(&self.syncer, deadline);
     }
 }
 
-/// The thread of a peer.
-struct Worker {
-    node: usize,
-    url: String,
-    queue: Receiver<Item>,
-    shared: Arc<QueueState>,
-    dial: Arc<dyn Dial>,
-    options: Options,
-    log: Log,
-    target: Option<Box<dyn Target>>,
-    replay: Replay,
-    next_tick: Instant,
-    overflow_seen: u64,
-    last_error: Option<String>,
-    caught_up: OncePerMinute,
+/// Waits for the end of a thread. `false`: it has not ended.
+fn join(thread: &Thread, deadline: Instant) -> bool {
+    let Some((thread, has_ended)) = thread.lock().take() else { return true };
+    if has_ended.recv_deadline(deadline) == Err(RecvTimeoutError::Timeout) {
+        return false;
+    }
+    // In the server a panic ends the process; elsewhere it must not go unnoticed.
+    assert!(thread.join().is_ok() || thread::panicking(), "a thread of hints had panicked");
+    true
 }
 
-impl Worker {
-    fn run(mut self) {
-        self.log.load();
-        self.publish();
-        loop {
-            let received = match self.wakes_at() {
-                Some(at) => self.queue.recv_deadline(at),
-                None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            let goes_on = match received {
-                Ok(item) => self.take(item),
-                Err(RecvTimeoutError::Timeout) => true,
-                Err(RecvTimeoutError::Disconnected) => false,
-            };
-            if !goes_on {
-                break;
-            }
-            self.see_overflow();
-            let now = Instant::now();
-            if now >= self.next_tick {
-                self.log.tick((self.options.now_ms)());
-                self.next_tick = now + TICK;
-            }
-            self.replay();
-            self.publish();
-        }
-        self.see_overflow();
-        self.log.close();
-        self.publish();
-    }
-
-    /// When the thread must wake up; `None` if only something in the queue needs to wake it.
-    fn wakes_at(&self) -> Option<Instant> {
-        let replay = self.replay.wakes_at(self.log.pending());
-        let replay = replay.map(|micros| self.options.origin + Duration::from_micros(micros));
-        let tick = self.log.wants_tick().then_some(self.next_tick);
-        [replay, tick].into_iter().flatten().min()
-    }
-
-    /// Appends an item and all that is queued behind it. Returns `false` if the thread must end.
-    fn take(&mut self, item: Item) -> bool {
-        // While a peer is down its hints come one at a time; while they are replayed, the replay
-        // itself gathers them.
-        if self.queue.is_empty() && matches!(item, Item::Hint(_)) && !self.replay.is_due(self.micros()) {
-            thread::sleep(GATHER);
-        }
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        // Items that come meanwhile are for the next time; otherwise a flood would keep the replay
-        // from its turn.
-        let mut left = self.queue.len();
-        let mut next = Some(item);
-        let mut goes_on = true;
-        while let Some(item) = next {
-            match item {
-                Item::Hint(record) => {
-                    bytes += record.len();
-                    batch.push(record);
-                }
-                Item::Mark(reason) => self.log.lose(0, &reason),
-                Item::Stop => goes_on = false,
-            }
-            if bytes >= BATCH_BYTES {
-                self.append(&mut batch, &mut bytes);
-            }
-            next = if left > 0 { self.queue.try_recv().ok() } else { None };
-            left = left.saturating_sub(1);
-        }
-        self.append(&mut batch, &mut bytes);
-        goes_on
-    }
-
-    fn append(&mut self, batch: &mut Vec<Record<Bytes>>, bytes: &mut usize) {
-        self.log.append(batch, (self.options.now_ms)());
-        self.publish();
-        self.shared.backlog.taken(batch.len(), *bytes);
-        batch.clear();
-        *bytes = 0;
-    }
-
-    /// Marks the peer if hints did not fit into the queue.
-    fn see_overflow(&mut self) {
-        let overflowed = self.shared.backlog.overflowed();
-        if overflowed > self.overflow_seen {
-            self.log.lose(overflowed - self.overflow_seen, "they came faster than the disk takes them");
-            self.overflow_seen = overflowed;
-        }
-    }
-
-    /// The replay's time.
-    fn micros(&self) -> u64 {
-        self.options.origin.elapsed().as_micros() as u64
-    }
-
-    /// Does what the replay wants, up to one window.
-    fn replay(&mut self) {
-        loop {
-            match self.replay.step(self.micros(), self.log.pending()) {
-                Step::Wait(_) => return,
-                Step::HangUp => self.target = None,
-                Step::Dial => match waiting(&"connection for hints", || self.dial.dial(self.node)) {
-                    Ok(target) => {
-                        self.target = Some(target);
-                        self.replay.connected();
-                    }
-                    Err(sentence) => return self.broke(sentence),
-                },
-                Step::Send { count_max, bytes_max } => {
-                    return match self.log.window(count_max, bytes_max) {
-                        Ok(window) => self.send(&window).unwrap_or_else(|sentence| self.broke(sentence)),
-                        Err(error) => {
-                            self.replay.unreadable(self.micros());
-                            self.complain(format!("the hints cannot be read now: {error}"));
-                        }
-                    };
-                }
-            }
-        }
-    }
-
-    /// Sends a window, and does what the peer's answers ask for. An error is one of the connection,
-    /// and ends it.
-    fn send(&mut self, window: &Window) -> Result<(), String> {
-        let (Some(target), false) = (&mut self.target, window.records.is_empty()) else {
-            return Ok(());
-        };
-        let now = self.options.origin.elapsed().as_micros() as u64;
-        self.replay.sent(now);
-        let bytes = window.records.iter().map(|record| record.len() as u64).sum();
-        self.replay.rest(now + self.options.budget.spend(now, bytes));
-        let verdicts = waiting(&"replies to hints", || target.write(&window.records))?;
-        if verdicts.len() != window.records.len() {
-            return Err(format!("{} hints were answered with {} confirmations", window.records.len(), verdicts.len()));
-        }
-        let Settled { forget, lost } = self.replay.answered(self.micros(), &verdicts);
-        self.log.confirm(window, forget);
-        if lost > 0 {
-            self.log.lose(lost as u64, "the peer will never take them: they are larger than its format allows, or of a build that knew more than this one");
-        }
-        if forget < verdicts.len() {
-            self.complain("the peer refuses its hints now".to_owned());
-            return Ok(());
-        }
-        self.last_error = None;
-        if self.log.pending() == 0 && self.caught_up.due() {
-            tracing::info!("{} has what it missed: {} hints replayed so far", self.url, self.replay.replayed());
-        }
-        Ok(())
-    }
-
-    /// The connection has failed, or could not be made.
-    fn broke(&mut self, sentence: String) {
-        self.target = None;
-        self.replay.failed(self.micros());
-        self.complain(sentence);
-    }
-
-    fn complain(&mut self, sentence: String) {
-        tracing::debug!("hints for {} wait: {sentence}", self.url);
-        self.last_error = Some(sentence);
-    }
-
-    fn publish(&self) {
-        let mut published = self.shared.published.lock();
-        published.overflow_seen = self.overflow_seen;
-        let figures = &mut published.figures;
-        figures.pending = self.log.pending();
-        figures.bytes = self.log.bytes();
-        figures.needs_repair = self.log.needs_repair();
-        figures.replayed = self.replay.replayed();
-        figures.dropped = self.log.dropped();
-        figures.oldest_ms = self.log.oldest_ms();
-        if figures.last_error != self.last_error {
-            figures.last_error.clone_from(&self.last_error);
-        }
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.tell_to_stop();
     }
 }
 

@@ -18,24 +18,34 @@
 //!    that is confirmed as a whole is unlinked.
 //! 4. If a hint that was appended is lost, the peer has been marked as needing repair.
 //!
+//! Nothing here waits for a disk to sync: `sync.rs` says what is to be synced, and somebody else
+//! does it. What a start does with the files that it finds is in `start.rs`, what is read back for the
+//! peer in `read.rs`.
+//!
 //! Tested in `log/tests.rs` beside a model, with kills, cuts, flipped bits and failed writes.
 
+mod read;
+mod start;
+mod sync;
+
 use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use koltso_instrument::waiting;
 use koltso_model::Record;
 
-use crate::entry::{self, FORMAT, HEADER, Header, Position, Scanner};
+use crate::entry::{self, FORMAT, HEADER, Position};
 
-/// The file that says that the peer missed more than its hints contain. An operator removes it
-/// after a repair.
+pub(crate) use self::read::Window;
+pub(crate) use self::sync::{Batch, Synced};
+
+/// The file that says that the peer missed more than its hints contain.
 const NEEDS_REPAIR: &str = "needs-repair";
 const CONFIRMED: &str = "confirmed";
 const SUFFIX: &str = ".hints";
@@ -85,17 +95,10 @@ struct Segment {
     end: u64,
     /// How many entries are not confirmed.
     pending: u64,
+    /// No pending record has an older clock.
+    oldest_clock: u64,
     oldest_ms: u64,
     newest_ms: u64,
-}
-
-/// Hints that were read back, to be sent and then confirmed.
-#[derive(Debug, Default)]
-pub(crate) struct Window {
-    sequence: u64,
-    pub records: Vec<Record<Bytes>>,
-    /// For each record, where its entry ends and when it was written.
-    ends: Vec<(u64, u64)>,
 }
 
 /// Lets one message a minute through.
@@ -122,7 +125,9 @@ pub(crate) struct Log {
     /// The segments, oldest first.
     segments: VecDeque<Segment>,
     /// The file of the last segment; `None` unless entries are being appended to it.
-    active: Option<File>,
+    active: Option<Arc<File>>,
+    /// Segments that were filled and not synced since.
+    rolled: Vec<u64>,
     reader: Option<(u64, File)>,
     /// The offset in the first segment up to which everything is confirmed.
     confirmed: u64,
@@ -135,6 +140,8 @@ pub(crate) struct Log {
     bytes: u64,
     pending: u64,
     dropped: u64,
+    /// How often something was lost.
+    losses: u64,
     needs_repair: bool,
     marker_on_disk: bool,
     drop_was_said: bool,
@@ -144,7 +151,7 @@ pub(crate) struct Log {
     /// `FileExt::write_all_at`, or a function that a test puts in its place.
     write: fn(&File, &[u8], u64) -> io::Result<()>,
     /// `File::sync_data`, or a function that a test puts in its place.
-    sync: fn(&File) -> io::Result<()>,
+    pub(crate) sync: fn(&File) -> io::Result<()>,
     /// The segments that `open` has found and `load` has not read yet.
     unread: Vec<u64>,
     position_found: Option<Position>,
@@ -175,173 +182,7 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().mode(0o700).recursive(true).create(folder)
 }
 
-/// The names of the files in a folder. Something else in the place of a file of ours, such as a
-/// symbolic link, is an error: nothing that lies outside of the data folder is read or written.
-fn list(folder: &Path) -> io::Result<Vec<OsString>> {
-    let is_foreign = |name: &OsString, is_file: bool| {
-        !is_file && name.to_str().is_some_and(|it| it.ends_with(SUFFIX) || [CONFIRMED, NEEDS_REPAIR].contains(&it))
-    };
-    let is_link = |path: &Path| fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
-    if is_link(folder) || folder.parent().is_some_and(is_link) {
-        return Err(io::Error::other("it is a symbolic link, and none is followed in a data folder"));
-    }
-    let entry = |entry: io::Result<fs::DirEntry>| {
-        let entry = entry?;
-        let name = entry.file_name();
-        if is_foreign(&name, entry.file_type()?.is_file()) {
-            return Err(io::Error::other(format!("{} in it is not a file", name.display())));
-        }
-        Ok(name)
-    };
-    fs::read_dir(folder)?.map(entry).collect()
-}
-
-fn read_header(file: &File, sequence: u64) -> io::Result<Header> {
-    let mut bytes = [0; HEADER as usize];
-    match file.read_exact_at(&mut bytes, 0) {
-        Ok(()) => Ok(entry::read_segment_header(&bytes, sequence)),
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(Header::Damaged),
-        Err(e) => Err(e),
-    }
-}
-
 impl Log {
-    /// Opens the folder and creates it if it does not exist. Reads only the headers; [`Self::load`]
-    /// reads the entries.
-    pub(crate) fn open(folder: &Path, peer: &str, bounds: Bounds) -> Result<Self, HintError> {
-        let io_error = |error| HintError::Io { folder: folder.to_path_buf(), error };
-        let (entries, lacks_folder) = match make_folder(folder).and_then(|()| list(folder)) {
-            Ok(entries) => (entries, false),
-            // There is nothing to read then, and with room it is made for the first hint.
-            Err(error) if is_full(&error) => (Vec::new(), true),
-            Err(error) => return Err(io_error(error)),
-        };
-        let mut unread = Vec::new();
-        for name in entries {
-            let Some(sequence) = name.to_str().and_then(sequence_of) else { continue };
-            let file = folder.join(name);
-            let header = File::open(&file).and_then(|file| read_header(&file, sequence)).map_err(io_error)?;
-            if let Header::Newer(format) = header {
-                return Err(HintError::NewerFormat { file, format });
-            }
-            unread.push(sequence);
-        }
-        unread.sort_unstable();
-        let position_found = match fs::read(folder.join(CONFIRMED)) {
-            Ok(bytes) => entry::read_confirmed(&bytes),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(io_error(e)),
-        };
-        let marked = fs::exists(folder.join(NEEDS_REPAIR)).map_err(io_error)?;
-        let last = unread.last().copied().max(position_found.map(|at| at.sequence)).unwrap_or(0);
-        Ok(Self {
-            folder: folder.to_path_buf(),
-            lacks_folder,
-            peer: peer.to_owned(),
-            bounds: Bounds { segment_size: bounds.segment_size.min(bounds.bytes_max / SEGMENTS_MIN), ..bounds },
-            segments: VecDeque::new(),
-            active: None,
-            reader: None,
-            confirmed: HEADER,
-            confirmed_ms: 0,
-            position_changed: false,
-            bytes_dirty: false,
-            names_dirty: false,
-            next_sequence: last.saturating_add(1),
-            bytes: 0,
-            pending: 0,
-            dropped: 0,
-            needs_repair: marked,
-            marker_on_disk: marked,
-            drop_was_said: false,
-            cannot_append: OncePerMinute::default(),
-            cannot_sync: OncePerMinute::default(),
-            buffer: Vec::new(),
-            write: FileExt::write_all_at,
-            sync: File::sync_data,
-            unread,
-            position_found,
-        })
-    }
-
-    /// Reads every segment, counts the pending hints, and drops what follows damage. Must be called
-    /// before anything else.
-    pub(crate) fn load(&mut self) {
-        for sequence in std::mem::take(&mut self.unread) {
-            if let Err(error) = self.load_segment(sequence) {
-                self.lose(0, &format!("{} cannot be read: {error}", name_of(sequence)));
-            }
-        }
-    }
-
-    fn load_segment(&mut self, sequence: u64) -> io::Result<()> {
-        let path = self.path(sequence);
-        // The position is in a later segment, so this one was confirmed: its removal had not
-        // reached the disk.
-        if self.position_found.is_some_and(|at| sequence < at.sequence) {
-            return fs::remove_file(path);
-        }
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        let file_end = file.metadata()?.len();
-        let position = self.position_found.filter(|at| at.sequence == sequence).map_or(HEADER, |at| at.offset);
-        let Header::Ours { salt } = read_header(&file, sequence)? else {
-            if file_end > 0 {
-                self.say_damage(sequence, 0, file_end);
-            }
-            return fs::remove_file(path);
-        };
-        let mut segment = Segment { sequence, salt, end: HEADER, pending: 0, oldest_ms: 0, newest_ms: 0 };
-        // How many entries are before the position, and whether one ends at it.
-        let (mut before, mut is_boundary, mut first_pending_ms) = (0, position == HEADER, 0);
-        let mut entries = 0;
-        (&file).seek(SeekFrom::Start(HEADER))?;
-        let mut scanner = Scanner::new(BufReader::with_capacity(READ_BUFFER, &file), HEADER, file_end, salt);
-        let ended = loop {
-            match scanner.next() {
-                Ok(Some(found)) => {
-                    if entries == 0 {
-                        segment.oldest_ms = found.written_ms;
-                    }
-                    entries += 1;
-                    segment.newest_ms = segment.newest_ms.max(found.written_ms);
-                    if found.end <= position {
-                        before += 1;
-                        first_pending_ms = found.written_ms;
-                    }
-                    is_boundary |= found.end == position;
-                }
-                Ok(None) => break Ok(()),
-                Err(e) => break Err(e),
-            }
-        };
-        segment.end = scanner.offset();
-        if segment.end < file_end {
-            self.say_damage(sequence, segment.end, file_end - segment.end);
-            // A disk that cannot be read now may work again later; for this run the rest is lost
-            // all the same.
-            if ended.is_ok() {
-                file.set_len(segment.end)?;
-            }
-        }
-        // A position inside an entry is ignored; one behind the end says that all the entries that
-        // are left were confirmed.
-        if position < segment.end && !is_boundary {
-            before = 0;
-        }
-        segment.pending = entries - before;
-        if segment.pending == 0 {
-            return fs::remove_file(path);
-        }
-        if self.segments.is_empty() && before > 0 {
-            self.confirmed = position;
-            self.confirmed_ms = first_pending_ms;
-        }
-        self.pending += segment.pending;
-        self.bytes += segment.end;
-        self.segments.push_back(segment);
-        Ok(())
-    }
-
     /// How many hints are not confirmed.
     pub(crate) fn pending(&self) -> u64 {
         self.pending
@@ -361,6 +202,19 @@ impl Log {
         self.needs_repair
     }
 
+    /// How often something was lost, so that the peer needs repair.
+    pub(crate) fn losses(&self) -> u64 {
+        self.losses
+    }
+
+    /// A clock that no pending record's is older than; `None` if nothing is pending.
+    pub(crate) fn oldest_clock(&self) -> Option<u64> {
+        if !self.unread.is_empty() {
+            return Some(0);
+        }
+        self.segments.iter().filter(|segment| segment.pending > 0).map(|segment| segment.oldest_clock).min()
+    }
+
     /// About when the oldest pending hint was written, in milliseconds since the Unix epoch; 0 if
     /// there is none.
     pub(crate) fn oldest_ms(&self) -> u64 {
@@ -372,7 +226,7 @@ impl Log {
 
     /// Whether [`Self::tick`] would do anything.
     pub(crate) fn wants_tick(&self) -> bool {
-        self.bytes_dirty || self.names_dirty || self.position_changed || self.needs_repair || !self.segments.is_empty()
+        self.is_unsynced() || self.position_changed || self.needs_repair || !self.segments.is_empty()
     }
 
     /// Appends records in order, with one write for all that fit into a segment. Records that
@@ -401,7 +255,7 @@ impl Log {
         };
         let segment = self.segment_for(first_size, now_ms)?;
         self.buffer.clear();
-        let mut count = 0;
+        let (mut count, mut oldest_clock) = (0, u64::MAX);
         for record in records {
             let offset = segment.end + self.buffer.len() as u64;
             let has_room = |size| count == 0 || offset + size <= self.bounds.segment_size;
@@ -409,6 +263,7 @@ impl Log {
                 break;
             }
             entry::encode(&mut self.buffer, record, now_ms, segment.salt, offset);
+            oldest_clock = oldest_clock.min(record.version.clock);
             count += 1;
         }
         let len = self.buffer.len() as u64;
@@ -433,6 +288,8 @@ impl Log {
         if segment.end == HEADER {
             segment.oldest_ms = now_ms;
         }
+        let others = if segment.pending > 0 { segment.oldest_clock } else { u64::MAX };
+        segment.oldest_clock = others.min(oldest_clock);
         segment.end += len;
         segment.pending += count as u64;
         segment.newest_ms = segment.newest_ms.max(now_ms);
@@ -462,78 +319,23 @@ impl Log {
         if self.segments.is_empty() {
             (self.confirmed, self.confirmed_ms) = (HEADER, 0);
         }
-        let segment = Segment { sequence, salt, end: HEADER, pending: 0, oldest_ms: now_ms, newest_ms: 0 };
+        let segment =
+            Segment { sequence, salt, end: HEADER, pending: 0, oldest_clock: 0, oldest_ms: now_ms, newest_ms: 0 };
         self.segments.push_back(segment);
         self.bytes += HEADER;
-        self.active = Some(file);
+        self.active = Some(Arc::new(file));
         (self.bytes_dirty, self.names_dirty) = (true, true);
         Ok(segment)
     }
 
     /// Ends appending to the active segment.
     fn roll(&mut self) {
-        if self.active.is_some() {
-            self.sync();
-            self.active = None;
+        if self.active.take().is_some() {
+            if std::mem::take(&mut self.bytes_dirty) {
+                self.rolled.extend(self.segments.back().map(|segment| segment.sequence));
+            }
             self.remove_confirmed();
         }
-    }
-
-    /// The oldest hints, up to `count_max` and `bytes_max`, at least one if there is any. Drops
-    /// damage that it meets.
-    ///
-    /// # Errors
-    /// The segment cannot be opened now.
-    pub(crate) fn window(&mut self, count_max: u32, bytes_max: u64) -> io::Result<Window> {
-        while self.pending > 0 {
-            let segment = *self.segments.front().expect("pending hints are in a segment");
-            let (window, damage) = match self.read(&segment, count_max, bytes_max) {
-                Ok(window) => (window, "damage".to_owned()),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => (Window::default(), e.to_string()),
-                Err(e) => return Err(e),
-            };
-            if !window.records.is_empty() {
-                return Ok(window);
-            }
-            self.say_damage(segment.sequence, self.confirmed, segment.end - self.confirmed);
-            self.drop_first(&damage);
-        }
-        Ok(Window::default())
-    }
-
-    /// Reads hints from the position on. Returns errors of opening only; an entry that cannot be
-    /// read ends the window.
-    fn read(&mut self, segment: &Segment, count_max: u32, bytes_max: u64) -> io::Result<Window> {
-        if self.reader.as_ref().is_none_or(|(sequence, _)| *sequence != segment.sequence) {
-            self.reader = Some((segment.sequence, File::open(self.path(segment.sequence))?));
-        }
-        let (_, file) = self.reader.as_ref().expect("just opened");
-        let mut input = file;
-        input.seek(SeekFrom::Start(self.confirmed))?;
-        let input = BufReader::with_capacity(READ_BUFFER, input.take(segment.end - self.confirmed));
-        let mut scanner = Scanner::new(input, self.confirmed, segment.end, segment.salt);
-        let mut window = Window { sequence: segment.sequence, ..Window::default() };
-        while window.records.len() < count_max as usize {
-            let Ok(Some(found)) = scanner.next() else { break };
-            if found.end - self.confirmed > bytes_max && !window.records.is_empty() {
-                break;
-            }
-            window.records.push(found.record);
-            window.ends.push((found.end, found.written_ms));
-        }
-        Ok(window)
-    }
-
-    /// Notes that the peer has the first `count` records of the window, which must be the last one
-    /// that was read.
-    pub(crate) fn confirm(&mut self, window: &Window, count: usize) {
-        let Some(&(end, written_ms)) = count.checked_sub(1).and_then(|last| window.ends.get(last)) else { return };
-        let segment = self.segments.front_mut().expect("the window's segment");
-        assert!(segment.sequence == window.sequence && end > self.confirmed, "confirmed in order");
-        segment.pending -= count as u64;
-        self.pending -= count as u64;
-        (self.confirmed, self.confirmed_ms, self.position_changed) = (end, written_ms, true);
-        self.remove_confirmed();
     }
 
     /// Unlinks the segments that are confirmed as a whole, except the active one.
@@ -572,15 +374,36 @@ impl Log {
         }
     }
 
-    /// Counts hints as lost. The peer needs repair from now on, until an operator declares it
-    /// repaired.
+    /// Counts hints as lost. The peer needs repair from now on, until [`Self::repaired`].
     pub(crate) fn lose(&mut self, count: u64, reason: &str) {
         self.dropped += count;
+        self.losses += 1;
         if !self.drop_was_said {
             self.drop_was_said = true;
-            tracing::warn!("hints for {} were dropped, so it needs repair: {reason}", self.peer);
+            tracing::warn!(
+                "hints for {} were dropped: {reason}; what it lacks is found by comparing, and repaired by itself",
+                self.peer
+            );
         }
         self.needs_repair = true;
+        self.mark();
+    }
+
+    /// The peer has what the lost hints contained.
+    pub(crate) fn repaired(&mut self) {
+        if !self.needs_repair {
+            return;
+        }
+        match fs::remove_file(self.folder.join(NEEDS_REPAIR)) {
+            Ok(()) => self.names_dirty = true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return tracing::debug!("the mark of {} cannot be removed yet: {error}", self.peer),
+        }
+        tracing::info!("{} has what its dropped hints contained", self.peer);
+        (self.needs_repair, self.marker_on_disk, self.drop_was_said) = (false, false, false);
+    }
+
+    fn mark(&mut self) {
         if !self.marker_on_disk {
             // On a full disk this may fail; `tick` tries again every second.
             let mut options = OpenOptions::new();
@@ -598,7 +421,8 @@ impl Log {
         self.lose(0, "damage");
     }
 
-    /// Does what is due about once a second: the bound by age, the sync, the position, the mark.
+    /// Does what is due about once a second: the bound by age, the position, the mark. What is to
+    /// be synced is said by [`Self::begin_sync`].
     pub(crate) fn tick(&mut self, now_ms: u64) {
         while let Some(first) = self.segments.front()
             && first.pending > 0
@@ -612,56 +436,26 @@ impl Log {
                 self.remove_first();
             }
         }
-        self.sync();
         self.persist_position();
         if self.needs_repair && !self.marker_on_disk {
-            self.lose(0, "");
+            self.mark();
         } else if self.needs_repair && fs::exists(self.folder.join(NEEDS_REPAIR)).is_ok_and(|exists| !exists) {
             tracing::info!("{} is marked as repaired", self.peer);
             (self.needs_repair, self.marker_on_disk, self.drop_was_said) = (false, false, false);
         }
     }
 
-    /// Ends the log: all entries and the position are on disk then.
+    /// Ends the log, and waits for the disk: all entries and the position are on it then.
     pub(crate) fn close(&mut self) {
         self.roll();
-        self.sync();
+        if let Some(batch) = self.begin_sync() {
+            self.synced(batch.sync());
+        }
         self.persist_position();
     }
 
-    fn sync(&mut self) {
-        let mut result = Ok(());
-        if std::mem::take(&mut self.bytes_dirty)
-            && let Some(file) = &self.active
-        {
-            result = waiting(&"sync of hints", || (self.sync)(file));
-        }
-        if self.names_dirty {
-            match File::open(&self.folder) {
-                Ok(folder) => {
-                    self.names_dirty = false;
-                    let synced = waiting(&"sync of a folder", || (self.sync)(&folder));
-                    result = result.and(synced);
-                }
-                // Without a descriptor, for example. No sync has failed by that, and the next tick
-                // tries again.
-                Err(error) if self.cannot_sync.due() => {
-                    tracing::warn!("the folder of the hints for {} cannot be synced yet: {error}", self.peer);
-                }
-                Err(_) => {}
-            }
-        }
-        if let Err(error) = result {
-            // The kernel may have dropped the pages. What is read back is verified anyway.
-            if self.cannot_sync.due() {
-                tracing::error!("hints for {} may not survive a power loss, the sync failed: {error}", self.peer);
-            }
-            self.lose(0, "a sync failed");
-        }
-    }
-
     /// Writes the position without a sync: if it is lost, more is replayed than necessary.
-    fn persist_position(&mut self) {
+    pub(crate) fn persist_position(&mut self) {
         if !std::mem::take(&mut self.position_changed) {
             return;
         }

@@ -3,9 +3,11 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,7 +15,8 @@ use koltso_cluster::budget::Budget;
 use koltso_hints::{
     Dial, Keeper, Options, PeerAddress, QUEUE_BYTES_MAX, QUEUE_MAX, Target, Verdict, WINDOW_BYTES, folder_name,
 };
-use koltso_model::{Flags, Key, Record, Version};
+use koltso_model::{Flags, Key, Record, Version, WallTime};
+use koltso_testkit::random::{Random, seed_or};
 use koltso_testkit::wait::soon as until;
 use koltso_testkit::wall_ms;
 use parking_lot::{Condvar, Mutex};
@@ -124,6 +127,47 @@ impl Target for Connection {
         }
         Ok(answers)
     }
+}
+
+/// Holds up whoever passes it.
+struct Gate {
+    /// Whether it is shut, and how many wait before it.
+    state: Mutex<(bool, usize)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    const fn open() -> Self {
+        Self { state: Mutex::new((false, 0)), changed: Condvar::new() }
+    }
+
+    fn pass(&self) {
+        let mut state = self.state.lock();
+        state.1 += 1;
+        self.changed.wait_while(&mut state, |(shut, _)| *shut);
+        state.1 -= 1;
+    }
+
+    fn hold(&self) {
+        self.state.lock().0 = true;
+    }
+
+    fn let_go(&self) {
+        self.state.lock().0 = false;
+        self.changed.notify_all();
+    }
+
+    fn waiting(&self) -> usize {
+        self.state.lock().1
+    }
+}
+
+/// The time of day, for those who are to be stuck when they look at it.
+static TIME: Gate = Gate::open();
+
+fn held_ms() -> u64 {
+    TIME.pass();
+    wall_ms()
 }
 
 fn options() -> Options {
@@ -358,10 +402,12 @@ fn a_full_queue_drops_and_never_blocks() {
     for (room, len) in fills {
         let (dir, net) = (tempfile::tempdir().unwrap(), net(true));
         net.state.lock().is_stuck = true;
-        let keeper = start(dir.path(), &net, options());
+        let keeper = start(dir.path(), &net, Options { now_ms: held_ms, ..options() });
         keeper.keep(1, record(0, 10));
+        until("a window is on its way", || net.state.lock().waiting == 1);
         // Until it is let go, the thread takes nothing from the queue, which is empty.
-        until("the thread is stuck in its target", || net.state.lock().waiting == 1);
+        TIME.hold();
+        until("the thread is stuck", || TIME.waiting() == 1);
         let (value, begun) = (Bytes::from(vec![1; len - size_of::<u64>()]), Instant::now());
         for number in 1..=(room + EXCESS) as u64 {
             keeper.keep(1, Record { value: value.clone(), ..record(number, 0) });
@@ -370,6 +416,7 @@ fn a_full_queue_drops_and_never_blocks() {
         let figures = keeper.figures(1);
         assert_eq!((figures.pending, figures.dropped, figures.needs_repair), (1 + room as u64, EXCESS as u64, true));
         assert!(took < Duration::from_secs(2), "{took:?} for {room}");
+        TIME.let_go();
         {
             net.state.lock().is_stuck = false;
             net.changed.notify_all();
@@ -425,6 +472,132 @@ fn stop_does_not_wait_for_a_peer_that_hangs() {
     keeper.stop();
     assert!(begun.elapsed() < Duration::from_secs(2));
     assert_eq!(keeper.figures(1).pending, 1_000);
+}
+
+/// The disk syncs for as long as it likes: hints are written meanwhile, whole segments of them.
+#[test]
+fn hints_are_written_while_the_disk_syncs() {
+    static DISK: Gate = Gate::open();
+    static SYNCS: AtomicUsize = AtomicUsize::new(0);
+    fn slow(_: &File) -> io::Result<()> {
+        DISK.pass();
+        SYNCS.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, Options { sync: slow, segment_size: 16 << 10, ..options() });
+    DISK.hold();
+    keeper.keep(1, record(0, 100));
+    until("the disk syncs", || DISK.waiting() == 1);
+    for number in 1..1_000 {
+        keeper.keep(1, record(number, 100));
+    }
+    until("all are in files", || keeper.figures(1).bytes >= 1_000 * 148 && files(dir.path(), 1) >= 8);
+    // They are sent, too.
+    net.state.lock().up = true;
+    until("all is replayed", || keeper.figures(1).replayed == 1_000);
+    assert_eq!((DISK.waiting(), SYNCS.load(Ordering::SeqCst)), (1, 0), "all that time one sync went on");
+    net.state.lock().up = false;
+    keeper.keep(2, record(0, 100));
+    until("those for another peer are in a file, too", || keeper.figures(2).bytes >= 148);
+    DISK.let_go();
+    until("the other peer's are synced", || SYNCS.load(Ordering::SeqCst) >= 4);
+    keeper.stop();
+    assert!(!keeper.figures(1).needs_repair && !keeper.figures(2).needs_repair);
+}
+
+#[test]
+fn hints_are_written_while_the_peer_does_not_answer() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(true));
+    net.state.lock().is_stuck = true;
+    let keeper = start(dir.path(), &net, options());
+    keeper.keep(1, record(0, 100));
+    until("a window is on its way", || net.state.lock().waiting == 1);
+    for number in 1..1_000 {
+        keeper.keep(1, record(number, 100));
+    }
+    until("all are in files", || keeper.figures(1).bytes >= 1_000 * 148);
+    assert_eq!((net.state.lock().waiting, keeper.figures(1).pending), (1, 1_000));
+    net.state.lock().is_stuck = false;
+    net.changed.notify_all();
+    until("all is replayed", || keeper.figures(1).pending == 0);
+    assert!(net.state.lock().taken.iter().map(number).eq(0..1_000));
+    keeper.stop();
+}
+
+/// Hints with clocks in any order, while somebody looks all the time.
+#[test]
+fn the_oldest_hint_counts_wherever_it_is() {
+    let seed = seed_or("the_oldest_hint_counts_wherever_it_is", 1);
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    until("what an earlier process left was looked for", || keeper.oldest_ms().is_none());
+    let (oldest_kept, done) = (AtomicU64::new(u64::MAX), AtomicBool::new(false));
+    let looks = std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut looks = 0_u64;
+            while !done.load(Ordering::SeqCst) {
+                let kept = oldest_kept.load(Ordering::SeqCst);
+                let oldest = keeper.oldest_ms().unwrap_or(u64::MAX);
+                assert!(oldest <= kept, "{oldest}, and there is a hint of {kept}");
+                looks += 1;
+            }
+            looks
+        });
+        let keepers: Vec<_> = (0..2)
+            .map(|at| {
+                let (keeper, oldest_kept) = (&keeper, &oldest_kept);
+                scope.spawn(move || {
+                    let mut random = Random::seeded(seed + at);
+                    // The times fall, so that each hint is soon the oldest.
+                    for step in 0..5_000_u64 {
+                        let ms = 1_000_000 - step * 100 + random.below(1_000);
+                        let version = Version::new(WallTime::from_ms(ms).0 + 1, 0);
+                        keeper.keep(1 + at as usize, Record { version, ..record(step, 10) });
+                        oldest_kept.fetch_min(ms, Ordering::SeqCst);
+                        if random.one_in(200) {
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                })
+            })
+            .collect();
+        keepers.into_iter().for_each(|thread| thread.join().unwrap());
+        done.store(true, Ordering::SeqCst);
+        looking.join().unwrap()
+    });
+    assert!(looks > 100, "{looks} looks");
+    until("all is appended", || keeper.figures(1).bytes.min(keeper.figures(2).bytes) >= 5_000 * 58);
+    assert_eq!(keeper.oldest_ms(), Some(oldest_kept.load(Ordering::SeqCst)));
+    net.state.lock().up = true;
+    until("all is replayed", || keeper.figures(1).pending + keeper.figures(2).pending == 0);
+    assert_eq!(keeper.oldest_ms(), None);
+    keeper.stop();
+}
+
+/// The comparison that says so began when the peer needed repair for what it names.
+#[test]
+fn a_peer_is_repaired_unless_more_was_lost_meanwhile() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    assert_eq!(keeper.needs_repair(1), None);
+    keeper.mark(1, "a test");
+    until("it is marked", || keeper.needs_repair(1).is_some());
+    let first = keeper.needs_repair(1).unwrap();
+    keeper.mark(1, "a test, again");
+    until("it is marked again", || keeper.needs_repair(1) > Some(first));
+    let second = keeper.needs_repair(1).unwrap();
+    let file = dir.path().join(folder_name(URLS[1])).join("needs-repair");
+    keeper.repaired(1, first);
+    // A hint behind it says that it was dealt with.
+    keeper.keep(1, record(1, 1));
+    until("that is over", || keeper.figures(1).bytes > 0);
+    assert!(keeper.needs_repair(1) == Some(second) && keeper.figures(1).needs_repair && file.exists());
+    keeper.repaired(1, second);
+    until("it is repaired", || keeper.needs_repair(1).is_none());
+    assert!(!keeper.figures(1).needs_repair && !file.exists());
+    assert_eq!(keeper.needs_repair(2), None);
+    keeper.stop();
 }
 
 /// The files are copied while the keeper runs, as a kill would leave them.

@@ -12,6 +12,7 @@ use koltso_testkit::random::{Random, seed_or};
 use tempfile::TempDir;
 
 use super::*;
+use crate::entry::{Header, Scanner};
 
 const BOUNDS: Bounds = Bounds { bytes_max: 16 << 10, age_max_ms: 10_000, segment_size: 2 << 10 };
 const WIDE: Bounds = Bounds { bytes_max: 1 << 30, age_max_ms: 10_000, segment_size: 2 << 10 };
@@ -48,6 +49,14 @@ fn open(folder: &Path, bounds: Bounds) -> Log {
     log.sync = |_| Ok(());
     log.load();
     log
+}
+
+/// What the log's owner does each second.
+fn tick(log: &mut Log, now_ms: u64) {
+    log.tick(now_ms);
+    if let Some(batch) = log.begin_sync() {
+        log.synced(batch.sync());
+    }
 }
 
 /// Takes all hints out of a log.
@@ -174,7 +183,7 @@ impl Model {
 
     fn tick(&mut self) {
         self.now_ms += if self.rng.one_in(20) { 11_000 } else { self.rng.below(1_000_u64) };
-        self.log.tick(self.now_ms);
+        tick(&mut self.log, self.now_ms);
         self.see_drops(0);
         assert!(
             self.log.pending() > 0 || segments(self.dir.path()).is_empty(),
@@ -280,6 +289,9 @@ fn what_was_appended_comes_back_in_order_until_it_is_confirmed() {
             assert_eq!(log.bytes(), sizes);
             assert!(sizes <= BOUNDS.bytes_max);
             assert_eq!(log.oldest_ms() > 0, log.pending() > 0);
+            // A hint's clock is its number and one.
+            let oldest = model.pending.front().map(|first| first + 1);
+            assert!(log.oldest_clock().is_some() == oldest.is_some() && log.oldest_clock() <= oldest);
         }
         let pending: Vec<u64> = model.pending.iter().copied().collect();
         assert_eq!(drain(&mut model.log), pending);
@@ -303,10 +315,10 @@ fn past_the_bound_by_bytes_the_oldest_segments_go_and_the_peer_needs_repair() {
     log.close();
     let mut log = open(dir.path(), BOUNDS);
     assert!(log.needs_repair());
-    log.tick(1);
+    tick(&mut log, 1);
     assert!(log.needs_repair());
     fs::remove_file(dir.path().join(NEEDS_REPAIR)).unwrap();
-    log.tick(1);
+    tick(&mut log, 1);
     assert!(!log.needs_repair() && !log.wants_tick());
 }
 
@@ -318,16 +330,16 @@ fn past_the_bound_by_age_the_oldest_segments_go() {
         log.append(&hints(second..second + 1), second * 1_000);
     }
     assert!(segments(dir.path()).len() >= 4, "a segment is full when it is old");
-    log.tick(10_000);
+    tick(&mut log, 10_000);
     assert_eq!((log.pending(), log.needs_repair()), (10, false));
-    log.tick(15_500);
+    tick(&mut log, 15_500);
     let oldest = 10 - log.pending();
     assert!((4..=6).contains(&oldest), "{oldest} are gone");
     assert!(log.needs_repair() && log.dropped() == oldest);
     assert_eq!(drain(&mut log), (oldest..10).collect::<Vec<u64>>());
     // A clock that goes back does not make anything old.
     log.append(&hints(10..12), 20_000);
-    log.tick(3);
+    tick(&mut log, 3);
     assert_eq!(log.pending(), 2);
 }
 
@@ -467,7 +479,7 @@ fn a_folder_that_cannot_be_opened_for_a_while_marks_nobody_and_is_synced_later()
     let folder = dir.path().join("peer");
     fs::create_dir(&folder).unwrap();
     let mut log = open(&folder, WIDE);
-    log.tick(1);
+    tick(&mut log, 1);
     log.append(&hints(0..2), 1);
     log.sync = |_| {
         SYNCS.set(SYNCS.get() + 1);
@@ -475,12 +487,12 @@ fn a_folder_that_cannot_be_opened_for_a_while_marks_nobody_and_is_synced_later()
     };
     let away = dir.path().join("away");
     fs::rename(&folder, &away).unwrap();
-    log.tick(1);
+    tick(&mut log, 1);
     assert_eq!((SYNCS.get(), log.needs_repair(), log.pending()), (1, false, 2), "its file alone is synced");
     fs::rename(&away, &folder).unwrap();
-    log.tick(1);
+    tick(&mut log, 1);
     assert_eq!((SYNCS.get(), log.needs_repair()), (2, false), "the folder is synced");
-    log.tick(1);
+    tick(&mut log, 1);
     assert_eq!(SYNCS.get(), 2, "there is nothing left to sync");
 }
 
@@ -490,6 +502,100 @@ fn a_failed_sync_marks_the_peer() {
     let mut log = open(dir.path(), WIDE);
     log.append(&hints(0..2), 1);
     log.sync = |_| Err(io::ErrorKind::Other.into());
-    log.tick(1);
+    tick(&mut log, 1);
     assert!(log.needs_repair() && log.pending() == 2);
+}
+
+/// What a batch has taken is not new any more, what comes meanwhile is.
+#[test]
+fn a_log_goes_on_while_it_is_synced() {
+    thread_local!(static SYNCS: Cell<usize> = const { Cell::new(0) });
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    log.sync = |_| {
+        SYNCS.set(SYNCS.get() + 1);
+        Ok(())
+    };
+    log.append(&hints(0..1), 1);
+    let batch = log.begin_sync().unwrap();
+    assert!(log.begin_sync().is_none());
+    // Segments are filled, and one that the batch has is confirmed and removed.
+    log.append(&hints(1..200), 1);
+    let segments_now = segments(dir.path()).len();
+    assert!(segments_now > 4);
+    let window = log.window(1_000, 1 << 20).unwrap();
+    log.confirm(&window, window.records.len());
+    assert_eq!(segments(dir.path()).len(), segments_now - 1);
+    log.synced(batch.sync());
+    assert_eq!(SYNCS.get(), 2, "the first segment, though it is gone, and the folder");
+    let batch = log.begin_sync().unwrap();
+    log.synced(batch.sync());
+    assert_eq!(SYNCS.get(), 2 + segments_now - 1 + 1, "those that were filled, the last one, and the folder");
+    assert!(log.begin_sync().is_none() && !log.needs_repair());
+    assert_eq!(drain(&mut log), (window.records.len() as u64..200).collect::<Vec<u64>>());
+}
+
+#[test]
+fn a_bound_may_take_what_is_on_its_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    log.append(&hints(0..3), 1);
+    let window = log.window(2, 1 << 20).unwrap();
+    tick(&mut log, 20_000);
+    assert_eq!((log.pending(), log.dropped(), log.oldest_clock()), (0, 3, None));
+    log.append(&hints(3..5), 20_000);
+    log.confirm(&window, 2);
+    assert_eq!(log.pending(), 2);
+    assert_eq!(drain(&mut log), [3, 4]);
+}
+
+#[test]
+fn the_oldest_clock_is_that_of_what_is_pending() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    let clock = |log: &Log| log.oldest_clock();
+    assert_eq!(clock(&log), None);
+    // Hints come in another order than their clocks.
+    for number in [7, 5, 9] {
+        log.append(&[hint(number)], 1);
+    }
+    assert_eq!(clock(&log), Some(6));
+    let window = log.window(1, 1 << 20).unwrap();
+    log.confirm(&window, 1);
+    log.close();
+    let mut log = Log::open(dir.path(), "a peer", WIDE).unwrap();
+    assert_eq!(clock(&log), Some(0), "nobody has looked yet");
+    log.load();
+    assert_eq!((clock(&log), log.pending()), (Some(6), 2));
+    let window = log.window(1, 1 << 20).unwrap();
+    log.confirm(&window, 1);
+    log.close();
+    let mut log = open(dir.path(), WIDE);
+    assert_eq!(clock(&log), Some(10), "what was confirmed does not count");
+    log.append(&[hint(20)], 1);
+    drain(&mut log);
+    assert_eq!(clock(&log), None);
+    log.append(&[hint(12)], 1);
+    assert_eq!(clock(&log), Some(13), "the segment is the same, and what was in it is confirmed");
+}
+
+#[test]
+fn a_peer_that_was_repaired_needs_it_no_more_until_something_is_lost_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), WIDE);
+    log.lose(1, "a test");
+    let losses = log.losses();
+    tick(&mut log, 1);
+    assert!(log.needs_repair() && dir.path().join(NEEDS_REPAIR).exists() && log.losses() == losses);
+    log.repaired();
+    assert!(!log.needs_repair() && !dir.path().join(NEEDS_REPAIR).exists());
+    tick(&mut log, 1);
+    log.lose(0, "another");
+    assert!(log.needs_repair() && dir.path().join(NEEDS_REPAIR).exists() && log.losses() > losses);
+    drop(log);
+    let mut log = open(dir.path(), WIDE);
+    assert!(log.needs_repair(), "the disk remembers");
+    log.repaired();
+    drop(log);
+    assert!(!open(dir.path(), WIDE).needs_repair());
 }
