@@ -105,10 +105,10 @@ fn a_silent_replica_is_waited_for_where_the_others_are_worse() {
         3,
         "up B
          put 2/3       -> write A 50, write B 50
-         A: applied
-         wait 121      -> write C 50
+         A: applied    -> hint C 50
+         wait 121      -> write C 50, hint B 50
          failed C
-         B: applied    -> written, hint C 50",
+         B: applied    -> written",
     );
 }
 
