@@ -187,6 +187,11 @@ fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fm
     let counters = [
         ("koltso_storage_damaged_records", "Damaged records found", stats.damaged_records),
         (
+            "koltso_storage_repaired_records",
+            "Damaged records that were repaired, overwritten or dropped since",
+            stats.repaired_records,
+        ),
+        (
             "koltso_storage_torn_records",
             "Records that the start skipped because a power loss had kept them from being written whole",
             stats.torn_records,

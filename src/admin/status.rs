@@ -87,6 +87,7 @@ pub fn document(node: &Node) -> String {
             "disk_bytes": stats.disk_bytes,
             "segments": stats.segments,
             "damaged_records": stats.damaged_records,
+            "repaired_records": stats.repaired_records,
             "unreadable_segments": stats.unreadable_segments,
             "lost_pages": stats.lost_pages,
             "torn_records": stats.torn_records,

@@ -11,7 +11,7 @@
 //! 1. A segment is removed only after what replaces its records is synced: the copies, and the
 //!    newer versions elsewhere.
 //! 2. A damaged live record is not moved: its segment is kept, so that the damage stays visible
-//!    until a newer version is written.
+//!    until it is repaired, or a newer version is written.
 //!
 //! On a disk that is short of room, what is expired or dead goes at once: nothing is waited for that
 //! only looks or drops, and on a full one a segment is worth it for little. Where expired records
@@ -36,6 +36,7 @@ use crate::hash::IndexHash;
 use crate::index::Find;
 use crate::indexed::IndexedSegment;
 use crate::log::Writer;
+use crate::mending;
 use crate::pace::{BATCH, HURRIED, Pace};
 use crate::parts::Parts;
 use crate::read_ahead::ReadAhead;
@@ -46,6 +47,8 @@ use crate::threads::Urgency;
 
 /// How often candidates are looked for when there was none.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often damaged places are looked at, whether they still stand for anything.
+const SETTLE: Duration = Duration::from_secs(1);
 /// This many segments that are less than a quarter full are brought together.
 const SMALL_MANY: usize = 8;
 /// What it counts for the rate to look at a record and at what may be its older version in another
@@ -81,12 +84,15 @@ pub(crate) struct Reclaiming {
     writer: Option<Writer>,
     reaping: Reaping,
     was_hurry: bool,
+    /// When it was last looked whether damage is settled.
+    settled: Instant,
 }
 
 impl Reclaiming {
     /// With so long from one search for expired records to the next.
     pub(crate) fn new(usual: Duration) -> Self {
-        Self { writer: None, reaping: Reaping { next: Instant::now() + usual, fruitless: 0 }, was_hurry: false }
+        let now = Instant::now();
+        Self { writer: None, reaping: Reaping { next: now + usual, fruitless: 0 }, was_hurry: false, settled: now }
     }
 }
 
@@ -107,6 +113,10 @@ pub(crate) fn run(parts: &Arc<Parts>, reclaiming: &Mutex<Reclaiming>, urgency: U
 impl Reclaiming {
     /// Compacts what is worth it now; `false` if that is nothing.
     fn reclaim(&mut self, parts: &Arc<Parts>, pace: &mut Pace) -> bool {
+        if self.settled.elapsed() >= SETTLE {
+            mending::settle(parts);
+            self.settled = Instant::now();
+        }
         if pace.hurry && !self.was_hurry {
             self.reaping.next = Instant::now();
         }

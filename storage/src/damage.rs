@@ -1,8 +1,13 @@
 //! Places in the log that were found damaged: counted once each, and said once each in the log. A
-//! whole segment, whose header is damaged, is one of them.
+//! whole segment, whose header is damaged, is one of them. Those of records wait in a queue for
+//! whoever has a replica to repair them from ([`crate::mending`]).
+//!
+//! Bounds: [`REMEMBERED_MAX`] places, of which [`WAITING_MAX`] wait. One that finds no room waits
+//! when it is found again.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use koltso_instrument::Mutex;
 
@@ -11,10 +16,46 @@ use crate::indexed::IndexedSegment;
 /// Remembered places; beyond this many, a place that is found again is counted again.
 const REMEMBERED_MAX: usize = 65_536;
 
+/// Places that wait to be repaired.
+const WAITING_MAX: usize = 4096;
+/// A place that was found again waits again after this long: whoever took it may have found no
+/// replica that could be asked.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Where a record lies: the sequence of its segment, and its offset there.
+pub(crate) type Spot = (u64, u32);
+
+/// What is known of a damaged place.
+#[derive(Debug)]
+struct Seen {
+    waits: bool,
+    /// Since when it has waited, or was taken.
+    since: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Spots {
+    seen: BTreeMap<Spot, Seen>,
+    waiting: VecDeque<Spot>,
+    /// Where [`DamageLog::some`] goes on.
+    next: Spot,
+}
+
+impl Spots {
+    fn wait(&mut self, spot: Spot) {
+        let waits = self.waiting.len() < WAITING_MAX;
+        if waits {
+            self.waiting.push_back(spot);
+        }
+        self.seen.insert(spot, Seen { waits, since: Instant::now() });
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct DamageLog {
-    seen: Mutex<HashSet<(u64, u32)>>,
+    spots: Mutex<Spots>,
     count: AtomicU64,
+    repaired: AtomicU64,
     unreadable_segments: AtomicU64,
     torn_records: AtomicU64,
     lost_pages: AtomicU64,
@@ -23,8 +64,9 @@ pub(crate) struct DamageLog {
 impl Default for DamageLog {
     fn default() -> Self {
         Self {
-            seen: Mutex::new(&"damaged records", HashSet::new()),
+            spots: Mutex::new(&"damaged records", Spots::default()),
             count: AtomicU64::new(0),
+            repaired: AtomicU64::new(0),
             unreadable_segments: AtomicU64::new(0),
             torn_records: AtomicU64::new(0),
             lost_pages: AtomicU64::new(0),
@@ -34,7 +76,7 @@ impl Default for DamageLog {
 
 impl DamageLog {
     /// A record of `segment` is damaged: compaction does not move it, so that the damage stays
-    /// visible.
+    /// visible, and whoever has a replica is asked for it.
     pub(crate) fn found(&self, segment: &IndexedSegment, offset: u32) {
         segment.quarantine();
         self.report(segment.sequence, offset);
@@ -73,16 +115,51 @@ impl DamageLog {
     }
 
     fn report(&self, sequence: u64, offset: u32) {
-        let mut seen = self.seen.lock();
-        if seen.contains(&(sequence, offset)) {
+        let spot = (sequence, offset);
+        let mut spots = self.spots.lock();
+        if let Some(seen) = spots.seen.get(&spot) {
+            if !seen.waits && seen.since.elapsed() >= AGAIN {
+                spots.wait(spot);
+            }
             return;
         }
-        if seen.len() < REMEMBERED_MAX {
-            seen.insert((sequence, offset));
+        if spots.seen.len() < REMEMBERED_MAX {
+            spots.wait(spot);
         }
-        drop(seen);
+        drop(spots);
         self.count.fetch_add(1, Ordering::Relaxed);
         tracing::error!("a record is damaged and is not served: segment {sequence:016x}.log, offset {offset}");
+    }
+
+    /// The place that has waited longest.
+    pub(crate) fn take(&self) -> Option<Spot> {
+        let mut spots = self.spots.lock();
+        let spot = spots.waiting.pop_front()?;
+        if let Some(seen) = spots.seen.get_mut(&spot) {
+            *seen = Seen { waits: false, since: Instant::now() };
+        }
+        Some(spot)
+    }
+
+    /// Up to `count` of the damaged places, others at each call.
+    pub(crate) fn some(&self, count: usize) -> Vec<Spot> {
+        let mut spots = self.spots.lock();
+        let found: Vec<Spot> = spots.seen.range(spots.next..).take(count).map(|(&spot, _)| spot).collect();
+        spots.next =
+            if found.len() < count { (0, 0) } else { found.last().map_or((0, 0), |last| (last.0, last.1 + 1)) };
+        found
+    }
+
+    /// What was damaged at a place stands for nothing any more.
+    pub(crate) fn repaired(&self, spot: Spot) {
+        if self.spots.lock().seen.remove(&spot).is_some() {
+            self.repaired.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Places that were damaged and stand for nothing any more.
+    pub(crate) fn repaired_count(&self) -> u64 {
+        self.repaired.load(Ordering::Relaxed)
     }
 
     pub(crate) fn count(&self) -> u64 {

@@ -52,6 +52,12 @@ impl Leaf {
     pub(crate) const fn partition(self) -> usize {
         (self.0 >> LEAF_BITS) as usize
     }
+
+    /// Among the leaves of its partition.
+    #[inline]
+    pub(crate) const fn number(self) -> usize {
+        self.0 as usize & (LEAVES - 1)
+    }
 }
 
 /// What a record adds to a digest, and takes out of it again.
@@ -84,7 +90,7 @@ impl Item {
 #[must_use]
 #[inline]
 pub const fn leaf_of(key_hash: KeyHash) -> usize {
-    Leaf::of(key_hash).0 as usize & (LEAVES - 1)
+    Leaf::of(key_hash).number()
 }
 
 /// The leaves of one `from`, partition by partition.

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use koltso_instrument::Mutex;
@@ -17,6 +17,8 @@ use crate::record::Draft;
 use crate::segment::{SEGMENT_HEADER, Segment};
 use crate::sidecar::Sidecar;
 
+const NOT_QUARANTINED: u64 = u64::MAX;
+
 /// Bytes come from the [`Segment`] inside, to which this derefs.
 #[derive(Debug)]
 pub(crate) struct IndexedSegment {
@@ -25,8 +27,9 @@ pub(crate) struct IndexedSegment {
     pub(crate) slot: u32,
     /// Bytes of records that the index points to.
     live_bytes: AtomicU64,
-    /// A live record here is damaged or cannot be moved: compaction leaves the segment alone.
-    quarantined: AtomicBool,
+    /// A live record here is damaged or cannot be moved: compaction leaves the segment alone while
+    /// this much is live, in bytes. [`NOT_QUARANTINED`] if there is none.
+    quarantined_at: AtomicU64,
     /// Sorted runs of what was written, until the sidecar takes over.
     pub(crate) order: Order,
     sidecar: OnceLock<Sidecar>,
@@ -51,7 +54,7 @@ impl IndexedSegment {
             segment,
             slot,
             live_bytes: AtomicU64::new(0),
-            quarantined: AtomicBool::new(false),
+            quarantined_at: AtomicU64::new(NOT_QUARANTINED),
             order: Order::default(),
             sidecar: OnceLock::new(),
             faults_reported: AtomicU32::new(0),
@@ -108,13 +111,15 @@ impl IndexedSegment {
         self.used_bytes().saturating_sub(self.live())
     }
 
-    /// Has compaction leave it alone.
+    /// Has compaction leave it alone, until less is live: it may be the damaged record that was
+    /// overwritten or repaired then.
     pub(crate) fn quarantine(&self) {
-        self.quarantined.store(true, Ordering::Relaxed);
+        self.quarantined_at.store(self.live_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     pub(crate) fn is_quarantined(&self) -> bool {
-        self.quarantined.load(Ordering::Relaxed)
+        let at = self.quarantined_at.load(Ordering::Relaxed);
+        at != NOT_QUARANTINED && self.live_bytes.load(Ordering::Relaxed) >= at
     }
 
     /// Pages of the segment and its sidecar that could not be had. What is looked for there and not

@@ -53,6 +53,7 @@ mod indexed;
 mod log;
 mod logs;
 mod lookup;
+mod mending;
 mod options;
 mod order;
 mod pace;
@@ -89,6 +90,7 @@ pub use koltso_model::{KEY_MAX, KeyHash, PARTITIONS, VALUE_MAX_LIMIT, Version};
 pub use log::Writer;
 pub use logs::SyncBatch;
 pub use lookup::{INLINE_MAX, Lookup, Newest, Pinned, Stored, Unverified, Value};
+pub use mending::DamagedRecord;
 pub use options::{Options, SyncMode};
 pub use partition::PartitionEntries;
 #[doc(hidden)]

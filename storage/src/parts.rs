@@ -138,6 +138,7 @@ impl Parts {
             records: entries.saturating_sub(tombstones),
             tombstones,
             damaged_records: self.damage.count(),
+            repaired_records: self.damage.repaired_count(),
             torn_records: self.damage.torn_records(),
             unreadable_segments: self.damage.unreadable_segments(),
             lost_pages: self.damage.lost_page_count(),

@@ -352,6 +352,10 @@ pub(crate) fn recover(env: &dyn Env, folder: &Folder, index: &Index, damage: &Da
         })
         .collect();
     in_parallel(pieces.len(), |number| load(index, pieces[number].0, pieces[number].1.clone()));
+    // What is live is known only now.
+    for one in opened.iter().filter(|one| one.segment.is_quarantined()) {
+        one.segment.quarantine();
+    }
 
     let mut summary = Recovered {
         segments: opened.len() as u64,

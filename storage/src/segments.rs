@@ -83,6 +83,11 @@ impl Segments {
         self.all.lock().clone()
     }
 
+    /// The one with this sequence, if it is there.
+    pub(crate) fn find(&self, sequence: u64) -> Option<Arc<IndexedSegment>> {
+        self.all.lock().iter().find(|segment| segment.sequence == sequence).cloned()
+    }
+
     /// How many were made. While it stays, so does the list, except for those that are given back:
     /// what was published since lies in one that was there.
     pub(crate) fn made(&self) -> u64 {

@@ -20,7 +20,10 @@ pub struct Stats {
     pub segments: u64,
     /// Places in the log that were found damaged since the store was opened.
     pub damaged_records: u64,
-    /// Of these, segments without an intact header: each counts once, whatever is in it. Their
+    /// Of these, records that stand for nothing any more: they were repaired, overwritten, or
+    /// dropped.
+    pub repaired_records: u64,
+    /// Of the damaged ones, segments without an intact header: each counts once, whatever is in it. Their
     /// files are in none of the other figures.
     pub unreadable_segments: u64,
     /// Pages of segments and sidecars that could not be had since the store was opened, because

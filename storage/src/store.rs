@@ -17,6 +17,7 @@ use crate::index::{Find, Index, Locked};
 use crate::log::Writer;
 use crate::logs::Logs;
 use crate::lookup::{INLINE_MAX, Lookup, Newest, lookup, newest};
+use crate::mending::{self, DamagedRecord};
 use crate::options::Options;
 use crate::partition::PartitionEntries;
 use crate::parts::Parts;
@@ -175,6 +176,13 @@ impl Store {
             }
         };
         read(newest(&self.parts.damage, &segment, offset))
+    }
+
+    /// The damaged record that has waited longest to be repaired, see [`DamagedRecord`]. Whoever
+    /// takes it sees to it; it waits again when it is found again, but not within ten seconds.
+    #[must_use]
+    pub fn next_damaged(&self) -> Option<DamagedRecord> {
+        mending::next(&self.parts)
     }
 
     /// Current figures. Walks all stripes and segments: for the control plane, not for each

@@ -269,6 +269,62 @@ fn a_damaged_segment_header_costs_that_segment_only() {
     assert!(matches!(Store::open(quiet(dir.path())), Err(koltso_storage::OpenError::NewerSegment { .. })));
 }
 
+/// Whoever has a replica learns whose record is damaged, whatever of it is, and with the very version
+/// from there all is as before.
+#[test]
+fn a_damaged_record_is_told_and_repaired_and_its_segment_can_go() {
+    for (before, knows_key) in [(usize::MAX, true), (32, false), (0, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        written(dir.path(), true, |writer| {
+            for number in 0..200 {
+                let value = format!("value-of-{number:05}").repeat(10);
+                writer.put(&key(number), value.as_bytes(), version(number + 1), 0).unwrap();
+            }
+        });
+        match before {
+            usize::MAX => flip(dir.path(), b"value-of-00150", 3, 0),
+            before => flip(dir.path(), &key(150), 0, before),
+        }
+        let first = files(dir.path(), "log").remove(0);
+        let (store, _) = Store::open(small(dir.path())).unwrap();
+        assert_eq!(store.next_damaged(), None, "nobody has looked");
+        for _ in 0..3 {
+            assert_eq!(get(&store, &key(150), 1), Seen::Damaged);
+        }
+        let hash = koltso_storage::KeyHash::of(&key(150));
+        let expected = koltso_storage::DamagedRecord {
+            key: knows_key.then(|| key(150)),
+            from: 1,
+            partition: hash.partition(),
+            leaf: koltso_storage::leaf_of(hash),
+            version: version(151),
+        };
+        assert_eq!((store.next_damaged(), store.next_damaged()), (Some(expected), None));
+        assert_eq!(get(&store, &key(150), 1), Seen::Damaged);
+        assert_eq!(store.next_damaged(), None, "it was told a moment ago");
+        let root = store.digests().root(1, hash.partition());
+
+        let mut writer = store.writer().unwrap();
+        let value = "value-of-00150".repeat(10);
+        writer.put(&key(150), value.as_bytes(), version(151), 0).unwrap();
+        assert_eq!(value_of(&store, &key(150)), Some(value.clone().into_bytes()));
+        assert_eq!(store.digests().root(1, hash.partition()), root, "the same records");
+        soon("the repair is noticed", || store.stats().repaired_records == 1);
+        // Half of the segment is dead from here on: it is no longer left alone.
+        for number in 0..150 {
+            writer.put(&key(number), &[3; 100], version(9_000 + number), 0).unwrap();
+        }
+        soon("its segment goes", || !first.exists());
+        assert_eq!((store.stats().damaged_records, store.stats().repaired_records), (1, 1));
+        drop(writer);
+        store.close().unwrap();
+        drop(store);
+        let (store, _) = Store::open(small(dir.path())).unwrap();
+        assert_eq!(scan(&store, b"k", None, 1).len(), 200);
+        assert_eq!(value_of(&store, &key(150)), Some(value.into_bytes()));
+    }
+}
+
 /// Random damage, random operations: whatever is served was written, and nothing panics.
 #[test]
 fn random_flips_never_make_a_wrong_answer() {
