@@ -39,6 +39,7 @@ pub struct Topology {
     id: u64,
     /// `ranking[partition * nodes ..][..nodes]`.
     ranking: Vec<NodeIndex>,
+    partitions: usize,
 }
 
 /// A node's weight for each partition.
@@ -71,14 +72,24 @@ impl Topology {
     /// If `me` is not.
     #[must_use]
     pub fn of(membership: &Membership, me: &str) -> Self {
+        Self::of_partitions(membership, me, PARTITIONS)
+    }
+
+    /// As [`Topology::of`], with the first so many partitions only: for a simulation that has no keys
+    /// in others, and no time to compare them.
+    ///
+    /// # Panics
+    /// As [`Topology::of`]; when asked for a key of another partition.
+    #[must_use]
+    pub fn of_partitions(membership: &Membership, me: &str, partitions: usize) -> Self {
         let names: Vec<String> = membership.nodes().iter().map(|node| node.url.clone()).collect();
         let numbers = membership.nodes().iter().map(|node| node.number).collect();
         let me = names.iter().position(|name| name == me).expect("the caller has looked this node up in the list");
         let seeds: Vec<u64> = names.iter().map(|name| KeyHash::of(name.as_bytes()).0).collect();
         let weighted: Vec<(u64, Vec<u16>)> = seeds.iter().map(|&seed| (seed, weights(seed))).collect();
-        let mut ranking = Vec::with_capacity(PARTITIONS * names.len());
+        let mut ranking = Vec::with_capacity(partitions * names.len());
         let mut row: Vec<u8> = Vec::new();
-        for partition in 0..PARTITIONS {
+        for partition in 0..partitions {
             row.clear();
             row.extend(0..names.len() as u8);
             // The seed, which does not change with the others, decides between equal weights.
@@ -92,13 +103,19 @@ impl Topology {
         for &seed in &seeds {
             id = mix(id ^ seed);
         }
-        Self { names, numbers, me: NodeIndex(me as u8), id, ranking }
+        Self { names, numbers, me: NodeIndex(me as u8), id, ranking, partitions }
     }
 
     /// Number of nodes.
     #[must_use]
     pub fn nodes(&self) -> usize {
         self.names.len()
+    }
+
+    /// Number of partitions that have keys: [`PARTITIONS`], except in simulations.
+    #[must_use]
+    pub const fn partitions(&self) -> usize {
+        self.partitions
     }
 
     /// This node.
@@ -152,7 +169,7 @@ impl Topology {
     /// The replicas of a partition's records with this `from`: all nodes, if these are fewer.
     ///
     /// # Panics
-    /// Unless `partition` is below [`PARTITIONS`].
+    /// Unless `partition` is below [`Topology::partitions`].
     #[must_use]
     pub fn replicas_of(&self, partition: usize, from: u8) -> &[NodeIndex] {
         let ranked = self.ranked_for(partition);

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use koltso_model::{Flags, Key, PARTITIONS, Record, Standing, Told, Version, WallTime};
+use koltso_model::{Flags, Key, Record, Standing, Told, Version, WallTime};
 
 use super::Holdings;
 use crate::placement::{NodeIndex, Topology};
@@ -110,6 +110,11 @@ pub fn settled(now: WallTime) -> u64 {
     clock_of(seconds(now).saturating_sub(MARGIN_S))
 }
 
+/// Those of which there are several replicas.
+pub(super) fn froms_of(set: u64) -> impl Iterator<Item = u8> {
+    (2..=64_u8).filter(move |from| set & (1 << (from - 1)) != 0)
+}
+
 impl Board {
     /// Nothing is agreed yet.
     #[must_use]
@@ -174,7 +179,8 @@ impl Board {
         }
         let settled = self.settled().min(holdings.told().settled);
         let nodes = self.topology.nodes();
-        let seen = self.seen.entry(from).or_insert_with(|| vec![Seen::default(); PARTITIONS * nodes].into());
+        let places = self.topology.partitions() * nodes;
+        let seen = self.seen.entry(from).or_insert_with(|| vec![Seen::default(); places].into());
         for &(partition, arrivals) in partitions {
             let of_partition = &mut seen[usize::from(partition) * nodes..][..nodes];
             of_partition[peer.at()] = Seen { at: look.at, arrivals };
@@ -191,14 +197,15 @@ impl Board {
         }
     }
 
-    /// Of records with one replica, which is this node, only those count that may still come.
-    pub fn equal_with_itself(&self, holdings: &mut dyn Holdings) {
+    /// Of records with one replica, which is this node, only those count that may still come after
+    /// `look`.
+    pub fn equal_with_itself(&self, look: Look, holdings: &mut dyn Holdings) {
         let told = holdings.told();
         if told.froms & 1 == 0 {
             return;
         }
-        let clock = self.settled().min(told.settled);
-        for partition in 0..PARTITIONS as u16 {
+        let clock = clock_of(look.at.saturating_sub(MARGIN_S)).min(self.settled()).min(told.settled);
+        for partition in 0..self.topology.partitions() as u16 {
             if self.topology.replicas_of(usize::from(partition), 1) == [self.topology.me()] {
                 let arrivals = holdings.arrivals(1, partition);
                 holdings.agreed(1, partition, arrivals, clock);
@@ -212,11 +219,17 @@ impl Board {
         self.topology.peers().map(settled).min().unwrap_or(u64::MAX)
     }
 
-    /// The `from`s in use here or at a living peer, of which there are several replicas.
-    fn froms(&self, own: u64) -> impl Iterator<Item = u8> + '_ {
-        let living = self.members.iter().filter(|member| member.lives).filter_map(|member| member.told);
-        let all = living.fold(own, |all, told| all | told.froms);
-        (2..=64).filter(move |from| all & (1 << (from - 1)) != 0)
+    /// The `from`s in use here or at any peer, of which there are several replicas. Each pair compares
+    /// all of them, so that it is known of each.
+    fn froms(&self, own: u64) -> impl Iterator<Item = u8> + use<> {
+        froms_of(self.in_use(own))
+    }
+
+    /// The `from`s in use here, `own`, or at any peer, as in [`Told::froms`].
+    #[must_use]
+    pub fn in_use(&self, own: u64) -> u64 {
+        let heard = self.members.iter().filter_map(|member| member.told);
+        heard.fold(own, |all, told| all | told.froms)
     }
 
     fn at(&self, from: u8, partition: usize, node: NodeIndex) -> u32 {
@@ -247,7 +260,7 @@ impl Board {
         // A cluster in which nothing was written yet has no `from` in use.
         let widest = 1 << (self.topology.nodes().clamp(1, 64) - 1);
         for from in self.froms(own_froms | widest) {
-            for partition in 0..PARTITIONS {
+            for partition in 0..self.topology.partitions() {
                 let Some(others) = self.others(from, partition) else { continue };
                 progress.all += 1;
                 let (mut whole, mut met, mut missing) = (0, 0, 0);
@@ -270,7 +283,7 @@ impl Board {
     pub fn agreed(&self, own_froms: u64) -> u64 {
         let mut oldest = None;
         for from in self.froms(own_froms) {
-            for partition in 0..PARTITIONS {
+            for partition in 0..self.topology.partitions() {
                 let living = self.others(from, partition).into_iter().flatten();
                 for node in living.filter(|node| self.members[node.at()].lives) {
                     let at = self.at(from, partition, node);
@@ -316,7 +329,11 @@ impl Board {
         Some(Record {
             key: Key::new(key.clone()),
             value: Bytes::new(),
-            version: Version { clock: version.clock + 1, ..version },
+            // Above that one and below all later ones; no write of a node has its number.
+            version: match version.node {
+                u16::MAX => Version { clock: version.clock + 1, ..version },
+                _ => Version { node: u16::MAX, ..version },
+            },
             expires_at_ms: 0,
             flags: Flags::new(from).tombstone(),
             attributes: Bytes::new(),

@@ -13,10 +13,10 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
-use koltso_model::{ExchangeReply, ExchangeRequest, LEAVES, LeafSet, PARTITIONS, Record, Standing, Told, WallTime};
+use koltso_model::{ExchangeReply, ExchangeRequest, LEAVES, LeafSet, Record, Standing, Told, WallTime};
 
 use super::answering::{is_of, plausible};
-use super::board::Look;
+use super::board::{Look, froms_of};
 use super::decision::{Views, decide};
 use super::pair::Pair;
 use super::{Agreeing, CREDIT, Holdings, LISTING_BYTES, Listed, differing, leaf_set};
@@ -418,17 +418,17 @@ impl Comparison {
     fn plan(&mut self, now: WallTime, board: &mut dyn Agreeing, holdings: &mut dyn Holdings) {
         let own = holdings.told();
         if self.pair.asks(own.standing, self.told.standing) {
-            let mut froms = own.froms | self.told.froms;
+            let mut froms = own.froms;
             if own.standing != Standing::Whole || self.told.standing != Standing::Whole {
                 // So that something was compared also where nothing was written.
                 froms |= 1 << (self.pair.nodes().clamp(1, 64) - 1);
             }
-            for from in (2..=64_u8).filter(|from| froms & (1 << (from - 1)) != 0) {
+            for from in froms_of(board.in_use(froms)) {
                 self.tasks.push_back(Task::Look { from, nth: 1, of: None, not_before: 0 });
             }
         }
-        board.equal_with_itself(holdings);
         let look = board.look(now, holdings);
+        board.equal_with_itself(look, holdings);
         for from in (1..=64_u8).filter(|from| own.froms & (1 << (from - 1)) != 0) {
             let (mut leaves, mut handed) = (Vec::new(), Vec::new());
             for partition in self.pair.strange(from) {
@@ -453,7 +453,8 @@ impl Comparison {
     }
 
     fn harmless(&mut self, from: u8) -> &mut [u64] {
-        self.harmless.entry(from).or_insert_with(|| vec![0; PARTITIONS].into())
+        let partitions = self.pair.partitions();
+        self.harmless.entry(from).or_insert_with(|| vec![0; partitions].into())
     }
 
     fn compare_roots(

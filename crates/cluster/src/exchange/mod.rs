@@ -110,7 +110,10 @@ pub trait Agreeing {
     fn equal(&mut self, peer: NodeIndex, from: u8, partitions: &[(u16, u32)], look: Look, holdings: &mut dyn Holdings);
 
     /// See [`Board::equal_with_itself`].
-    fn equal_with_itself(&mut self, holdings: &mut dyn Holdings);
+    fn equal_with_itself(&mut self, look: Look, holdings: &mut dyn Holdings);
+
+    /// See [`Board::in_use`].
+    fn in_use(&mut self, own: u64) -> u64;
 
     /// See [`Board::returned`].
     fn returned(&mut self, peer: NodeIndex, place: (&Bytes, u16), from: u8, version: Version) -> Option<Record<Bytes>>;
@@ -129,8 +132,12 @@ impl Agreeing for Board {
         Self::equal(self, peer, from, partitions, look, holdings);
     }
 
-    fn equal_with_itself(&mut self, holdings: &mut dyn Holdings) {
-        Self::equal_with_itself(self, holdings);
+    fn equal_with_itself(&mut self, look: Look, holdings: &mut dyn Holdings) {
+        Self::equal_with_itself(self, look, holdings);
+    }
+
+    fn in_use(&mut self, own: u64) -> u64 {
+        Self::in_use(self, own)
     }
 
     fn returned(&mut self, peer: NodeIndex, place: (&Bytes, u16), from: u8, version: Version) -> Option<Record<Bytes>> {

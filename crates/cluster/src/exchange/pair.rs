@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use koltso_model::{PARTITIONS, Standing};
+use koltso_model::Standing;
 
 use crate::placement::{NodeIndex, Topology};
 
@@ -30,6 +30,10 @@ impl Pair {
         self.topology.nodes()
     }
 
+    pub(super) fn partitions(&self) -> usize {
+        self.topology.partitions()
+    }
+
     /// Whether a node is a replica of a partition's records with this `from`.
     fn is_replica(&self, node: NodeIndex, from: u8, partition: u16) -> bool {
         self.topology.replicas_of(usize::from(partition), from).contains(&node)
@@ -50,13 +54,13 @@ impl Pair {
     /// The partitions of which both are replicas, ascending. Both nodes of a pair get the same.
     #[must_use]
     pub fn shared(&self, from: u8) -> Vec<u16> {
-        let all = 0..PARTITIONS as u16;
+        let all = 0..self.partitions() as u16;
         all.filter(|&partition| self.is_mine(from, partition) && self.is_theirs(from, partition)).collect()
     }
 
     /// The partitions of the peer's that this node is no replica of, ascending.
     pub fn strange(&self, from: u8) -> impl Iterator<Item = u16> + '_ {
-        let all = 0..PARTITIONS as u16;
+        let all = 0..self.partitions() as u16;
         all.filter(move |&partition| !self.is_mine(from, partition) && self.is_theirs(from, partition))
     }
 
@@ -76,7 +80,7 @@ impl Pair {
     #[must_use]
     pub fn begins_at(&self) -> u16 {
         let (nodes, sum) = (self.topology.nodes(), self.topology.me().at() + self.peer.at());
-        ((sum % nodes) * PARTITIONS / nodes) as u16
+        ((sum % nodes) * self.partitions() / nodes) as u16
     }
 }
 
