@@ -184,6 +184,8 @@ impl Dispatch {
             let executed = self.replica.execute(&Operation::Read { key, want }, now_ms(), |outcome| match outcome {
                 // Another replica may have an intact copy.
                 Outcome::Damaged if cluster.is_some() => None,
+                // Others have what this node may lack.
+                Outcome::Refused(Refused::Rebuilding) if cluster.is_some() => None,
                 outcome => Some(finish(Answer { result: Ok(outcome), written: None, replicas })),
             });
             match executed {

@@ -7,7 +7,7 @@ pub mod access;
 pub mod dispatch;
 
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use koltso_instrument::Mutex;
@@ -114,6 +114,12 @@ impl Node {
     /// The number of nodes in the cluster; 1 without one.
     pub fn nodes(&self) -> u64 {
         self.cluster.as_ref().map_or(1, |cluster| cluster.topology.nodes() as u64)
+    }
+
+    /// Whether this node has what it confirmed, for the replicas of its cores, which look at it
+    /// before each read. One without a cluster has.
+    pub fn whole(&self) -> Arc<AtomicBool> {
+        Arc::new(AtomicBool::new(true))
     }
 
     /// Notes that one more core serves requests and peers.

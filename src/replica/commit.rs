@@ -196,6 +196,7 @@ async fn sync(batch: &SyncBatch, files: &mut HashMap<u64, File>) -> std::io::Res
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
 
     use koltso_profiling::capture::{Capture, Event};
     use koltso_profiling::locks;
@@ -230,7 +231,8 @@ mod tests {
         let mut runtime =
             monoio::RuntimeBuilder::<monoio::FusionDriver>::new().enable_timer().build().expect("a runtime");
         runtime.block_on(async {
-            let replica = Rc::new(Replica::new(store.clone(), store.writer().expect("room"), SyncMode::Always));
+            let (writer, whole) = (store.writer().expect("room"), Arc::new(AtomicBool::new(true)));
+            let replica = Rc::new(Replica::new(store.clone(), writer, SyncMode::Always, whole));
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|client| {
                     let (replica, waited) = (replica.clone(), waited.clone());

@@ -18,6 +18,7 @@ use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -33,6 +34,8 @@ pub struct Replica {
     writer: SharedWriter,
     /// The core's group commit; `None` except in the mode "always".
     commit: Option<Rc<Commit>>,
+    /// Whether this node has what it confirmed. Until then it answers no reads.
+    whole: Arc<AtomicBool>,
 }
 
 /// Bytes that a read found.
@@ -110,20 +113,27 @@ const fn refused(error: &WriteError) -> Refused {
 impl Replica {
     /// Takes a core's writer; in the mode "always" it also starts the core's group commit. Must be
     /// called on the core's runtime.
-    pub fn new(store: Arc<Store>, writer: Writer, sync: SyncMode) -> Self {
+    pub fn new(store: Arc<Store>, writer: Writer, sync: SyncMode, whole: Arc<AtomicBool>) -> Self {
         let writer = Rc::new(RefCell::new(Some(writer)));
         let commit = (sync == SyncMode::Always).then(|| {
             let commit = Rc::new(Commit::default());
             monoio::spawn(commit::run(commit.clone(), writer.clone()));
             commit
         });
-        Self { store, writer, commit }
+        Self { store, writer, commit, whole }
     }
 
     /// The store, for ranges and figures.
     #[inline]
     pub const fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// Whether this node has what it confirmed, so that what it finds, or does not find, is an
+    /// answer.
+    #[inline]
+    pub fn answers_reads(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
     }
 
     /// Does an operation. `then` is given the outcome if that is there at once; it must be short,
@@ -136,6 +146,9 @@ impl Replica {
         then: impl FnOnce(Outcome<Contents<'_>>) -> R,
     ) -> Executed<R> {
         match operation {
+            Operation::Read { .. } if !self.answers_reads() => {
+                Executed::Now(then(Outcome::Refused(Refused::Rebuilding)))
+            }
             Operation::Read { key, want } => Executed::Now(self.read(key, *want, now_ms, then)),
             Operation::Write(record) => match self.confirm(self.write(record)) {
                 Executed::Now(outcome) => Executed::Now(then(outcome.map(Contents::Shared))),

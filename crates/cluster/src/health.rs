@@ -15,6 +15,9 @@
 //! any order, one for each request: a pong says that the peer lives, and nothing of the requests
 //! before its ping, which may wait for a disk.
 //!
+//! A replica that refuses reads since it is *rebuilding* is well for all else: its circuit stays
+//! closed, and for a while reads prefer others.
+//!
 //! Owner: one coordinator. Bounds: a few words a peer. Invariants:
 //! 1. A core that was itself asleep blames nobody: time in which it did not tick is not counted as
 //!    a peer's silence.
@@ -36,6 +39,8 @@ pub const PROBE_PATIENCE_MICROS: u64 = 1_000_000;
 pub const PING_MICROS: u64 = 1_000_000;
 /// A tick that is later than this says that this core was asleep.
 pub const ASLEEP_MICROS: u64 = 40_000;
+/// A replica that refused a read because it is rebuilding is asked last for this long.
+pub const REFUSED_READ_MICROS: u64 = 1_000_000;
 /// One read in so many may be hedged.
 pub const HEDGE_SHARE: u32 = 20;
 /// Hedges that can be saved up for a bad moment.
@@ -72,6 +77,8 @@ pub struct PeerHealth {
     /// its way, tells no round trip.
     probes: u32,
     next_probe: u64,
+    /// Until when reads prefer others, because it refused one: it is rebuilding.
+    refuses_until: u64,
     /// Moving average of the round trips, in µs.
     latency: u64,
     /// Estimate of their 95th percentile, in µs.
@@ -100,6 +107,7 @@ impl Default for PeerHealth {
             probe_sent: None,
             probes: 0,
             next_probe: 0,
+            refuses_until: 0,
             latency: LATENCY_AT_START,
             p95: 2 * LATENCY_AT_START,
             round_trips: RoundTrips::default(),
@@ -207,6 +215,7 @@ impl PeerHealth {
     pub(crate) fn connected_now(&mut self, now: u64) {
         self.connected = true;
         self.open = false;
+        self.refuses_until = 0;
         self.unanswered = 0;
         self.probe_sent = None;
         self.next_probe = now + PING_MICROS;
@@ -280,6 +289,17 @@ pub(crate) struct Tick {
     pub(crate) opened: bool,
 }
 
+/// What a replica is worth to a read, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ReadRank {
+    /// It answers.
+    Usable,
+    /// It said lately that it is rebuilding; it costs a round trip to hear that again.
+    Refuses,
+    /// It is silent, or there is no connection to it.
+    Unusable,
+}
+
 /// All peers of a node, as one core sees them.
 #[derive(Debug)]
 pub struct Health {
@@ -316,14 +336,29 @@ impl Health {
         node == self.me || self.peers[node.at()].usable()
     }
 
+    /// Whether a node is asked to read without need: it is usable, and has not said lately that it
+    /// is rebuilding.
+    #[inline]
+    pub(crate) fn answers_reads(&self, node: NodeIndex, now: u64) -> bool {
+        self.usable(node) && self.peers[node.at()].refuses_until <= now
+    }
+
+    /// A node, perhaps this one, has refused a read because it is rebuilding.
+    pub(crate) fn refused_read(&mut self, node: NodeIndex, now: u64) {
+        self.peers[node.at()].refuses_until = now + REFUSED_READ_MICROS;
+    }
+
     /// Lower is better: what reads go by.
     #[inline]
-    pub(crate) fn order(&self, node: NodeIndex, now: u64) -> (bool, u64) {
-        if node == self.me {
-            return (false, 0);
-        }
+    pub(crate) fn order(&self, node: NodeIndex, now: u64) -> (ReadRank, u64) {
         let peer = &self.peers[node.at()];
-        (!peer.usable(), peer.score(now) + 1)
+        let (is_usable, score) = if node == self.me { (true, 0) } else { (peer.usable(), peer.score(now) + 1) };
+        let rank = match (is_usable, peer.refuses_until > now) {
+            (true, false) => ReadRank::Usable,
+            (true, true) => ReadRank::Refuses,
+            (false, _) => ReadRank::Unusable,
+        };
+        (rank, score)
     }
 
     /// A read begins: a part of a hedge more.
@@ -402,6 +437,25 @@ mod tests {
         assert_eq!(peer.probed(2150 * MS, first), None);
         assert!(!peer.usable(), "it is back, or slow");
         assert_eq!(peer.probed(2151 * MS + PROBE_MICROS, second), Some(150 * MS));
+    }
+
+    #[test]
+    fn a_replica_that_refuses_reads_is_asked_last_for_a_while_and_stays_well() {
+        let mut health = Health::new(3, NodeIndex(0));
+        for node in [1, 2] {
+            health.peer_mut(NodeIndex(node)).connected_now(0);
+        }
+        for node in [0, 1] {
+            health.refused_read(NodeIndex(node), MS);
+            assert!(health.usable(NodeIndex(node)) && !health.answers_reads(NodeIndex(node), 2 * MS));
+            assert!(health.order(NodeIndex(2), 2 * MS) < health.order(NodeIndex(node), 2 * MS));
+            assert!(health.answers_reads(NodeIndex(node), MS + REFUSED_READ_MICROS));
+        }
+        // One that is down is no better, and one that was started again may be whole.
+        health.peer_mut(NodeIndex(2)).lost();
+        assert!(health.order(NodeIndex(1), 2 * MS) < health.order(NodeIndex(2), 2 * MS));
+        health.peer_mut(NodeIndex(1)).connected_now(3 * MS);
+        assert!(health.answers_reads(NodeIndex(1), 3 * MS));
     }
 
     #[test]

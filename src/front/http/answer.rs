@@ -177,7 +177,13 @@ impl Asked<'_> {
 /// Why there is no better answer: who did not answer, and what was wrong with those who did.
 fn shortage_sentence<'a>(shortage: &Shortage, answered: u32, name: impl Fn(NodeIndex) -> &'a str) -> String {
     let Shortage { needed, missing, useless, .. } = shortage;
-    let why = if shortage.disk_full { ", and a replica's disk is full" } else { "" };
+    let rebuilding = useless.iter().filter(|(_, why)| *why == Useless::Refused(Refused::Rebuilding)).count();
+    let why = match (shortage.disk_full, rebuilding) {
+        (true, _) => ", and a replica's disk is full".to_owned(),
+        (false, 0) => String::new(),
+        (false, 1) => ", and one replica is rebuilding".to_owned(),
+        (false, count) => format!(", and {count} replicas are rebuilding"),
+    };
     let silent = missing.iter().filter(|node| useless.iter().all(|(other, _)| other != *node));
     let mut who: Vec<String> = silent.map(|&node| name(node).to_owned()).collect();
     who.extend(useless.iter().map(|&(node, why)| format!("{} ({})", name(node), useless_text(why))));
@@ -261,6 +267,11 @@ mod tests {
             refused,
             "Only 1 of the 2 replicas needed answered in time; not so http://b (it is starting or stopping)."
         );
+        let rebuilding = Useless::Refused(Refused::Rebuilding);
+        let two = shortage_sentence(&shortage(&[1, 2], &[(1, rebuilding), (2, rebuilding)]), 1, name);
+        assert!(two.contains("in time, and 2 replicas are rebuilding; not so http://b (it is rebuilding"), "{two}");
+        let one = shortage_sentence(&shortage(&[1, 2], &[(2, rebuilding)]), 1, name);
+        assert!(one.contains("in time, and one replica is rebuilding; not so http://b, http://c (it is"), "{one}");
         // Both of two have answered, and one was of no use.
         for why in [Useless::Damaged, Useless::Stale, Useless::WithoutValue] {
             let both = shortage_sentence(&shortage(&[], &[(1, why)]), 2, name);

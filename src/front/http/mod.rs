@@ -134,7 +134,7 @@ impl Api {
     fn join(&self) -> Option<&Dispatch> {
         let (store, writer) = self.node.take_writer(self.core)?;
         let Node { config, clock, .. } = &*self.node;
-        let replica = Rc::new(Replica::new(store, writer, config.sync));
+        let replica = Rc::new(Replica::new(store, writer, config.sync, self.node.whole()));
         let cluster = self.node.cluster.as_ref().map(|cluster| {
             member::MemberDriver::start((config, clock), cluster, self.core, replica.clone(), self.turn.clone())
                 .expect("the replica address was bound at the start, and nobody else can listen there")
@@ -328,6 +328,9 @@ impl Api {
         let Some(dispatch) = self.dispatch() else {
             return self.refuse(RequestKind::Range, &recovering(), reply);
         };
+        if !dispatch.replica().answers_reads() {
+            return self.refuse(RequestKind::Range, &may_lack_records(), reply);
+        }
         reply.tag(tag(RequestKind::Range, 200));
         reply.stream_head(range.framing.content_type());
         let store = dispatch.replica().store().clone();
@@ -346,6 +349,12 @@ fn clock_ahead() -> Option<Refusal> {
         );
         Refusal { status: 503, sentence: sentence.into() }
     })
+}
+
+fn may_lack_records() -> Refusal {
+    let sentence = "This node may lack records until it has compared its data with the other nodes (koltso status shows \
+                    how far it is): ask another one for the range.";
+    Refusal { status: 503, sentence: sentence.into() }
 }
 
 fn recovering() -> Refusal {

@@ -22,8 +22,8 @@
 //! stale replicas among the answers are written to for that. Others that were found stale or
 //! damaged are repaired behind the answer.
 //!
-//! A replica that cannot be asked, or falls silent, is replaced by another of `from` where there is
-//! one; where there is none, it is asked all the same. Every operation has a deadline.
+//! A replica that cannot be asked, falls silent, or refuses a read because it is rebuilding, is
+//! replaced by another of `from` where there is one; where there is none, it is asked all the same. Every operation has a deadline.
 //!
 //! Owner: one core. Bounds: [`Settings::in_flight_max`] operations; a replica is asked at most once
 //! a stage, and for a value or with a repair once for each version that comes to be the newest.
@@ -359,6 +359,9 @@ impl Coordinator {
             let latency = op.as_ref().filter(|_| first).map(|op| now.micros.saturating_sub(op.begun));
             self.health.peer_mut(node).replied(now.micros, latency);
         }
+        if matches!(outcome, Outcome::Refused(Refused::Rebuilding)) {
+            self.health.refused_read(node, now.micros);
+        }
         let Some(op) = op else {
             return;
         };
@@ -617,7 +620,12 @@ impl Coordinator {
         };
         let here = bit(rank);
         let mut as_well = 0;
-        let usable = ranks(op.unasked()).filter(|&rank| self.health.usable(op.replicas[rank])).count() as u32;
+        let is_read = matches!(op.work, Work::Read(_));
+        let is_usable = |rank: &usize| match op.replicas[*rank] {
+            node if is_read => self.health.answers_reads(node, now.micros),
+            node => self.health.usable(node),
+        };
+        let usable = ranks(op.unasked()).filter(is_usable).count() as u32;
         if op.pending() & here != 0 {
             let others = op.answers() + op.pending().count_ones() - 1 + usable;
             if certain || op.token.is_none() {

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::types::{Action, Stage};
 use super::{Coordinator, Op, Work, bit, ranks};
 use crate::Now;
+use crate::health::ReadRank;
 
 /// What a replica said it has.
 #[derive(Clone, Debug)]
@@ -123,7 +124,7 @@ impl Coordinator {
         };
         let ranked = &op.replicas;
         let unasked = ranks(op.unasked());
-        let mut order: SmallVec<[((bool, u64), usize); 4]> =
+        let mut order: SmallVec<[((ReadRank, u64), usize); 4]> =
             unasked.map(|rank| (self.health.order(ranked[rank], now.micros), rank)).collect();
         if order.len() > 1 {
             order.sort_unstable();
@@ -149,7 +150,7 @@ impl Coordinator {
         let ranked = &op.replicas;
         let slow = ranks(op.pending())
             .any(|rank| ranked[rank] != self.topology.me() && waited > self.health.peer(ranked[rank]).hedge_after());
-        let other = ranks(op.unasked()).any(|rank| self.health.usable(ranked[rank]));
+        let other = ranks(op.unasked()).any(|rank| self.health.answers_reads(ranked[rank], now.micros));
         if !slow || !other || !self.health.spend_hedge() {
             return;
         }

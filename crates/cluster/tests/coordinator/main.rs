@@ -9,7 +9,7 @@
 //! lost B                             the connection has ended
 //! failed B                           its oldest request was not sent
 //! pong B
-//! A: applied, newer 9, full, broken  a reply to the oldest request of that node
+//! A: applied, newer 9, full, broken, rebuilding  a reply to the oldest request of that node
 //! A: has 5, deleted 5, nothing, damaged
 //! again B: applied                   one more reply to the last one replied to
 //! put 2/3 at 50, delete, get, head
@@ -23,6 +23,7 @@
 
 mod ailing_peers;
 mod reads;
+mod rebuilding;
 mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -134,6 +135,7 @@ impl Scene {
             "newer" => Outcome::Superseded(number()),
             "full" => Outcome::Refused(Refused::DiskFull),
             "broken" => Outcome::Refused(Refused::Failed),
+            "rebuilding" => Outcome::Refused(Refused::Rebuilding),
             "nothing" => Outcome::Absent(None),
             "deleted" => Outcome::Absent(Some(Tombstone { version: number(), flags: FLAGS })),
             "damaged" => Outcome::Damaged,
