@@ -26,7 +26,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use koltso_profiling::alloc::Sampling;
 
-use crate::commands::{bench, client, local, profile, serve};
+use crate::commands::{bench, client, local, profile, serve, status};
 
 #[global_allocator]
 static ALLOCATOR: Sampling<mimalloc::MiMalloc> = Sampling::new(mimalloc::MiMalloc);
@@ -58,6 +58,8 @@ enum Command {
     Scan(client::Scan),
     /// Captures a profile of a running node, or shows one that was saved
     Profile(profile::Profile),
+    /// Shows the nodes of a cluster, and whether it is whole
+    Status(status::Status),
 }
 
 /// A wrong flag is one line and exit code 2. Help and version are not errors.
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
             Command::Delete(delete) => client::run(|| delete.run()),
             Command::Scan(scan) => client::run(|| scan.run()),
             Command::Profile(profile) => client::run(|| profile.run()),
+            Command::Status(status) => status.run(),
         },
     };
     logging::end();

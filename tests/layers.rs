@@ -60,6 +60,7 @@ fn no_file_of_a_folder_imports_itself_by_way_of_others() {
         ("commands/bench", "event_loop", "tally"),
         ("commands/client", "scan", "show"),
         ("commands/profile", "files", "output"),
+        ("commands/status", "table", "overview"),
     ] {
         let place = source().join(folder);
         let mut modules = layers::modules(&place, "super::");

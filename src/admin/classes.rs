@@ -63,6 +63,7 @@ pub const RULES: Rules = Rules {
         ("koltso-health", None),
         ("koltso-progress", None),
         ("koltso-signals", None),
+        ("koltso-status", None),
     ],
     modules: &[
         ("koltso::front", Some(HTTP)),

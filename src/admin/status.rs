@@ -1,5 +1,6 @@
 //! `/status`: one JSON document for people and scripts.
 
+use koltso_storage::{Env as _, RealEnv};
 use serde_json::json;
 
 use crate::logging;
@@ -85,6 +86,8 @@ pub fn document(node: &Node) -> String {
             "live_bytes": stats.live_bytes,
             "dead_bytes": stats.dead_bytes,
             "disk_bytes": stats.disk_bytes,
+            // What the file system of the data folder has left; null if it does not say.
+            "disk_free_bytes": RealEnv.space(&config.data).ok().map(|space| space.free),
             "segments": stats.segments,
             "damaged_records": stats.damaged_records,
             "repaired_records": stats.repaired_records,

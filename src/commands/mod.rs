@@ -1,5 +1,5 @@
 //! The commands, one module each: a node, a whole cluster on this machine, a client of a node,
-//! load, profiles.
+//! load, profiles, how a cluster is.
 
 pub mod bench;
 pub mod client;
@@ -7,3 +7,4 @@ pub mod http_client;
 pub mod local;
 pub mod profile;
 pub mod serve;
+pub mod status;

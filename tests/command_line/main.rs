@@ -11,6 +11,7 @@ mod control_plane;
 mod landing;
 mod records;
 mod starting;
+mod status;
 mod strangers;
 mod tokens;
 mod usage;

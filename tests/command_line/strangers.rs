@@ -60,6 +60,7 @@ fn an_answer_of_another_server_is_asked_about_with_its_address() {
             &["delete", "key", "--url", &url],
             &["scan", "--url", &url],
             &["profile", "--event", "heap", &url],
+            &["status", "--url", &url],
         ] {
             let output = run(args);
             let sentence = assert_one_sentence(&format!("{args:?}"), &output);
@@ -101,7 +102,7 @@ fn a_closed_port_and_a_silent_one_are_plain_sentences_in_time() {
     assert!(sentence.contains(&format!("does anybody listen at {nobody}?")), "{sentence}");
     let sentence = assert_one_sentence("profile", &run(&["profile", "--event", "heap", &nobody]));
     assert!(sentence.contains(&nobody) && sentence.contains("nobody listens there"), "{sentence}");
-    for command in [&["get", "key"][..], &["put", "key", "value"], &["delete", "key"], &["scan"]] {
+    for command in [&["get", "key"][..], &["put", "key", "value"], &["delete", "key"], &["scan"], &["status"]] {
         let args = |url| [command, &["--timeout", "400ms", "--url", url]].concat();
         let sentence = assert_one_sentence("nobody", &run(&args(&nobody)));
         assert!(sentence.contains(&nobody) && sentence.contains("nobody listens there"), "{command:?}: {sentence}");

@@ -3,7 +3,7 @@
 
 use crate::{assert_one_sentence, run};
 
-const COMMANDS: [&str; 8] = ["serve", "local", "bench", "get", "put", "delete", "scan", "profile"];
+const COMMANDS: [&str; 9] = ["serve", "local", "bench", "get", "put", "delete", "scan", "profile", "status"];
 
 #[test]
 fn a_wrong_command_line_says_what_was_meant_and_the_usage_of_the_command() {
