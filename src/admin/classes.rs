@@ -54,6 +54,7 @@ pub const RULES: Rules = Rules {
         ("koltso-hints-", None),
         ("koltso-hintsync", None),
         ("koltso-replay-", None),
+        ("koltso-standing", None),
         ("koltso-names-", None),
         ("koltso-stalls", None),
         ("koltso-stalled", None),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use koltso_cluster::health::{self, ROUND_TRIP_BOUNDS};
 use koltso_cluster::placement::NodeIndex;
+use koltso_model::Standing;
 use koltso_storage::Stats;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
@@ -320,6 +321,14 @@ fn encode_cluster(encoder: &mut DescriptorEncoder<'_>, cluster: &Cluster) -> std
     for (node, peer) in &peers {
         RoundTrips(peer.round_trips).encode(family.encode_family(&labels(*node))?)?;
     }
+    let standing = cluster.standing().map(|standing| standing.standing());
+    let rebuilding = u64::from(standing == Some(Standing::Rebuilding));
+    gauge(
+        encoder,
+        "koltso_rebuilding",
+        "1 while this node may lack what it confirmed, and answers no reads",
+        rebuilding,
+    )?;
     let counted = cluster.peers.counters();
     let [requests, bytes_in, bytes_out] = cluster.peers.served_in_all();
     for (name, help, value) in [

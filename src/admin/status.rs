@@ -65,6 +65,8 @@ fn members(cluster: &Cluster) -> serde_json::Value {
         "number": cluster.number(),
         "epoch": cluster.membership.epoch(),
         "peers": peers.collect::<Vec<_>>(),
+        // Since when this node is rebuilding; null unless it is.
+        "rebuilding_since_ms": cluster.standing().map(|standing| standing.since_ms()).filter(|&since| since > 0),
         // With all whole peers together.
         "repair": { "partitions_done": partitions_done, "partitions_all": partitions_all },
         "refused": cluster.peers.refusal(),
@@ -124,6 +126,8 @@ pub fn document(node: &Node) -> String {
         "id": node.id.to_string(),
         "version": env!("CARGO_PKG_VERSION"),
         "state": node.state(),
+        // New, whole or rebuilding; null until the store is open.
+        "standing": node.standing().map(standing_name),
         "runtime": node.runtime.name(),
         "ring_flags": ring_flags,
         "connections": node.connections.connections(),

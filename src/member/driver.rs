@@ -407,7 +407,8 @@ impl LinkHandler for MemberDriver {
         }
     }
 
-    fn connected(&self, peer: usize, _: &PeerIdentity, now: Instant) {
+    fn connected(&self, peer: usize, identity: &PeerIdentity, now: Instant) {
+        self.cluster.met(identity);
         self.member.borrow_mut().connected(self.at(now), NodeIndex(peer as u8));
         self.cluster.peers.connected(NodeIndex(peer as u8), self.core);
         let link = self.links.borrow().get(peer).and_then(Clone::clone);

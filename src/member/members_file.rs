@@ -16,7 +16,7 @@
 //! node's, and refused. One without these files is taken: that of a node that was alone joins a
 //! cluster so, and one of a cluster that is started without a list serves what it has, alone.
 //!
-//! `identity`: 128 random bits, made at the folder's first start and kept. `members`: the numbers
+//! `identity`: the time and random bits, made at the folder's first start and kept. `members`: the numbers
 //! of the cluster's nodes, made at the first start with `--cluster`; from then on they come from
 //! here, and the list given at a start only says who is listed.
 
@@ -28,6 +28,8 @@ use koltso_cluster::membership::{MemberNode, Membership, MembershipError};
 use koltso_instrument::waiting;
 use koltso_model::NodeId;
 use koltso_storage::open_own;
+
+use crate::replica::clock::now_ms;
 
 const IDENTITY_FILE: &str = "identity";
 const MEMBERS_FILE: &str = "members";
@@ -79,14 +81,25 @@ pub enum MembersError {
     List(#[from] MembershipError),
 }
 
-fn sealed(mut text: String) -> String {
+impl MembersError {
+    pub(super) fn io(file: &'static str, folder: &Path, error: io::Error) -> Self {
+        Self::Io { file, folder: folder.display().to_string(), error }
+    }
+
+    pub(super) fn damaged(file: &'static str, folder: &Path) -> Self {
+        Self::Damaged { file, folder: folder.display().to_string() }
+    }
+}
+
+/// The text with a line behind it that has its checksum.
+pub(super) fn sealed(mut text: String) -> String {
     let crc = crc32c::crc32c(text.as_bytes());
     text.push_str(&format!("crc32c {crc:08x}\n"));
     text
 }
 
 /// The lines between the first, which has to be `head`, and the checksum, which has to be right.
-fn unsealed<'a>(text: &'a str, head: &str) -> Option<impl Iterator<Item = &'a str>> {
+pub(super) fn unsealed<'a>(text: &'a str, head: &str) -> Option<impl Iterator<Item = &'a str>> {
     let at = text.rfind("crc32c ")?;
     let body = &text[..at];
     let mut lines = body.strip_suffix('\n')?.lines();
@@ -136,7 +149,7 @@ fn read_members(text: &str) -> Option<Membership> {
     Membership::from_parts(epoch, nodes, former).ok()
 }
 
-fn read(folder: &Path, file: &'static str) -> Result<Option<String>, MembersError> {
+pub(super) fn read(folder: &Path, file: &'static str) -> Result<Option<String>, MembersError> {
     let failed = |error| MembersError::Io { file, folder: folder.display().to_string(), error };
     let damaged = || MembersError::Damaged { file, folder: folder.display().to_string() };
     let mut bytes = Vec::new();
@@ -151,7 +164,7 @@ fn read(folder: &Path, file: &'static str) -> Result<Option<String>, MembersErro
     String::from_utf8(bytes).map(Some).map_err(|_| damaged())
 }
 
-fn replace(folder: &Path, file: &'static str, text: &str) -> Result<(), MembersError> {
+pub(super) fn replace(folder: &Path, file: &'static str, text: &str) -> Result<(), MembersError> {
     let write = || -> io::Result<()> {
         let unfinished = folder.join(format!("{file}-new"));
         let mut new = open_own(OpenOptions::new().create(true).truncate(true).write(true), &unfinished)?;
@@ -180,8 +193,7 @@ pub fn identity_in(folder: &Path) -> Result<NodeId, MembersError> {
     let io_error = |error| MembersError::Io { file: IDENTITY_FILE, folder: folder.display().to_string(), error };
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).map_err(|error| io_error(io::Error::other(error)))?;
-    // (All zeros would say that there is none.)
-    Ok(NodeId(u128::from_le_bytes(bytes) | 1))
+    Ok(NodeId::made(now_ms(), u128::from_le_bytes(bytes)))
 }
 
 /// The membership of the nodes in a list, of which `me` has this identity, with the numbers that

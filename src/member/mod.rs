@@ -8,6 +8,7 @@
 //! - `names.rs`: where the peers are, looked up at each dial.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
 //! - `replay.rs`: the connections over which missed writes are replayed.
+//! - `standing.rs`: whether this node has what it confirmed, and whom it remembers.
 //! - `urls.rs`: what a sentence between nodes says of numbers, with URLs for them.
 //!
 //! Every core has a coordinator and one link to each peer of its own, so that no request is handed
@@ -20,6 +21,7 @@ mod names;
 mod peers;
 mod replay;
 mod replica;
+mod standing;
 mod urls;
 
 use std::net::{IpAddr, TcpListener};
@@ -31,16 +33,19 @@ use koltso_cluster::membership::Membership;
 use koltso_cluster::placement::{NodeIndex, Topology};
 use koltso_hints::Keeper;
 use koltso_instrument::Mutex;
-use koltso_net::replica::{Acquaintances, Features, Identity, Introduction, NoMemory, NodeId};
+use koltso_net::replica::{Features, Identity, NodeId, PeerIdentity};
 use koltso_net::server::Shared;
 use socket2::Socket;
 
 pub use self::driver::{MemberDriver, Submitted, Ticket};
 pub use self::figures::{RepairFigures, Repairs, standing_name};
+use self::members_file::MembersError;
 use self::names::PeerName;
 pub use self::peers::{PeerFigures, PeerState, Peers};
+pub use self::standing::{OwnStanding, Starting};
 use self::urls::UrlsByNumber;
 
+use crate::replica::clock::Clock;
 use crate::settings;
 
 /// Replica connections that the kernel holds until a core accepts them.
@@ -71,6 +76,7 @@ pub struct Cluster {
     /// The moment from which time is counted where it is told in µs.
     pub origin: Instant,
     hints: OnceLock<Arc<Keeper>>,
+    standing: OnceLock<Arc<OwnStanding>>,
     /// Bound, one a core. Nobody can connect before its core serves.
     listeners: Mutex<Vec<Option<Socket>>>,
 }
@@ -112,8 +118,41 @@ impl Cluster {
             budget,
             origin,
             hints,
+            standing: OnceLock::new(),
             listeners,
         })
+    }
+
+    /// Reads from the data folder how this node stands and whom it remembers, counts the start, and
+    /// goes on to write it down. `lived_ms` and `has_records` are of the folder before this start:
+    /// see [`Starting`].
+    ///
+    /// # Errors
+    /// See [`MembersError`].
+    pub fn start_standing(
+        &self,
+        folder: &std::path::Path,
+        (has_records, lived_ms): (bool, u64),
+        clock: &Arc<Clock>,
+    ) -> Result<(), MembersError> {
+        let members = self.topology.peers().map(|node| self.topology.number(node)).collect();
+        let starting = Starting { folder, id: self.id, has_records, lived_ms };
+        let standing = Arc::new(OwnStanding::open(starting, members, self.urls_by_number())?);
+        standing.start_writing(clock.clone()).map_err(|error| MembersError::io("standing", folder, error))?;
+        assert!(self.standing.set(standing).is_ok(), "the folder is started once");
+        Ok(())
+    }
+
+    /// How this node stands, and whom it remembers; `None` until the store is open.
+    pub fn standing(&self) -> Option<&Arc<OwnStanding>> {
+        self.standing.get()
+    }
+
+    /// A handshake with a peer is complete, and nothing that follows it has been handled.
+    fn met(&self, peer: &PeerIdentity) {
+        if let Some(standing) = self.standing() {
+            standing.met(peer);
+        }
     }
 
     /// Starts to keep hints in the data folder, and to replay those that are there.
@@ -138,6 +177,9 @@ impl Cluster {
             return;
         };
         for node in self.topology.peers() {
+            if let Some(standing) = self.standing().filter(|_| self.peers.state(node) == PeerState::Up) {
+                standing.heard(self.topology.number(node));
+            }
             let needs_repair = hints.figures(node.at()).needs_repair;
             if !needs_repair && self.peers.away(node) > replay::age_max() {
                 hints.mark(node.at(), "it was away for longer than hints are kept");
@@ -162,15 +204,15 @@ impl Cluster {
             topology: self.topology.id(),
             topology_number: self.membership.epoch(),
             node: self.number(),
-            introduction: Introduction { id: self.id, ..Introduction::default() },
+            introduction: self.acquaintances().introduction(),
             features: Features::KNOWN,
             secret: self.config.secret.clone(),
         }
     }
 
-    /// Whom this node remembers: nobody yet.
-    fn acquaintances(&self) -> Arc<dyn Acquaintances> {
-        Arc::new(NoMemory)
+    /// Whom this node remembers. Nobody connects before the store is open.
+    fn acquaintances(&self) -> Arc<OwnStanding> {
+        self.standing.get().expect("the folder is started before anybody connects").clone()
     }
 
     /// What nodes are called for people.

@@ -16,6 +16,7 @@ use koltso_net::replica::{Acquaintances, Features, Identity, Purpose, Reply, Req
 
 use super::Cluster;
 use super::names::PeerName;
+use super::standing::OwnStanding;
 use super::urls::UrlsByNumber;
 use crate::replica::clock::{elapsed_ms, now_wall, told_ms};
 
@@ -27,6 +28,8 @@ struct Dialer {
     addresses: Vec<(Arc<PeerName>, u16)>,
     identity: Identity,
     acquaintances: Arc<dyn Acquaintances>,
+    /// Is told whom a dial has met; `None` in tests.
+    standing: Option<Arc<OwnStanding>>,
     urls: UrlsByNumber,
 }
 
@@ -52,6 +55,7 @@ pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keepe
         addresses,
         identity: cluster.identity(),
         acquaintances: cluster.acquaintances(),
+        standing: Some(cluster.acquaintances()),
         urls: cluster.urls_by_number(),
     };
     let peers = cluster.topology.peers();
@@ -77,6 +81,9 @@ impl Dial for Dialer {
             stop: None,
         };
         let connection = Connection::dial(&config).map_err(|e| self.urls.translated(&e.to_string()))?;
+        if let Some(standing) = &self.standing {
+            standing.met(connection.peer());
+        }
         let Identity { features, topology_number: epoch, .. } = self.identity;
         Ok(Box::new(Line { connection, features, epoch, buffer: Vec::new() }))
     }
@@ -213,6 +220,7 @@ mod tests {
             addresses: vec![(known(peer(records.len(), answers)), 2)],
             identity: identity(1),
             acquaintances: Arc::new(NoMemory),
+            standing: None,
             urls: UrlsByNumber::new([]),
         };
         dialer.dial(0)?.write(&records)
@@ -227,6 +235,7 @@ mod tests {
             addresses: vec![(known(peer(2, vec![(2, applied), (0, applied)])), 2)],
             identity: identity(1),
             acquaintances: Arc::new(NoMemory),
+            standing: None,
             urls: UrlsByNumber::new([]),
         };
         let verdicts = dialer.dial(0).and_then(|mut line| line.write(&records));

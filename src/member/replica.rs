@@ -181,6 +181,7 @@ impl ReplicaService for PeerService {
     fn event(&self, event: ReplicaEvent) {
         match event {
             ReplicaEvent::Connected(peer) => {
+                self.cluster.met(&peer);
                 if let Some(node) = self.cluster.by_number(peer.node) {
                     self.cluster.peers.arrived(node);
                 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use koltso_instrument::Mutex;
-use koltso_model::NodeId;
+use koltso_model::{NodeId, Standing};
 use koltso_net::server::Shared;
 use koltso_profiling::stalls::Stalls;
 use koltso_storage::{Store, Writer};
@@ -119,7 +119,16 @@ impl Node {
     /// Whether this node has what it confirmed, for the replicas of its cores, which look at it
     /// before each read. One without a cluster has.
     pub fn whole(&self) -> Arc<AtomicBool> {
-        Arc::new(AtomicBool::new(true))
+        let standing = self.cluster.as_ref().and_then(|cluster| cluster.standing());
+        standing.map_or_else(|| Arc::new(AtomicBool::new(true)), |standing| standing.whole().clone())
+    }
+
+    /// How its data stands; `None` until the store is open.
+    pub fn standing(&self) -> Option<Standing> {
+        match &self.cluster {
+            Some(cluster) => cluster.standing().map(|standing| standing.standing()),
+            None => self.store().map(|_| Standing::Whole),
+        }
     }
 
     /// Notes that one more core serves requests and peers.

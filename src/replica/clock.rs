@@ -203,7 +203,6 @@ pub struct Left {
 ///
 /// # Errors
 /// When the file is there and cannot be read.
-#[cfg(test)]
 pub fn left_in(folder: &Path) -> io::Result<Option<Left>> {
     match open_own(OpenOptions::new().read(true), &folder.join(FILE)) {
         Ok(file) => Ok(read(&file)?.ok()),
@@ -444,6 +443,15 @@ impl Clock {
             file.write(bound);
             self.hybrid.raise(bound);
         }
+    }
+
+    /// Makes what was written survive a loss of power. Waits for the disk.
+    pub fn sync(&self) {
+        let slot = self.file.lock();
+        let file = slot.as_ref().and_then(|file| file.file.as_ref()?.try_clone().ok());
+        drop(slot);
+        // What cannot be synced is said where it is written.
+        let _ = file.map(|file| waiting(&"sync of the clock's bound", || file.sync_data()));
     }
 
     /// At a clean end, when nobody takes clocks any more: writes how far the clock and the node's

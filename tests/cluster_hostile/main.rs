@@ -9,6 +9,7 @@ mod impostors;
 mod lists;
 mod names;
 mod secrets;
+mod standing;
 mod strangers;
 
 use std::net::TcpListener;

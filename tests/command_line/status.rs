@@ -38,7 +38,7 @@ fn a_node_by_itself_is_shown_and_whole() {
 
 #[test]
 fn any_node_leads_to_all_and_a_dead_one_is_named() {
-    let mut cluster = Cluster::with(3, "--threads 1");
+    let mut cluster = Cluster::of(3);
     cluster.wait_up();
     let url = cluster.url(1);
     eventually("the cluster is whole", Duration::from_secs(30), || status(&["--url", &url]).1 == Some(0));

@@ -265,6 +265,11 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     let members = node.cluster.as_ref().map(|cluster| &cluster.membership);
     members_file::keep(&node.config.data, id, members).map_err(|e| e.to_string())?;
     if let Some(cluster) = &node.cluster {
+        let data = &node.config.data;
+        // Before the clock makes the folder look alive.
+        let left = clock::left_in(data).map_err(|e| cannot_use_clock(data, &e))?;
+        let before = (found.segments > 0, left.map_or(0, |left| left.alive_ms));
+        cluster.start_standing(data, before, &node.clock).map_err(|e| e.to_string())?;
         let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
         cluster.start_hints(&node.config.data).map_err(cannot)?;
     }
@@ -286,6 +291,9 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     node.drop_writers();
     if let Some(hints) = node.cluster.as_ref().and_then(|cluster| cluster.hints()) {
         hints.stop();
+    }
+    if let Some(standing) = node.cluster.as_ref().and_then(|cluster| cluster.standing()) {
+        standing.finish();
     }
     node.clock.finish();
     store.close().map_err(|e| format!("the log could not be synced at the end: {e}"))?;

@@ -38,8 +38,6 @@ pub const OLDER_BY_MS: u64 = 30_000;
 pub struct Process {
     /// The identity of the folder.
     pub id: NodeId,
-    /// When the folder was made, in ms since the Unix epoch; 0 if nobody wrote that down.
-    pub born_ms: u64,
     /// How often the folder was started, this time included.
     pub starts: u32,
     /// Until when the folder had lived before this start, in ms since the Unix epoch; 0 for never.
@@ -78,6 +76,11 @@ pub enum News {
     Memory,
     /// This node's standing, which has to be kept before anything is answered.
     Standing,
+}
+
+/// When a folder was made: an identity begins with the time.
+const fn born_ms(id: NodeId) -> u64 {
+    (id.0 >> NodeId::RANDOM_BITS) as u64
 }
 
 /// What a node remembers of itself and of the others; see the module.
@@ -161,7 +164,7 @@ impl Memory {
         }
         self.met.insert(number, process);
         let known = self.remembered.get(&number).map(|known| known.process);
-        let is_before = |known: Process| known.id == process.id || process.born_ms < known.born_ms;
+        let is_before = |known: Process| known.id == process.id || born_ms(process.id) < born_ms(known.id);
         let is_outdated = judged == Judged::Changed && known.is_some_and(is_before);
         if judged == Judged::Known {
             self.remembered.insert(number, Remembered { process, heard_ms: now_ms });

@@ -11,7 +11,6 @@ use super::{Judged, Memory, News, OLDER_BY_MS, Process, Remembered};
 #[derive(Clone)]
 struct Folder {
     id: NodeId,
-    born_ms: u64,
     starts: u32,
     /// As the clock's file has it.
     lived_ms: u64,
@@ -49,26 +48,13 @@ impl Cluster {
     }
 
     fn empty(&mut self) -> Folder {
-        let id = NodeId(self.draw().into());
-        Folder {
-            id,
-            born_ms: self.now_ms,
-            starts: 0,
-            lived_ms: 0,
-            standing: (Standing::New, 0),
-            remembered: BTreeMap::new(),
-        }
+        let id = NodeId::made(self.now_ms, u128::from(self.draw()) << 64);
+        Folder { id, starts: 0, lived_ms: 0, standing: (Standing::New, 0), remembered: BTreeMap::new() }
     }
 
     fn started(&mut self, number: usize, count: usize, mut folder: Folder) -> Node {
         folder.starts += 1;
-        let process = Process {
-            id: folder.id,
-            born_ms: folder.born_ms,
-            starts: folder.starts,
-            lived_ms: folder.lived_ms,
-            run: self.draw(),
-        };
+        let process = Process { id: folder.id, starts: folder.starts, lived_ms: folder.lived_ms, run: self.draw() };
         let others = (0..count as u16).filter(|&other| usize::from(other) != number).collect();
         let memory = Memory::new(folder.id, folder.standing, others, folder.remembered.clone());
         Node { folder, process, memory }
@@ -362,7 +348,7 @@ fn the_answer_of_an_earlier_process_does_not_speak_for_a_later_one() {
 
 #[test]
 fn the_bound_of_an_older_copy_is_where_it_says() {
-    let known = Process { id: NodeId(2), born_ms: 0, starts: 5, lived_ms: 100, run: 1 };
+    let known = Process { id: NodeId(2), starts: 5, lived_ms: 100, run: 1 };
     let remembered = [(7, Remembered { process: known, heard_ms: 1_000_000 })].into();
     let memory = Memory::new(NodeId(1), (Standing::Whole, 0), vec![7], remembered);
     let after = |starts, lived_ms| memory.judge(7, &Process { starts, lived_ms, run: 2, ..known });
