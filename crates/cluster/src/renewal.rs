@@ -32,6 +32,13 @@ impl Renewal {
         Some(above)
     }
 
+    /// It is to be done again.
+    #[must_use]
+    #[inline]
+    pub const fn is_due(&self) -> bool {
+        self.newer.is_some() && !self.renewed
+    }
+
     /// It was done again, or is about to be.
     #[must_use]
     #[inline]
@@ -50,9 +57,9 @@ mod tests {
         assert_eq!(renewal.again(), None);
         renewal.superseded(Version::new(7, 1));
         renewal.superseded(Version::new(5, 9));
-        assert!(!renewal.is_renewed());
+        assert!(!renewal.is_renewed() && renewal.is_due());
         assert_eq!(renewal.again(), Some(Version::new(7, 1)));
-        assert!(renewal.is_renewed());
+        assert!(renewal.is_renewed() && !renewal.is_due());
         renewal.superseded(Version::new(9, 1));
         assert_eq!(renewal.again(), None);
     }

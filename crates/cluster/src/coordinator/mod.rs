@@ -14,7 +14,8 @@
 //! replica that has a newer version says so. It was written by somebody whose clock is ahead,
 //! perhaps before this write began: the write is done again with a version above it, once. A
 //! version that is newer even than that was written at the same time, and either may be last.
-//! Replicas that did not confirm in the end get a hint, if any did.
+//! Replicas that did not confirm in the end get a hint, if any did; those that are known to ail get
+//! it as soon as any has.
 //!
 //! **Reads** ask `ack` replicas, the quickest first (this node where it is one), one for the value
 //! and the others for the version. The newest answer wins. With a quorum `ack`, the answer waits
@@ -230,7 +231,7 @@ impl Coordinator {
     ) -> Result<(), Full> {
         let hash = record.key.hash();
         let bytes = record.value.len();
-        let work = || Work::Write(Write { record, renewal: Renewal::default(), awaits_version: false });
+        let work = || Work::Write(Write { record, renewal: Renewal::default(), awaits_version: false, hinted: 0 });
         let slot = self.begin(now, token, hash, quorum, (bytes, work), actions)?;
         self.ask_writes(now, slot, actions);
         Ok(())
@@ -590,7 +591,7 @@ impl Coordinator {
             }
             Work::Write(write) => {
                 self.bytes -= write.record.value.len();
-                let missed = if op.answered == 0 { 0 } else { all(op.quorum.from()) & !op.answered };
+                let missed = if op.answered == 0 { 0 } else { all(op.quorum.from()) & !op.answered & !write.hinted };
                 for to in ranks(missed).map(|rank| op.replicas[rank]).filter(|&to| to != self.topology.me()) {
                     self.health.peer_mut(to).hints += 1;
                     actions.push(Action::Hint { to, record: write.record.clone() });

@@ -14,6 +14,8 @@ pub(super) struct Write {
     pub(super) renewal: Renewal,
     /// The version for doing it again is on its way.
     pub(super) awaits_version: bool,
+    /// Replicas that have their hint already, by rank.
+    pub(super) hinted: u64,
 }
 
 impl Coordinator {
@@ -62,6 +64,27 @@ impl Coordinator {
         self.ask_writes(now, id.slot(), actions);
     }
 
+    /// Replicas that are known to ail get their hints as soon as the write is done anywhere, not when
+    /// the others have answered: who holds a hint may be killed in the next moment. One that is to be
+    /// done again has another version then.
+    fn hint_the_ailing(&mut self, slot: usize, actions: &mut Vec<Action>) {
+        let Some(Op { work: Work::Write(write), token, answered, quorum, replicas, .. }) = &mut self.slots[slot].op
+        else {
+            return;
+        };
+        if *answered == 0 || (token.is_some() && write.renewal.is_due()) {
+            return;
+        }
+        for rank in ranks(all(quorum.from()) & !*answered & !write.hinted) {
+            let to = replicas[rank];
+            if !self.health.usable(to) {
+                write.hinted |= bit(rank);
+                self.health.peer_mut(to).hints += 1;
+                actions.push(Action::Hint { to, record: write.record.clone() });
+            }
+        }
+    }
+
     pub(super) fn write_on(&mut self, now: Now, slot: usize, actions: &mut Vec<Action>) {
         let entry = &mut self.slots[slot];
         let Some(op) = entry.op.as_mut() else {
@@ -75,7 +98,7 @@ impl Coordinator {
         }
         if op.token.is_some() && op.answered.count_ones() >= u32::from(op.quorum.ack()) {
             if let Some(above) = write.renewal.again() {
-                write.awaits_version = true;
+                (write.awaits_version, write.hinted) = (true, 0);
                 (op.asked, op.answered, op.failed) = (0, 0, 0);
                 self.counters.renewed += 1;
                 let id = RequestId::new(entry.generation, slot, Stage::Renewed as u8);
@@ -95,6 +118,8 @@ impl Coordinator {
         }
         if self.slots[slot].op.as_ref().is_some_and(|op| op.token.is_none() && op.pending() == 0) {
             self.end(slot, actions);
+        } else {
+            self.hint_the_ailing(slot, actions);
         }
     }
 }
