@@ -1,14 +1,14 @@
 //! The side that is asked: it answers from what the node has, and takes what it is given.
 //!
 //! Owner: one connection. Bounds: one listing of about [`LISTING_BYTES`], one answer of about
-//! [`CREDIT`](super::CREDIT). What a peer asks for that makes no sense is a sentence, after which the
+//! [`CREDIT`], whatever credit a peer gives. What a peer asks for that makes no sense is a sentence, after which the
 //! connection is to be closed.
 
 use koltso_model::{ExchangeReply, ExchangeRequest, KeyHash, LEAVES, Record, WallTime};
 
 use super::board::Look;
 use super::pair::Pair;
-use super::{Agreeing, Holdings, LISTING_BYTES, Listed};
+use super::{Agreeing, CREDIT, Holdings, LISTING_BYTES, Listed};
 use crate::plausibility;
 
 /// What the last answer about roots was made of.
@@ -136,6 +136,7 @@ impl Answering {
     }
 
     fn fetch(&mut self, places: &[u32], credit: u32, holdings: &mut dyn Holdings) -> Result<ExchangeReply, String> {
+        let credit = u64::from(credit.min(CREDIT));
         let mut records = Vec::new();
         let mut bytes = 0;
         for &place in places {
@@ -144,7 +145,7 @@ impl Answering {
             };
             let record = holdings.newest(&listed.key);
             let size = record.as_ref().map_or(0, |record| record.len() as u64);
-            if bytes > 0 && bytes + size > u64::from(credit) {
+            if bytes > 0 && bytes + size > credit {
                 break;
             }
             bytes += size;
@@ -183,4 +184,80 @@ impl Answering {
 pub(super) fn is_of(record: &Record<bytes::Bytes>, partition: u16, hash: u32) -> bool {
     let KeyHash(of_key) = record.key.hash();
     record.key.hash().partition() == usize::from(partition) && of_key as u32 == hash
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use koltso_model::{Flags, Item, Key, LeafSet, Standing, Told, Version};
+
+    use super::super::NotReady;
+    use super::super::board::Board;
+    use super::*;
+    use crate::placement::{NodeIndex, Topology};
+
+    const NOW: WallTime = WallTime::from_ms(1_700_000_000_000);
+
+    /// A node with as many records as are asked for, of so many bytes each.
+    struct Many(usize);
+
+    impl Holdings for Many {
+        fn told(&self) -> Told {
+            Told { standing: Standing::Whole, ..Told::default() }
+        }
+
+        fn root(&self, _: u8, _: u16) -> u64 {
+            0
+        }
+
+        fn leaves(&self, _: u8, _: u16) -> [u64; LEAVES] {
+            [0; LEAVES]
+        }
+
+        fn arrivals(&self, _: u8, _: u16) -> u32 {
+            0
+        }
+
+        fn looks_up_to(&mut self, _: u64) {}
+
+        fn agreed(&mut self, _: u8, _: u16, _: u32, _: u64) {}
+
+        fn list(&mut self, _: &[(u16, LeafSet)], _: usize) -> Result<Vec<Vec<Listed>>, NotReady> {
+            let item = Item { hash: 1, version: Version::new(NOW.0, 1), from: 3, absent: false };
+            Ok(vec![(0..1_000_u32).map(|n| Listed { item, key: Bytes::from(n.to_be_bytes().to_vec()) }).collect()])
+        }
+
+        fn newest(&mut self, key: &[u8]) -> Option<Record<Bytes>> {
+            Some(Record {
+                key: Key::new(Bytes::copy_from_slice(key)),
+                value: vec![0; self.0].into(),
+                version: Version::new(NOW.0, 1),
+                expires_at_ms: 0,
+                flags: Flags::new(3),
+                attributes: Bytes::new(),
+            })
+        }
+
+        fn apply(&mut self, _: &Record<Bytes>) -> bool {
+            true
+        }
+    }
+
+    /// Otherwise one request would make a node hold gigabytes.
+    #[test]
+    fn an_answer_is_bounded_whatever_credit_a_peer_gives() {
+        let names = ["http://a:1".to_owned(), "http://b:1".to_owned()];
+        let topology = Arc::new(Topology::new(&names, &names[0]).expect("a cluster"));
+        let mut board = Board::new(topology.clone());
+        for (size, most) in [(100_000, 11), (10, 1_000), (CREDIT as usize * 2, 1)] {
+            let (mut answering, mut holdings) = (Answering::new(Pair::new(topology.clone(), NodeIndex(1))), Many(size));
+            let mut ask = |request: &ExchangeRequest| answering.answer(NOW, request, &mut board, &mut holdings);
+            ask(&ExchangeRequest::Items(vec![(0, [u64::MAX; 4])])).expect("a list");
+            let fetch = ExchangeRequest::Fetch { places: (0..1_000).collect(), credit: u32::MAX };
+            let Ok(ExchangeReply::Records(records)) = ask(&fetch) else { panic!("records") };
+            assert!((1..=most).contains(&records.len()), "{} of {size} bytes", records.len());
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Who lacks what, of the keys that two nodes have in some leaves of one partition.
 
-use koltso_model::{Item, WallTime, digest_word};
+use koltso_model::{Item, Version, WallTime, digest_word};
 
 use super::{Listed, YOUNG_MS};
 
@@ -83,20 +83,36 @@ pub fn decide(own: &[Listed], theirs: &[Item], views: &Views<'_>) -> Decision {
     decision
 }
 
+/// The places whose versions the others do not have, in the order of the versions, in which both are.
+/// Clients can make as many keys of one hash as they like.
+fn lonely(
+    (places, version): (&[u32], impl Fn(u32) -> Version),
+    (others, other_version): (&[u32], impl Fn(u32) -> Version),
+) -> Vec<u32> {
+    let mut others = others.iter().map(|&at| other_version(at)).peekable();
+    let is_lonely = |at: &u32| {
+        let version = version(*at);
+        while others.next_if(|&other| other < version).is_some() {}
+        others.peek() != Some(&version)
+    };
+    places.iter().copied().filter(is_lonely).collect()
+}
+
 /// About the places of one hash, by version.
 fn of_one_hash(mine: &[u32], yours: &[u32], (own, theirs): (&[Listed], &[Item]), views: &Views<'_>, to: &mut Decision) {
     let (my, your) = (|at: u32| &own[at as usize].item, |at: u32| &theirs[at as usize]);
-    let lonely_mine: Vec<u32> =
-        mine.iter().copied().filter(|&at| !yours.iter().any(|&other| your(other).version == my(at).version)).collect();
-    let lonely_yours: Vec<u32> =
-        yours.iter().copied().filter(|&at| !mine.iter().any(|&other| my(other).version == your(at).version)).collect();
+    let lonely_mine = lonely((mine, |at| my(at).version), (yours, |at| your(at).version));
+    let lonely_yours = lonely((yours, |at| your(at).version), (mine, |at| my(at).version));
+    // Of one on either side the newer wins, as if they were of one key; if they are not, the next
+    // comparison sees it. Of several it cannot be told which are of one key.
+    let are_several = lonely_mine.len() > 1 || lonely_yours.len() > 1;
     let is_young = |item: &Item| item.version.unix_ms().abs_diff(views.wall.ms()) < YOUNG_MS;
     for &at in &lonely_mine {
         let item = my(at);
-        if lonely_yours.iter().any(|&other| your(other).version > item.version) {
+        if !are_several && lonely_yours.last().is_some_and(|&other| your(other).version > item.version) {
             continue;
         }
-        let older = !lonely_yours.is_empty();
+        let older = lonely_yours.first().is_some_and(|&other| your(other).version < item.version);
         if !older && !(views.is_theirs)(item.from) {
             // Theirs to have is what they are replicas of.
             continue;
@@ -113,10 +129,10 @@ fn of_one_hash(mine: &[u32], yours: &[u32], (own, theirs): (&[Listed], &[Item]),
     }
     for &at in &lonely_yours {
         let item = your(at);
-        if lonely_mine.iter().any(|&other| my(other).version > item.version) {
+        if !are_several && lonely_mine.last().is_some_and(|&other| my(other).version > item.version) {
             continue;
         }
-        let older = !lonely_mine.is_empty();
+        let older = lonely_mine.first().is_some_and(|&other| my(other).version < item.version);
         if !older && !(views.is_mine)(item.from) {
             continue;
         }
@@ -219,6 +235,20 @@ mod tests {
         };
         assert_eq!(doubted(clock(60_000)), Decision { returned: vec![0], ..Decision::default() });
         assert_eq!(doubted(clock(60_001)), Decision { given: vec![0], ..Decision::default() });
+    }
+
+    /// As a client can make them: comparing each with each would take hours, and one a round days.
+    #[test]
+    fn many_keys_with_the_same_hash_are_brought_at_once() {
+        const KEYS: u64 = 400_000;
+        let of = |odd: u64| -> Vec<Item> {
+            (0..KEYS).filter(|n| n % 2 == odd || n % 1000 == 0).map(|n| item(5, 60_000 + n, 3)).collect()
+        };
+        let (own, theirs) = (of(0), of(1));
+        let decision = decided(&own, &theirs, nothing);
+        assert_eq!(decision.given.len() as u64, KEYS / 2 - KEYS / 1000);
+        assert_eq!(decision.wanted.len() as u64, KEYS / 2);
+        assert!(decided(&own, &own, nothing).is_settled());
     }
 
     #[test]
