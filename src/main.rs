@@ -26,7 +26,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use koltso_profiling::alloc::Sampling;
 
-use crate::commands::{bench, client, local, profile, serve, status};
+use crate::commands::{bench, client, local, profile, serve, status, verify};
 
 #[global_allocator]
 static ALLOCATOR: Sampling<mimalloc::MiMalloc> = Sampling::new(mimalloc::MiMalloc);
@@ -60,6 +60,8 @@ enum Command {
     Profile(profile::Profile),
     /// Shows the nodes of a cluster, and whether it is whole
     Status(status::Status),
+    /// Reads all of a data folder, while no node uses it, and says whether it is whole
+    Verify(verify::Verify),
 }
 
 /// A wrong flag is one line and exit code 2. Help and version are not errors.
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
             Command::Scan(scan) => client::run(|| scan.run()),
             Command::Profile(profile) => client::run(|| profile.run()),
             Command::Status(status) => status.run(),
+            Command::Verify(verify) => verify.run(),
         },
     };
     logging::end();

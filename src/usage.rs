@@ -15,7 +15,7 @@ use crate::similar::most_similar;
 pub const PROGRAM: &str = "koltso";
 
 /// What other programs call a command of this one.
-const CALLED_OTHERWISE: [(&str, &str); 12] = [
+const CALLED_OTHERWISE: [(&str, &str); 14] = [
     ("set", "put"),
     ("store", "put"),
     ("del", "delete"),
@@ -28,6 +28,8 @@ const CALLED_OTHERWISE: [(&str, &str); 12] = [
     ("run", "serve"),
     ("load", "bench"),
     ("pprof", "profile"),
+    ("check", "verify"),
+    ("fsck", "verify"),
 ];
 
 /// `Usage: koltso get [OPTIONS] <KEY> (see koltso get --help)`

@@ -196,6 +196,17 @@ pub fn identity_in(folder: &Path) -> Result<NodeId, MembersError> {
     Ok(NodeId::made(now_ms(), u128::from_le_bytes(bytes)))
 }
 
+/// Which of the folder's files are there and cannot be used.
+pub fn unusable(folder: &Path) -> Vec<&'static str> {
+    let is_usable = |file| match (read(folder, file), file) {
+        (Ok(None), _) => true,
+        (Ok(Some(text)), IDENTITY_FILE) => read_identity(&text).is_some(),
+        (Ok(Some(text)), _) => read_members(&text).is_some(),
+        (Err(_), _) => false,
+    };
+    [IDENTITY_FILE, MEMBERS_FILE].into_iter().filter(|file| !is_usable(file)).collect()
+}
+
 /// The membership of the nodes in a list, of which `me` has this identity, with the numbers that
 /// the data folder knows. Nothing is written before [`keep`].
 ///

@@ -45,7 +45,7 @@ const AHEAD: u64 = WallTime::from_ms(400).0;
 /// No honest bound is greater (the year 6429); sums of it and what is added here do not overflow.
 const BOUND_MAX: u64 = 1 << 63;
 /// The name in the data folder.
-const FILE: &str = "clock";
+pub const FILE: &str = "clock";
 const FILE_SIZE: usize = 24;
 const LEN: u64 = FILE_SIZE as u64;
 const FORMAT: u32 = 2;

@@ -175,6 +175,11 @@ pub trait Env: Send + Sync + 'static {
         MmapOptions::new().len(len).map_raw(file)
     }
 
+    /// Maps the first `len` bytes of a file for reading, also where it is shorter.
+    fn map_to_read(&self, file: &File, len: usize) -> io::Result<MmapRaw> {
+        MmapOptions::new().len(len).map_raw_read_only(file)
+    }
+
     /// Maps a whole file for reading.
     ///
     /// # Safety

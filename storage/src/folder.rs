@@ -123,6 +123,21 @@ fn create(env: &dyn Env, path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether a folder with something in it is one of ours, and of this format.
+fn check_format(env: &dyn Env, path: &Path) -> Result<(), FolderError> {
+    let folder = path.to_path_buf();
+    match env::read(env, &path.join(FORMAT_FILE)) {
+        Ok(content) => match std::str::from_utf8(&content).ok().and_then(format_of) {
+            Some(format) if format > FOLDER_FORMAT => Err(FolderError::NewerFormat { folder, format }),
+            Some(format) if format < FOLDER_FORMAT => Err(FolderError::OlderFormat { folder, format }),
+            Some(_) => Ok(()),
+            None => Err(FolderError::Foreign(folder)),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(FolderError::Foreign(folder)),
+        Err(error) => Err(FolderError::Io { folder, error }),
+    }
+}
+
 fn is_sidecar(entry: &FolderEntry) -> bool {
     Path::new(&entry.name).extension().is_some_and(|extension| extension == "idx")
 }
@@ -150,20 +165,7 @@ impl Folder {
         };
         let existing = entries.iter().any(says_something);
         if existing {
-            match env::read(env, &path.join(FORMAT_FILE)) {
-                Ok(content) => match std::str::from_utf8(&content).ok().and_then(format_of) {
-                    Some(format) if format > FOLDER_FORMAT => {
-                        return Err(FolderError::NewerFormat { folder: path.to_path_buf(), format });
-                    }
-                    Some(format) if format < FOLDER_FORMAT => {
-                        return Err(FolderError::OlderFormat { folder: path.to_path_buf(), format });
-                    }
-                    Some(_) => {}
-                    None => return Err(foreign()),
-                },
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(foreign()),
-                Err(e) => return Err(io_error(e)),
-            }
+            check_format(env, path)?;
         }
         let secret = match Secret::read(env, path) {
             Ok(secret) => Some(secret),
@@ -225,6 +227,27 @@ impl Folder {
         // its name was durable, and segments whose names are would be taken for somebody else's.
         folder.sync(env).map_err(io_error)?;
         Ok(folder)
+    }
+
+    /// Keeps others from using a folder of ours for as long as what it returns lives, and changes
+    /// nothing in it. (A copy may lack the file that is locked. Then nobody uses it.)
+    ///
+    /// # Errors
+    /// When there is no folder, or it is in use, foreign, newer or unusable.
+    pub(crate) fn hold_unchanged(env: &dyn Env, path: &Path) -> Result<Option<File>, FolderError> {
+        let io_error = |error| FolderError::Io { folder: path.to_path_buf(), error };
+        env.list(path).map_err(io_error)?;
+        check_format(env, path)?;
+        let lock = match env.open_to_read(&path.join(LOCK_FILE)) {
+            Ok(lock) => lock,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io_error(e)),
+        };
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(lock)),
+            Err(TryLockError::WouldBlock) => Err(FolderError::InUse(path.to_path_buf())),
+            Err(TryLockError::Error(e)) => Err(io_error(e)),
+        }
     }
 
     /// Makes new, removed and renamed names in it survive a power loss.

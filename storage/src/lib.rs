@@ -79,6 +79,7 @@ mod store;
 mod syncing;
 mod table;
 mod threads;
+mod verify;
 
 pub use agreements::Agreements;
 pub use digest::{Digests, leaf_of};
@@ -101,3 +102,4 @@ pub use recovery::fuzz_scan;
 pub use scan::{Cursor, ScanError, Step};
 pub use stats::Stats;
 pub use store::Store;
+pub use verify::{Flaw, Verified, VerifyError, verify};

@@ -20,6 +20,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -187,8 +188,9 @@ fn sequence_of(name: &OsStr) -> Option<(u64, &str)> {
     Some((u64::from_str_radix(stem, 16).ok().filter(|_| stem.len() == 16)?, extension))
 }
 
-fn sequences(env: &dyn Env, folder: &Folder) -> io::Result<Vec<u64>> {
-    let entries = env.list(folder.path())?;
+/// The segments of a folder, ascending.
+pub(crate) fn sequences(env: &dyn Env, folder: &Path) -> io::Result<Vec<u64>> {
+    let entries = env.list(folder)?;
     let all = entries.iter().filter_map(|entry| sequence_of(&entry.name));
     let mut found: Vec<u64> = all.filter(|&(_, extension)| extension == "log").map(|(sequence, _)| sequence).collect();
     found.sort_unstable();
@@ -213,8 +215,8 @@ fn tidy(env: &dyn Env, folder: &Folder, sequences: &[u64]) -> io::Result<()> {
 }
 
 /// Whether a segment was sealed. What cannot be found out counts as yes.
-fn has_sidecar(env: &dyn Env, folder: &Folder, sequence: u64) -> bool {
-    let opened = env.open_to_read(&path_of(folder.path(), sequence, "idx"));
+pub(crate) fn has_sidecar(env: &dyn Env, folder: &Path, sequence: u64) -> bool {
+    let opened = env.open_to_read(&path_of(folder, sequence, "idx"));
     !opened.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
 }
 
@@ -235,7 +237,7 @@ fn open_one(
         Ok(segment) => IndexedSegment::new(segment, slot),
         // Made just before a crash or a power loss: not even the header had arrived, and there is
         // nothing behind it. (What was sealed had records. Then it is damage.)
-        Err(HeaderError::Unwritten) if !has_sidecar(env, folder, sequence) => {
+        Err(HeaderError::Unwritten) if !has_sidecar(env, folder.path(), sequence) => {
             tracing::warn!("the segment {sequence:016x}.log has nothing in it, not even a header, and is removed");
             let _ = env.remove(&path_of(folder.path(), sequence, "log"));
             return Ok(None);
@@ -305,7 +307,7 @@ fn in_parallel(count: usize, work: impl Fn(usize) + Sync) {
 
 pub(crate) fn recover(env: &dyn Env, folder: &Folder, index: &Index, damage: &DamageLog) -> Result<Found, OpenError> {
     let io_error = |error| OpenError::Io { folder: folder.path().to_path_buf(), error };
-    let sequences = sequences(env, folder).map_err(io_error)?;
+    let sequences = sequences(env, folder.path()).map_err(io_error)?;
     if sequences.len() >= SLOTS {
         return Err(OpenError::Option(format!(
             "{} segments are more than the {SLOTS} a node can hold",

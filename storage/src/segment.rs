@@ -155,6 +155,21 @@ impl Segment {
         Ok(Self::assemble(sequence, salt, capacity, path, file, map))
     }
 
+    /// Opens an existing file of a folder that is not to be changed: as [`Segment::open`], but what a
+    /// file that was cut short lacks is a fault.
+    pub(crate) fn open_unchanged(env: &dyn Env, folder: &Path, sequence: u64) -> Result<Self, HeaderError> {
+        let path = path_of(folder, sequence, "log");
+        let file = env.open_to_read(&path)?;
+        let (salt, capacity) = header::read(env, &file, sequence)?;
+        let map = env.map_to_read(&file, capacity as usize)?;
+        Ok(Self::assemble(sequence, salt, capacity, path, file, map))
+    }
+
+    /// Whether the file is shorter than it was made.
+    pub(crate) fn was_cut_short(&self, env: &dyn Env) -> bool {
+        env.len(&self.file).is_ok_and(|len| len < u64::from(self.capacity))
+    }
+
     fn assemble(sequence: u64, salt: u32, capacity: u32, path: PathBuf, file: File, map: MmapRaw) -> Self {
         Self {
             sequence,
@@ -289,7 +304,7 @@ impl Segment {
     /// Finds out whether somebody cut the file short, and counts that as a fault, once: what is
     /// written into the rest of its last page would fault nowhere, and be lost.
     pub(crate) fn look_at_length(&self, env: &dyn Env) {
-        if self.faults() == 0 && env.len(&self.file).is_ok_and(|len| len < u64::from(self.capacity)) {
+        if self.faults() == 0 && self.was_cut_short(env) {
             self.watched.found();
         }
     }

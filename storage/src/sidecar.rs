@@ -300,7 +300,7 @@ impl Sidecar {
     }
 
     /// Whether the directory is what was written.
-    fn has_directory(&self) -> bool {
+    pub(crate) fn has_directory(&self) -> bool {
         *self.directory_intact.get_or_init(|| {
             let bytes = &self.map[HEADER + self.count as usize * ENTRY..];
             let intact = u32_at(&self.map, 28) == crc32c::crc32c(bytes);

@@ -1,15 +1,8 @@
 //! The commands that talk to a node: get, put, delete, scan.
 
-use std::process::Output;
-
-use crate::{assert_one_sentence, run, run_with_input};
+use crate::{assert_one_sentence, assert_success, run, run_with_input};
 use koltso_testkit::Server;
 use koltso_testkit::server::free_port;
-
-#[track_caller]
-fn assert_success(output: &Output, what: &str) {
-    assert_eq!(output.status.code(), Some(0), "{what}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 #[test]
 fn put_get_and_delete_are_commands() {

@@ -15,6 +15,7 @@ mod status;
 mod strangers;
 mod tokens;
 mod usage;
+mod verify;
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -66,6 +67,11 @@ fn run_with_input(args: &[&str], input: &[u8]) -> Output {
 #[track_caller]
 fn run(args: &[&str]) -> Output {
     run_with_input(args, b"")
+}
+
+#[track_caller]
+fn assert_success(output: &Output, what: &str) {
+    assert_eq!(output.status.code(), Some(0), "{what}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[track_caller]
