@@ -9,7 +9,7 @@ use bytes::Bytes;
 use koltso_cluster::plausibility;
 use koltso_cluster::skew::SKEW_MAX_MS;
 use koltso_hints::{Dial, Keeper, Options, PeerAddress, Target, Verdict};
-use koltso_model::{KeyHash, Operation, Record, VALUE_MAX_LIMIT};
+use koltso_model::{KeyHash, Operation, Record, Standing, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::{Connection, DialConfig};
 use koltso_net::replica::frame::{ReplyFrame, encode_request};
 use koltso_net::replica::{Acquaintances, Features, Identity, Purpose, Reply, Request};
@@ -86,6 +86,12 @@ impl Dial for Dialer {
         }
         let Identity { features, topology_number: epoch, .. } = self.identity;
         Ok(Box::new(Line { connection, features, epoch, buffer: Vec::new() }))
+    }
+
+    /// Not those of a folder that is another's or an older copy, which this dial or an earlier one
+    /// was told.
+    fn are_found_hints_good(&self) -> bool {
+        self.standing.as_ref().is_none_or(|standing| standing.standing() != Standing::Rebuilding)
     }
 }
 

@@ -60,6 +60,13 @@ pub trait Dial: Send + Sync + 'static {
     /// # Errors
     /// One sentence that says why it cannot be reached.
     fn dial(&self, node: usize) -> Result<Box<dyn Target>, String>;
+
+    /// Whether the hints that an earlier process left are still good, as far as the dials and others
+    /// have found out. Those of a folder that is an older copy are not: what they contain may have
+    /// been deleted since, and the delete forgotten. They are given up then, and none is sent.
+    fn are_found_hints_good(&self) -> bool {
+        true
+    }
 }
 
 /// A connection to a peer with deadlines of its own (at most half a second for a reply).

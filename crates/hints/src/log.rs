@@ -137,6 +137,8 @@ pub(crate) struct Log {
     bytes_dirty: bool,
     names_dirty: bool,
     next_sequence: u64,
+    /// Segments below this number are of an earlier process.
+    first_own: u64,
     bytes: u64,
     pending: u64,
     dropped: u64,
@@ -371,6 +373,18 @@ impl Log {
         self.remove_first();
         if pending > 0 {
             self.lose(pending, reason);
+        }
+    }
+
+    /// Whether there are hints of an earlier process.
+    pub(crate) fn has_found(&self) -> bool {
+        self.segments.front().is_some_and(|first| first.sequence < self.first_own)
+    }
+
+    /// Gives these up.
+    pub(crate) fn give_up_found(&mut self) {
+        while self.has_found() {
+            self.drop_first("this node's folder is an older copy, or was another's");
         }
     }
 

@@ -47,6 +47,7 @@ pub(crate) struct Worker {
     shared: Arc<Shared>,
     options: Options,
     log: Log,
+    dial: Arc<dyn Dial>,
     courier: (JoinHandle<()>, Sender<Order>),
     away: Option<Away>,
     jobs: Sender<Job>,
@@ -72,12 +73,13 @@ impl Worker {
         options: &Options,
     ) -> io::Result<Self> {
         let (orders, taken) = crossbeam_channel::bounded(1);
-        let courier = courier::start(node, dial, taken, shared.sender())?;
+        let courier = courier::start(node, dial.clone(), taken, shared.sender())?;
         let worker = Self {
             url,
             queue,
             shared,
             log,
+            dial,
             courier: (courier, orders),
             away: None,
             jobs,
@@ -267,6 +269,9 @@ impl Worker {
     /// Does what the replay wants, up to one window.
     fn replay(&mut self) {
         while self.away.is_none() {
+            if self.log.has_found() && !self.dial.are_found_hints_good() {
+                self.log.give_up_found();
+            }
             match self.replay.step(self.micros(), self.log.pending()) {
                 Step::Wait(_) => return,
                 Step::HangUp => self.order(Order::HangUp, None),

@@ -46,6 +46,10 @@ struct State {
     moods: VecDeque<Mood>,
     /// Windows wait while this is set, for half a second each: then there is no answer.
     hangs: bool,
+    /// The folder is an older copy, which a dial finds out.
+    is_old_copy: bool,
+    /// Whether a dial has found that out.
+    is_disowned: bool,
     /// Windows wait while this is set, however long.
     is_stuck: bool,
     /// Windows that wait now.
@@ -75,7 +79,12 @@ impl Dial for Dialer {
             return Err("nobody is there".to_owned());
         }
         state.connections += 1;
+        state.is_disowned |= state.is_old_copy;
         Ok(Box::new(Connection(self.0.clone())))
+    }
+
+    fn are_found_hints_good(&self) -> bool {
+        !self.0.state.lock().is_disowned
     }
 }
 
@@ -456,6 +465,27 @@ fn stop_leaves_nothing_in_the_queue_and_the_next_start_replays_it() {
     let keeper = start(dir.path(), &up, options());
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(keeper.figures(1).replayed, 0);
+    keeper.stop();
+}
+
+/// What the old ones contain may have been deleted since, and the delete forgotten.
+#[test]
+fn hints_of_an_older_copy_are_given_up_and_new_ones_are_sent() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    (0..100).for_each(|number| keeper.keep(1, record(number, 100)));
+    keeper.stop();
+    let keeper = start(dir.path(), &net, options());
+    (100..200).for_each(|number| keeper.keep(1, record(number, 100)));
+    until("all are pending", || keeper.figures(1).pending == 200);
+    {
+        let mut state = net.state.lock();
+        (state.up, state.is_old_copy) = (true, true);
+    }
+    until("nothing is pending", || keeper.figures(1).pending == 0);
+    assert!(net.state.lock().taken.iter().map(number).eq(100..200));
+    let figures = keeper.figures(1);
+    assert_eq!((figures.replayed, figures.dropped, figures.needs_repair), (100, 100, true));
     keeper.stop();
 }
 

@@ -87,6 +87,7 @@ impl Log {
             bytes_dirty: false,
             names_dirty: false,
             next_sequence: last.saturating_add(1),
+            first_own: last.saturating_add(1),
             bytes: 0,
             pending: 0,
             dropped: 0,
