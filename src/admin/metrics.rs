@@ -267,7 +267,7 @@ const PEER_COUNTERS: [PeerFigure; 13] = [
     }),
 ];
 
-const PEER_GAUGES: [PeerFigure; 10] = [
+const PEER_GAUGES: [PeerFigure; 11] = [
     ("koltso_replica_up", "1 while all cores are connected to a peer and it answers", |cluster, node, _| {
         u64::from(cluster.peers.state(node) == PeerState::Up)
     }),
@@ -283,6 +283,9 @@ const PEER_GAUGES: [PeerFigure; 10] = [
     }),
     ("koltso_hints_needs_repair", "1 after missed writes of a peer were given up", |cluster, node, _| {
         cluster.hints().map_or(0, |hints| hints.figures(node.at()).needs_repair.into())
+    }),
+    ("koltso_replica_rebuilding", "1 while a peer says that it may lack what it confirmed", |cluster, node, _| {
+        u64::from(cluster.repairs.of(node).standing == Some(Standing::Rebuilding))
     }),
     ("koltso_repair_equal_partitions", "Partitions shared with a peer that were equal last", |cluster, node, _| {
         cluster.repairs.of(node).partitions_done

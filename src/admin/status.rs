@@ -67,6 +67,8 @@ fn members(cluster: &Cluster) -> serde_json::Value {
         "peers": peers.collect::<Vec<_>>(),
         // Since when this node is rebuilding; null unless it is.
         "rebuilding_since_ms": cluster.standing().map(|standing| standing.since_ms()).filter(|&since| since > 0),
+        // What it waits for, where that is more than time; null otherwise.
+        "rebuilding_misses": cluster.missing().map(|missing| missing.sentence),
         // With all whole peers together.
         "repair": { "partitions_done": partitions_done, "partitions_all": partitions_all },
         "refused": cluster.peers.refusal(),

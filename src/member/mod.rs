@@ -4,6 +4,7 @@
 //! - `driver.rs`: one core's member, its links to the peers, the clients that wait.
 //! - `replica.rs`: what this node does for peers that coordinate.
 //! - `figures.rs`: what comparing replicas with each peer has come to.
+//! - `missing.rs`: what a node that rebuilds waits for, where that is more than time.
 //! - `members_file.rs`: the identity of the data folder, and the numbers of the members, on disk.
 //! - `names.rs`: where the peers are, looked up at each dial.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
@@ -17,6 +18,7 @@
 mod driver;
 mod figures;
 pub mod members_file;
+mod missing;
 mod names;
 mod peers;
 mod replay;
@@ -33,6 +35,7 @@ use koltso_cluster::membership::Membership;
 use koltso_cluster::placement::{NodeIndex, Topology};
 use koltso_hints::Keeper;
 use koltso_instrument::Mutex;
+use koltso_model::Standing;
 use koltso_net::replica::{Features, Identity, NodeId, PeerIdentity};
 use koltso_net::server::Shared;
 use socket2::Socket;
@@ -40,6 +43,7 @@ use socket2::Socket;
 pub use self::driver::{MemberDriver, Submitted, Ticket};
 pub use self::figures::{RepairFigures, Repairs, standing_name};
 use self::members_file::MembersError;
+use self::missing::{Missing, Others};
 use self::names::PeerName;
 pub use self::peers::{PeerFigures, PeerState, Peers};
 pub use self::standing::{OwnStanding, Starting};
@@ -77,6 +81,8 @@ pub struct Cluster {
     pub origin: Instant,
     hints: OnceLock<Arc<Keeper>>,
     standing: OnceLock<Arc<OwnStanding>>,
+    /// What was logged last of what it misses to become whole.
+    said_missing: Mutex<Option<(String, Instant)>>,
     /// Bound, one a core. Nobody can connect before its core serves.
     listeners: Mutex<Vec<Option<Socket>>>,
 }
@@ -119,6 +125,7 @@ impl Cluster {
             origin,
             hints,
             standing: OnceLock::new(),
+            said_missing: Mutex::new(&"log lines about a rebuild", None),
             listeners,
         })
     }
@@ -148,6 +155,23 @@ impl Cluster {
         self.standing.get()
     }
 
+    /// What this node waits for to become whole, where it rebuilds and that is more than time.
+    pub fn missing(&self) -> Option<Missing> {
+        if self.standing()?.standing() != Standing::Rebuilding {
+            return None;
+        }
+        let mut others = Others::default();
+        for node in self.topology.peers() {
+            let standing = self.repairs.of(node).standing;
+            match (standing, self.peers.state(node)) {
+                (Some(Standing::Whole), PeerState::Up | PeerState::Open) => others.whole += 1,
+                (Some(Standing::Rebuilding), PeerState::Up | PeerState::Open) => {}
+                _ => others.unknown += 1,
+            }
+        }
+        missing::missing(self.topology.nodes(), others)
+    }
+
     /// A handshake with a peer is complete, and nothing that follows it has been handled.
     fn met(&self, peer: &PeerIdentity) {
         if let Some(standing) = self.standing() {
@@ -173,6 +197,11 @@ impl Cluster {
     /// What is to be looked at about once a second: a peer that is away for longer than hints are
     /// kept has missed more than they hold.
     pub fn look_after(&self) {
+        if let Some(Missing { sentence, for_good: true }) = self.missing()
+            && peers::worth_a_line(&self.said_missing, &sentence)
+        {
+            tracing::error!("{sentence}");
+        }
         let Some(hints) = self.hints.get() else {
             return;
         };

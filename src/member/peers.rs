@@ -104,7 +104,7 @@ pub struct Peers {
 }
 
 /// Whether a sentence is worth a line: it is new, or a minute has passed.
-fn worth_a_line(logged: &Mutex<Option<(String, Instant)>>, sentence: &str) -> bool {
+pub(super) fn worth_a_line(logged: &Mutex<Option<(String, Instant)>>, sentence: &str) -> bool {
     let mut logged = logged.lock();
     let worth = logged.as_ref().is_none_or(|(last, when)| last != sentence || when.elapsed() > REPEAT);
     if worth {

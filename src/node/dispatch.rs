@@ -2,7 +2,7 @@
 //! replica where that is enough, and to the core's coordinator where other nodes have a say.
 //!
 //! This node is enough by itself when it is the only node, for a read with `ack=1` of a key that it
-//! keeps, and for a write with `from=1` of such a key. A front turns bytes into a
+//! keeps, while it has all that it confirmed, and for a write with `from=1` of such a key. A front turns bytes into a
 //! [`ClientRequest`] and an [`Answer`] back into bytes; it knows nothing of replicas.
 //!
 //! Owner: one core. Tested through the fronts, in `tests/`.

@@ -3,12 +3,14 @@
 //! so.
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::{QUORUM, SAID_WITHIN, assert_no_panic};
 use koltso_testkit::cluster::{Records, numbered};
 use koltso_testkit::random::{Random, seed};
+use koltso_testkit::server::program;
 use koltso_testkit::{Client, Cluster, eventually, files};
 
 /// How long a node may take to meet the others and hear what they think of it.
@@ -237,6 +239,10 @@ fn two_emptied_nodes_of_three_answer_nothing_as_if_they_were_whole() {
         }
     }
     assert_eq!(standing(&cluster, 0), "whole");
+    let shown = Command::new(program()).args(["status", "--url", &cluster.url(1)]).output().unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert_eq!(shown.status.code(), Some(1), "{text}");
+    assert!(text.contains("koltso cluster recover") && text.contains("rebuilding"), "{text}");
     assert_no_panic(&cluster);
 }
 

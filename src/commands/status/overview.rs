@@ -3,6 +3,7 @@
 //! A node is judged by what it says of itself, and by what the others say of it. Values only, no
 //! I/O. Fields that an older build does not send count as if all were well. Tested below.
 
+use koltso_cluster::standing::whole_needed;
 use serde_json::Value;
 
 use super::ask::Asked;
@@ -182,8 +183,7 @@ fn verdict(rows: &[Row]) -> (bool, String) {
     let new = those(&|state| *state == State::New);
     let away = down.len() + silent.len();
     let nodes = rows.len();
-    // Any majority that is met without the rebuilding node has one of these.
-    let needed = nodes - (nodes / 2 + 1) + 1;
+    let needed = whole_needed(nodes);
     let whole = nodes - rebuilding.len() - new.len() - away;
     let many = |count: usize| if count == 1 { "node" } else { "nodes" };
     if !rebuilding.is_empty() && whole + away < needed {

@@ -33,6 +33,13 @@ use koltso_model::{NodeId, Standing};
 /// of the last seconds; they are synced every ten.
 pub const OLDER_BY_MS: u64 = 30_000;
 
+/// With how many other whole nodes one of so many must be compared to become whole: any majority that
+/// is met without it has one of these.
+#[must_use]
+pub const fn whole_needed(nodes: usize) -> usize {
+    nodes - (nodes / 2 + 1) + 1
+}
+
 /// One life of a node: a process on a data folder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Process {
