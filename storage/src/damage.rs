@@ -18,8 +18,8 @@ const REMEMBERED_MAX: usize = 65_536;
 
 /// Places that wait to be repaired.
 const WAITING_MAX: usize = 4096;
-/// A place that was found again waits again after this long: whoever took it may have found no
-/// replica that could be asked.
+/// A place that still stands for its key waits again after this long: whoever took it may have found
+/// no replica that could be asked.
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// Where a record lies: the sequence of its segment, and its offset there.
@@ -148,6 +148,14 @@ impl DamageLog {
         spots.next =
             if found.len() < count { (0, 0) } else { found.last().map_or((0, 0), |last| (last.0, last.1 + 1)) };
         found
+    }
+
+    /// What was damaged at a place still stands for its key: it waits again, in a while.
+    pub(crate) fn wait_again(&self, spot: Spot) {
+        let mut spots = self.spots.lock();
+        if spots.seen.get(&spot).is_some_and(|seen| !seen.waits && seen.since.elapsed() >= AGAIN) {
+            spots.wait(spot);
+        }
     }
 
     /// What was damaged at a place stands for nothing any more.

@@ -43,11 +43,14 @@ pub(crate) fn next(parts: &Parts) -> Option<DamagedRecord> {
     None
 }
 
-/// Notes which of the damaged places stand for nothing any more; looks at some of them.
+/// Notes which of the damaged places stand for nothing any more, and has the others wait again;
+/// looks at some of them.
 pub(crate) fn settle(parts: &Parts) {
     for spot in parts.damage.some(LOOKS) {
-        if matches!(look_at(parts, spot), Found::Gone) {
-            parts.damage.repaired(spot);
+        match look_at(parts, spot) {
+            Found::Gone => parts.damage.repaired(spot),
+            Found::Stands(_) => parts.damage.wait_again(spot),
+            Found::Unknown => {}
         }
     }
 }

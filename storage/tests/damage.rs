@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 use common::{Seen, files, find, get, rounds, scan, small, value_of, version};
 use koltso_storage::{Applied, Options, Store};
+use koltso_testkit::eventually;
 use koltso_testkit::random::{Random, seed_or as seed};
 use koltso_testkit::wait::soon;
 
@@ -323,6 +325,32 @@ fn a_damaged_record_is_told_and_repaired_and_its_segment_can_go() {
         assert_eq!(scan(&store, b"k", None, 1).len(), 200);
         assert_eq!(value_of(&store, &key(150)), Some(value.into_bytes()));
     }
+}
+
+/// The only replica that could be asked may have been away.
+#[test]
+fn a_damaged_record_that_nobody_repaired_is_told_again() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path(), true, |writer| {
+        for number in 0..200 {
+            let value = format!("value-of-{number:05}").repeat(10);
+            writer.put(&key(number), value.as_bytes(), version(number + 1), 0).unwrap();
+        }
+    });
+    flip(dir.path(), b"value-of-00150", 3, 0);
+    let (store, _) = Store::open(small(dir.path())).unwrap();
+    assert_eq!(get(&store, &key(150), 1), Seen::Damaged);
+    let first = store.next_damaged();
+    assert!(first.is_some());
+    let mut again = None;
+    eventually("it is told again, though nobody reads it", Duration::from_secs(60), || {
+        again = store.next_damaged();
+        again.is_some()
+    });
+    assert_eq!(again, first);
+    store.writer().unwrap().put(&key(150), "value-of-00150".repeat(10).as_bytes(), version(151), 0).unwrap();
+    soon("the repair is noticed", || store.stats().repaired_records == 1);
+    assert_eq!(store.next_damaged(), None);
 }
 
 /// Random damage, random operations: whatever is served was written, and nothing panics.
