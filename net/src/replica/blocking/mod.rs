@@ -104,7 +104,7 @@ impl Connection {
         self.peer.skew
     }
 
-    /// Sends requests that [`encode_request`](super::frame::encode_request) has written.
+    /// Sends requests that [`encode_request`] has written.
     ///
     /// # Errors
     /// The connection is lost, or the peer took nothing within the timeout.
