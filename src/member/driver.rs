@@ -410,7 +410,7 @@ impl LinkHandler for MemberDriver {
     fn connected(&self, peer: usize, identity: &PeerIdentity, now: Instant) {
         self.cluster.met(identity);
         self.member.borrow_mut().connected(self.at(now), NodeIndex(peer as u8));
-        self.cluster.peers.connected(NodeIndex(peer as u8), self.core);
+        self.cluster.peers.connected(NodeIndex(peer as u8), self.core, &identity.introduction);
         let link = self.links.borrow().get(peer).and_then(Clone::clone);
         if let Some(skew) = link.and_then(|link| link.skew()) {
             let skew = ClockSkew { offset_ms: skew.offset_ms, error_ms: skew.error_ms };

@@ -12,6 +12,7 @@ use koltso_cluster::coordinator::{Coordinator, Counters};
 use koltso_cluster::health::RoundTrips;
 use koltso_cluster::placement::NodeIndex;
 use koltso_instrument::Mutex;
+use koltso_net::replica::Introduction;
 
 use super::urls::UrlsByNumber;
 
@@ -64,6 +65,8 @@ struct Peer {
     url: String,
     cores: Vec<Mutex<PeerFigures>>,
     connected: Vec<AtomicBool>,
+    /// What the process said of itself to which a core connected last.
+    process: Mutex<Option<Introduction>>,
     /// Connections that it has made to this node.
     arrivals: AtomicU64,
     trouble: Mutex<Option<Trouble>>,
@@ -121,6 +124,7 @@ impl Peers {
             url,
             cores: (0..cores).map(|_| Mutex::new(&"figures of a peer", PeerFigures::default())).collect(),
             connected: (0..cores).map(|_| AtomicBool::new(false)).collect(),
+            process: Mutex::new(&"process of a peer", None),
             arrivals: AtomicU64::new(0),
             trouble: Mutex::new(&"trouble with a peer", None),
             away_since: Mutex::new(&"absence of a peer", Some(Instant::now())),
@@ -173,9 +177,10 @@ impl Peers {
         self.peers[node.at()].arrivals.load(Ordering::Relaxed)
     }
 
-    /// A core has a connection to a peer.
-    pub fn connected(&self, node: NodeIndex, core: usize) {
+    /// A core has a connection to a peer, which has said this of itself.
+    pub fn connected(&self, node: NodeIndex, core: usize, process: &Introduction) {
         let peer = &self.peers[node.at()];
+        *peer.process.lock() = Some(*process);
         peer.connected[core].store(true, Ordering::Relaxed);
         if peer.connected.iter().all(|connected| connected.load(Ordering::Relaxed)) {
             *peer.trouble.lock() = None;
@@ -184,6 +189,16 @@ impl Peers {
                 tracing::info!("{} is connected again", peer.url);
             }
         }
+    }
+
+    /// Whether this process has the folder of another one that is there as this peer and answers:
+    /// some core is connected to it, and to none it is silent.
+    pub fn lives_elsewhere(&self, node: NodeIndex, process: &Introduction) -> bool {
+        let peer = &self.peers[node.at()];
+        let is_other = |known: &Introduction| known.id == process.id && known.process != process.process;
+        (*peer.process.lock()).as_ref().is_some_and(is_other)
+            && peer.connected.iter().any(|connected| connected.load(Ordering::Relaxed))
+            && peer.cores.iter().all(|core| !core.lock().open)
     }
 
     /// A core's connection to a peer, or its attempt to get one, has ended. `absent`: nobody
@@ -340,6 +355,8 @@ impl Peers {
 
 #[cfg(test)]
 mod tests {
+    use koltso_model::NodeId;
+
     use super::*;
 
     #[test]
@@ -348,6 +365,27 @@ mod tests {
         assert_eq!(peers.skew_ms(NodeIndex(1)), None);
         peers.skew_seen(NodeIndex(1), 400, 1);
         assert_eq!(peers.skew_ms(NodeIndex(1)), Some(400));
+    }
+
+    #[test]
+    fn of_two_processes_with_one_folder_the_first_is_there_as_long_as_it_answers() {
+        let (peers, node) =
+            (Peers::new(vec!["http://a:1".into(), "http://b:1".into()], &[7, 8], NodeIndex(0), 2), NodeIndex(1));
+        let of = |id, process| Introduction { id: NodeId(id), starts: 3, lived_ms: 4, process };
+        assert!(!peers.lives_elsewhere(node, &of(1, 2)), "nobody is there yet");
+        peers.connected(node, 0, &of(1, 1));
+        peers.connected(node, 1, &of(1, 1));
+        assert!(peers.lives_elsewhere(node, &of(1, 2)));
+        assert!(!peers.lives_elsewhere(node, &of(1, 1)), "itself");
+        assert!(!peers.lives_elsewhere(node, &of(2, 2)), "another folder");
+        peers.lost(node, 0, "gone", false);
+        assert!(peers.lives_elsewhere(node, &of(1, 2)), "one core still has it");
+        peers.lost(node, 1, "gone", false);
+        assert!(!peers.lives_elsewhere(node, &of(1, 2)), "it may have been started again");
+        peers.connected(node, 0, &of(1, 2));
+        assert!(peers.lives_elsewhere(node, &of(1, 1)), "now the other one is there");
+        peers.peers[node.at()].cores[1].lock().open = true;
+        assert!(!peers.lives_elsewhere(node, &of(1, 1)), "it is silent: perhaps it has gone without a word");
     }
 
     #[test]

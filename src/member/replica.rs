@@ -16,8 +16,8 @@ use bytes::Bytes;
 use koltso_cluster::member::{Clocks, Observer};
 use koltso_model::{Found, Key, Operation, Outcome, Record, VALUE_MAX_LIMIT, Want};
 use koltso_net::replica::{
-    self as wire, AcceptConfig, DeferredReply, Identity, MemberAddresses, ReplicaEvent, ReplicaService, Replies,
-    Request,
+    self as wire, AcceptConfig, Acquaintances, DeferredReply, Identity, Introduction, Judged, MemberAddresses,
+    ReplicaEvent, ReplicaService, Replies, Request,
 };
 
 use super::Cluster;
@@ -51,6 +51,26 @@ impl std::fmt::Debug for Members {
 impl MemberAddresses for Members {
     fn has(&self, address: IpAddr) -> bool {
         self.0.has_member_at(address)
+    }
+}
+
+/// Whom this node remembers, and who is there now: of two processes that say they are the same
+/// member, with copies of one folder, the one that was there first goes on.
+struct Present(Arc<Cluster>);
+
+impl std::fmt::Debug for Present {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Present")
+    }
+}
+
+impl Acquaintances for Present {
+    fn judge(&self, peer: u16, introduction: &Introduction) -> Judged {
+        let Self(cluster) = self;
+        if cluster.by_number(peer).is_some_and(|node| cluster.peers.lives_elsewhere(node, introduction)) {
+            return Judged::TwoPlaces;
+        }
+        cluster.acquaintances().judge(peer, introduction)
     }
 }
 
@@ -211,7 +231,7 @@ pub(super) async fn serve(
     let config = AcceptConfig {
         identity,
         members: cluster.topology.numbers().to_vec(),
-        acquaintances: cluster.acquaintances(),
+        acquaintances: Arc::new(Present(cluster.clone())),
         value_max: VALUE_MAX_LIMIT,
         wall_ms: told_ms,
         connections_max: CONNECTIONS_MAX + 2 * cluster.strangers_max * cluster.peers.cores(),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::{QUORUM, SAID_WITHIN, assert_no_panic};
 use koltso_testkit::cluster::{Records, numbered};
 use koltso_testkit::random::{Random, seed};
-use koltso_testkit::server::program;
+use koltso_testkit::server::{Launch, free_port, program};
 use koltso_testkit::{Client, Cluster, eventually, files};
 
 /// How long a node may take to meet the others and hear what they think of it.
@@ -213,6 +213,38 @@ fn a_folder_that_is_copied_to_two_nodes_is_refused() {
     }
     eventually("the right one is met again", NOTICED_WITHIN, || cluster.sees(0, 1) && cluster.sees(1, 0));
     assert_eq!(cluster.client(0).value_of("key", QUORUM).as_deref(), Some(&b"value"[..]));
+    assert_no_panic(&cluster);
+}
+
+#[test]
+fn a_copy_that_is_started_beside_its_original_is_refused() {
+    let mut cluster = Cluster::of(3);
+    wait_all_whole(&cluster);
+    cluster.client(0).put_of("key", "value", (3, 3)).expect(201, "PUT 3/3");
+    let copies = tempfile::tempdir().unwrap();
+    let copy = copies.path().join("copy");
+    files::copy_folder(cluster.data(2), &copy);
+    let place = format!("--node {} --replica-listen 127.0.0.1:{}", cluster.url(2), free_port());
+    let launch = Launch::on(&copy).port(free_port()).flags(&Cluster::flags_of(&cluster.urls())).flags(&place);
+    let mut second = launch.start();
+    for index in [0, 1] {
+        eventually("one identity at two places is refused", SAID_WITHIN, || {
+            cluster.log(index).contains("one identity, two places")
+        });
+    }
+    let refused = second.log();
+    assert!(refused.contains("it refused: one identity, two places"), "{refused}");
+    // The first one goes on, and nobody thinks that it lacks something.
+    for index in 0..3 {
+        assert_eq!(cluster.client(index).value_of("key", QUORUM).as_deref(), Some(&b"value"[..]));
+        assert_eq!(lacks_something(&cluster, index), 0, "{}", cluster.log(index));
+    }
+    second.kill();
+    // It may be started again at once, whoever had been refused in between.
+    cluster.kill(2);
+    cluster.start(2);
+    wait_all_whole(&cluster);
+    assert_eq!(lacks_something(&cluster, 2), 0, "{}", cluster.log(2));
     assert_no_panic(&cluster);
 }
 
