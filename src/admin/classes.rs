@@ -44,6 +44,7 @@ pub const RULES: Rules = Rules {
     threads: &[
         ("koltso-seal", Some(STORAGE)),
         ("koltso-compact", Some(STORAGE)),
+        ("koltso-scrub", Some(STORAGE)),
         ("koltso-sync", Some(STORAGE)),
         ("koltso-provisio", Some(STORAGE)),
         ("koltso-capture", Some(PROFILER)),

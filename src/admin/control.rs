@@ -19,7 +19,7 @@ use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderName, Method, StatusCode, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use koltso_net::http::conditions::{self, Judged};
 use koltso_net::http::head::elements;
 use koltso_net::http::{host, query};
@@ -186,6 +186,27 @@ async fn status(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
+/// `POST /debug/scrub?state=paused|running|now`.
+async fn scrub(State(app): State<App>, RawQuery(query): RawQuery) -> Response {
+    let mut pairs = query::pairs(query.as_deref().unwrap_or_default());
+    let state = match (pairs.next(), pairs.next()) {
+        (Some(("state", state)), None) => state,
+        _ => return refuse(StatusCode::BAD_REQUEST, SCRUB_PARAMETER),
+    };
+    let Some(store) = app.node.store() else {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "The node is recovering.");
+    };
+    match state {
+        "paused" => store.pause_scrub(true),
+        "running" => store.pause_scrub(false),
+        "now" => store.scrub_now(),
+        _ => return refuse(StatusCode::BAD_REQUEST, SCRUB_PARAMETER),
+    }
+    StatusCode::NO_CONTENT.into_response()
+}
+
+const SCRUB_PARAMETER: &str = "The parameter `state` is `paused`, `running` or `now`.";
+
 /// The landing page, which is free.
 async fn home(State(app): State<App>, RawQuery(query): RawQuery, request: Request) -> Response {
     if let Some(refusal) = without_parameters("/", query.as_deref()) {
@@ -207,6 +228,7 @@ fn router(app: &App) -> Router {
     Router::new()
         .route("/metrics", get(metrics).fallback(wrong))
         .route("/status", get(status).fallback(wrong))
+        .route("/debug/scrub", post(scrub).fallback(|| async { wrong_method("POST") }))
         .with_state(app.clone())
         .merge(app.debug.clone())
         .fallback(nowhere)

@@ -180,6 +180,14 @@ fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fm
         ),
         ("koltso_storage_disk_full", "1 while writes are refused because the disk is full", stats.disk_full.into()),
         ("koltso_storage_failed", "1 after the disk failed to sync", stats.failed.into()),
+        ("koltso_storage_scrub_bytes", "Bytes that the scrub has read in its present round", stats.scrub.bytes),
+        ("koltso_storage_scrub_left_bytes", "Bytes that the scrub's round has left", stats.scrub.left_bytes),
+        ("koltso_storage_scrub_paused", "1 while the scrub was told to pause", stats.scrub.paused.into()),
+        (
+            "koltso_storage_scrub_ended_timestamp_milliseconds",
+            "When the scrub last ended a round, since the Unix epoch; 0 for never",
+            stats.scrub.ended_ms,
+        ),
         ("koltso_storage_sync_max_microseconds", "The slowest sync of the log", stats.sync_us_max),
     ];
     for (name, help, value) in gauges {
@@ -196,6 +204,11 @@ fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fm
             "koltso_storage_torn_records",
             "Records that the start skipped because a power loss had kept them from being written whole",
             stats.torn_records,
+        ),
+        (
+            "koltso_storage_scrub_healed",
+            "Places that the scrub found damaged on disk and not in memory, and wrote again",
+            stats.scrub.healed,
         ),
         ("koltso_storage_appended_bytes", "Bytes appended to the log", stats.appended_bytes),
         ("koltso_storage_compacted_segments", "Segments given back by compaction", stats.compacted_segments),

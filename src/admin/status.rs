@@ -1,13 +1,13 @@
 //! `/status`: one JSON document for people and scripts.
 
-use koltso_storage::{Env as _, RealEnv};
+use koltso_storage::{Env as _, RealEnv, ScrubStats};
 use serde_json::json;
 
 use crate::logging;
 use crate::member::{Cluster, RepairFigures, standing_name};
 use crate::node::{Node, Runtime};
 use crate::replica::clock::jump_ms;
-use crate::settings::{in_force, stall_bound_text};
+use crate::settings::{in_force, off_or_text};
 
 /// What comparing with a peer has come to.
 fn repair(figures: &RepairFigures) -> serde_json::Value {
@@ -78,6 +78,16 @@ fn members(cluster: &Cluster) -> serde_json::Value {
     })
 }
 
+/// What the scrub does, in a word.
+const fn scrub_state(scrub: &ScrubStats, is_on: bool) -> &'static str {
+    match scrub {
+        ScrubStats { paused: true, .. } => "paused",
+        ScrubStats { hurry: true, .. } => "hurrying",
+        _ if is_on => "running",
+        _ => "off",
+    }
+}
+
 /// The document, indented so that people can read it.
 pub fn document(node: &Node) -> String {
     let config = &node.config;
@@ -98,6 +108,15 @@ pub fn document(node: &Node) -> String {
             "unreadable_segments": stats.unreadable_segments,
             "lost_pages": stats.lost_pages,
             "torn_records": stats.torn_records,
+            // Times in ms since the Unix epoch, 0 for never.
+            "scrub": {
+                "state": scrub_state(&stats.scrub, config.scrub_interval.is_some()),
+                "began_ms": stats.scrub.began_ms,
+                "bytes": stats.scrub.bytes,
+                "left_bytes": stats.scrub.left_bytes,
+                "last_ended_ms": stats.scrub.ended_ms,
+                "healed": stats.scrub.healed,
+            },
             "appended_bytes": stats.appended_bytes,
             "compacted_segments": stats.compacted_segments,
             "compacted_bytes": stats.compacted_bytes,
@@ -119,7 +138,7 @@ pub fn document(node: &Node) -> String {
         json!({
             "count": stalls.count(),
             "without_processor": stalls.kept_waiting(),
-            "bound": stall_bound_text(config.stall_bound),
+            "bound": off_or_text(config.stall_bound),
             "longest_ms": stalls.longest().as_micros() as f64 / 1000.0,
         })
     });

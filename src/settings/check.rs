@@ -20,7 +20,7 @@ use super::table::{
     ADMIN_LISTEN, ADMIN_TOKEN_FILE, ALLOWED_HOST, CLUSTER, CLUSTER_NAME, CLUSTER_SECRET_FILE, COMPACTION_RATE,
     CORS_ORIGIN, DATA, IDLE_TIMEOUT, LISTEN, LOG_FORMAT, LOG_LEVEL, LOG_NAME, MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_ADDRESS, MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, MAX_VALUE, NO_PIN, NODE, REPAIR_RATE,
-    REPLICA_LISTEN, REPLICA_TIMEOUT, REQUEST_TIMEOUT, STALL_BOUND, SYNC, Setting, THREADS,
+    REPLICA_LISTEN, REPLICA_TIMEOUT, REQUEST_TIMEOUT, SCRUB_INTERVAL, STALL_BOUND, SYNC, Setting, THREADS,
 };
 use super::{Flags, REPLICA_PORT_OFFSET};
 use crate::logging::LogSettings;
@@ -64,6 +64,7 @@ pub(super) fn check(given: &Given) -> Result<Config, String> {
         admin_listen: address(given, &ADMIN_LISTEN)?,
         admin_token: in_file(given, &ADMIN_TOKEN_FILE, read_own_token)?,
         compaction_rate: given.value(&COMPACTION_RATE)?.0,
+        scrub_interval: given.value(&SCRUB_INTERVAL)?,
         stall_bound: given.value(&STALL_BOUND)?,
         log: LogSettings {
             level: given.value(&LOG_LEVEL)?,

@@ -48,6 +48,8 @@ pub struct Config {
     pub admin_token: Option<String>,
     /// Bytes a second.
     pub compaction_rate: u64,
+    /// In this time everything is read once; `None` for never (`--scrub-interval 0`).
+    pub scrub_interval: Option<Duration>,
     /// A turn of a core's loop that takes longer is a stall. `None` when stall detection is off
     /// (`--stall-bound 0`).
     pub stall_bound: Option<Duration>,

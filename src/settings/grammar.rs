@@ -249,7 +249,7 @@ pub fn sync_text(mode: SyncMode) -> String {
 }
 
 /// The bound of stalls as its grammar has it.
-pub fn stall_bound_text(bound: Option<Duration>) -> String {
+pub fn off_or_text(bound: Option<Duration>) -> String {
     bound.map_or_else(|| "0".to_owned(), |bound| Span(bound).to_string())
 }
 
@@ -380,7 +380,7 @@ mod tests {
         }
         let bounds = OffOr(Within::new("1ms", "60s"));
         for text in ["0", "5ms", "1m"] {
-            assert_eq!(bounds.parse(OsStr::new(text)).map(stall_bound_text).as_deref(), Ok(text));
+            assert_eq!(bounds.parse(OsStr::new(text)).map(off_or_text).as_deref(), Ok(text));
         }
         for text in ["0ms", "5", "61s", ""] {
             assert!(bounds.check(OsStr::new(text)).is_err(), "{text:?}");

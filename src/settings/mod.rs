@@ -33,7 +33,7 @@ mod tests;
 pub use address::HostPort;
 pub use config::{Cluster, Config};
 pub use flags::{Flags, SharedFlags};
-pub use grammar::{Grammar, stall_bound_text};
+pub use grammar::{Grammar, off_or_text};
 pub use local::NodeSettings;
 pub use places::Url;
 pub use secret::read_token;

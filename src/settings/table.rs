@@ -16,7 +16,7 @@ use tracing::Level;
 
 use super::config::{Cluster, Config};
 use super::grammar::{
-    AnyGrammar, Count, FilePath, LEVELS, Name, OffOr, OneOf, Switch, SyncModes, Within, level_text, stall_bound_text,
+    AnyGrammar, Count, FilePath, LEVELS, Name, OffOr, OneOf, Switch, SyncModes, Within, level_text, off_or_text,
     sync_text,
 };
 use super::places::{Address, HostName, ListOf, PageOrigin, Url, Urls};
@@ -240,6 +240,18 @@ settings! {
         grammar: Within::new("1", "1024GiB"),
     };
 
+    SCRUB_INTERVAL: OffOr = Setting {
+        name: "scrub-interval",
+        value: "DURATION",
+        default: Default::Is("30d"),
+        help: "In this time all that is stored is read once from the disk, at an even rate, and compared with its \
+               checksums; `0` turns this off",
+        group: Group::Storage,
+        local: Local::Same,
+        status: Status::Value(|config| off_or_text(config.scrub_interval).into()),
+        grammar: OffOr(Within::new("1m", "3650d")),
+    };
+
     MAX_CONNECTIONS: Within<Count> = Setting {
         name: "max-connections",
         value: "N",
@@ -423,7 +435,7 @@ settings! {
                shown with what the core did; `0` turns this off",
         group: Group::Administration,
         local: Local::Same,
-        status: Status::Value(|config| stall_bound_text(config.stall_bound).into()),
+        status: Status::Value(|config| off_or_text(config.stall_bound).into()),
         grammar: OffOr(Within::new("1ms", "60s")),
     };
 

@@ -107,6 +107,7 @@ const SAMPLES: &[Sample] = &[
     ("sync", "", "250ms", "\"250ms\"", "10"),
     ("max-value", "", "1500", "1500", "33MiB"),
     ("compaction-rate", "", "1MiB", "\"1MiB\"", "0"),
+    ("scrub-interval", "", "48h", "\"48h\"", "59s"),
     ("max-connections", "", "3", "3", "many"),
     ("max-connections-per-address", "", "2", "2", "0"),
     ("request-timeout", "", "1500ms", "\"1500ms\"", "0s"),
@@ -576,7 +577,7 @@ fn nodes(flags: Texts, environment: Variables, ports: &[u16]) -> Result<(Vec<Nod
 
 #[test]
 fn settings_as_arguments_are_the_same_settings() {
-    let every = "--listen=127.0.0.1:1 --allowed-host=a --cors-origin=http://a --data=/d --threads=2 --no-pin=true --sync=250ms --max-value=1500 --compaction-rate=1MB \
+    let every = "--listen=127.0.0.1:1 --allowed-host=a --cors-origin=http://a --data=/d --threads=2 --no-pin=true --sync=250ms --max-value=1500 --compaction-rate=1MB --scrub-interval=7d \
                  --max-connections=3 --max-connections-per-address=2 --request-timeout=1500ms --idle-timeout=2m --max-in-flight=4 \
                  --max-in-flight-bytes=64KiB --cluster=127.0.0.1:1,d:2 --node=127.0.0.1:1 --replica-listen=e:3 \
                  --cluster-secret-file=/s --cluster-name=n --replica-timeout=20ms --repair-rate=1MB \

@@ -3,10 +3,11 @@
 //! - [`provision`] keeps space ready ahead of each writer;
 //! - [`sealing`] sorts what was written, and gives rolled segments their sidecars;
 //! - [`syncing`] puts the logs on disk in the mode "every so often";
-//! - [`compact`] gives space back.
+//! - [`compact`] gives space back;
+//! - [`scrub`] reads everything again, to find what the disk has damaged.
 //!
-//! Sealing and compaction are nice; the other two have little to do, and writers wait when they are
-//! late. On a disk that is short of room writers wait for sealing and compaction as well, which on a
+//! Sealing, compaction and the scrub are nice; the other two have little to do, and writers wait when
+//! they are late. On a disk that is short of room writers wait for sealing and compaction as well, which on a
 //! busy machine would come too late for them: each has a second thread of the same name, which is
 //! not nice and works in the place of the first as long as that lasts.
 
@@ -20,7 +21,7 @@ use crate::options::SyncMode;
 use crate::parts::Parts;
 use crate::sealing::Sorting;
 use crate::threads::Urgency;
-use crate::{compact, provision, sealing, syncing};
+use crate::{compact, provision, scrub, sealing, syncing};
 
 /// Starts them all.
 pub(crate) fn start(parts: &Arc<Parts>) -> io::Result<()> {
@@ -40,6 +41,8 @@ pub(crate) fn start(parts: &Arc<Parts>) -> io::Result<()> {
             parts.room.calls_when_short(compacts);
         }
     }
+    let scrubbed = parts.clone();
+    threads.spawn("scrub", Urgency::Nice, move || scrub::run(&scrubbed))?;
     if let SyncMode::Every(interval) = parts.options.sync {
         let parts = parts.clone();
         threads.spawn("sync", Urgency::Prompt, move || syncing::run(&parts, interval))?;

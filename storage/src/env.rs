@@ -78,6 +78,28 @@ pub trait Env: Send + Sync + 'static {
         Ok(file)
     }
 
+    /// Opens a file to be read past the page cache, in pieces that begin, in the file and in memory,
+    /// at multiples of 4096; `InvalidInput` where the file system cannot do that.
+    fn open_past_cache(&self, path: &Path) -> io::Result<File> {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_DIRECT;
+        OpenOptions::new().read(true).custom_flags(flags).open(path)
+    }
+
+    /// Reads some bytes; 0 at the end of the file.
+    fn read_some_at(&self, file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        file.read_at(bytes, offset)
+    }
+
+    /// Which pages of 4096 bytes are in memory, of `len` bytes from `offset` on.
+    fn cached(&self, file: &File, offset: u64, len: u64) -> io::Result<Vec<bool>> {
+        cached(file, offset, len)
+    }
+
+    /// Has the page cache let go what it has of a range.
+    fn let_go(&self, file: &File, offset: u64, len: u64) {
+        let_go(file, offset, len);
+    }
+
     /// Gives a file another name in its folder, in one step; what had that name is gone.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
@@ -293,6 +315,24 @@ pub(crate) fn read(env: &dyn Env, path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; env.len(&file)? as usize];
     env.read_at(&file, &mut bytes, 0)?;
     Ok(bytes)
+}
+
+#[allow(unsafe_code)]
+fn cached(file: &File, offset: u64, len: u64) -> io::Result<Vec<bool>> {
+    let map = MmapOptions::new().offset(offset).len(len as usize).map_raw_read_only(file)?;
+    let mut pages = vec![0_u8; (len as usize).div_ceil(4096)];
+    // SAFETY: the whole mapping, and a byte for each of its pages (of 4096 bytes or more).
+    let result = unsafe { libc::mincore(map.as_mut_ptr().cast(), map.len(), pages.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(pages.into_iter().map(|page| page & 1 == 1).collect())
+}
+
+#[allow(unsafe_code)]
+fn let_go(file: &File, offset: u64, len: u64) {
+    // SAFETY: a plain system call on a descriptor that `file` keeps open.
+    let _ = unsafe { libc::posix_fadvise(file.as_raw_fd(), offset as i64, len as i64, libc::POSIX_FADV_DONTNEED) };
 }
 
 #[allow(unsafe_code)]

@@ -48,6 +48,8 @@ pub struct Options {
     /// How often segments are searched for tombstones and expired records that can go; five times a
     /// second while the disk is full.
     pub reap_interval: Duration,
+    /// In this time everything is read once, and compared with its checksums; zero for never.
+    pub scrub_interval: Duration,
     /// Called on a background thread after it has freed several megabytes: the place to have the
     /// allocator give them back to the system, which most keep for later otherwise.
     pub memory_freed: fn(),
@@ -67,6 +69,7 @@ impl Options {
             compaction_dead_share: 0.33,
             agreed_after: Some(Duration::from_secs(60)),
             reap_interval: Duration::from_secs(5),
+            scrub_interval: Duration::ZERO,
             memory_freed: || {},
             env: Arc::new(RealEnv),
         }

@@ -16,6 +16,7 @@ use crate::logs::Logs;
 use crate::options::{Options, SyncMode};
 use crate::retention::Retention;
 use crate::room::{Need, Room};
+use crate::scrub_state::ScrubState;
 use crate::seal_queue::SealQueue;
 use crate::segment::SLICE;
 use crate::segments::{SegmentContext, Segments};
@@ -35,6 +36,7 @@ pub(crate) struct Parts {
     pub(crate) health: Health,
     pub(crate) room: Room,
     pub(crate) retention: Retention,
+    pub(crate) scrub: ScrubState,
     pub(crate) threads: Threads,
 }
 
@@ -138,6 +140,7 @@ impl Parts {
             records: entries.saturating_sub(tombstones),
             tombstones,
             damaged_records: self.damage.count(),
+            scrub: self.scrub.stats(),
             repaired_records: self.damage.repaired_count(),
             torn_records: self.damage.torn_records(),
             unreadable_segments: self.damage.unreadable_segments(),

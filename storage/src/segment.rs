@@ -219,9 +219,14 @@ impl Segment {
     /// Writes what was written once more, so that the kernel has to put it on disk at the next sync
     /// whatever it believes.
     pub(crate) fn write_again(&self, env: &dyn Env) -> io::Result<()> {
+        self.write_range_again(env, 0, self.written())
+    }
+
+    /// The same of a range below what was written.
+    pub(crate) fn write_range_again(&self, env: &dyn Env, start: u32, end: u32) -> io::Result<()> {
         let mut buffer = vec![0; PIECE as usize];
-        for start in (0..self.written()).step_by(buffer.len()) {
-            let piece = self.bytes(start, (start + PIECE).min(self.written()));
+        for start in (start..end).step_by(buffer.len()) {
+            let piece = self.bytes(start, (start + PIECE).min(end));
             let copy = &mut buffer[..piece.len()];
             copy.copy_from_slice(piece);
             env.write_at(&self.file, copy, u64::from(start))?;

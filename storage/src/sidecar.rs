@@ -299,6 +299,29 @@ impl Sidecar {
         numbers
     }
 
+    /// The file's bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Whether all of it is what was written, as it is in memory now.
+    pub(crate) fn is_intact(&self) -> bool {
+        let (head, rest) = self.map.split_at(HEADER);
+        let (entries, directory) = rest.split_at(self.count as usize * ENTRY);
+        u32_at(head, 12) == crc32c::crc32c(&head[16..])
+            && u32_at(head, 40) == crc32c::crc32c(entries)
+            && u32_at(head, 28) == crc32c::crc32c(directory)
+    }
+
+    /// Puts the file on disk again as it is in memory.
+    pub(crate) fn write_again(&self, env: &dyn Env, folder: &Path, segment: &Segment) -> io::Result<()> {
+        let temporary = path_of(folder, segment.sequence, "idx-new");
+        let file = env.create(&temporary)?;
+        env.write_at(&file, &self.map, 0)?;
+        env.sync(&file)?;
+        env.rename(&temporary, &path_of(folder, segment.sequence, "idx"))
+    }
+
     /// Whether the directory is what was written.
     pub(crate) fn has_directory(&self) -> bool {
         *self.directory_intact.get_or_init(|| {

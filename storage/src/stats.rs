@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::scrub_state::ScrubStats;
+
 /// Figures of a store. Bytes are bytes of records, padding included.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stats {
@@ -32,6 +34,8 @@ pub struct Stats {
     /// Records that were skipped when the store was opened, because sectors of them had never got
     /// to the disk while later records had: see [`Recovered`](crate::Recovered).
     pub torn_records: u64,
+    /// How the scrub is.
+    pub scrub: ScrubStats,
     /// Bytes appended since the store was opened.
     pub appended_bytes: u64,
     /// Segments that compaction has given back.

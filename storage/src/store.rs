@@ -4,6 +4,7 @@
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::agreements::Agreements;
 use crate::background;
@@ -25,6 +26,7 @@ use crate::recovery::{self, Recovered};
 use crate::retention::Retention;
 use crate::room::Room;
 use crate::scan::{Cursor, ScanError};
+use crate::scrub_state::ScrubState;
 use crate::seal_queue::SealQueue;
 use crate::sealing;
 use crate::segments::Segments;
@@ -72,6 +74,7 @@ impl Store {
             counters: Counters::default(),
             health: Health::default(),
             retention: Retention::new(options.agreed_after, forgotten),
+            scrub: ScrubState::default(),
             threads: Threads::new(options.env.clone()),
             options,
         });
@@ -183,6 +186,17 @@ impl Store {
     #[must_use]
     pub fn next_damaged(&self) -> Option<DamagedRecord> {
         mending::next(&self.parts)
+    }
+
+    /// Has the scrub pause, or go on.
+    pub fn pause_scrub(&self, pause: bool) {
+        self.parts.scrub.paused.store(pause, Ordering::Relaxed);
+    }
+
+    /// Has the scrub read everything once more, as fast as it may, also where it is off otherwise.
+    pub fn scrub_now(&self) {
+        self.parts.scrub.paused.store(false, Ordering::Relaxed);
+        self.parts.scrub.hurry.store(true, Ordering::Relaxed);
     }
 
     /// Current figures. Walks all stripes and segments: for the control plane, not for each

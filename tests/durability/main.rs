@@ -12,3 +12,4 @@ mod disks;
 mod draining;
 mod files_of_others;
 mod full_disk;
+mod scrub;

@@ -106,6 +106,7 @@ fn options(config: &Config) -> Options {
         // their clients may write.
         value_max: VALUE_MAX_LIMIT,
         compaction_rate: config.compaction_rate,
+        scrub_interval: config.scrub_interval.unwrap_or_default(),
         memory_freed: give_memory_back,
         // If this node is alone it makes all versions itself, and none arrives late.
         agreed_after: config.cluster.is_none().then_some(Duration::ZERO),
