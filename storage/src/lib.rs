@@ -83,6 +83,7 @@ mod syncing;
 mod table;
 mod threads;
 mod verify;
+mod wanted;
 
 pub use agreements::Agreements;
 pub use digest::{Digests, leaf_of};

@@ -1,31 +1,31 @@
-//! The newest records of a range of partitions: what comparing replicas and moving partitions walk.
+//! The newest records of some partitions, or of some leaves of their digests: what comparing replicas
+//! and moving partitions walk.
 //!
 //! A sealed segment's sidecar has its keys by partition, so only those of the wanted ones are
 //! looked at; what is not sealed yet, at most the active segments, is read through. What is found
 //! there is merged by key, as by a [`Cursor`], and each key is checked against the index.
 //!
-//! Bounds: 4 bytes a key of the wanted partitions. Invariant: a key that was there before the
+//! Bounds: 4 bytes a key of the wanted leaves. Invariant: a key that was there before the
 //! listing began and is not written meanwhile is listed exactly once, tombstones and what has
 //! expired included, also when compaction moves it. A key that is written meanwhile is listed once
 //! at most. A record whose header is damaged is left out and reported.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use koltso_model::{Flags, PARTITIONS, Version};
+use koltso_model::{Flags, Version};
 
 use crate::parts::Parts;
 use crate::scan::{Cursor, Place, ScanError, Step};
+use crate::wanted::Wanted;
 
-/// A listing of partitions, see [`crate::Store::partition_entries`].
+/// A listing, see [`crate::Store::partition_entries`] and [`crate::Store::leaf_entries`].
 pub struct PartitionEntries {
     cursor: Cursor,
 }
 
 impl PartitionEntries {
-    pub(crate) fn open(parts: Arc<Parts>, partitions: Range<usize>) -> Result<Self, ScanError> {
-        let partitions = partitions.start.min(PARTITIONS)..partitions.end.min(PARTITIONS);
-        Ok(Self { cursor: Cursor::open_partitions(parts, partitions)? })
+    pub(crate) fn open(parts: Arc<Parts>, wanted: &Wanted) -> Result<Self, ScanError> {
+        Ok(Self { cursor: Cursor::open_leaves(parts, wanted)? })
     }
 
     /// The next record, by key bytes: its key, version, flags and expiry (in milliseconds since the

@@ -10,10 +10,7 @@
 //! Bounds: some 100 bytes a segment, plus the sort of at most 32 768 records a log when it is
 //! opened. A record that is damaged is left out and reported.
 
-use std::ops::Range;
 use std::sync::Arc;
-
-use koltso_model::KeyHash;
 
 use crate::damage::DamageLog;
 use crate::hash::IndexHash;
@@ -24,6 +21,7 @@ use crate::order::Run;
 use crate::parts::Parts;
 use crate::record::Record;
 use crate::sidecar::lower_bound;
+use crate::wanted::Wanted;
 
 /// Records a log that a cursor sorts itself when it is opened, in about 5 ms; with more, the
 /// sealing thread has to catch up.
@@ -157,19 +155,19 @@ impl Source {
     }
 }
 
-/// The key orders of all segments from `start` on; of some partitions only, if so asked, and then
+/// The key orders of all segments from `start` on; of some leaves only, if so asked, and then
 /// from the first key on.
-fn sources(parts: &Parts, start: &[u8], partitions: Option<Range<usize>>) -> Result<Vec<Source>, ScanError> {
+fn sources(parts: &Parts, start: &[u8], wanted: Option<&Wanted>) -> Result<Vec<Source>, ScanError> {
     let sealed = |segment: &Arc<IndexedSegment>| {
-        let keys = match (&partitions, segment.sidecar()) {
-            (Some(partitions), Some(sidecar)) => Keys::Entries(sidecar.numbers_of(partitions)),
+        let keys = match (wanted, segment.sidecar()) {
+            (Some(wanted), Some(sidecar)) => Keys::Entries(sidecar.numbers_of(wanted)),
             _ => Keys::Sidecar,
         };
         Source::open(parts, segment, keys, start)
     };
     let unsealed = |segment: &Arc<IndexedSegment>, run: Run| {
-        let run = match &partitions {
-            Some(partitions) => run.iter().copied().filter(|&offset| is_in(partitions, segment, offset)).collect(),
+        let run = match wanted {
+            Some(wanted) => run.iter().copied().filter(|&offset| is_in(wanted, segment, offset)).collect(),
             None => run,
         };
         Source::open(parts, segment, Keys::Run(run), start)
@@ -194,10 +192,9 @@ fn sources(parts: &Parts, start: &[u8], partitions: Option<Range<usize>>) -> Res
     Ok(sources)
 }
 
-/// Whether a record's key is in one of the partitions.
-fn is_in(partitions: &Range<usize>, segment: &IndexedSegment, offset: u32) -> bool {
-    let record = segment.record(offset).ok();
-    record.is_some_and(|record| partitions.contains(&KeyHash::of(record.key()).partition()))
+/// Whether a record's key is in one of the wanted leaves.
+fn is_in(wanted: &Wanted, segment: &IndexedSegment, offset: u32) -> bool {
+    segment.record(offset).is_ok_and(|record| wanted.has_key(record.key()))
 }
 
 impl Cursor {
@@ -209,9 +206,9 @@ impl Cursor {
         Ok(cursor)
     }
 
-    /// Over the keys of some partitions, all of them.
-    pub(crate) fn open_partitions(parts: Arc<Parts>, partitions: Range<usize>) -> Result<Self, ScanError> {
-        let sources = sources(&parts, &[], Some(partitions))?;
+    /// Over the keys of some leaves, all of them.
+    pub(crate) fn open_leaves(parts: Arc<Parts>, wanted: &Wanted) -> Result<Self, ScanError> {
+        let sources = sources(&parts, &[], Some(wanted))?;
         let mut cursor = Self { parts, heap: sources, end: None, last: Vec::new(), started: false };
         cursor.heapify();
         Ok(cursor)

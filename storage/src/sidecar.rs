@@ -29,7 +29,6 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -44,6 +43,7 @@ use crate::hash::IndexHash;
 use crate::record::ALIGN;
 use crate::secret::Secret;
 use crate::segment::{SEGMENT_MAX, Segment, path_of};
+use crate::wanted::Wanted;
 
 const MAGIC: &[u8; 8] = b"KOLTSOIX";
 const FORMAT: u32 = 3;
@@ -284,17 +284,17 @@ impl Sidecar {
         Some(Known { entry: self.entry(number), key_hash: key_hash.map(|(hash, _)| hash) })
     }
 
-    /// The numbers of the entries of some partitions, ascending, and so by key.
-    pub(crate) fn numbers_of(&self, partitions: &Range<usize>) -> Vec<u32> {
+    /// The numbers of the entries of some leaves, ascending, and so by key.
+    pub(crate) fn numbers_of(&self, wanted: &Wanted) -> Vec<u32> {
         if !self.has_directory() {
-            return (0..self.count)
-                .filter(|&number| partitions.contains(&self.entry(number).leaf.partition()))
-                .collect();
+            return (0..self.count).filter(|&number| wanted.has(self.entry(number).leaf)).collect();
         }
-        let places = self.first_of(partitions.start)..self.first_of(partitions.end);
-        let numbers = places.map(|at| self.directory_entry(at).1);
+        let of = wanted.in_partitions();
+        let places = of.into_iter().flat_map(|of| self.first_of(of.start)..self.first_of(of.end));
+        let entries = places.map(|at| self.directory_entry(at)).filter(|&(hash, _)| wanted.has(Leaf::of(hash)));
         // Also one that lies with the right checksum names no entry behind the last one.
-        let mut numbers: Vec<u32> = numbers.filter(|&number| number < self.count).collect();
+        let numbers = entries.map(|(_, number)| number).filter(|&number| number < self.count);
+        let mut numbers: Vec<u32> = numbers.collect();
         numbers.sort_unstable();
         numbers
     }

@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use koltso_model::LeafSet;
+
 use crate::agreements::Agreements;
 use crate::background;
 use crate::damage::DamageLog;
@@ -33,6 +35,7 @@ use crate::segments::Segments;
 use crate::stats::{Counters, Stats};
 use crate::syncing::{self, Syncer};
 use crate::threads::Threads;
+use crate::wanted::Wanted;
 
 /// An open store. Dropping it stops the background threads; [`Store::close`] also seals and syncs.
 pub struct Store {
@@ -137,7 +140,15 @@ impl Store {
     /// # Errors
     /// [`ScanError::NotReady`], as [`Store::scan`].
     pub fn partition_entries(&self, partitions: Range<usize>) -> Result<PartitionEntries, ScanError> {
-        PartitionEntries::open(self.parts.clone(), partitions)
+        PartitionEntries::open(self.parts.clone(), &Wanted::partitions(&partitions))
+    }
+
+    /// As [`Store::partition_entries`], of some leaves of the digests; partitions ascend.
+    ///
+    /// # Errors
+    /// [`ScanError::NotReady`], as [`Store::scan`].
+    pub fn leaf_entries(&self, leaves: &[(u16, LeafSet)]) -> Result<PartitionEntries, ScanError> {
+        PartitionEntries::open(self.parts.clone(), &Wanted::leaves(leaves))
     }
 
     /// What tells cheaply whether replicas have the same records.

@@ -144,6 +144,25 @@ fn compare_partitions(store: &Store, model: &Model, now: u64, when: &str) {
     }
     // Compaction may drop something between the two.
     soon("the digests are those of what is listed", || listed_leaves(store) == leaves(store));
+    // Their leaves alone, in a few partitions.
+    let some: BTreeMap<u16, [u64; 4]> =
+        all.iter().step_by(1 + all.len() / 5).fold(BTreeMap::new(), |mut some, (key, ..)| {
+            let (hash, leaf) = (KeyHash::of(key), leaf_of(KeyHash::of(key)));
+            some.entry(hash.partition() as u16).or_insert([0; 4])[leaf / 64] |= 1 << (leaf % 64);
+            some
+        });
+    let some: Vec<_> = some.into_iter().collect();
+    let is_wanted = |key: &[u8]| {
+        let (hash, leaf) = (KeyHash::of(key), leaf_of(KeyHash::of(key)));
+        some.iter().any(|(of, set)| usize::from(*of) == hash.partition() && set[leaf / 64] & (1 << (leaf % 64)) != 0)
+    };
+    soon("leaves list what partitions do", || {
+        let Ok(mut listing) = store.leaf_entries(&some) else { return false };
+        let found: Vec<_> = std::iter::from_fn(|| listing.next(|key, version, _, _| (key.to_vec(), version))).collect();
+        let wanted: Vec<_> =
+            list(0..PARTITIONS).into_iter().filter(|(key, ..)| is_wanted(key)).map(|(k, v, _)| (k, v)).collect();
+        found == wanted
+    });
     // Single ones, and one with its neighbours.
     for (key, ..) in all.iter().step_by(1 + all.len() / 5) {
         let partition = KeyHash::of(key).partition();
