@@ -29,6 +29,8 @@ use crate::placement::{NodeIndex, Topology};
 
 /// By how much an agreement is worth less than its moment, in seconds.
 pub const MARGIN_S: u32 = 60;
+/// Looks of one round are no further apart than this, in seconds.
+const ROUND_S: u32 = 30;
 /// Records of a node that doubts itself that are remembered as possibly deleted elsewhere; more are
 /// found by the next comparison.
 pub const RETURNED_MAX: usize = 65_536;
@@ -275,6 +277,26 @@ impl Board {
             }
         }
         progress
+    }
+
+    /// Of the partitions that this node shares with a peer, each counted for every `from` in use, so
+    /// many were equal when they were looked at last (since this node doubts itself, if it does), of
+    /// how many.
+    #[must_use]
+    pub fn equal_with(&self, peer: NodeIndex, own_froms: u64) -> (u64, u64) {
+        let since = self.doubts_since.unwrap_or(0).max(1);
+        let (mut equal, mut all) = (0, 0);
+        for from in self.froms(own_froms) {
+            let at = |partition| self.at(from, partition, peer);
+            let last = (0..self.topology.partitions()).map(at).max().unwrap_or(0);
+            for partition in 0..self.topology.partitions() {
+                if self.others(from, partition).is_some_and(|mut others| others.any(|node| node == peer)) {
+                    all += 1;
+                    equal += u64::from(at(partition) >= since && at(partition) + ROUND_S >= last);
+                }
+            }
+        }
+        (equal, all)
     }
 
     /// Up to when this node has agreed with all living replicas on all that is its own, as a clock;

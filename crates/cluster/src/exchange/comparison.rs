@@ -494,13 +494,10 @@ impl Comparison {
                 self.tasks.push_front(Task::Look { from, nth: nth + 1, of: Some(differ), not_before });
             } else {
                 self.differing += differ.len() as u64;
-                let begin = differ.partition_point(|&partition| partition < self.pair.begins_at());
-                differ.rotate_left(begin);
-                // The last in front of the others.
-                for batch in differ.chunks(BATCH).rev() {
-                    let mut partitions = batch.to_vec();
-                    partitions.sort_unstable();
-                    self.tasks.push_front(Task::Leaves { from, partitions });
+                let mut batches: Vec<&[u16]> = differ.chunks(BATCH).collect();
+                batches.sort_by_key(|batch| self.pair.order(self.round, usize::from(batch[0])));
+                for batch in batches {
+                    self.tasks.push_front(Task::Leaves { from, partitions: batch.to_vec() });
                 }
             }
         }

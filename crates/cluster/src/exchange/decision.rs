@@ -24,7 +24,7 @@ pub struct Views<'a> {
 /// What is to be done about a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// Places in the peer's list of what this node lacks.
+    /// Places in the peer's list of what this node lacks, ascending.
     pub wanted: Vec<u32>,
     /// Places in this node's list of what the peer lacks.
     pub given: Vec<u32>,
@@ -80,6 +80,8 @@ pub fn decide(own: &[Listed], theirs: &[Item], views: &Views<'_>) -> Decision {
         of_one_hash(&mine[..of_mine], &yours[..of_yours], (own, theirs), views, &mut decision);
         (mine, yours) = (&mine[of_mine..], &yours[of_yours..]);
     }
+    // As a request names places.
+    decision.wanted.sort_unstable();
     decision
 }
 
@@ -190,6 +192,8 @@ mod tests {
         assert_eq!(decided(&[both], &[both, old], nothing).wanted, [1]);
         assert!(decided(&[item(5, 60_000, 1)], &[], nothing).is_settled(), "theirs it is not");
         assert!(decided(&[], &[item(5, 60_000, 2)], nothing).is_settled(), "mine it is not");
+        let wanted = decided(&[], &[item(9, 60_000, 3), both, item(7, 60_000, 3), old], nothing).wanted;
+        assert_eq!(wanted, [0, 1, 2, 3], "in the order in which they are asked for");
     }
 
     #[test]
