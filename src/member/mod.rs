@@ -8,6 +8,7 @@
 //! - `members_file.rs`: the identity of the data folder, and the numbers of the members, on disk.
 //! - `names.rs`: where the peers are, looked up at each dial.
 //! - `peers.rs`: what is known of the peers, for `/status`, `/metrics` and the log.
+//! - `repair/`: comparing replicas, and repairing them.
 //! - `replay.rs`: the connections over which missed writes are replayed.
 //! - `standing.rs`: whether this node has what it confirmed, and whom it remembers.
 //! - `urls.rs`: what a sentence between nodes says of numbers, with URLs for them.
@@ -21,6 +22,7 @@ pub mod members_file;
 mod missing;
 mod names;
 mod peers;
+mod repair;
 mod replay;
 mod replica;
 mod standing;
@@ -38,6 +40,7 @@ use koltso_instrument::Mutex;
 use koltso_model::Standing;
 use koltso_net::replica::{Features, Identity, NodeId, PeerIdentity};
 use koltso_net::server::Shared;
+use koltso_storage::{Store, SyncMode};
 use socket2::Socket;
 
 pub use self::driver::{MemberDriver, Submitted, Ticket};
@@ -46,6 +49,7 @@ use self::members_file::MembersError;
 use self::missing::{Missing, Others};
 use self::names::PeerName;
 pub use self::peers::{PeerFigures, PeerState, Peers};
+pub use self::repair::Repair;
 pub use self::standing::{OwnStanding, Starting};
 use self::urls::UrlsByNumber;
 
@@ -83,6 +87,7 @@ pub struct Cluster {
     standing: OnceLock<Arc<OwnStanding>>,
     /// What was logged last of what it misses to become whole.
     said_missing: Mutex<Option<(String, Instant)>>,
+    repair: OnceLock<Arc<Repair>>,
     /// Bound, one a core. Nobody can connect before its core serves.
     listeners: Mutex<Vec<Option<Socket>>>,
 }
@@ -126,6 +131,7 @@ impl Cluster {
             hints,
             standing: OnceLock::new(),
             said_missing: Mutex::new(&"log lines about a rebuild", None),
+            repair: OnceLock::new(),
             listeners,
         })
     }
@@ -187,6 +193,31 @@ impl Cluster {
         let keeper = replay::start(self, data)?;
         assert!(self.hints.set(keeper).is_ok(), "hints are started once");
         Ok(())
+    }
+
+    /// Starts to compare with the peers, and to answer those that compare with this node.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start_repair(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        clock: &Arc<Clock>,
+        sync: SyncMode,
+    ) -> std::io::Result<()> {
+        let repair = Repair::start(self.clone(), store.clone(), clock.clone(), sync)?;
+        assert!(self.repair.set(repair).is_ok(), "repair is started once");
+        Ok(())
+    }
+
+    /// What compares replicas.
+    pub fn repair(&self) -> Option<&Arc<Repair>> {
+        self.repair.get()
+    }
+
+    /// A sentence between nodes, with URLs for numbers.
+    fn translated(&self, sentence: &str) -> String {
+        self.urls_by_number().translated(sentence)
     }
 
     /// What keeps the hints.

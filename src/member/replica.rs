@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use koltso_cluster::member::{Clocks, Observer};
 use koltso_model::{Found, Key, Operation, Outcome, Record, VALUE_MAX_LIMIT, Want};
 use koltso_net::replica::{
     self as wire, AcceptConfig, Acquaintances, DeferredReply, Identity, Introduction, Judged, MemberAddresses,
-    ReplicaEvent, ReplicaService, Replies, Request,
+    PeerIdentity, ReplicaEvent, ReplicaService, Replies, Request,
 };
 
 use super::Cluster;
@@ -189,6 +189,12 @@ impl ReplicaService for PeerService {
                 }
             }
         });
+    }
+
+    fn exchange(&self, peer: PeerIdentity, socket: TcpStream, read_so_far: Vec<u8>) {
+        if let Some(repair) = self.cluster.repair() {
+            repair.answer(peer, socket, read_so_far);
+        }
     }
 
     #[inline]

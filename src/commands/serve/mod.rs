@@ -273,6 +273,7 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         cluster.start_standing(data, before, &node.clock).map_err(|e| e.to_string())?;
         let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
         cluster.start_hints(&node.config.data).map_err(cannot)?;
+        cluster.start_repair(&store, &node.clock, node.config.sync).map_err(cannot_start)?;
     }
     go_on_with_the_clock(&node)?;
     node.open(store.clone(), writers);
@@ -292,6 +293,9 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     node.drop_writers();
     if let Some(hints) = node.cluster.as_ref().and_then(|cluster| cluster.hints()) {
         hints.stop();
+    }
+    if let Some(repair) = node.cluster.as_ref().and_then(|cluster| cluster.repair()) {
+        repair.stop();
     }
     if let Some(standing) = node.cluster.as_ref().and_then(|cluster| cluster.standing()) {
         standing.finish();

@@ -1,0 +1,96 @@
+//! The thread that answers one peer which compares with this node.
+
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use bytes::Bytes;
+use koltso_cluster::exchange::Holdings;
+use koltso_cluster::exchange::answering::Answering;
+use koltso_cluster::exchange::pair::Pair;
+use koltso_cluster::placement::NodeIndex;
+use koltso_model::{ExchangeRequest, Found, Operation, Outcome, Refused, Tombstone, VALUE_MAX_LIMIT, Want};
+use koltso_net::replica::blocking::{self, AnswerConfig};
+use koltso_net::replica::frame::exchange::Asked;
+use koltso_net::replica::{LostReason, PeerIdentity};
+
+use super::Repair;
+use super::holdings::Here;
+use crate::replica::clock::{now_ms, now_wall, told_ms};
+
+/// Answers until the connection ends, or until it is to stop.
+pub(super) fn run(
+    repair: &Arc<Repair>,
+    node: NodeIndex,
+    (peer, socket, read_so_far): (PeerIdentity, TcpStream, Vec<u8>),
+    stop: Arc<AtomicBool>,
+) {
+    let identity = repair.cluster.identity();
+    let config = AnswerConfig { identity: &identity, value_max: VALUE_MAX_LIMIT, stop };
+    let mut connection = blocking::Answering::new(peer, socket, &read_so_far, &config);
+    let mut answering = Answering::new(Pair::new(repair.cluster.topology.clone(), node));
+    let mut here = repair.here();
+    let ended = loop {
+        let answered = match connection.next_request() {
+            Err(LostReason::Violation(sentence)) => {
+                repair
+                    .cluster
+                    .peers
+                    .refused(&format!("{} broke the protocol: {sentence}", repair.cluster.peers.url(node)));
+                return;
+            }
+            Err(lost) => break lost.to_string(),
+            Ok(Asked::Ping { clock, .. }) => {
+                repair.clock.observe(clock);
+                connection.pong(told_ms(), repair.clock.last())
+            }
+            Ok(Asked::Execute(operation)) => connection.answer(&execute(&operation, &mut here)),
+            Ok(Asked::Exchange(request)) => {
+                if let (ExchangeRequest::Roots { told, .. }, Some(standing)) = (&request, repair.cluster.standing()) {
+                    standing.told(&peer, told.standing);
+                }
+                match answering.answer(now_wall(), &request, &mut repair.board(), &mut here) {
+                    Err(sentence) => {
+                        repair.cluster.peers.refused(&format!("{} {sentence}", repair.cluster.peers.url(node)));
+                        return;
+                    }
+                    Ok(reply) => {
+                        let moved = answering.take_figures();
+                        let mut figures = repair.cluster.repairs.of(node);
+                        figures.records_sent += moved.sent;
+                        figures.bytes_sent += moved.bytes_sent;
+                        figures.records_received += moved.received;
+                        figures.bytes_received += moved.bytes_received;
+                        drop(figures);
+                        repair.pay(moved.bytes_sent + moved.bytes_received);
+                        connection.reply(&reply)
+                    }
+                }
+            }
+        };
+        if let Err(lost) = answered {
+            break lost.to_string();
+        }
+    };
+    tracing::debug!("{} compares no more: {ended}", repair.cluster.peers.url(node));
+}
+
+/// A single read or write, for a peer that fetches what was damaged there.
+fn execute(operation: &Operation<Bytes>, here: &mut Here) -> Outcome<Bytes> {
+    match operation {
+        Operation::Write(record) if here.apply(record) => Outcome::Applied,
+        Operation::Write(_) => Outcome::Refused(Refused::NotReady),
+        Operation::Read { key, want } => match here.newest(key.bytes()) {
+            None => Outcome::Absent(None),
+            Some(record) => {
+                let (version, flags, expires_at_ms) = (record.version, record.flags, record.expires_at_ms);
+                if flags.is_tombstone() || (expires_at_ms != 0 && expires_at_ms <= now_ms()) {
+                    return Outcome::Absent(Some(Tombstone { version, flags }));
+                }
+                let (attributes, value_len) = (record.attributes, record.value.len() as u32);
+                let value = (*want == Want::Value).then_some(record.value);
+                Outcome::Found(Found { version, expires_at_ms, flags, attributes, value_len, value })
+            }
+        },
+    }
+}
