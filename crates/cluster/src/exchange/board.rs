@@ -184,19 +184,41 @@ impl Board {
         let places = self.topology.partitions() * nodes;
         let seen = self.seen.entry(from).or_insert_with(|| vec![Seen::default(); places].into());
         for &(partition, arrivals) in partitions {
-            let of_partition = &mut seen[usize::from(partition) * nodes..][..nodes];
-            of_partition[peer.at()] = Seen { at: look.at, arrivals };
+            seen[usize::from(partition) * nodes + peer.at()] = Seen { at: look.at, arrivals };
+        }
+        let wider = self.wider(from, holdings.told().froms);
+        for &(partition, arrivals) in partitions {
+            let of_partition = &self.seen[&from][usize::from(partition) * nodes..][..nodes];
             let replicas = self.topology.replicas_of(usize::from(partition), from);
-            let others = || replicas.iter().filter(|&&node| node != self.topology.me());
-            let peers = || others().map(|node| of_partition[node.at()]);
-            let Some(oldest) = peers().map(|seen| seen.at).min().filter(|&at| at > 0) else {
+            let mut others = replicas.iter().filter(|&&node| node != self.topology.me());
+            if others.any(|node| of_partition[node.at()].arrivals != arrivals) {
                 continue;
-            };
-            if peers().all(|seen| seen.arrivals == arrivals) {
+            }
+            let here = replicas.contains(&self.topology.me());
+            let oldest =
+                self.oldest(from, partition).min(if here { self.oldest_of(&wider, partition) } else { u32::MAX });
+            if oldest > 0 {
                 let clock = clock_of(oldest.saturating_sub(MARGIN_S)).min(settled);
                 holdings.agreed(from, partition, arrivals, clock);
             }
         }
+    }
+
+    /// The `from`s in use that are wider than this one. A delete with few replicas can be that of a
+    /// value with more: it is forgotten when all of those agree, too, so that none has the value.
+    fn wider(&self, from: u8, own: u64) -> Vec<u8> {
+        self.froms(own).filter(|&wider| wider > from).collect()
+    }
+
+    /// When the replica that was seen least lately was equal; 0 if one never was.
+    fn oldest(&self, from: u8, partition: u16) -> u32 {
+        let replicas = self.topology.replicas_of(usize::from(partition), from);
+        let others = replicas.iter().filter(|&&node| node != self.topology.me());
+        others.map(|&node| self.at(from, usize::from(partition), node)).min().unwrap_or(u32::MAX)
+    }
+
+    fn oldest_of(&self, froms: &[u8], partition: u16) -> u32 {
+        froms.iter().map(|&from| self.oldest(from, partition)).min().unwrap_or(u32::MAX)
     }
 
     /// Of records with one replica, which is this node, only those count that may still come after
@@ -206,9 +228,12 @@ impl Board {
         if told.froms & 1 == 0 {
             return;
         }
-        let clock = clock_of(look.at.saturating_sub(MARGIN_S)).min(self.settled()).min(told.settled);
+        let settled = self.settled().min(told.settled);
+        let wider = self.wider(1, told.froms);
         for partition in 0..self.topology.partitions() as u16 {
             if self.topology.replicas_of(usize::from(partition), 1) == [self.topology.me()] {
+                let at = look.at.min(self.oldest_of(&wider, partition));
+                let clock = clock_of(at.saturating_sub(MARGIN_S)).min(settled);
                 let arrivals = holdings.arrivals(1, partition);
                 holdings.agreed(1, partition, arrivals, clock);
             }
@@ -227,11 +252,17 @@ impl Board {
         froms_of(self.in_use(own))
     }
 
-    /// The `from`s in use here, `own`, or at any peer, as in [`Told::froms`].
+    /// The `from`s in use here, `own`, or at any peer, as in [`Told::froms`]. Where none has several
+    /// replicas, the widest, so that something is compared and agreed on.
     #[must_use]
     pub fn in_use(&self, own: u64) -> u64 {
         let heard = self.members.iter().filter_map(|member| member.told);
-        heard.fold(own, |all, told| all | told.froms)
+        let all = heard.fold(own, |all, told| all | told.froms);
+        if all > 1 { all } else { all | self.widest() }
+    }
+
+    fn widest(&self) -> u64 {
+        1 << (self.topology.nodes().clamp(1, 64) - 1)
     }
 
     fn at(&self, from: u8, partition: usize, node: NodeIndex) -> u32 {
@@ -260,8 +291,7 @@ impl Board {
         let since = self.doubts_since.unwrap_or(0);
         let mut progress = Progress { possible: true, ..Progress::default() };
         // A cluster in which nothing was written yet has no `from` in use.
-        let widest = 1 << (self.topology.nodes().clamp(1, 64) - 1);
-        for from in self.froms(own_froms | widest) {
+        for from in self.froms(own_froms | self.widest()) {
             for partition in 0..self.topology.partitions() {
                 let Some(others) = self.others(from, partition) else { continue };
                 progress.all += 1;

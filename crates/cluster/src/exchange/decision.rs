@@ -28,7 +28,8 @@ pub struct Decision {
     pub wanted: Vec<u32>,
     /// Places in this node's list of what the peer lacks.
     pub given: Vec<u32>,
-    /// Places in this node's list of what the peer may have deleted and forgotten.
+    /// Places in this node's list of what the peer may have deleted and forgotten: what this node has
+    /// from the past, or without being a replica of it.
     pub returned: Vec<u32>,
     /// What differs and is left alone, since it may be on its way.
     pub young: u32,
@@ -109,6 +110,11 @@ fn of_one_hash(mine: &[u32], yours: &[u32], (own, theirs): (&[Listed], &[Item]),
     // comparison sees it. Of several it cannot be told which are of one key.
     let are_several = lonely_mine.len() > 1 || lonely_yours.len() > 1;
     let is_young = |item: &Item| item.version.unix_ms().abs_diff(views.wall.ms()) < YOUNG_MS;
+    // Whoever is no replica of it was never told of a delete, and has nothing that the replicas had not.
+    let may_be_deleted = |item: &Item| {
+        let doubted = views.doubts_itself || !(views.is_mine)(item.from);
+        doubted && !item.absent && item.version.clock <= views.their_forgotten
+    };
     for &at in &lonely_mine {
         let item = my(at);
         if !are_several && lonely_yours.last().is_some_and(|&other| your(other).version > item.version) {
@@ -123,7 +129,7 @@ fn of_one_hash(mine: &[u32], yours: &[u32], (own, theirs): (&[Listed], &[Item]),
             to.young += 1;
         } else if !older && item.absent && item.version.clock <= views.their_forgotten {
             to.no_difference(item);
-        } else if !older && views.doubts_itself && !item.absent && item.version.clock <= views.their_forgotten {
+        } else if !older && may_be_deleted(item) {
             to.returned.push(at);
         } else {
             to.given.push(at);
@@ -136,6 +142,10 @@ fn of_one_hash(mine: &[u32], yours: &[u32], (own, theirs): (&[Listed], &[Item]),
         }
         let older = lonely_mine.first().is_some_and(|&other| my(other).version < item.version);
         if !older && !(views.is_mine)(item.from) {
+            continue;
+        }
+        if !older && !(views.is_theirs)(item.from) && !item.absent && item.version.clock <= views.forgotten {
+            // It may have been deleted since: its holder finds out.
             continue;
         }
         if is_young(item) {
@@ -253,6 +263,18 @@ mod tests {
         assert_eq!(decision.given.len() as u64, KEYS / 2 - KEYS / 1000);
         assert_eq!(decision.wanted.len() as u64, KEYS / 2);
         assert!(decided(&own, &own, nothing).is_settled());
+    }
+
+    #[test]
+    fn what_is_left_at_a_node_that_is_no_replica_does_not_come_back() {
+        let (mine_not, theirs_not) = (item(5, 60_000, 2), item(5, 60_000, 1));
+        let forgotten = |own: &[Item], theirs: &[Item], age_ms| {
+            decided(own, theirs, |views| (views.forgotten, views.their_forgotten) = (clock(age_ms), clock(age_ms)))
+        };
+        assert_eq!(forgotten(&[mine_not], &[], 60_000), Decision { returned: vec![0], ..Decision::default() });
+        assert_eq!(forgotten(&[mine_not], &[], 60_001), Decision { given: vec![0], ..Decision::default() });
+        assert!(forgotten(&[], &[theirs_not], 60_000).is_settled());
+        assert_eq!(forgotten(&[], &[theirs_not], 60_001).wanted, [0]);
     }
 
     #[test]

@@ -308,6 +308,27 @@ fn an_old_copy_does_not_doubt_those_who_were_replaced_meanwhile() {
     cluster.assert_rebuilding(&[]);
 }
 
+/// Found by the simulation: a node was replaced while another was away, which came back as a copy
+/// from before that. Both were rebuilding, and the third could make neither whole.
+#[test]
+fn the_doubt_of_one_that_is_rebuilding_is_taken_back() {
+    let mut cluster = formed(3);
+    let copy = cluster.nodes[0].folder.clone();
+    cluster.wipe(2);
+    cluster.meet(2, 1);
+    cluster.rebuilt(2);
+    cluster.live(OLDER_BY_MS + 1);
+    cluster.restart(2);
+    cluster.meet(2, 1);
+    // Node 2 has never met node 0, and cannot know that this is a copy.
+    cluster.start(0, copy);
+    cluster.meet(0, 2);
+    cluster.meet(0, 1);
+    cluster.assert_rebuilding(&[0, 2]);
+    cluster.tell_all();
+    cluster.assert_rebuilding(&[0]);
+}
+
 #[test]
 fn two_of_three_emptied_are_both_rebuilding_whomever_they_meet_first() {
     for first in [(1, 2), (0, 1), (0, 2)] {
