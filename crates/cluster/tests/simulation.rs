@@ -129,6 +129,17 @@ fn disk_errors(seed: u64) -> Plan {
     Plan { keys: 1_000, think: 8_000, ..hints_only(seed, &[Kind::DiskErrors], 100_000) }
 }
 
+/// What is lost and nobody hints, and nobody reads: emptied folders and copies of earlier ones, hints
+/// that are dropped or die with their holders, damage. Within a minute all replicas are equal, and
+/// then deletes are forgotten and do not come back.
+#[test]
+fn replicas_converge_without_reads() {
+    let sums = seeds(40, Plan::converging);
+    seeds(10, away);
+    seeds(10, emptied);
+    assert!(sums.rebuilt > 0 && sums.forgotten > 0 || number("KOLTSO_SIM_SEEDS").is_some());
+}
+
 fn jumps(seed: u64) -> Plan {
     let faults = vec![Kind::Jump, Kind::Jump, Kind::Pause, Kind::CutNode, Kind::Crash, Kind::Break];
     Plan { faults, ..Plan::new(seed, Mode::Stream) }
@@ -214,6 +225,17 @@ fn crashes(seed: u64) -> Plan {
     Plan { faults: vec![Kind::Crash], fault_every: 50_000, ..stream(seed) }
 }
 
+fn emptied(seed: u64) -> Plan {
+    let faults = vec![Kind::Empty, Kind::PutBack, Kind::CutPair, Kind::Crash, Kind::LoseHints];
+    Plan { faults, fault_every: 3_000_000, faults_until: 100_000_000, ..Plan::converging(seed) }
+}
+
+/// Nodes that are away for long, and miss what is deleted.
+fn away(seed: u64) -> Plan {
+    let faults = vec![Kind::CutNode, Kind::CutPair, Kind::Crash, Kind::LoseHints];
+    Plan { faults, fault_every: 6_000_000, faults_until: 250_000_000, keys: 12, ..Plan::converging(seed) }
+}
+
 macro_rules! noticed {
     ($($name:ident: $mutation:ident within $most:literal of $plan:expr;)*) => {$(
         #[test]
@@ -244,4 +266,11 @@ noticed! {
         |seed| hints_only(seed, &[Kind::Pause, Kind::CutNode], 8);
     a_jump_that_is_followed_is_noticed: FollowsJumps within 20 of jumps;
     a_reply_that_counts_twice_is_noticed: CountsRepliesTwice within 5 of stream;
+    reads_of_a_rebuilding_node_are_noticed: ReadsWhileRebuilding within 600 of emptied;
+    deletes_that_are_forgotten_alone_are_noticed: ForgetsAlone within 100 of away;
+    a_record_that_is_given_and_dropped_is_noticed: DropsTheLastGiven within 20 of Plan::converging;
+    an_asker_that_tells_nothing_is_noticed: NeverTellsAgreed within 5 of Plan::converging;
+    a_node_that_is_whole_too_soon_is_noticed: WholeTooSoon within 400 of emptied;
+    doubts_that_are_ignored_are_noticed: IgnoresDoubts within 1000 of emptied;
+    digests_that_miss_writes_are_noticed: DigestsMissWrites within 20 of Plan::converging;
 }

@@ -11,7 +11,7 @@
 //! An answer "absent" has no version. It is taken for the oldest delete at or above the floor,
 //! which is the most lenient reading.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use koltso_model::{Record, Version, Want};
@@ -40,6 +40,12 @@ pub struct Op {
     pub abandoned: bool,
     /// The floor when it was invoked.
     pub floor: Version,
+    /// When its value runs out, in ms since the Unix epoch; 0 for never.
+    pub expires_at_ms: u64,
+    /// What it alone was confirmed by is lost: it promises less.
+    pub weak: bool,
+    /// Its node did not know yet that its folder is an earlier one.
+    pub blind: bool,
     /// The version it is written with.
     pub version: Version,
     /// The version that it had before, if it was renewed.
@@ -77,6 +83,10 @@ pub struct History {
     returned: Vec<BTreeSet<Version>>,
     written: HashMap<(usize, Version), (usize, bool)>,
     deletes: Vec<BTreeSet<Version>>,
+    /// How many replicas each version is to have, by key.
+    froms: Vec<BTreeMap<Version, u8>>,
+    /// When the values run out that do, in ms since the Unix epoch, by key.
+    expiring: Vec<BTreeMap<Version, u64>>,
     /// The widest `from` that was used, by key.
     pub widest: Vec<u8>,
 }
@@ -91,6 +101,8 @@ impl History {
             floors: vec![vec![vec![Version::default(); nodes + 1]; nodes + 1]; keys],
             returned: vec![BTreeSet::new(); keys],
             deletes: vec![BTreeSet::new(); keys],
+            froms: vec![BTreeMap::new(); keys],
+            expiring: vec![BTreeMap::new(); keys],
             widest: vec![0; keys],
             ..Self::default()
         }
@@ -126,6 +138,10 @@ impl History {
         if delete {
             self.deletes[op.key].insert(version);
         }
+        self.froms[op.key].insert(version, op.from);
+        if op.expires_at_ms != 0 {
+            self.expiring[op.key].insert(version, op.expires_at_ms);
+        }
         Ok(())
     }
 
@@ -133,7 +149,9 @@ impl History {
     pub fn writer(&self, key: usize, record: &Record<Bytes>) -> Result<usize, Failure> {
         match self.written.get(&(key, record.version)) {
             Some(&(token, delete))
-                if delete == record.flags.is_tombstone() && (delete || record.value == value_of(token)) =>
+                if delete == record.flags.is_tombstone() && (delete || record.value == value_of(token))
+                    // A repair brings what has run out as a delete.
+                    || record.flags.is_tombstone() && self.expiring[key].contains_key(&record.version) =>
             {
                 Ok(token)
             }
@@ -175,7 +193,9 @@ impl History {
                 text: format!("{token} ended with {version:?}, and {:?} was there before it began", op.floor),
             });
         }
-        self.raise(key, from, ack, version);
+        if !op.weak || op.quorum() && from > 1 {
+            self.raise(key, from, ack, version);
+        }
         Ok(())
     }
 
@@ -192,31 +212,74 @@ impl History {
         if op.what == What::Get(Want::Value) && value.is_none() {
             return fail("nobody wrote it", format!("{token} wanted the value and got none"));
         }
-        if version < op.floor {
+        if version < op.floor && !op.blind {
             let text = format!("{token} read {version:?}, and {:?} was there before it began", op.floor);
             return fail("reads do not go back", text);
         }
-        if op.quorum() {
+        if op.quorum() && !op.blind && self.is_of(key, version, from) {
             self.returned[key].insert(version);
             self.raise(key, from, from / 2 + 1, version);
         }
         Ok(())
     }
 
-    pub fn absent(&mut self, token: usize) -> Result<(), Failure> {
+    /// Whether a version has so many replicas. Where a read brought it to more, they hand it on and
+    /// drop it.
+    fn is_of(&self, key: usize, version: Version, from: u8) -> bool {
+        self.written.get(&(key, version)).is_some_and(|&(token, _)| self.ops[token].from >= from)
+    }
+
+    /// A node lost what it had. Of what less than a quorum confirmed, it may have been the last to
+    /// have it; `concerns`: whether it was among the replicas of a `from`.
+    pub fn weaken(&mut self, key: usize, concerns: impl Fn(usize) -> bool) {
+        for from in (1..self.floors[key].len()).filter(|&from| concerns(from)) {
+            self.floors[key][from][..=(from / 2).max(usize::from(from == 1))].fill(Version::default());
+        }
+        for op in self.ops.iter_mut().rev().filter(|op| op.key == key && op.open()) {
+            let floors = &self.floors[key][usize::from(op.from)];
+            let met = usize::from(op.from - op.ack) + 1;
+            op.floor = op.floor.min(floors[met..].iter().copied().max().unwrap_or_default());
+            op.weak |= concerns(usize::from(op.from));
+        }
+    }
+
+    /// The oldest version at or above a floor by which a key is absent.
+    fn absent_since(&self, key: usize, floor: Version, now_ms: u64) -> Option<Version> {
+        let deleted = self.deletes[key].range(floor..).next().copied();
+        let mut expired = self.expiring[key].range(floor..).filter(|(_, at)| **at <= now_ms);
+        let expired = expired.next().map(|(&version, _)| version);
+        [deleted, expired].into_iter().flatten().min()
+    }
+
+    /// The newest version that the replicas have of a key, in the end; the default for none.
+    pub fn ends_with(&self, key: usize, found: Version, now_ms: u64) -> Result<(), Failure> {
+        let floors = self.floors[key].iter().flatten().copied();
+        let floor = floors.max().unwrap_or_default();
+        if found >= floor || self.absent_since(key, floor, now_ms).is_some() && found == Version::default() {
+            return Ok(());
+        }
+        let text = format!("the replicas end with {found:?}, and {floor:?} was there");
+        Err(Failure { check: "nothing is lost", key: Some(key), text })
+    }
+
+    pub fn absent(&mut self, token: usize, now_ms: u64) -> Result<(), Failure> {
         let op = &self.ops[token];
         let (key, from, floor, quorum) = (op.key, op.from, op.floor, op.quorum());
+        // A later write may have fewer replicas: the others drop what they have of the key then.
+        if op.blind || self.froms[key].range(floor..).any(|(_, &narrower)| narrower < from) {
+            return Ok(());
+        }
         if floor == Version::default() {
             return Ok(());
         }
-        let Some(&delete) = self.deletes[key].range(floor..).next() else {
+        let Some(delete) = self.absent_since(key, floor, now_ms) else {
             return Err(Failure {
                 check: "reads do not go back",
                 key: Some(key),
                 text: format!("{token} found nothing, and {floor:?} was there before it began"),
             });
         };
-        if quorum {
+        if quorum && self.is_of(key, delete, from) {
             self.raise(key, from, from / 2 + 1, delete);
         }
         Ok(())

@@ -46,6 +46,9 @@ impl World {
             ended: None,
             abandoned: false,
             floor: Version::default(),
+            expires_at_ms: 0,
+            weak: false,
+            blind: false,
             version: Version::default(),
             first: None,
             excused,
@@ -75,6 +78,8 @@ impl World {
 
     fn pick_what(&mut self) -> What {
         match self.random.below(if self.plan.writes_only { 11 } else { 20 }) {
+            // Deletes are what long runs are about.
+            4..9 if self.plan.exchanges => What::Delete,
             0..9 => What::Put,
             9 | 10 => What::Delete,
             11 => What::Get(Want::Version),
@@ -103,8 +108,12 @@ impl World {
     }
 
     pub fn begin(&mut self, node: usize, token: usize) {
+        if self.plan.exchanges {
+            self.tick_soon(node);
+        }
         let op = &mut self.history.ops[token];
         op.begun = Some(self.now);
+        op.blind = self.undoubted == Some(node);
         let (key, counts, client, excused) = (op.key, quorum(op.ack, op.from), op.client, op.excused);
         let (what, name) = (op.what, Key::new(self.keys[key].clone()));
         self.beginning = Some(token);
@@ -120,7 +129,9 @@ impl World {
                     _ => (value_of(token), flags),
                 };
                 let (version, attributes) = (Version::default(), Bytes::new());
-                let record = Record { key: name, value, version, expires_at_ms: 0, flags, attributes };
+                let expires_at_ms = if flags.is_tombstone() { 0 } else { self.expiry(node) };
+                self.history.ops[token].expires_at_ms = expires_at_ms;
+                let record = Record { key: name, value, version, expires_at_ms, flags, attributes };
                 self.with_member(node, |member, now, host| member.write(now, token as u64, record, counts, host))
             }
         };
@@ -141,6 +152,12 @@ impl World {
         self.history.ops[token].ended = Some(self.now);
         self.nodes[node].open.remove(&token);
         self.client_goes_on(client);
+    }
+
+    /// When a new value runs out, in ms; 0 for never. In the runs without exchange all stay.
+    fn expiry(&mut self, node: usize) -> u64 {
+        let runs_out = self.plan.exchanges && self.random.one_in(5_u64);
+        if runs_out { self.clocks(node).wall.ms() + self.random.between(1_000, 100_000) } else { 0 }
     }
 
     pub fn answered(&mut self, node: usize, token: usize, answer: Answer) {
@@ -168,7 +185,10 @@ impl World {
                 }
                 self.history.found(token, *version, value.as_ref())
             }
-            (Ok(Outcome::Absent(_)), What::Get(_)) => self.history.absent(token),
+            (Ok(Outcome::Absent(_)), What::Get(_)) => {
+                let slack = if self.plan.jumps() { 30_000 } else { 1_000 };
+                self.history.absent(token, self.now_ms() + slack)
+            }
             (Err(shortage), _) => {
                 self.stats.not_enough += 1;
                 self.history.ops[token].unsure = true;

@@ -2,6 +2,7 @@
 
 use koltso_cluster::wall::WallWatch;
 
+use super::holdings::place;
 use super::network::unless_answered;
 use super::plan::{Kind, Mode};
 use super::world::{Event, MS, SECOND, Work, World};
@@ -43,6 +44,11 @@ impl World {
             _ => self.random.between(200 * MS, 3 * SECOND),
         };
         let node = if self.plan.mode == Mode::Steady { 2 } else { node };
+        let lasts = match self.random_of_exchanges(3).filter(|_| kind != Kind::Jump) {
+            Some(1) => self.random.between(SECOND, 20 * SECOND),
+            Some(2) => self.random.between(20 * SECOND, 120 * SECOND),
+            _ => lasts,
+        };
         let lasts = if self.plan.mode == Mode::Steady { 3 * SECOND } else { lasts };
         if alone {
             next += lasts;
@@ -51,6 +57,11 @@ impl World {
             self.at(next, Event::Fault);
         }
         self.begin_fault(kind, node, other, lasts);
+    }
+
+    /// Long runs have long faults, too.
+    fn random_of_exchanges(&mut self, kinds: u64) -> Option<u64> {
+        self.plan.exchanges.then(|| self.random.below(kinds))
     }
 
     fn begin_fault(&mut self, kind: Kind, node: usize, other: usize, lasts: u64) {
@@ -65,6 +76,21 @@ impl World {
             Kind::Crash | Kind::Vanish if self.nodes[node].up => {
                 self.crash(node, kind == Kind::Crash, lasts);
                 true
+            }
+            Kind::Empty | Kind::PutBack if self.nodes[node].up && self.all_whole() => {
+                let is_back = kind == Kind::PutBack && self.has_copy(node);
+                let resets = self.random.one_in(2);
+                self.crash(node, resets, lasts);
+                if is_back {
+                    self.put_back(node)
+                } else {
+                    self.empty_folder(node)
+                }
+                true
+            }
+            Kind::LoseHints => {
+                self.lose_hints(node);
+                false
             }
             Kind::CutNode => {
                 for peer in self.peers(node) {
@@ -128,7 +154,7 @@ impl World {
         let Fault { kind, node, other, .. } = fault;
         match kind {
             Kind::Pause => self.resume(node),
-            Kind::Crash | Kind::Vanish => self.restart(node),
+            Kind::Crash | Kind::Vanish | Kind::Empty | Kind::PutBack => self.restart(node),
             Kind::CutNode => {
                 for peer in self.peers(node) {
                     self.uncut(node, peer);
@@ -143,7 +169,7 @@ impl World {
             Kind::Full => self.nodes[node].full = false,
             Kind::DiskErrors => self.nodes[node].disk_errors = 0,
             Kind::Jump => self.nodes[node].jump_ms = 0,
-            Kind::Damage | Kind::Break => {}
+            Kind::Damage | Kind::Break | Kind::LoseHints => {}
         }
         // It has a backlog to work off, and connections to make, before it counts as well.
         self.nodes[node].ailing -= 1;
@@ -205,6 +231,9 @@ impl World {
         }
         let (plan, wall, now) = (self.plan.clone(), self.clocks(node).wall, self.now);
         self.nodes[node].restart(&plan, node, wall);
+        if plan.exchanges {
+            self.start_process(node);
+        }
         self.on(node, now, Work::Tick);
         self.dial_all(node);
     }
@@ -227,7 +256,13 @@ impl World {
         let replicas = self.ranked[key].clone();
         let version = self.nodes[node].store.version(&name);
         let damaged = replicas.iter().any(|&other| self.nodes[other].store.is_damaged(&name));
-        let held = replicas.iter().any(|&other| other != node && self.nodes[other].store.version(&name) >= version);
+        let place = self.nodes[node].store.record(&name).map(place);
+        let keeps = |other: usize| {
+            let is_replica = place.is_some_and(|place| self.is_replica(other, place));
+            !self.plan.exchanges || self.is_whole(other) && is_replica
+        };
+        let holds = |other: usize| self.nodes[other].store.version(&name) >= version;
+        let held = replicas.iter().any(|&other| other != node && keeps(other) && holds(other));
         if version.is_some() && held && !damaged {
             self.nodes[node].store.damage(&name);
             self.say(Some(key), || format!("the record of {node} is damaged, {version:?}"));

@@ -63,12 +63,42 @@ impl PeerHints {
         (self.log, self.needs_repair, self.windows) = (before.log, before.needs_repair, before.windows);
     }
 
+    /// What is in its log.
+    pub fn appended(&self) -> Vec<Record<Bytes>> {
+        self.log.iter().cloned().collect()
+    }
+
+    /// A log of an earlier time takes the place of this one.
+    pub fn put_back(&mut self, records: Vec<Record<Bytes>>) {
+        self.log = records.into();
+    }
+
+    /// The oldest clock of what is kept.
+    pub fn oldest(&self) -> Option<u64> {
+        self.queue.iter().map(|(_, record)| record).chain(&self.log).map(|record| record.version.clock).min()
+    }
+
     pub fn waiting(&self) -> usize {
         self.queue.len() + self.log.len()
     }
 }
 
 impl World {
+    /// All that a node kept for others is gone.
+    pub fn lose_hints(&mut self, node: usize) {
+        for peer in self.peers(node) {
+            let hints = &mut self.nodes[node].hints[peer];
+            for (_, record) in std::mem::take(&mut hints.queue) {
+                hints.backlog.taken(1, record.len());
+            }
+            hints.log.clear();
+            if hints.window.is_some() {
+                self.hang_up(node, peer);
+                self.hints_failed(node, peer);
+            }
+        }
+    }
+
     pub fn hints_wait(&self) -> bool {
         self.nodes.iter().any(|node| node.hints.iter().any(|hints| hints.waiting() > 0))
     }

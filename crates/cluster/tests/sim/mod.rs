@@ -21,13 +21,24 @@
 //! 400 days for up to three seconds. In the harsh mode single messages of cores are lost, doubled
 //! and reordered, which TCP would not do.
 //!
-//! Not here: replicas that lose what they confirmed, and lies; values that expire; several cores of
-//! one node; nodes that join and leave.
+//! In long runs the nodes compare what they have, too ([`exchange`], with the machines that ship, on
+//! [`holdings`]; [`folder`] has the rules of standing): folders are emptied or put back as they were,
+//! hints are lost, values run out, cuts last minutes. At the end all must be equal without any read
+//! ([`converged`]). Excluded is what cannot be promised: one folder at a time is lost, while all
+//! others are whole and no record is damaged; what less than a quorum confirmed is not looked for
+//! then; a copy is at least 45 s old, and none from before another node was replaced is put back; a
+//! node that was put back and has met nobody may answer as it did then.
+//!
+//! Not here: lies; several cores of one node; nodes that join and leave.
 
 pub mod check;
 pub mod clients;
+pub mod converged;
+pub mod exchange;
 pub mod faults;
+pub mod folder;
 pub mod hints;
+pub mod holdings;
 pub mod judge;
 pub mod network;
 pub mod node;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use koltso_cluster::coordinator::RequestId;
 use koltso_cluster::member::{Clocks, QueueFull};
 use koltso_cluster::placement::NodeIndex;
-use koltso_model::{KeyHash, Operation, Outcome, Record};
+use koltso_model::{ExchangeReply, ExchangeRequest, KeyHash, Operation, Outcome, Record};
 use koltso_net::replica::redial::{Redial, has_room};
 
 use super::plan::{Mode, Plan};
@@ -19,22 +19,53 @@ use super::world::{MS, SECOND, Work, World};
 
 /// The bounds of queues when all is well: a queue that is full is a fault.
 const AMPLE: usize = 32 << 10;
+/// Connections on which nothing is acknowledged for so long are given up, where cuts last that long.
+const USER_TIMEOUT: u64 = 5 * SECOND;
 /// How long a dial waits for a peer that does not answer.
 const DIAL_PATIENCE: u64 = 500 * MS;
 
 #[derive(Clone, Debug)]
 pub enum Msg {
-    Request { id: RequestId, operation: Operation<Bytes> },
-    Reply { id: RequestId, key_hash: KeyHash, outcome: Outcome<Bytes> },
-    Ping { id: RequestId, clocks: Clocks },
-    Pong { id: RequestId, clocks: Clocks },
-    Hint { window: u64, at: usize, record: Record<Bytes> },
-    HintReply { window: u64, at: usize, outcome: Outcome<Bytes> },
+    Request {
+        id: RequestId,
+        operation: Operation<Bytes>,
+    },
+    Reply {
+        id: RequestId,
+        key_hash: KeyHash,
+        outcome: Outcome<Bytes>,
+    },
+    Ping {
+        id: RequestId,
+        clocks: Clocks,
+    },
+    Pong {
+        id: RequestId,
+        clocks: Clocks,
+    },
+    Hint {
+        window: u64,
+        at: usize,
+        record: Record<Bytes>,
+    },
+    HintReply {
+        window: u64,
+        at: usize,
+        outcome: Outcome<Bytes>,
+    },
+    Exchange(ExchangeRequest),
+    ExchangeReply(ExchangeReply),
+    /// The record of a key that is damaged at the asker.
+    Lookup(Bytes),
+    Found(Option<Record<Bytes>>),
 }
 
 impl Msg {
     pub fn is_answer(&self) -> bool {
-        matches!(self, Self::Reply { .. } | Self::Pong { .. } | Self::HintReply { .. })
+        matches!(
+            self,
+            Self::Reply { .. } | Self::Pong { .. } | Self::HintReply { .. } | Self::ExchangeReply(_) | Self::Found(_)
+        )
     }
 
     /// About the bytes of its frame.
@@ -52,11 +83,12 @@ impl Msg {
 pub enum Lane {
     Core,
     Hints,
+    Exchange,
 }
 
 impl Lane {
-    pub const COUNT: usize = 2;
-    pub const BOTH: [Self; Self::COUNT] = [Self::Core, Self::Hints];
+    pub const COUNT: usize = 3;
+    pub const ALL: [Self; Self::COUNT] = [Self::Core, Self::Hints, Self::Exchange];
 }
 
 /// Where a message travels: the connection that `asker` made to `peer`, in its life number `epoch`.
@@ -97,7 +129,7 @@ pub struct Link {
 }
 
 impl Link {
-    fn forget(&mut self) {
+    pub fn forget(&mut self) {
         self.up = false;
         self.phase = Phase::Down;
         self.attempt += 1;
@@ -234,7 +266,8 @@ impl World {
             }
             return;
         }
-        match self.service(node) {
+        let service = if via.lane == Lane::Exchange { None } else { self.service(node) };
+        match service {
             Some(at) => self.on(node, at, Work::Serve(via, msg)),
             None => self.take(node, via, msg),
         }
@@ -316,6 +349,11 @@ impl World {
         self.attempt(node, peer, Lane::Hints);
     }
 
+    /// The exchange dials.
+    pub fn dial_for_exchange(&mut self, node: usize, peer: usize) {
+        self.attempt(node, peer, Lane::Exchange);
+    }
+
     /// The keeper of hints hangs up.
     pub fn hang_up(&mut self, node: usize, peer: usize) {
         self.link(node, peer, Lane::Hints).forget();
@@ -328,11 +366,24 @@ impl World {
         if link.phase != Phase::Dialing || link.epoch != via.epoch || !link.up {
             return;
         }
+        // The handshake waits for both, and for a network between them.
+        let waits = self.plan.exchanges && (self.nodes[via.peer].paused || self.is_cut(via.asker, via.peer));
+        if waits || self.plan.exchanges && !self.meet(via) {
+            self.link(via.asker, via.peer, via.lane).up = false;
+            let at = now + DIAL_PATIENCE;
+            return self.on(via.asker, at, Work::Lost(via));
+        }
+        let link = self.link(via.asker, via.peer, via.lane);
         link.phase = Phase::Up;
         link.up_since = now;
         self.say(None, || format!("{} is connected to {} ({:?})", via.asker, via.peer, via.lane));
-        if via.lane == Lane::Hints {
-            return self.hints_connected(via.asker, via.peer);
+        match via.lane {
+            Lane::Core => {}
+            Lane::Hints => return self.hints_connected(via.asker, via.peer),
+            Lane::Exchange => return self.exchange_connected(via.asker, via.peer),
+        }
+        if self.plan.exchanges {
+            self.exchange_now(via.asker, via.peer);
         }
         let clocks = self.clocks(via.asker);
         if let Some(member) = &mut self.nodes[via.asker].member {
@@ -352,8 +403,10 @@ impl World {
         let up_for = (link.phase == Phase::Up).then(|| Duration::from_micros(now - link.up_since));
         link.forget();
         self.say(None, || format!("{} notices that it lost {} ({:?})", via.asker, via.peer, via.lane));
-        if via.lane == Lane::Hints {
-            return self.hints_failed(via.asker, via.peer);
+        match via.lane {
+            Lane::Core => {}
+            Lane::Hints => return self.hints_failed(via.asker, via.peer),
+            Lane::Exchange => return self.exchange_lost(via.asker, via.peer),
         }
         let link = self.link(via.asker, via.peer, via.lane);
         let pause = link.redial.ended(up_for, chance);
@@ -382,7 +435,7 @@ impl World {
     }
 
     pub fn break_link(&mut self, asker: usize, peer: usize, notice: u64) {
-        for lane in Lane::BOTH {
+        for lane in Lane::ALL {
             self.break_lane(asker, peer, lane, notice);
         }
     }
@@ -390,7 +443,7 @@ impl World {
     /// A process has ended, and its own ends of connections with it.
     pub fn forget_links(&mut self, asker: usize) {
         for peer in self.peers(asker) {
-            for lane in Lane::BOTH {
+            for lane in Lane::ALL {
                 self.link(asker, peer, lane).forget();
             }
         }
@@ -399,7 +452,7 @@ impl World {
     pub fn cut_link(&mut self, asker: usize, peer: usize, lasts: u64) {
         self.cut[asker * self.plan.nodes + peer] += 1;
         // Some die of it, and that is noticed only when something was not acknowledged for seconds.
-        if self.random.one_in(3) {
+        if self.plan.exchanges && lasts > USER_TIMEOUT || self.random.one_in(3) {
             let notice = self.random.between(SECOND, 5 * SECOND);
             let notice = unless_answered(&self.plan, notice, lasts);
             self.break_link(asker, peer, notice);
@@ -412,7 +465,7 @@ impl World {
         if self.cut[index] > 0 {
             return;
         }
-        for lane in Lane::BOTH {
+        for lane in Lane::ALL {
             let via = self.via(asker, peer, lane);
             for msg in std::mem::take(&mut self.link(asker, peer, lane).stalled) {
                 self.travel(via, msg);
@@ -424,7 +477,7 @@ impl World {
     pub fn notice_all(&mut self) {
         for asker in 0..self.plan.nodes {
             for peer in self.peers(asker) {
-                for lane in Lane::BOTH {
+                for lane in Lane::ALL {
                     let link = self.link(asker, peer, lane);
                     if link.phase != Phase::Down && !link.up {
                         let via = self.via(asker, peer, lane);

@@ -10,15 +10,20 @@ use koltso_cluster::coordinator::{Answer, RequestId, Settings, Token};
 use koltso_cluster::health::{HEDGE_BURST, HEDGE_SHARE};
 use koltso_cluster::member::{Clocks, Host, Member, Observer, QueueFull};
 use koltso_cluster::placement::NodeIndex;
+use koltso_cluster::standing::{Memory, Process};
 use koltso_cluster::wall::{WallWatch, Witnesses};
 use koltso_model::{Operation, Outcome, Record, Refused, Version, WallTime};
+use koltso_testkit::random::mixed;
 
 use super::check::What;
+use super::exchange::Exchange;
+use super::folder::{Copy, Folder};
 use super::hints::PeerHints;
+use super::holdings::Agreements;
 use super::network::{Msg, Via};
 use super::plan::{Mutation, Plan};
 use super::store::SimStore;
-use super::world::{DEADLINE, TICK, Work, World, topology};
+use super::world::{DEADLINE, IDLE_TICK, TICK, Work, World, topology};
 
 /// How far a clock may be ahead without a jump, in ms: skew, small steps, and the bounds of crashes.
 const DRAGGED_MAX_MS: u64 = 20_000;
@@ -35,11 +40,21 @@ pub struct Node {
     clock: Arc<HybridClock>,
     observer: Observer,
     /// The clock's bound, as its file has it.
-    bound: u64,
+    pub bound: u64,
     /// The greatest clock that its member saw in this life, and that it ever gave out.
     seen: u64,
-    given: u64,
+    pub given: u64,
     pub store: SimStore,
+    pub folder: Folder,
+    pub memory: Memory,
+    pub process: Process,
+    pub agreements: Agreements,
+    /// Away while it is driven.
+    pub exchange: Option<Box<Exchange>>,
+    /// An earlier copy of its folder, if somebody made one.
+    pub copy: Option<Box<Copy>>,
+    /// When its next tick is due.
+    tick_at: u64,
     /// By peer.
     pub hints: Vec<PeerHints>,
     /// Peers that have connected to it since its last tick, as bits.
@@ -73,13 +88,15 @@ fn clock(plan: &Plan, bound: &mut u64, newest: u64, wall: WallTime) -> Arc<Hybri
 fn member(plan: &Plan, me: usize, clock: &Arc<HybridClock>) -> Option<Box<Member>> {
     let settings =
         Settings { deadline_micros: DEADLINE, in_flight_max: plan.in_flight_max, in_flight_bytes_max: 64 << 20 };
-    Some(Box::new(Member::new(topology(plan.nodes, me), settings, clock.clone())))
+    Some(Box::new(Member::new(topology(plan, me), settings, clock.clone())))
 }
 
 impl Node {
     pub fn new(plan: &Plan, me: usize, wall: WallTime) -> Self {
         let mut bound = 0;
         let clock = clock(plan, &mut bound, 0, wall);
+        let mut folder = Folder::made(mixed(plan.seed ^ me as u64), wall.ms());
+        let (process, memory) = folder.started(plan, me, 0, wall.ms());
         Self {
             up: true,
             vanished: false,
@@ -93,6 +110,13 @@ impl Node {
             seen: 0,
             given: 0,
             store: SimStore::new(plan.storage),
+            folder,
+            memory,
+            process,
+            agreements: Agreements::default(),
+            exchange: None,
+            copy: None,
+            tick_at: 0,
             hints: (0..plan.nodes).map(|_| PeerHints::new(plan, 0)).collect(),
             arrivals: 0,
             service: 0,
@@ -144,6 +168,7 @@ impl Node {
         self.arrivals = 0;
         self.busy_until = 0;
         self.reads = 0;
+        self.tick_at = 0;
     }
 }
 
@@ -247,7 +272,11 @@ impl World {
                 let wall_ms = wall_ms.saturating_add_signed(self.jumped_ms(node));
                 Msg::Pong { id, clocks: Clocks { wall_ms, clock } }
             }
-            Msg::Reply { .. } | Msg::HintReply { .. } | Msg::Pong { .. } => unreachable!("these are answers"),
+            Msg::Exchange(request) => return self.exchange_asked(node, via, &request),
+            Msg::Lookup(key) => return self.looked_up(node, via, &key),
+            Msg::Reply { .. } | Msg::HintReply { .. } | Msg::Pong { .. } | Msg::ExchangeReply(_) | Msg::Found(_) => {
+                unreachable!("these are answers")
+            }
         };
         self.transmit(via, answer);
     }
@@ -273,6 +302,12 @@ impl World {
         self.apply(node, id, asker, operation)
     }
 
+    /// What a node writes because of an exchange.
+    pub fn take_over(&mut self, node: usize, operation: &Operation<Bytes>) -> Outcome<Bytes> {
+        let wall = self.clocks(node).wall;
+        self.admit(node, wall, None, node, operation)
+    }
+
     /// What a node's own replica does for its member.
     pub fn execute(&mut self, node: usize, id: RequestId, operation: &Operation<Bytes>) -> Outcome<Bytes> {
         let outcome = self.apply(node, Some(id), node, operation);
@@ -290,7 +325,13 @@ impl World {
     ) -> Outcome<Bytes> {
         let (mutation, now) = (self.plan.mutation, self.now);
         let record = match operation {
-            Operation::Read { key, want } => return self.nodes[node].store.read(key.bytes(), *want),
+            Operation::Read { .. } if !self.is_whole(node) && mutation != Mutation::ReadsWhileRebuilding => {
+                return Outcome::Refused(Refused::Rebuilding);
+            }
+            Operation::Read { key, want } => {
+                let now_ms = self.clocks(node).wall.ms();
+                return self.nodes[node].store.read(key.bytes(), *want, now_ms);
+            }
             Operation::Write(record) => record,
         };
         if self.nodes[node].full && !record.flags.is_tombstone() {
@@ -306,6 +347,7 @@ impl World {
         {
             return Outcome::Applied;
         }
+        self.arrives(node, record);
         let outcome = self.nodes[node].store.write(record, now, mutation);
         let key = self.key_index[record.key.shared()];
         self.say(Some(key), || format!("{node} takes {:?} of {asker}: {outcome:?}", record.version));
@@ -347,6 +389,8 @@ impl World {
             }
             Msg::Pong { id, clocks } => {
                 self.nodes[node].seen = self.nodes[node].seen.max(clocks.clock);
+                let now_ms = self.clocks(node).wall.ms();
+                self.nodes[node].memory.heard(via.peer as u16, now_ms);
                 let skew = self.with_member(node, |member, now, _| member.ponged(now, peer, id, clocks));
                 let jump_ms = self.jumped_ms(node);
                 let skew = skew.map(|skew| skew.beside(jump_ms));
@@ -361,7 +405,11 @@ impl World {
                 }
             }
             Msg::HintReply { window, at, outcome } => self.hint_answered(node, via.peer, window, at, &outcome),
-            Msg::Request { .. } | Msg::Hint { .. } | Msg::Ping { .. } => unreachable!("these are requests"),
+            Msg::ExchangeReply(reply) => self.exchange_answered(node, via.peer, reply),
+            Msg::Found(record) => self.damage_answered(node, via.peer, record),
+            Msg::Request { .. } | Msg::Hint { .. } | Msg::Ping { .. } | Msg::Exchange(_) | Msg::Lookup(_) => {
+                unreachable!("these are requests")
+            }
         }
     }
 
@@ -387,8 +435,32 @@ impl World {
 
     // ---- time ----
 
-    pub fn tick(&mut self, node: usize) {
+    /// A node that has nothing to do ticks seldom where a run is long: it must come to its end.
+    fn pause_of(&self, node: usize) -> u64 {
+        let Node { hints, arrivals, .. } = &self.nodes[node];
+        let idle = self.plan.exchanges && *arrivals == 0 && self.nodes[node].member().coordinator().in_flight() == 0;
+        match idle {
+            true if hints.iter().any(|hints| hints.waiting() > 0) => 20 * TICK,
+            true => IDLE_TICK,
+            false => TICK,
+        }
+    }
+
+    /// A node ticks soon, whatever it had planned.
+    pub fn tick_soon(&mut self, node: usize) {
         let at = self.now + TICK;
+        if self.nodes[node].tick_at > at {
+            self.nodes[node].tick_at = at;
+            self.on(node, at, Work::Tick);
+        }
+    }
+
+    pub fn tick(&mut self, node: usize) {
+        if self.now < self.nodes[node].tick_at {
+            return;
+        }
+        let at = self.now + self.pause_of(node);
+        self.nodes[node].tick_at = at;
         self.on(node, at, Work::Tick);
         let (clocks, agree) = (self.machine_clocks(node), std::mem::take(&mut self.nodes[node].agree));
         let witnesses = Witnesses::Peers { nodes: self.plan.nodes as u32, agree };

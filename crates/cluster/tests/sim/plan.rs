@@ -1,5 +1,6 @@
 //! What a run is: everything about it that is not decided event by event, made from the seed.
 
+use koltso_model::PARTITIONS;
 use koltso_testkit::Random;
 use koltso_testkit::random::mixed;
 
@@ -44,6 +45,13 @@ pub enum Kind {
     /// The wall clock of its machine jumps, and is right again at the end. Not in the usual mixture:
     /// the node goes by [`WallWatch`](koltso_cluster::wall::WallWatch) where it is in the plan.
     Jump,
+    /// A crash that takes the folder with it. With exchange only, as all below: while all others have
+    /// what they confirmed.
+    Empty,
+    /// A crash after which an earlier copy of the folder is put in its place.
+    PutBack,
+    /// Hints are gone, and nobody knows.
+    LoseHints,
 }
 
 /// A defect put in on purpose, to see that the checks notice. Not in what ships: in the engine, the
@@ -83,6 +91,20 @@ pub enum Mutation {
     CountsRepliesTwice,
     /// A node goes by its machine's wall clock, whatever that does.
     FollowsJumps,
+    /// A node that is not whole answers reads.
+    ReadsWhileRebuilding,
+    /// Deletes are forgotten after a while, whoever has them.
+    ForgetsAlone,
+    /// The last of the records that are given is not written.
+    DropsTheLastGiven,
+    /// The asker does not tell what is equal.
+    NeverTellsAgreed,
+    /// A rebuilding node is whole when a part of its partitions is compared.
+    WholeTooSoon,
+    /// Whoever is told that it is not who it was goes on as if it were.
+    IgnoresDoubts,
+    /// Digests do not follow writes.
+    DigestsMissWrites,
 }
 
 #[derive(Clone, Debug)]
@@ -125,6 +147,10 @@ pub struct Plan {
     pub socket_max: usize,
     /// One `from` and no reads, so that only hints bring what was missed.
     pub writes_only: bool,
+    /// Nodes compare what they have, and become equal without any read.
+    pub exchanges: bool,
+    /// Keys lie in the first so many partitions.
+    pub partitions: usize,
     /// Requests per second of each healthy node, in [`Mode::Steady`].
     pub rate: u64,
 }
@@ -193,7 +219,38 @@ impl Plan {
             clock_ahead: *random.choose(&[3, 1 << 16, 400 << 16]),
             hints_max: *random.choose(&[20, 5_000, 5_000]),
             writes_only: false,
+            exchanges: false,
+            partitions: PARTITIONS,
             rate: 0,
+        }
+    }
+    /// A run of minutes, at whose end all replicas must be equal without any read.
+    pub fn converging(seed: u64) -> Self {
+        let mut random = Random::seeded(mixed(seed ^ 0x636f_6e76_6572_6765));
+        let plan = Self::new(seed, Mode::Stream);
+        let nodes = *random.choose(&[2, 3, 3, 3, 4, 5, 7]);
+        let all = [Kind::Empty, Kind::PutBack, Kind::LoseHints];
+        let mut faults = plan.faults.clone();
+        faults.extend(all.iter().copied().filter(|_| random.one_in(2_u64)));
+        if random.one_in(4_u64) {
+            faults.push(Kind::Jump);
+        }
+        // So that they stay within the bound that is checked for minutes, they drift less.
+        let offsets = plan.clocks.iter().map(|&(offset, drift)| (offset, drift / 10)).cycle();
+        Self {
+            exchanges: true,
+            partitions: 8,
+            looks_inside: false,
+            nodes,
+            keys: random.between(1, 8) as usize,
+            clients: random.between(1, 3) as usize,
+            think: *random.choose(&[300_000, 1_000_000, 4_000_000]),
+            faults_until: *random.choose(&[30_000_000, 100_000_000, 250_000_000]),
+            fault_every: *random.choose(&[1_500_000, 6_000_000, 20_000_000]),
+            faults,
+            clocks: offsets.take(nodes).collect(),
+            hints_max: *random.choose(&[2, 20, 5_000]),
+            ..plan
         }
     }
 }

@@ -22,6 +22,9 @@ pub struct Stats {
     pub repairs: u64,
     pub opened: u64,
     pub faults: u64,
+    /// Nodes that became whole, and records that were forgotten.
+    pub rebuilt: u64,
+    pub forgotten: u64,
     /// Writes that were seen twice, with another between.
     pub twice: u64,
     /// Of operations at nodes that were well, in µs; of one run.
@@ -49,6 +52,8 @@ impl Stats {
         self.repairs += other.repairs;
         self.opened += other.opened;
         self.faults += other.faults;
+        self.rebuilt += other.rebuilt;
+        self.forgotten += other.forgotten;
         self.twice += other.twice;
         self.timed += other.latencies.len();
         self.slow += other.latencies.iter().filter(|&&took| took > 300 * MS).count();

@@ -7,6 +7,7 @@ use koltso_model::{Found, Outcome, Record, Refused, Tombstone, Version, Want};
 use koltso_storage::{Applied, Env, Lookup, Options, Store, Stored, SyncMode, Value, Writer};
 use tempfile::TempDir;
 
+use super::holdings::is_absent;
 use super::plan::{Mutation, Storage};
 
 /// The real time at which all runs begin, in ms since the Unix epoch.
@@ -91,6 +92,29 @@ impl SimStore {
         }
     }
 
+    /// The newest record of each key; none of the real engine.
+    pub fn records(&self) -> impl Iterator<Item = &Record<Bytes>> {
+        let map = match self {
+            Self::Memory(map) => Some(map),
+            Self::Real(_) => None,
+        };
+        map.into_iter().flat_map(BTreeMap::values).map(|slot| &slot.record)
+    }
+
+    pub fn remove(&mut self, key: &[u8]) {
+        if let Self::Memory(map) = self {
+            map.remove(key);
+        }
+    }
+
+    /// What is on its disk now.
+    pub fn copy(&self) -> Self {
+        match self {
+            Self::Memory(map) => Self::Memory(map.clone()),
+            Self::Real(_) => panic!("nobody copies the folder of the real engine"),
+        }
+    }
+
     /// The newest clock in it, which a clock goes on above after a restart.
     pub fn newest_clock(&self) -> u64 {
         match self {
@@ -144,7 +168,7 @@ impl SimStore {
         Outcome::Applied
     }
 
-    pub fn read(&self, key: &[u8], want: Want) -> Outcome<Bytes> {
+    pub fn read(&self, key: &[u8], want: Want, now_ms: u64) -> Outcome<Bytes> {
         let map = match self {
             Self::Memory(map) => map,
             Self::Real(real) => return real.read(key, want),
@@ -152,12 +176,12 @@ impl SimStore {
         match map.get(key) {
             None => Outcome::Absent(None),
             Some(slot) if slot.damaged => Outcome::Damaged,
-            Some(slot) if slot.record.flags.is_tombstone() => {
+            Some(slot) if is_absent(&slot.record, now_ms) => {
                 Outcome::Absent(Some(Tombstone { version: slot.record.version, flags: slot.record.flags }))
             }
             Some(slot) => Outcome::Found(Found {
                 version: slot.record.version,
-                expires_at_ms: 0,
+                expires_at_ms: slot.record.expires_at_ms,
                 flags: slot.record.flags,
                 attributes: slot.record.attributes.clone(),
                 value_len: slot.record.value.len() as u32,

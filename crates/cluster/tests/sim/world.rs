@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use koltso_cluster::Now;
 use koltso_cluster::coordinator::RequestId;
+use koltso_cluster::membership::Membership;
 use koltso_cluster::placement::Topology;
 use koltso_cluster::wall::{BothClocks, WallWatch};
 use koltso_model::{KeyHash, Operation, Quorum, WallTime};
@@ -28,9 +29,15 @@ use super::store::EPOCH_MS;
 pub const MS: u64 = 1_000;
 pub const SECOND: u64 = 1_000 * MS;
 pub const TICK: u64 = 5 * MS;
+/// Of a node that has nothing to do, in long runs.
+pub const IDLE_TICK: u64 = 400 * MS;
 pub const DEADLINE: u64 = SECOND;
 /// After the faults: time until operations must succeed.
 pub const GRACE: u64 = 2 * SECOND;
+/// After the faults, with exchange: until all replicas must be equal, and until deletes must be
+/// forgotten.
+const EQUAL_WITHIN: u64 = 60 * SECOND;
+const FORGOTTEN_WITHIN: u64 = 240 * SECOND;
 /// Until hints must have been replayed.
 const PATIENCE: u64 = 30 * SECOND;
 
@@ -51,6 +58,10 @@ pub enum Work {
     /// A connection, or an attempt to get one, has ended.
     Lost(Via),
     Begin(usize),
+    /// The next step of the exchange with a peer.
+    Exchange(usize),
+    /// What is done every few seconds.
+    LookAfter,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +73,8 @@ pub enum Event {
     EndFault(usize),
     Heal,
     Scrub,
+    Equal,
+    Forgotten,
     FinalReads,
     Judge,
 }
@@ -87,12 +100,17 @@ pub struct World {
     pub keys: Vec<Bytes>,
     pub key_index: HashMap<Bytes, usize>,
     pub ranked: Vec<Vec<usize>>,
+    pub topology: Arc<Topology>,
     pub history: History,
     /// Which operation a request belongs to: by node, life, and the id without its stage.
     pub owners: HashMap<(usize, u32, u64), usize>,
     /// The operation that is being given to its member: the first request with a new id is its own.
     pub beginning: Option<usize>,
     pub faults: Vec<Fault>,
+    /// Who was emptied or put back and is not whole again.
+    pub lacking: Option<usize>,
+    /// Who was put back and has not met anybody yet: it cannot know.
+    pub undoubted: Option<usize>,
     pub healed: bool,
     pub clients_stop: u64,
     pub scrubs: Vec<usize>,
@@ -105,14 +123,16 @@ pub struct World {
 }
 
 /// Topologies take milliseconds to make, and depend on nothing but the number of nodes.
-pub fn topology(nodes: usize, me: usize) -> Arc<Topology> {
-    type Cache = BTreeMap<(usize, usize), Arc<Topology>>;
+pub fn topology(plan: &Plan, me: usize) -> Arc<Topology> {
+    type Cache = BTreeMap<(usize, usize, usize), Arc<Topology>>;
     static CACHE: Mutex<Cache> = Mutex::new(BTreeMap::new());
-    let made = CACHE.lock().unwrap().get(&(nodes, me)).cloned();
+    let (nodes, partitions) = (plan.nodes, plan.partitions);
+    let made = CACHE.lock().unwrap().get(&(nodes, partitions, me)).cloned();
     made.unwrap_or_else(|| {
         let names: Vec<String> = (0..nodes).map(|node| format!("http://node-{node}:1337")).collect();
-        let topology = Arc::new(Topology::new(&names, &names[me]).unwrap());
-        CACHE.lock().unwrap().insert((nodes, me), topology.clone());
+        let members = Membership::first(&names).unwrap();
+        let topology = Arc::new(Topology::of_partitions(&members, &names[me], partitions));
+        CACHE.lock().unwrap().insert((nodes, partitions, me), topology.clone());
         topology
     })
 }
@@ -146,8 +166,10 @@ pub fn run(plan: &Plan, tracing: bool) -> Report {
 impl World {
     fn new(plan: Plan, tracing: bool) -> Self {
         let count = plan.nodes;
-        let keys: Vec<Bytes> = (0..plan.keys).map(|key| Bytes::from(format!("{:x}-{key}", mixed(plan.seed)))).collect();
-        let order = topology(count, 0);
+        let names = (0..).map(|key| Bytes::from(format!("{:x}-{key}", mixed(plan.seed))));
+        let keys: Vec<Bytes> =
+            names.filter(|name| KeyHash::of(name).partition() < plan.partitions).take(plan.keys).collect();
+        let order = topology(&plan, 0);
         let ranks = |key: &Bytes| order.ranked(KeyHash::of(key)).iter().map(|node| node.at()).collect();
         let mut world = Self {
             random: Random::seeded(mixed(plan.seed ^ 0x6b6f_6c74_736f)),
@@ -159,13 +181,16 @@ impl World {
             cut: vec![0; count * count],
             key_index: keys.iter().cloned().enumerate().map(|(index, key)| (key, index)).collect(),
             ranked: keys.iter().map(ranks).collect(),
+            topology: order.clone(),
             history: History::new(keys.len(), count),
             keys,
             owners: HashMap::new(),
             beginning: None,
             faults: Vec::new(),
+            lacking: None,
+            undoubted: None,
             healed: false,
-            clients_stop: plan.faults_until + if plan.writes_only { 0 } else { GRACE + 400 * MS },
+            clients_stop: plan.faults_until + if plan.writes_only || plan.exchanges { 0 } else { GRACE + 400 * MS },
             scrubs: Vec::new(),
             finals: Vec::new(),
             failure: None,
@@ -180,6 +205,9 @@ impl World {
             for node in 0..count {
                 world.nodes[node].watch = Some(WallWatch::starting(world.machine_clocks(node)));
             }
+        }
+        for node in if world.plan.exchanges { 0..count } else { 0..0 } {
+            world.start_process(node);
         }
         for node in 0..count {
             let at = world.random.below(TICK);
@@ -202,6 +230,12 @@ impl World {
             }
         }
         world.at(until, Event::Heal);
+        if world.plan.exchanges {
+            world.at(until + EQUAL_WITHIN, Event::Equal);
+            world.at(until + FORGOTTEN_WITHIN, Event::Forgotten);
+            world.at(until + FORGOTTEN_WITHIN + SECOND, Event::FinalReads);
+            return world;
+        }
         world.at(until + SECOND, Event::Scrub);
         world.at(until + GRACE + 1_900 * MS, Event::FinalReads);
         world
@@ -230,6 +264,11 @@ impl World {
             }
         }
         self.nodes[node].busy_until = self.now;
+    }
+
+    /// The true time, in ms since the Unix epoch.
+    pub fn now_ms(&self) -> u64 {
+        EPOCH_MS + self.now / MS
     }
 
     pub fn note(&mut self, what: u64) {
@@ -292,6 +331,8 @@ impl World {
             Event::Fault => self.fault(),
             Event::EndFault(index) => self.end_fault(index),
             Event::Heal => self.heal(),
+            Event::Equal => self.all_equal(),
+            Event::Forgotten => self.all_forgotten(),
             Event::Scrub if self.plan.writes_only => {}
             Event::Scrub => self.scrubs = self.read_all(),
             Event::FinalReads if self.hints_wait() && self.now < self.plan.faults_until + PATIENCE => {
@@ -323,6 +364,8 @@ impl World {
             Work::Connected(via) => self.connected(via),
             Work::Lost(via) => self.lost(via),
             Work::Begin(token) => self.begin(node, token),
+            Work::Exchange(peer) => self.exchange(node, peer),
+            Work::LookAfter => self.look_after(node),
         }
     }
 }
