@@ -12,12 +12,10 @@ use koltso_model::{Item, KeyHash, LEAVES, LeafSet, PARTITIONS, Record, Standing,
 use koltso_storage::Newest;
 
 use super::Repair;
-use crate::replica::clock::{elapsed_ms, now_ms, now_wall};
+use crate::replica::clock::{now_ms, now_wall};
 
 /// What a listed key takes beside its bytes, about.
 const ENTRY_BYTES: u64 = 64;
-/// Hints are of writes that began at most so long before, in ms.
-const HINTED_LATE_MS: u64 = 60_000;
 
 pub(super) struct Here {
     repair: Arc<Repair>,
@@ -35,14 +33,10 @@ impl Here {
 
     /// Older than this, nothing of this node's may still come to anybody.
     fn settled(&self) -> u64 {
-        let now = now_wall();
         let oldest = self.repair.cluster.hints().and_then(|hints| hints.oldest_ms());
-        let hinted = oldest.map_or(u64::MAX, |oldest| {
-            // Hints do not age with the wall clock.
-            let age = elapsed_ms().saturating_sub(oldest);
-            WallTime::from_ms(now.ms().saturating_sub(age + HINTED_LATE_MS)).0
-        });
-        board::settled(now).min(hinted)
+        // It is that of versions, which move with no clock, whenever the hint was kept.
+        let hinted = oldest.map_or(u64::MAX, |oldest| WallTime::from_ms(oldest).0);
+        board::settled(now_wall()).min(hinted)
     }
 
     /// How many of the leading partitions have keys of about this many bytes together.

@@ -15,6 +15,7 @@ mod asking;
 mod holdings;
 mod mending;
 
+use std::collections::VecDeque;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,6 +36,9 @@ use self::holdings::Here;
 use super::Cluster;
 use crate::replica::clock::{Clock, now_wall};
 
+/// The most connections of a peer that are answered: over one it compares, over another it fetches
+/// what was found damaged there.
+const ANSWERED_MAX: usize = 2;
 /// How long a thread sleeps before it looks whether it is to end.
 const STEP: Duration = Duration::from_millis(200);
 
@@ -55,8 +59,8 @@ pub struct Repair {
     /// Since when this node rebuilds, as the board knows it.
     doubted_since: AtomicU64,
     stop: Arc<AtomicBool>,
-    /// By node, what ends the thread that answers it.
-    answers: Mutex<Vec<Option<Arc<AtomicBool>>>>,
+    /// By node, what ends the threads that answer it, the oldest first.
+    answers: Mutex<Vec<VecDeque<Arc<AtomicBool>>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -111,7 +115,7 @@ impl Repair {
             keys_a_partition: AtomicU64::new(0),
             doubted_since: AtomicU64::new(0),
             stop: Arc::new(AtomicBool::new(false)),
-            answers: Mutex::new(&"threads that answer", vec![None; topology.nodes()]),
+            answers: Mutex::new(&"threads that answer", vec![VecDeque::new(); topology.nodes()]),
             threads: Mutex::new(&"threads of repair", Vec::new()),
             syncs: sync == SyncMode::Always,
             cluster,
@@ -137,15 +141,23 @@ impl Repair {
         Ok(())
     }
 
-    /// Takes over a connection on which a peer compares with this node. The one before it, if there
-    /// is one, ends.
+    /// Takes over a connection on which a peer compares with this node, or fetches what was damaged
+    /// there. The oldest one ends, if there are more than [`ANSWERED_MAX`].
     pub fn answer(self: &Arc<Self>, peer: PeerIdentity, socket: TcpStream, read_so_far: Vec<u8>) {
         let Some(node) = self.cluster.by_number(peer.node).filter(|_| !self.stop.load(Ordering::Relaxed)) else {
             return;
         };
         let stop = Arc::new(AtomicBool::new(false));
-        if let Some(before) = self.answers.lock()[node.at()].replace(stop.clone()) {
-            before.store(true, Ordering::Relaxed);
+        {
+            let answered = &mut self.answers.lock()[node.at()];
+            // Those that have ended have given theirs back.
+            answered.retain(|stop| Arc::strong_count(stop) > 1);
+            if answered.len() >= ANSWERED_MAX
+                && let Some(before) = answered.pop_front()
+            {
+                before.store(true, Ordering::Relaxed);
+            }
+            answered.push_back(stop.clone());
         }
         let (repair, name) = (self.clone(), format!("koltso-answer-{}", node.at()));
         let answering = move || answering::run(&repair, node, (peer, socket, read_so_far), stop);
