@@ -4,19 +4,17 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use bytes::Bytes;
-use koltso_cluster::exchange::Holdings;
 use koltso_cluster::exchange::answering::Answering;
 use koltso_cluster::exchange::pair::Pair;
 use koltso_cluster::placement::NodeIndex;
-use koltso_model::{ExchangeRequest, Found, Operation, Outcome, Refused, Tombstone, VALUE_MAX_LIMIT, Want};
+use koltso_model::{ExchangeRequest, Outcome, Refused, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::{self, AnswerConfig};
 use koltso_net::replica::frame::exchange::Asked;
 use koltso_net::replica::{LostReason, PeerIdentity};
 
 use super::Repair;
 use super::holdings::Here;
-use crate::replica::clock::{now_ms, now_wall, told_ms};
+use crate::replica::clock::{now_wall, told_ms};
 
 /// Answers until the connection ends, or until it is to stop.
 pub(super) fn run(
@@ -44,7 +42,8 @@ pub(super) fn run(
                 repair.clock.observe(clock);
                 connection.pong(told_ms(), repair.clock.last())
             }
-            Ok(Asked::Execute(operation)) => connection.answer(&execute(&operation, &mut here)),
+            // Whoever wants a single key asks a core.
+            Ok(Asked::Execute(_)) => connection.answer(&Outcome::Refused(Refused::NotReady)),
             Ok(Asked::Exchange(request)) => {
                 if let (ExchangeRequest::Roots { told, .. }, Some(standing)) = (&request, repair.cluster.standing()) {
                     standing.told(&peer, told.standing);
@@ -62,8 +61,10 @@ pub(super) fn run(
                         figures.records_received += moved.received;
                         figures.bytes_received += moved.bytes_received;
                         drop(figures);
+                        let replied = connection.reply(&reply);
+                        // Afterwards: at a low rate the peer would not wait for so long.
                         repair.pay(moved.bytes_sent + moved.bytes_received);
-                        connection.reply(&reply)
+                        replied
                     }
                 }
             }
@@ -73,24 +74,4 @@ pub(super) fn run(
         }
     };
     tracing::debug!("{} compares no more: {ended}", repair.cluster.peers.url(node));
-}
-
-/// A single read or write, for a peer that fetches what was damaged there.
-fn execute(operation: &Operation<Bytes>, here: &mut Here) -> Outcome<Bytes> {
-    match operation {
-        Operation::Write(record) if here.apply(record) => Outcome::Applied,
-        Operation::Write(_) => Outcome::Refused(Refused::NotReady),
-        Operation::Read { key, want } => match here.newest(key.bytes()) {
-            None => Outcome::Absent(None),
-            Some(record) => {
-                let (version, flags, expires_at_ms) = (record.version, record.flags, record.expires_at_ms);
-                if flags.is_tombstone() || (expires_at_ms != 0 && expires_at_ms <= now_ms()) {
-                    return Outcome::Absent(Some(Tombstone { version, flags }));
-                }
-                let (attributes, value_len) = (record.attributes, record.value.len() as u32);
-                let value = (*want == Want::Value).then_some(record.value);
-                Outcome::Found(Found { version, expires_at_ms, flags, attributes, value_len, value })
-            }
-        },
-    }
 }
