@@ -13,7 +13,6 @@ use koltso_net::replica::frame::exchange::Asked;
 use koltso_net::replica::{LostReason, PeerIdentity};
 
 use super::Repair;
-use super::holdings::Here;
 use crate::replica::clock::{now_wall, told_ms};
 
 /// Answers until the connection ends, or until it is to stop.
