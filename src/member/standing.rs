@@ -247,7 +247,9 @@ impl OwnStanding {
             self.publish(&memory, news);
             news
         };
-        self.keep(news, || format!("{} remembers another data folder in its place", self.url(peer.node)));
+        self.keep(news, || {
+            format!("{} remembers another data folder in its place, or a later state of it", self.url(peer.node))
+        });
         if peer.changed {
             tracing::warn!(
                 "{} is not whom this node remembers there: another data folder, or an older copy; it is rebuilt",
@@ -256,11 +258,15 @@ impl OwnStanding {
         }
     }
 
-    #[allow(dead_code, reason = "the exchange will call it")]
-    /// A peer that was met has told how its data stands.
+    /// A peer that was met has told how its data stands. Whom this node remembers from then on is on
+    /// disk at the end, so not for a core.
     pub fn told(&self, peer: &PeerIdentity, standing: Standing) {
         let news = self.memory.lock().told(peer.node, process(&peer.introduction), standing, now_ms());
-        self.keep(news, String::new);
+        if news == News::Memory
+            && let Err(error) = self.write()
+        {
+            tracing::error!("{error}");
+        }
     }
 
     /// The member with this number is well.
@@ -268,7 +274,6 @@ impl OwnStanding {
         self.memory.lock().heard(number, now_ms());
     }
 
-    #[allow(dead_code, reason = "the exchange will call it")]
     /// All that this node keeps was compared with enough others, and is equal.
     pub fn became_whole(&self) {
         let news = {

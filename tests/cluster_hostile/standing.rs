@@ -15,6 +15,8 @@ use koltso_testkit::{Client, Cluster, eventually, files};
 
 /// How long a node may take to meet the others and hear what they think of it.
 const NOTICED_WITHIN: Duration = Duration::from_secs(10);
+/// How long a node may take until it has some thousand records again, on a busy machine.
+const REBUILT_WITHIN: Duration = Duration::from_secs(90);
 
 fn standing(cluster: &Cluster, index: usize) -> String {
     cluster.status(index)["standing"].as_str().unwrap_or_default().to_owned()
@@ -360,5 +362,42 @@ fn under_load_every_quorum_read_is_right_at_every_moment_around_an_emptied_node(
         });
         assert!(served > 0, "no read was answered with an emptied node");
     }
+    assert_no_panic(&cluster);
+}
+
+#[test]
+fn a_rebuilt_node_has_all_that_was_acknowledged_and_is_remembered() {
+    let mut cluster = Cluster::of(3);
+    wait_all_whole(&cluster);
+    let (kept, deleted) = (numbered("kept", 2000, "first"), numbered("deleted", 200, "first"));
+    cluster.client(0).store_all_of(&kept, QUORUM);
+    cluster.client(0).store_all_of(&deleted, QUORUM);
+    for key in deleted.keys() {
+        cluster.client(1).delete_of(key, QUORUM).expect(202, "DELETE 2/3");
+    }
+    empty(&mut cluster, 2);
+    eventually("it is noticed", NOTICED_WITHIN, || lacks_something(&cluster, 2) > 0);
+    let during = numbered("during", 200, "second");
+    cluster.client(2).store_all_of(&during, QUORUM);
+    eventually("it is whole again", REBUILT_WITHIN, || standing(&cluster, 2) == "whole");
+    // A node that has not been told yet would doubt it once more after a restart.
+    let is_told = |index: usize| cluster.peer(index, 2)["standing"] == "whole";
+    eventually("the others are told", REBUILT_WITHIN, || is_told(0) && is_told(1));
+    // With one of the others gone, every majority has it.
+    cluster.kill(0);
+    for index in [1, 2] {
+        let mut client = cluster.client(index);
+        let present = kept.iter().chain(&during).map(|(key, value)| (key, Some(value)));
+        client.expect_all_of(present, QUORUM, "after the rebuild");
+        client.expect_all_of(deleted.keys().map(|key| (key, None)), QUORUM, "after the rebuild");
+    }
+    cluster.start(0);
+    // All remember the new folder, and nobody is taken for another any more.
+    for index in 0..3 {
+        cluster.kill(index);
+    }
+    cluster.start_all();
+    wait_all_whole(&cluster);
+    assert_eq!(lacks_something(&cluster, 2), 1, "{}", cluster.log(2));
     assert_no_panic(&cluster);
 }
