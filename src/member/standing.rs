@@ -261,11 +261,21 @@ impl OwnStanding {
     /// A peer that was met has told how its data stands. Whom this node remembers from then on is on
     /// disk at the end, so not for a core.
     pub fn told(&self, peer: &PeerIdentity, standing: Standing) {
-        let news = self.memory.lock().told(peer.node, process(&peer.introduction), standing, now_ms());
-        if news == News::Memory
-            && let Err(error) = self.write()
-        {
-            tracing::error!("{error}");
+        let news = {
+            let mut memory = self.memory.lock();
+            let news = memory.told(peer.node, process(&peer.introduction), standing, now_ms());
+            self.publish(&memory, news);
+            news
+        };
+        match news {
+            News::None => {}
+            // Whoever doubted this node rebuilds itself: it may say what it likes of others.
+            News::Standing => self.keep(news, String::new),
+            News::Memory => {
+                if let Err(error) = self.write() {
+                    tracing::error!("{error}");
+                }
+            }
         }
     }
 

@@ -46,6 +46,7 @@ pub(super) fn run(
             Ok(Asked::Exchange(request)) => {
                 if let (ExchangeRequest::Roots { told, .. }, Some(standing)) = (&request, repair.cluster.standing()) {
                     standing.told(&peer, told.standing);
+                    repair.look_at_standing();
                 }
                 match answering.answer(now_wall(), &request, &mut repair.board(), &mut here) {
                     Err(sentence) => {

@@ -5,6 +5,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use koltso_cluster::Now;
@@ -58,7 +59,13 @@ impl Asking {
 
     pub(super) fn run(mut self) {
         let mut comparison = Comparison::new(self.pair.clone(), self.repair.micros());
+        let mut told = 0;
         while !self.repair.stopped() {
+            // A peer that does not know yet would doubt this node again at the next handshake.
+            let became_whole = self.repair.became_whole.load(Ordering::Relaxed);
+            if std::mem::replace(&mut told, became_whole) != became_whole {
+                comparison.wake(self.repair.micros());
+            }
             self.note_dropped_hints();
             let step = comparison.step(self.now(), &mut self.repair.board(), &mut self.here);
             self.publish(&comparison);
@@ -91,6 +98,7 @@ impl Asking {
             waiting(&"answer of a comparison", || connection.exchange(request)).map_err(|lost| lost.to_string())?;
         if let (ExchangeReply::Roots { told, .. }, Some(standing)) = (&reply, self.repair.cluster.standing()) {
             standing.told(connection.peer(), told.standing);
+            self.repair.look_at_standing();
         }
         Ok(reply)
     }
@@ -132,7 +140,7 @@ impl Asking {
         if self.counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
             self.counted = Some(Instant::now());
             let keys = holdings::guess(self.repair.store.stats().records);
-            self.repair.keys_a_partition.store(keys, std::sync::atomic::Ordering::Relaxed);
+            self.repair.keys_a_partition.store(keys, Ordering::Relaxed);
         }
         let froms = self.here.froms();
         self.repair.conclude(froms);

@@ -58,6 +58,8 @@ pub struct Repair {
     keys_a_partition: AtomicU64,
     /// Since when this node rebuilds, as the board knows it.
     doubted_since: AtomicU64,
+    /// How often it has become whole: the peers are told at once.
+    became_whole: AtomicU64,
     stop: Arc<AtomicBool>,
     /// By node, what ends the threads that answer it, the oldest first.
     answers: Mutex<Vec<VecDeque<Arc<AtomicBool>>>>,
@@ -114,6 +116,7 @@ impl Repair {
             agreed: AtomicU64::new(0),
             keys_a_partition: AtomicU64::new(0),
             doubted_since: AtomicU64::new(0),
+            became_whole: AtomicU64::new(0),
             stop: Arc::new(AtomicBool::new(false)),
             answers: Mutex::new(&"threads that answer", vec![VecDeque::new(); topology.nodes()]),
             threads: Mutex::new(&"threads of repair", Vec::new()),
@@ -241,6 +244,7 @@ impl Repair {
         if standing.standing() == Standing::Rebuilding && progress.is_some_and(|progress| progress.is_done()) {
             standing.became_whole();
             self.board.lock().stands(Standing::Whole, now_wall());
+            self.became_whole.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

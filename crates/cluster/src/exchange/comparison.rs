@@ -4,7 +4,7 @@
 //! others. The caller sends what [`Comparison::step`] says and passes the answer to
 //! [`Comparison::answered`]; time is its own, in µs.
 //!
-//! Owner: a thread a peer. Bounds: one request at a time; [`BATCH`] partitions compared at once, one
+//! Owner: a thread a peer. Bounds: one request at a time; 64 partitions compared at once, one
 //! list of their keys on each side; 8 bytes a partition and `from` in use for what makes no
 //! difference. A round that repaired something is followed by the next after a pause, which doubles
 //! up to [`INTERVAL_MICROS`] unless fewer partitions differ each time: a peer that only says that it
@@ -150,6 +150,8 @@ pub struct Comparison {
     next_at: u64,
     /// When the present one began.
     began_at: u64,
+    /// The next one is to begin as soon as this is over.
+    woken: bool,
     round: u64,
     pause: u64,
     /// What items explain of the differences of roots, by `from` and partition.
@@ -177,6 +179,7 @@ impl Comparison {
             asked: None,
             next_at: now,
             began_at: now,
+            woken: false,
             round: 0,
             pause: PAUSE_MICROS,
             harmless: BTreeMap::new(),
@@ -206,6 +209,7 @@ impl Comparison {
     /// now.
     pub fn wake(&mut self, now: u64) {
         self.next_at = self.next_at.min(now);
+        self.woken = true;
     }
 
     /// The connection is gone. The round begins anew at `next_at`.
@@ -248,6 +252,7 @@ impl Comparison {
 
     fn begin(&mut self, now: u64, holdings: &dyn Holdings) {
         self.began_at = now;
+        self.woken = false;
         self.round += 1;
         (self.differing, self.repaired, self.young) = (0, 0, 0);
         self.doubts_itself = holdings.told().standing != Standing::Whole;
@@ -266,7 +271,13 @@ impl Comparison {
             (true, false) => (self.pause * 2).min(INTERVAL_MICROS),
             (false, _) => PAUSE_MICROS,
         };
-        self.next_at = if again { now + self.pause } else { now.max(self.began_at + INTERVAL_MICROS) };
+        self.next_at = if std::mem::take(&mut self.woken) {
+            now
+        } else if again {
+            now + self.pause
+        } else {
+            now.max(self.began_at + INTERVAL_MICROS)
+        };
     }
 
     /// Makes a task's request; `None` where there is nothing left to ask.
