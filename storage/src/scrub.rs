@@ -41,8 +41,13 @@ struct Spot {
     hash: IndexHash,
 }
 
-/// The store closes, or a new round was asked for.
-struct Ended;
+/// Why the scrub of a segment stops.
+enum Stop {
+    /// The store closes, or a new round was asked for.
+    Round,
+    /// Compaction has given the segment back: its space is free once nobody holds it.
+    SegmentGone,
+}
 
 pub(crate) fn run(parts: &Arc<Parts>) {
     let mut round = Round::read(parts.env(), parts.folder.path()).unwrap_or_default();
@@ -61,21 +66,26 @@ pub(crate) fn run(parts: &Arc<Parts>) {
             hurried = true;
         }
         let sealed = sealed(parts);
-        let next = sealed.iter().find(|segment| segment.sequence > round.done && segment.sequence <= round.last);
-        let Some(segment) = next else {
-            if hurried && (round.last > 0 || sealed.is_empty()) {
+        let Some(last) = sealed.last().map(|segment| segment.sequence) else {
+            // Nothing to read, and nothing to write down.
+            parts.scrub.hurry.store(false, Ordering::Relaxed);
+            hurried = false;
+            parts.threads.pause(TICK);
+            continue;
+        };
+        // No other segment is held: the space of one that compaction gives back would not be free.
+        let is_next = |segment: &Arc<IndexedSegment>| segment.sequence > round.done && segment.sequence <= round.last;
+        let Some(segment) = sealed.into_iter().find(is_next) else {
+            if hurried && round.last > 0 {
                 parts.scrub.hurry.store(false, Ordering::Relaxed);
                 hurried = false;
             }
-            round = ended(parts, round, sealed.last().map_or(0, |last| last.sequence));
-            if sealed.is_empty() {
-                parts.threads.pause(TICK);
-            }
+            round = ended(parts, round, last);
             continue;
         };
-        match scrub(parts, segment, (&mut round, hurried)) {
-            Err(Ended) => continue,
-            Ok(Ok(())) => {}
+        match scrub(parts, &segment, (&mut round, hurried)) {
+            Err(Stop::Round) => continue,
+            Err(Stop::SegmentGone) | Ok(Ok(())) => {}
             Ok(Err(e)) => {
                 tracing::warn!("the scrub cannot read the segment {:016x}.log: {e}", segment.sequence);
                 parts.threads.pause(Duration::from_secs(1));
@@ -123,8 +133,14 @@ fn sidecar_len(segment: &IndexedSegment) -> u64 {
     segment.sidecar().map_or(0, |sidecar| sidecar.bytes().len() as u64)
 }
 
-/// Waits until it is time for what follows `more` bytes that were read.
-fn pace(parts: &Parts, (round, hurried): (&mut Round, bool), left: &mut u64, more: u64) -> Result<(), Ended> {
+/// Waits until it is time for what follows `more` bytes of a segment that were read.
+fn pace(
+    parts: &Parts,
+    sequence: u64,
+    (round, hurried): (&mut Round, bool),
+    left: &mut u64,
+    more: u64,
+) -> Result<(), Stop> {
     round.bytes += more;
     *left = left.saturating_sub(more);
     parts.scrub.show(round, *left);
@@ -134,7 +150,10 @@ fn pace(parts: &Parts, (round, hurried): (&mut Round, bool), left: &mut u64, mor
     let due_ms = round.began_ms.saturating_add((parts.options.scrub_interval.as_millis() as f64 * share) as u64);
     loop {
         if parts.threads.is_closing() || (!hurried && parts.scrub.hurry.load(Ordering::Relaxed)) {
-            return Err(Ended);
+            return Err(Stop::Round);
+        }
+        if parts.segments.find(sequence).is_none() {
+            return Err(Stop::SegmentGone);
         }
         let paused = parts.scrub.paused.load(Ordering::Relaxed);
         if !paused && (hurried || parts.env().now_ms() >= due_ms) {
@@ -149,13 +168,13 @@ fn scrub(
     parts: &Parts,
     segment: &Arc<IndexedSegment>,
     (round, hurried): (&mut Round, bool),
-) -> Result<io::Result<()>, Ended> {
+) -> Result<io::Result<()>, Stop> {
     let mut left = left(parts, round);
     let Some(sidecar) = segment.sidecar() else { return Ok(Ok(())) };
     if let Err(e) = scrub_sidecar(parts, segment, sidecar) {
         return Ok(Err(e));
     }
-    pace(parts, (round, hurried), &mut left, sidecar.bytes().len() as u64)?;
+    pace(parts, segment.sequence, (round, hurried), &mut left, sidecar.bytes().len() as u64)?;
     let of = |entry: crate::sidecar::Entry| Spot { offset: entry.offset, size: entry.size, hash: entry.hash };
     let mut spots: Vec<Spot> = sidecar.entries().map(of).collect();
     spots.sort_unstable_by_key(|spot| spot.offset);
@@ -181,7 +200,13 @@ fn scrub(
         let next = spots.peek().map_or(end, |spot| (spot.offset as usize).min(end));
         window.drain(..next - start);
         start = next;
-        pace(parts, (round, hurried), &mut left, (segment.written() as usize - at).min(PIECE) as u64)?;
+        pace(
+            parts,
+            segment.sequence,
+            (round, hurried),
+            &mut left,
+            (segment.written() as usize - at).min(PIECE) as u64,
+        )?;
     }
     Ok(Ok(()))
 }

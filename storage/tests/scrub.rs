@@ -173,3 +173,44 @@ fn the_rate_is_even_and_a_restart_goes_on() {
         assert_eq!(store.stats().damaged_records, 0);
     }
 }
+
+#[test]
+fn with_nothing_to_read_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { scrub_interval: Duration::from_secs(1_000), ..quiet(dir.path()) };
+    let (store, _) = Store::open(options).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!dir.path().join("SCRUB").exists(), "written several times a second");
+    store.scrub_now();
+    soon("a round over nothing is over", || !store.stats().scrub.hurry);
+    assert_eq!(store.stats().scrub.ended_ms, 0);
+}
+
+/// On a disk that was full, of which everything had been deleted, no space came back: the scrub,
+/// which rests for days between two pieces, held all the segments of its round.
+#[test]
+fn segments_that_compaction_gives_back_are_not_held() {
+    let dir = tempfile::tempdir().unwrap();
+    written(dir.path());
+    let options = Options { scrub_interval: Duration::from_secs(30 * 86_400), ..small(dir.path()) };
+    let (store, _) = Store::open(options).unwrap();
+    soon("a round begins", || store.stats().scrub.bytes > 0);
+    let segments = store.stats().segments;
+    let mut writer = store.writer().unwrap();
+    for number in 0..800 {
+        writer.delete(&key(number), version(10_000 + number)).unwrap();
+    }
+    soon("compaction gives all old segments back", || store.stats().compacted_segments >= segments);
+    let folder = dir.path().to_str().unwrap().to_owned();
+    let held = || {
+        let of = |link: io::Result<fs::DirEntry>| fs::read_link(link.ok()?.path()).ok();
+        let files: Vec<_> = fs::read_dir("/proc/self/fd").unwrap().filter_map(of).collect();
+        let is_held = |file: &&std::path::PathBuf| {
+            let name = file.to_string_lossy();
+            name.starts_with(&folder) && name.ends_with("(deleted)")
+        };
+        files.iter().filter(is_held).count()
+    };
+    soon("nobody holds them", || held() == 0);
+    assert_eq!(store.stats().damaged_records, 0);
+}
