@@ -289,7 +289,8 @@ mod tests {
         for (_, folder) in crates() {
             let read = |file: PathBuf| fs::read_to_string(file).expect("a file");
             let source: String = files(&folder).into_iter().map(read).collect();
-            let written = first_literals(&source, ".name(").chain(first_literals(&source, ".name(format!("));
+            let calls = [".name(", ".name(format!(", "spawn(", "spawn(format!("];
+            let written = calls.iter().flat_map(|call| first_literals(&source, call));
             let begins = written.map(|name| name.split('{').next().unwrap_or_default().to_owned());
             let mut names: Vec<String> = begins.filter(|name| name.starts_with("koltso-")).collect();
             if names.iter().any(|name| name == "koltso-") {

@@ -127,17 +127,16 @@ impl Repair {
         });
         repair.look_at_standing();
         for peer in topology.peers() {
-            let name = format!("koltso-repair-{}", peer.at());
-            let (repair, pair) = (repair.clone(), Pair::new(topology.clone(), peer));
-            repair.clone().spawn(name, move || asking::Asking::new(repair, pair).run())?;
+            let asking = asking::Asking::new(repair.clone(), Pair::new(topology.clone(), peer));
+            repair.spawn(format!("koltso-repair-{}", peer.at()), move || asking.run())?;
         }
         let mending = mending::Mending::new(repair.clone());
-        repair.spawn("koltso-mend".to_owned(), move || mending.run())?;
+        repair.spawn("koltso-mend", move || mending.run())?;
         Ok(repair)
     }
 
-    fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-        let thread = std::thread::Builder::new().name(name).spawn(run)?;
+    fn spawn(&self, name: impl Into<String>, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(run)?;
         let mut threads = self.threads.lock();
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);
@@ -162,9 +161,9 @@ impl Repair {
             }
             answered.push_back(stop.clone());
         }
-        let (repair, name) = (self.clone(), format!("koltso-answer-{}", node.at()));
+        let repair = self.clone();
         let answering = move || answering::run(&repair, node, (peer, socket, read_so_far), stop);
-        if let Err(error) = self.spawn(name, answering) {
+        if let Err(error) = self.spawn(format!("koltso-answer-{}", node.at()), answering) {
             tracing::warn!(
                 "{} compares and gets no answer: no thread can be started: {error}",
                 self.cluster.peers.url(node)
