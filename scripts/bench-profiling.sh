@@ -59,7 +59,7 @@ declare -A PATHS=( # below /debug/pprof/, with seconds= to come
   [cpu-99]='profile?hz=99' [cpu-499]='profile?hz=499' [cpu-999]='profile?hz=999' [allocs]='allocs?format=pprof'
   [allocs-heatmap]='heatmap?event=allocs' [heap]='heap?format=pprof' [block]='block?format=pprof' [mutex]='mutex?format=pprof'
   [offcpu]='offcpu?format=pprof')
-STORAGE_THREADS='^koltso-(seal|compact|scrub|sync|provisio)'
+STORAGE_THREADS='^koltso-(seal|compact|scrub|digests|sync|provisio)'
 LARGE_SIZE=20000 LARGE_KEYS=3000 # what fits into wrk's pool
 ANSWER_SECONDS_MAX=1 ROOTED_MIN=95 ACCOUNTED_WITHIN=5
 GROWTH_MAX_KB=8192 # from the 16th CPU capture to the last: with as many others, twice what is kept is made by then

@@ -45,6 +45,7 @@ pub const RULES: Rules = Rules {
         ("koltso-seal", Some(STORAGE)),
         ("koltso-compact", Some(STORAGE)),
         ("koltso-scrub", Some(STORAGE)),
+        ("koltso-digests", Some(STORAGE)),
         ("koltso-sync", Some(STORAGE)),
         ("koltso-provisio", Some(STORAGE)),
         ("koltso-capture", Some(PROFILER)),

@@ -210,6 +210,16 @@ fn encode_storage(encoder: &mut DescriptorEncoder<'_>, stats: &Stats) -> std::fm
             "Places that the scrub found damaged on disk and not in memory, and wrote again",
             stats.scrub.healed,
         ),
+        (
+            "koltso_storage_digest_rounds",
+            "Rounds of the check of the digests against the log, over all partitions",
+            stats.digests.rounds,
+        ),
+        (
+            "koltso_storage_digest_leaves_corrected",
+            "Leaves of the digests that were not what the log says, and were put right",
+            stats.digests.corrected,
+        ),
         ("koltso_storage_appended_bytes", "Bytes appended to the log", stats.appended_bytes),
         ("koltso_storage_compacted_segments", "Segments given back by compaction", stats.compacted_segments),
         ("koltso_storage_compacted_bytes", "Bytes moved by compaction", stats.compacted_bytes),

@@ -117,6 +117,12 @@ pub fn document(node: &Node) -> String {
                 "last_ended_ms": stats.scrub.ended_ms,
                 "healed": stats.scrub.healed,
             },
+            // The check of the digests against the log.
+            "digests": {
+                "rounds": stats.digests.rounds,
+                "last_ended_ms": stats.digests.last_ended_ms,
+                "corrected": stats.digests.corrected,
+            },
             "appended_bytes": stats.appended_bytes,
             "compacted_segments": stats.compacted_segments,
             "compacted_bytes": stats.compacted_bytes,

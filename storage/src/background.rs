@@ -4,9 +4,10 @@
 //! - [`sealing`] sorts what was written, and gives rolled segments their sidecars;
 //! - [`syncing`] puts the logs on disk in the mode "every so often";
 //! - [`compact`] gives space back;
-//! - [`scrub`] reads everything again, to find what the disk has damaged.
+//! - [`scrub`] reads everything again, to find what the disk has damaged;
+//! - [`digest_check`] compares the digests with the log.
 //!
-//! Sealing, compaction and the scrub are nice; the other two have little to do, and writers wait when
+//! Sealing, compaction, the scrub and the check are nice; the other two have little to do, and writers wait when
 //! they are late. On a disk that is short of room writers wait for sealing and compaction as well, which on a
 //! busy machine would come too late for them: each has a second thread of the same name, which is
 //! not nice and works in the place of the first as long as that lasts.
@@ -21,7 +22,7 @@ use crate::options::SyncMode;
 use crate::parts::Parts;
 use crate::sealing::Sorting;
 use crate::threads::Urgency;
-use crate::{compact, provision, scrub, sealing, syncing};
+use crate::{compact, digest_check, provision, scrub, sealing, syncing};
 
 /// Starts them all.
 pub(crate) fn start(parts: &Arc<Parts>) -> io::Result<()> {
@@ -43,6 +44,8 @@ pub(crate) fn start(parts: &Arc<Parts>) -> io::Result<()> {
     }
     let scrubbed = parts.clone();
     threads.spawn("scrub", Urgency::Nice, move || scrub::run(&scrubbed))?;
+    let checked = parts.clone();
+    threads.spawn("digests", Urgency::Nice, move || digest_check::run(&checked))?;
     if let SyncMode::Every(interval) = parts.options.sync {
         let parts = parts.clone();
         threads.spawn("sync", Urgency::Prompt, move || syncing::run(&parts, interval))?;

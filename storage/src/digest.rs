@@ -14,7 +14,7 @@
 //! back, nothing a key; a write costs two exclusive ors.
 //!
 //! What it cannot know: an entry that stays beside a damaged record of which not even the key is
-//! known keeps its word.
+//! known keeps its word, until [`crate::digest_check`] comes by.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +27,7 @@ const PARTITION_BITS: u32 = PARTITIONS.ilog2();
 pub(crate) const PLACE_BITS: u32 = PARTITION_BITS + LEAF_BITS;
 
 /// A leaf among all of a tree: the partition, then the number among those of the partition.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Leaf(u32);
 
 impl Leaf {
@@ -78,6 +78,11 @@ impl Item {
     #[inline]
     pub(crate) const fn from(self) -> u8 {
         self.tree + 1
+    }
+
+    #[inline]
+    pub(crate) const fn word(self) -> u64 {
+        self.word
     }
 
     #[inline]
@@ -158,6 +163,11 @@ impl Digests {
             self.take_out(old);
             self.add(new);
         }
+    }
+
+    /// Changes a leaf by what it was wrong by.
+    pub(crate) fn put_right(&self, from: u8, leaf: Leaf, difference: u64) {
+        self.add(Item { word: difference, leaf, tree: from - 1 });
     }
 
     /// The `from`s, 1 to [`NODES_MAX`], that any record has had since the start.

@@ -25,7 +25,7 @@ use crate::wanted::Wanted;
 
 /// Records a log that a cursor sorts itself when it is opened, in about 5 ms; with more, the
 /// sealing thread has to catch up.
-const BEHIND_MAX: usize = 32 << 10;
+pub(crate) const BEHIND_MAX: usize = 32 << 10;
 /// Records are asked for from memory this many entries ahead.
 const PREFETCH: u32 = 6;
 

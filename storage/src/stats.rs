@@ -36,6 +36,8 @@ pub struct Stats {
     pub torn_records: u64,
     /// How the scrub is.
     pub scrub: ScrubStats,
+    /// How the check of the digests against the log is.
+    pub digests: DigestStats,
     /// Bytes appended since the store was opened.
     pub appended_bytes: u64,
     /// Segments that compaction has given back.
@@ -60,6 +62,17 @@ pub struct Stats {
     pub failed: bool,
 }
 
+/// How the check of the digests against the log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DigestStats {
+    /// Rounds over all partitions since the start.
+    pub rounds: u64,
+    /// When a round ended last, in ms since the Unix epoch; 0 if none has.
+    pub last_ended_ms: u64,
+    /// Leaves that were not what the log says, and were put right.
+    pub corrected: u64,
+}
+
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) stalls: AtomicU64,
@@ -68,6 +81,9 @@ pub(crate) struct Counters {
     pub(crate) syncs: AtomicU64,
     pub(crate) sync_us_total: AtomicU64,
     pub(crate) sync_us_max: AtomicU64,
+    digest_rounds: AtomicU64,
+    digest_round_ended_ms: AtomicU64,
+    digest_leaves_corrected: AtomicU64,
 }
 
 impl Counters {
@@ -84,7 +100,23 @@ impl Counters {
         self.stalls.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A round of the check of the digests is over.
+    pub(crate) fn digests_checked(&self, now_ms: u64) {
+        self.digest_rounds.fetch_add(1, Ordering::Relaxed);
+        self.digest_round_ended_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// Leaves of the digests were put right.
+    pub(crate) fn leaves_corrected(&self, count: u64) {
+        self.digest_leaves_corrected.fetch_add(count, Ordering::Relaxed);
+    }
+
     pub(crate) fn copy_to(&self, stats: &mut Stats) {
+        stats.digests = DigestStats {
+            rounds: self.digest_rounds.load(Ordering::Relaxed),
+            last_ended_ms: self.digest_round_ended_ms.load(Ordering::Relaxed),
+            corrected: self.digest_leaves_corrected.load(Ordering::Relaxed),
+        };
         stats.compacted_segments = self.compacted_segments.load(Ordering::Relaxed);
         stats.compacted_bytes = self.compacted_bytes.load(Ordering::Relaxed);
         stats.stalls = self.stalls.load(Ordering::Relaxed);

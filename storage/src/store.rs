@@ -39,7 +39,7 @@ use crate::wanted::Wanted;
 
 /// An open store. Dropping it stops the background threads; [`Store::close`] also seals and syncs.
 pub struct Store {
-    parts: Arc<Parts>,
+    pub(crate) parts: Arc<Parts>,
 }
 
 impl Store {
