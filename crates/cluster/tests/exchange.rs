@@ -51,6 +51,8 @@ struct Store {
     agreed: u64,
     /// Hints of this node for others are as old as this.
     hints: u64,
+    /// A partition that it cannot list.
+    unlisted: Option<u16>,
 }
 
 impl Store {
@@ -124,8 +126,11 @@ impl Holdings for Store {
         let now_ms = wall(self.now).ms();
         let mut lists = Vec::new();
         let mut bytes = 0;
+        if leaves.first().is_some_and(|(partition, _)| self.unlisted == Some(*partition)) {
+            return Err(NotReady);
+        }
         for (partition, set) in leaves {
-            if bytes > bytes_max {
+            if bytes > bytes_max || self.unlisted == Some(*partition) {
                 break;
             }
             let mut list = Vec::new();
@@ -197,6 +202,7 @@ impl World {
                 bounds: HashMap::new(),
                 agreed: 0,
                 hints: u64::MAX,
+                unlisted: None,
             };
             Node { store, board: Board::new(topology.clone()), comparisons: (0..nodes).map(comparison).collect() }
         };
@@ -370,5 +376,35 @@ fn whatever_replicas_have_they_end_equal_and_forget_deletes() {
             world.nothing_is_back(&newest, &when);
             world.nothing_says_absent(&when);
         }
+    }
+}
+
+/// A client can choose keys of which one partition has too many to be listed.
+#[test]
+fn a_partition_that_cannot_be_listed_holds_up_no_other() {
+    for seed in 0..4_u64 {
+        let seed = seed_or("a_partition_that_cannot_be_listed", seed);
+        let mut world = World::new(seed, 2);
+        let mut newest = BTreeMap::new();
+        while newest.len() < 60 {
+            let record = world.record(2);
+            if record.flags.from() == 2 && !is_absent(&record, u64::MAX >> 20) {
+                world.nodes[newest.len() % 2].store.apply(&record);
+                note(&mut newest, record);
+            }
+        }
+        let partition = newest.values().next().unwrap().key.hash().partition() as u16;
+        let unlisting = world.rng.below(2_usize);
+        world.nodes[unlisting].store.unlisted = Some(partition);
+        world.run(120, &[]);
+        let of_it = |record: &Record<Bytes>| record.key.hash().partition() as u16 == partition;
+        let others =
+            newest.iter().filter(|(_, record)| !of_it(record)).map(|(key, record)| (key.clone(), record.clone()));
+        world.must_have(&others.collect(), &format!("KOLTSO_SEED={seed}"));
+        let alone = newest.keys().next().unwrap();
+        assert!(world.nodes.iter().any(|node| !node.store.records.contains_key(alone)), "nobody could list it");
+        world.nodes[unlisting].store.unlisted = None;
+        world.run(120, &[]);
+        world.must_have(&newest, &format!("KOLTSO_SEED={seed}, all can be listed"));
     }
 }

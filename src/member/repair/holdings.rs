@@ -17,6 +17,9 @@ use crate::replica::clock::{now_ms, now_wall};
 /// What a listed key takes beside its bytes, about.
 const ENTRY_BYTES: u64 = 64;
 
+/// The most items of one listing: their frame has room for twice as many.
+const ITEMS_MAX: usize = 1 << 20;
+
 pub(super) struct Here {
     repair: Arc<Repair>,
 }
@@ -90,7 +93,7 @@ impl Holdings for Here {
         let leaves = &leaves[..self.as_many_as_fit(leaves, bytes_max)];
         let mut lists: BTreeMap<u16, Vec<Listed>> =
             leaves.iter().map(|&(partition, _)| (partition, Vec::new())).collect();
-        let now_ms = now_ms();
+        let (now_ms, mut count) = (now_ms(), 0_usize);
         let mut listing = self.repair.store.leaf_entries(leaves).map_err(|_| NotReady)?;
         while let Some((hash, listed)) = listing.next(|key, version, flags, expires_at_ms| {
             let hash = KeyHash::of(key);
@@ -100,6 +103,18 @@ impl Holdings for Here {
         }) {
             if let Some(list) = lists.get_mut(&(hash.partition() as u16)) {
                 list.push(listed);
+                count += 1;
+            }
+            if count > ITEMS_MAX && leaves.len() > 1 {
+                return self.list(&leaves[..1], bytes_max);
+            }
+            if count > ITEMS_MAX {
+                // Whoever chooses keys can have them in one partition.
+                tracing::warn!(
+                    "partition {} has more than {ITEMS_MAX} keys that differ, and is not compared",
+                    hash.partition()
+                );
+                return Err(NotReady);
             }
         }
         let lists: Vec<Vec<Listed>> = lists.into_values().collect();
@@ -120,14 +135,21 @@ impl Holdings for Here {
     }
 
     fn apply(&mut self, record: &Record<Bytes>) -> bool {
-        self.repair.clock.observe(record.version.clock);
+        self.apply_all(std::slice::from_ref(record)) == [true]
+    }
+
+    fn apply_all(&mut self, records: &[Record<Bytes>]) -> Vec<bool> {
         let mut writer = self.repair.writer.lock();
         if writer.is_none() {
             *writer = self.repair.store.writer().ok();
         }
-        let Some(writer) = writer.as_mut() else { return false };
-        let applied = writer.apply(&record.borrowed()).is_ok();
-        applied && (!self.repair.syncs || writer.sync().is_ok())
+        let Some(writer) = writer.as_mut() else { return vec![false; records.len()] };
+        let mut apply = |record: &Record<Bytes>| {
+            self.repair.clock.observe(record.version.clock);
+            writer.apply(&record.borrowed()).is_ok()
+        };
+        let applied = records.iter().map(&mut apply).collect();
+        if self.repair.syncs && writer.sync().is_err() { vec![false; records.len()] } else { applied }
     }
 }
 

@@ -99,14 +99,10 @@ impl Answering {
             }
             ExchangeRequest::Fetch { places, credit } => self.fetch(places, *credit, holdings),
             ExchangeRequest::Give(records) => {
-                let mut given = Vec::with_capacity(records.len());
-                for record in records {
-                    plausible(record, now)?;
-                    self.figures.received += 1;
-                    self.figures.bytes_received += record.len() as u64;
-                    given.push(holdings.apply(record));
-                }
-                Ok(ExchangeReply::Given(given))
+                records.iter().try_for_each(|record| plausible(record, now))?;
+                self.figures.received += records.len() as u64;
+                self.figures.bytes_received += records.iter().map(|record| record.len() as u64).sum::<u64>();
+                Ok(ExchangeReply::Given(holdings.apply_all(records)))
             }
             ExchangeRequest::Agreed { from, partitions } => {
                 self.agreed(*from, partitions, board, holdings)?;

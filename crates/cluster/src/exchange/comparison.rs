@@ -358,7 +358,8 @@ impl Comparison {
         };
         self.spent += bytes_of_reply(&reply);
         let result = self.take(now, asked, reply, board, holdings);
-        if self.tasks.is_empty() {
+        // A round that a lie ends has compared nothing.
+        if result.is_ok() && self.tasks.is_empty() {
             self.end(now.micros);
         }
         result
@@ -373,6 +374,12 @@ impl Comparison {
         holdings: &mut dyn Holdings,
     ) -> Result<(), String> {
         match (asked, reply) {
+            // The first of them cannot be listed: it is for the next round. The others may be.
+            (Asked::Items { purpose, leaves, .. }, ExchangeReply::NotReady) => {
+                self.young += 1;
+                self.list_those_after(purpose, leaves);
+                Ok(())
+            }
             // What is left is for the next round.
             (_, ExchangeReply::NotReady) => {
                 self.young += 1;
@@ -544,6 +551,14 @@ impl Comparison {
         Ok(())
     }
 
+    /// Goes on behind a partition that one of the two cannot list.
+    fn list_those_after(&mut self, purpose: Purpose, mut leaves: Vec<(u16, LeafSet)>) {
+        leaves.remove(0);
+        if !leaves.is_empty() {
+            self.tasks.push_front(Task::Items { purpose, leaves });
+        }
+    }
+
     fn compare_items(
         &mut self,
         now: WallTime,
@@ -553,21 +568,24 @@ impl Comparison {
         holdings: &mut dyn Holdings,
     ) {
         let ListAsked { purpose, mut leaves, look, before } = asked;
-        let rest = leaves.split_off(theirs.len());
+        let mut rest = leaves.split_off(theirs.len());
         let mut own: Vec<Vec<Listed>> = Vec::new();
         while own.len() < leaves.len() {
             match holdings.list(&leaves[own.len()..], LISTING_BYTES) {
                 Ok(more) if !more.is_empty() => own.extend(more),
-                // For the next round.
-                _ => {
-                    self.young += 1;
-                    return;
-                }
+                _ => break,
             }
         }
-        if !rest.is_empty() {
+        if own.len() < leaves.len() {
+            // The next one is for the next round.
+            self.young += 1;
+            let mut after = leaves.split_off(own.len());
+            after.append(&mut rest);
+            self.list_those_after(purpose, after);
+        } else if !rest.is_empty() {
             self.tasks.push_front(Task::Items { purpose, leaves: rest });
         }
+        let theirs = &theirs[..own.len()];
         let (mut wanted, mut given, mut first) = (VecDeque::new(), VecDeque::new(), 0);
         for (at, theirs) in theirs.iter().enumerate() {
             let (partition, own) = (leaves[at].0, &own[at]);
@@ -631,7 +649,7 @@ impl Comparison {
         mut rest: VecDeque<Wanted>,
         holdings: &mut dyn Holdings,
     ) -> Result<(), String> {
-        let mut refused = false;
+        let mut taken = Vec::with_capacity(records.len());
         for record in records {
             let Some(Wanted { partition, hash, .. }) = rest.pop_front() else { break };
             let Some(record) = record else { continue };
@@ -641,14 +659,12 @@ impl Comparison {
             }
             self.figures.received += 1;
             self.figures.bytes_received += record.len() as u64;
-            if holdings.apply(&record) {
-                self.repaired += 1;
-            } else {
-                refused = true;
-            }
+            taken.push(record);
         }
+        let applied = holdings.apply_all(&taken).into_iter().filter(|&applied| applied).count();
+        self.repaired += applied as u64;
         // A disk that is full takes nothing more: the next round asks again.
-        if refused {
+        if applied < taken.len() {
             self.young += 1;
         } else if !rest.is_empty() {
             self.tasks.push_front(Task::Fetch(rest));

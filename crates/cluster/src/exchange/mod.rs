@@ -96,6 +96,11 @@ pub trait Holdings {
 
     /// Takes a record in. Whether it or a newer one is there now.
     fn apply(&mut self, record: &Record<Bytes>) -> bool;
+
+    /// The same of several, which may be put on disk together.
+    fn apply_all(&mut self, records: &[Record<Bytes>]) -> Vec<bool> {
+        records.iter().map(|record| self.apply(record)).collect()
+    }
 }
 
 /// Where it is noted what was agreed on: a [`Board`], which a program may share.

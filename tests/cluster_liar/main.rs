@@ -1,19 +1,26 @@
 //! A member of the cluster that speaks the protocol and lies: it answers about another key than the
-//! one it was asked for, or tells of versions from the far future or from no time at all.
+//! one it was asked for, tells of versions from the far future or from no time at all, or makes
+//! something up when replicas are compared.
 //!
 //! Unlike the other tests of this folder it uses the project's own crates, to be believed as a
 //! member.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod comparing;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use koltso_cluster::placement::Topology;
-use koltso_model::{Flags, Found, KeyHash, Outcome, Tombstone, Version};
+use koltso_model::{ExchangeReply, ExchangeRequest, Flags, Found, KeyHash, Outcome, Refused, Tombstone, Version};
+use koltso_net::replica::blocking::{AnswerConfig, Answering};
+use koltso_net::replica::frame::exchange::Asked;
 use koltso_net::replica::frame::{Limits, Parsed, encode_reply, parse_request};
 use koltso_net::replica::handshake::{Acceptor, Progress};
-use koltso_net::replica::{Features, Identity, Introduction, NoMemory, Reply, Request};
+use koltso_net::replica::{Features, Identity, Introduction, NoMemory, PeerIdentity, Purpose, Reply, Request};
 use koltso_testkit::cluster::Quorum;
 use koltso_testkit::{Cluster, eventually, wall_ms};
 
@@ -23,8 +30,45 @@ const LIMITS: Limits = Limits { value_max: 32 << 20, features: Features::KNOWN }
 /// is about, and the answer.
 type Lie = fn(KeyHash) -> (KeyHash, Outcome<&'static [u8]>);
 
+/// What it says when replicas are compared; nothing more for `None`.
+pub type Comparing = Arc<dyn Fn(&ExchangeRequest) -> Option<ExchangeReply> + Send + Sync>;
+
+/// A member that is none.
+#[derive(Clone)]
+pub struct Liar {
+    pub identity: Identity,
+    members: Vec<u16>,
+    lie: Lie,
+    comparing: Comparing,
+}
+
+/// Answers a connection over which replicas are compared.
+fn compare(peer: PeerIdentity, socket: TcpStream, read_so_far: &[u8], liar: &Liar) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let config = AnswerConfig { identity: &liar.identity, value_max: LIMITS.value_max, stop };
+    let mut answering = Answering::new(peer, socket, read_so_far, &config);
+    loop {
+        let said = match answering.next_request() {
+            Err(_) => return,
+            Ok(Asked::Ping { clock, .. }) => answering.pong(wall_ms(), clock),
+            Ok(Asked::Execute(_)) => answering.answer(&Outcome::Refused(Refused::NotReady)),
+            Ok(Asked::Exchange(request)) => match (liar.comparing)(&request) {
+                Some(reply) => answering.reply(&reply),
+                None => {
+                    std::thread::sleep(Duration::from_secs(60));
+                    return;
+                }
+            },
+        };
+        if said.is_err() {
+            return;
+        }
+    }
+}
+
 /// Shakes hands as the member it claims to be, then lies.
-fn lie(mut socket: TcpStream, identity: &Identity, members: &[u16], lie: Lie) {
+fn lie(mut socket: TcpStream, liar: &Liar) {
+    let Liar { identity, members, lie, .. } = liar;
     let (mut read, mut out, mut buffer) = (Vec::new(), Vec::new(), [0; 4096]);
     let mut acceptor = Acceptor::new(identity, members, &NoMemory, [7; 32]);
     let mut accepted = false;
@@ -46,6 +90,10 @@ fn lie(mut socket: TcpStream, identity: &Identity, members: &[u16], lie: Lie) {
             } else {
                 let consumed = match acceptor.feed(&read, wall_ms(), &mut out).unwrap() {
                     Progress::More { consumed } => consumed,
+                    Progress::Done { consumed, peer } if peer.purpose == Purpose::Exchange => {
+                        socket.write_all(&out).unwrap();
+                        return compare(peer, socket, &read[consumed..], liar);
+                    }
                     Progress::Done { consumed, .. } => {
                         accepted = true;
                         consumed
@@ -68,11 +116,19 @@ fn lie(mut socket: TcpStream, identity: &Identity, members: &[u16], lie: Lie) {
     }
 }
 
-/// A cluster of two, one of them a liar.
+/// A cluster of two, of which node 1 is a liar. When replicas are compared, it says nothing.
 fn with_a_liar(told: Lie) -> Cluster {
     let cluster = Cluster::planned(2, |index, launch, _| (index == 0).then_some(launch));
     let urls = [cluster.url(0), cluster.url(1)];
-    let topology = Topology::new(&urls, &urls[1]).unwrap();
+    let liar = liar(&Topology::new(&urls, &urls[1]).unwrap(), told, Arc::new(|_| None));
+    let listener = TcpListener::bind(cluster.replica_address(1)).unwrap();
+    lie_at(listener, liar);
+    eventually("the liar is believed", Duration::from_secs(5), || cluster.sees(0, 1));
+    cluster
+}
+
+/// A liar in the place of the node that this topology is seen from.
+fn liar(topology: &Topology, lie: Lie, comparing: Comparing) -> Liar {
     let identity = Identity {
         cluster: "koltso".to_owned(),
         topology: topology.id(),
@@ -82,16 +138,17 @@ fn with_a_liar(told: Lie) -> Cluster {
         features: Features::KNOWN,
         secret: Vec::new(),
     };
-    let members = topology.numbers().to_vec();
-    let listener = TcpListener::bind(cluster.replica_address(1)).unwrap();
+    Liar { identity, members: topology.numbers().to_vec(), lie, comparing }
+}
+
+/// Lies to all who connect.
+fn lie_at(listener: TcpListener, liar: Liar) {
     std::thread::spawn(move || {
         for socket in listener.incoming().map_while(Result::ok) {
-            let (identity, members) = (identity.clone(), members.clone());
-            std::thread::spawn(move || lie(socket, &identity, &members, told));
+            let liar = liar.clone();
+            std::thread::spawn(move || lie(socket, &liar));
         }
     });
-    eventually("the liar is believed", Duration::from_secs(5), || cluster.sees(0, 1));
-    cluster
 }
 
 /// What is confirmed by such a member is not; the sentence is in the log, once; what can be done
