@@ -25,7 +25,7 @@ mod peers;
 mod repair;
 mod replay;
 mod replica;
-mod standing;
+pub mod standing;
 mod urls;
 
 use std::net::{IpAddr, TcpListener};
@@ -137,19 +137,19 @@ impl Cluster {
     }
 
     /// Reads from the data folder how this node stands and whom it remembers, counts the start, and
-    /// goes on to write it down. `lived_ms` and `has_records` are of the folder before this start:
-    /// see [`Starting`].
+    /// goes on to write it down. `lived_ms`, and what it has and has lost, are of the folder before this
+    /// start: see [`Starting`].
     ///
     /// # Errors
     /// See [`MembersError`].
     pub fn start_standing(
         &self,
         folder: &std::path::Path,
-        (has_records, lived_ms): (bool, u64),
+        (has_records, has_lost, lived_ms): (bool, bool, u64),
         clock: &Arc<Clock>,
     ) -> Result<(), MembersError> {
         let members = self.topology.peers().map(|node| self.topology.number(node)).collect();
-        let starting = Starting { folder, id: self.id, has_records, lived_ms };
+        let starting = Starting { folder, id: self.id, has_records, has_lost, lived_ms };
         let standing = Arc::new(OwnStanding::open(starting, members, self.urls_by_number())?);
         standing.start_writing(clock.clone()).map_err(|error| MembersError::io("standing", folder, error))?;
         assert!(self.standing.set(standing).is_ok(), "the folder is started once");

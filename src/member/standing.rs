@@ -38,7 +38,8 @@ use super::members_file::{self, MembersError};
 use super::urls::UrlsByNumber;
 use crate::replica::clock::{Clock, now_ms};
 
-const FILE: &str = "standing";
+/// The file's name.
+pub const FILE: &str = "standing";
 const HEAD: &str = "koltso-standing 1";
 /// How often what was heard of the others is written.
 const WRITE_EVERY: Duration = Duration::from_secs(10);
@@ -90,6 +91,11 @@ fn kept_in(text: &str) -> Option<Kept> {
     Some(Kept { standing, since_ms, starts, remembered })
 }
 
+/// Whether the folder's file is there and cannot be used.
+pub fn is_unusable(folder: &Path) -> bool {
+    !members_file::read(folder, FILE).is_ok_and(|text| text.is_none_or(|text| kept_in(&text).is_some()))
+}
+
 /// How this node's data stands, and whom it remembers; see the module.
 pub struct OwnStanding {
     memory: Mutex<Memory>,
@@ -132,6 +138,8 @@ pub struct Starting<'a> {
     /// Whether it has records, or has had any. A folder with records that does not say how it stands
     /// is one of an earlier build, and whole.
     pub has_records: bool,
+    /// Whether some of it was found lost, and nobody can say of which keys.
+    pub has_lost: bool,
     /// Until when it had lived before this start, in ms since the Unix epoch; 0 if never.
     pub lived_ms: u64,
 }
@@ -144,18 +152,23 @@ impl OwnStanding {
     /// The file cannot be read or written, or is damaged. (Where there is no room on the disk, the
     /// start is not counted.)
     pub fn open(
-        Starting { folder, id, has_records, lived_ms }: Starting<'_>,
+        Starting { folder, id, has_records, has_lost, lived_ms }: Starting<'_>,
         members: Vec<u16>,
         urls: UrlsByNumber,
     ) -> Result<Self, MembersError> {
         let folder = folder.to_path_buf();
-        let kept = match members_file::read(&folder, FILE)? {
+        let mut kept = match members_file::read(&folder, FILE)? {
             Some(text) => kept_in(&text).ok_or_else(|| MembersError::damaged(FILE, &folder))?,
             None => {
                 let standing = if has_records { Standing::Whole } else { Standing::New };
                 Kept { standing, since_ms: 0, starts: 0, remembered: BTreeMap::new() }
             }
         };
+        let was = kept.standing;
+        if has_lost && was != Standing::New && !members.is_empty() {
+            // Its word that a key is absent, or old, is worth nothing.
+            (kept.standing, kept.since_ms) = (Standing::Rebuilding, now_ms());
+        }
         let starts = kept.starts.saturating_add(1);
         let memory = Memory::new(id, (kept.standing, kept.since_ms), members, kept.remembered);
         let mut drawn = [0; 8];
@@ -180,7 +193,10 @@ impl OwnStanding {
             result => result?,
         }
         if standing == Standing::Rebuilding {
-            own.say_that_it_rebuilds("it was rebuilding when it ended");
+            own.say_that_it_rebuilds(match was {
+                Standing::Rebuilding => "it was rebuilding when it ended",
+                _ => "records in the data folder are damaged so that nobody can say whose they were",
+            });
         }
         Ok(own)
     }
@@ -386,7 +402,7 @@ mod tests {
     use super::*;
 
     fn starting(folder: &Path) -> Starting<'_> {
-        Starting { folder, id: NodeId(1), has_records: false, lived_ms: 5 }
+        Starting { folder, id: NodeId(1), has_records: false, has_lost: false, lived_ms: 5 }
     }
 
     fn open_with(starting: Starting<'_>) -> Result<OwnStanding, MembersError> {
@@ -460,6 +476,26 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let own = open_with(Starting { has_records: true, ..starting(folder.path()) }).expect("opened");
         assert_eq!(own.standing(), Standing::Whole);
+    }
+
+    #[test]
+    fn whoever_has_lost_records_of_unknown_keys_rebuilds() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let lost = || Starting { has_records: true, has_lost: true, ..starting(folder.path()) };
+        assert_eq!(open_with(lost()).expect("opened").standing(), Standing::Rebuilding, "one of an earlier build");
+        let own = open(folder.path());
+        own.became_whole();
+        own.finish();
+        assert_eq!(open(folder.path()).standing(), Standing::Whole);
+        let own = open_with(lost()).expect("opened");
+        assert!(own.standing() == Standing::Rebuilding && own.since_ms() > 0);
+        assert!(!own.whole().load(Ordering::Relaxed));
+        drop(own);
+        assert_eq!(open(folder.path()).standing(), Standing::Rebuilding, "it is on disk");
+        // Whoever was never whole has lost nothing that it confirmed.
+        let fresh = tempfile::tempdir().expect("a folder");
+        let own = open_with(Starting { has_lost: true, ..starting(fresh.path()) }).expect("opened");
+        assert_eq!(own.standing(), Standing::New);
     }
 
     #[test]

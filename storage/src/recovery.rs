@@ -60,6 +60,9 @@ pub struct Recovered {
     pub damaged: u64,
     /// Of these, segments: their files are left where they are, and nothing in them is served.
     pub unreadable_segments: u64,
+    /// Damaged places of which nobody can say whose they were: what stands for those keys now is older,
+    /// or nothing. (Segments without an intact header are not among them.)
+    pub nameless: u64,
     /// Bytes of half-written records cut off or skipped.
     pub torn_bytes: u64,
     /// Places skipped because sectors are missing there, though whole records follow. What stands
@@ -223,6 +226,8 @@ pub(crate) fn has_sidecar(env: &dyn Env, folder: &Path, sequence: u64) -> bool {
 struct Opened {
     segment: Arc<IndexedSegment>,
     scan: Option<Scan>,
+    /// Damaged places of unknown keys.
+    nameless: u64,
     newest_clock: u64,
 }
 
@@ -261,7 +266,7 @@ fn open_one(
             tracing::warn!("segment {sequence:016x}.log had {} damaged records when it was sealed", sidecar.damaged);
         }
         segment.attach(sidecar);
-        return Ok(Some(Opened { segment: Arc::new(segment), scan: None, newest_clock }));
+        return Ok(Some(Opened { segment: Arc::new(segment), scan: None, nameless: 0, newest_clock }));
     }
     segment.was_found_unsealed();
     segment.advise_sequential();
@@ -282,8 +287,9 @@ fn open_one(
     if scan.skipped > 0 {
         damage.skipped(sequence, scan.skipped);
     }
+    let nameless = scan.damaged.iter().filter(|offset| scan.offsets.binary_search(offset).is_err()).count() as u64;
     segment.order.recover(&segment, std::mem::take(&mut scan.offsets), scan.damaged.len() as u32);
-    Ok(Some(Opened { segment: Arc::new(segment), scan: Some(scan), newest_clock }))
+    Ok(Some(Opened { segment: Arc::new(segment), scan: Some(scan), nameless, newest_clock }))
 }
 
 /// Runs `work` for each number below `count` on all cores.
@@ -369,6 +375,7 @@ pub(crate) fn recover(env: &dyn Env, folder: &Folder, index: &Index, damage: &Da
     let mut unsealed = Vec::new();
     for one in &opened {
         summary.newest_clock = summary.newest_clock.max(one.newest_clock);
+        summary.nameless += one.nameless;
         if let Some(scan) = &one.scan {
             summary.scanned += 1;
             summary.torn_bytes += u64::from(scan.torn);

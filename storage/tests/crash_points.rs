@@ -430,6 +430,7 @@ fn a_segment_that_has_lost_its_header_is_damage_and_is_never_removed() {
         for start in 0..3_u64 {
             let (store, recovered) = Store::open(small(&folder)).unwrap();
             assert_eq!((recovered.damaged, recovered.unreadable_segments), (1, 1), "{what}, start {start}");
+            assert_eq!(recovered.nameless, 0, "{what}, start {start}");
             let stats = store.stats();
             assert_eq!((stats.damaged_records, stats.unreadable_segments), (1, 1), "{what}, start {start}");
             assert_eq!(recovered.keys, start.min(1), "{what}, start {start}");

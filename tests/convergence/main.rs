@@ -5,7 +5,9 @@
 
 mod damage;
 mod deletes;
+mod full_disk;
 mod lost_hints;
+mod random;
 mod strays;
 
 use std::time::Duration;

@@ -108,8 +108,9 @@ fn options(config: &Config) -> Options {
         compaction_rate: config.compaction_rate,
         scrub_interval: config.scrub_interval.unwrap_or_default(),
         memory_freed: give_memory_back,
-        // If this node is alone it makes all versions itself, and none arrives late.
-        agreed_after: config.cluster.is_none().then_some(Duration::ZERO),
+        // If this node is alone it makes all versions itself, and none arrives later than a core may
+        // be held up by its disk.
+        agreed_after: config.cluster.is_none().then_some(Duration::from_secs(10)),
         env: Arc::new(Machine),
         ..Options::new(&config.data)
     }
@@ -269,7 +270,8 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         let data = &node.config.data;
         // Before the clock makes the folder look alive.
         let left = clock::left_in(data).map_err(|e| cannot_use_clock(data, &e))?;
-        let before = (found.segments > 0, left.map_or(0, |left| left.alive_ms));
+        let has_lost = found.nameless + found.unreadable_segments > 0;
+        let before = (found.segments > 0, has_lost, left.map_or(0, |left| left.alive_ms));
         cluster.start_standing(data, before, &node.clock).map_err(|e| e.to_string())?;
         let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
         cluster.start_hints(&node.config.data).map_err(cannot)?;
