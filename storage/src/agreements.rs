@@ -9,8 +9,8 @@
 //! Invariants:
 //! 1. A record that can be dropped one day (it says "absent" or will, or belongs to other nodes)
 //!    and whose version is not above the horizon came late: it is counted, and takes the bound of
-//!    its partition back, after it is published and before its segment can be sealed. So compaction,
-//!    which looks at sealed segments only, never sees it under a bound that does not cover it.
+//!    its partition back, under the lock of its key's stripe that it is published under. So compaction,
+//!    which drops it under that lock, never sees it under a bound that does not cover it.
 //! 2. The horizon rises before the roots are read that an agreement is about, in one order with
 //!    what writes change in the digests. So a record is in the roots, or late, or newer than the
 //!    bound.

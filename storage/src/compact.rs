@@ -51,15 +51,18 @@ const LOOK: Duration = Duration::from_millis(200);
 const SETTLE: Duration = Duration::from_secs(1);
 /// This many segments that are less than a quarter full are brought together.
 const SMALL_MANY: usize = 8;
+/// Every so many searches look into what is not sealed, too.
+const UNSEALED_EVERY: u32 = 6;
 /// What it counts for the rate to look at a record and at what may be its older version in another
 /// segment.
 const LOOK_COST: u64 = 64;
 /// On a full disk this share of dead bytes makes a segment worth compacting.
 const FULL_DEAD_SHARE: f64 = 0.05;
 
-/// When to look next for what has expired.
+/// When to look next for what has expired, and when also in what is not sealed.
 struct Reaping {
     next: Instant,
+    unsealed: Instant,
     fruitless: u32,
 }
 
@@ -92,7 +95,8 @@ impl Reclaiming {
     /// With so long from one search for expired records to the next.
     pub(crate) fn new(usual: Duration) -> Self {
         let now = Instant::now();
-        Self { writer: None, reaping: Reaping { next: now + usual, fruitless: 0 }, was_hurry: false, settled: now }
+        let reaping = Reaping { next: now + usual, unsealed: now + usual * UNSEALED_EVERY, fruitless: 0 };
+        Self { writer: None, reaping, was_hurry: false, settled: now }
     }
 }
 
@@ -124,7 +128,11 @@ impl Reclaiming {
         let mut candidates = choose(parts);
         if candidates.is_empty() && Instant::now() >= self.reaping.next {
             let began = Instant::now();
-            candidates = reapable(parts, pace);
+            let unsealed = began >= self.reaping.unsealed;
+            if unsealed {
+                self.reaping.unsealed = began + parts.options.reap_interval * UNSEALED_EVERY;
+            }
+            candidates = reapable(parts, pace, unsealed && parts.index.counts().1 > 0);
             if pace.stops(parts) {
                 return false;
             }
@@ -201,35 +209,42 @@ fn choose(parts: &Parts) -> Vec<Arc<IndexedSegment>> {
 }
 
 /// Segments in which enough could be dropped if they were compacted now, though the index still
-/// names it.
-fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
+/// names it. Where it is not enough, what says "absent" is forgotten all the same, and in unsealed ones
+/// if asked for.
+fn reapable(parts: &Parts, pace: &mut Pace, unsealed: bool) -> Vec<Arc<IndexedSegment>> {
     let now_ms = parts.env().now_ms();
     let worth = worth(parts);
     let strays = parts.retention.may_drop_strays(parts.index.digests());
     let mut chosen = Vec::new();
     let others = Others::of(parts);
+    // On a disk that is short of room only what gives space back counts.
+    if unsealed && !pace.hurry {
+        for segment in others.all.iter().filter(|segment| segment.sidecar().is_none()) {
+            dropping::forget_unsealed(parts, segment, now_ms, |looks| in_place(parts, pace, looks));
+        }
+    }
     for segment in &others.all {
         let Some(sidecar) = segment.sidecar() else {
             continue;
         };
-        if (sidecar.tombstones + sidecar.expiring == 0 && !strays) || segment.is_quarantined() {
+        if sidecar.tombstones + sidecar.expiring == 0 && !strays {
             continue;
         }
-        let mut droppable = segment.dead_bytes();
+        let (mut droppable, mut forgettable) = (segment.dead_bytes(), false);
         let mut read_ahead = ReadAhead::default();
         for Mortal { offset, hash, leaf } in mortals(parts, sidecar, strays) {
             if pace.stops(parts) {
                 return Vec::new();
             }
             pace.look(parts, LOOK_COST);
+            if !parts.index.lock(hash).names(hash, segment, offset) {
+                continue;
+            }
             read_ahead.at(segment, offset);
             let Ok(record) = segment.record(offset) else {
                 continue;
             };
             let dated = dated(&record, leaf, now_ms);
-            if !parts.index.lock(hash).names(hash, segment, offset) {
-                continue;
-            }
             let goes = parts.retention.is_over(&dated, now_ms) && {
                 let asked = Cell::new(0);
                 let stays = older_elsewhere(&others.all, segment, &record, |_| {
@@ -239,6 +254,7 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
                 pace.look(parts, LOOK_COST * asked.get());
                 !stays
             };
+            forgettable |= goes && dated.absent;
             droppable += match (goes, dated.absent) {
                 (true, _) => record.size() as u64,
                 (false, true) => record.value().len() as u64,
@@ -246,8 +262,10 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
             };
         }
         let share = droppable as f64 / segment.used_bytes().max(1) as f64;
-        if share >= worth {
+        if share >= worth && !segment.is_quarantined() {
             chosen.push(segment.clone());
+        } else if forgettable && !pace.hurry {
+            dropping::drop_mortals(parts, (segment, sidecar), false, now_ms, |looks| in_place(parts, pace, looks));
         }
         // The oldest come first, and for each of them fewer others can have an older version.
         pace.look_at_room(parts);
@@ -256,6 +274,12 @@ fn reapable(parts: &Parts, pace: &mut Pace) -> Vec<Arc<IndexedSegment>> {
         }
     }
     chosen
+}
+
+/// So much was looked at for what can be forgotten where it lies; whether to go on.
+fn in_place(parts: &Parts, pace: &mut Pace, looks: u64) -> bool {
+    pace.look(parts, LOOK_COST * looks);
+    !pace.stops(parts) && !pace.hurry
 }
 
 /// Moves what is live elsewhere; `false` if something has to stay.
@@ -272,7 +296,8 @@ fn evacuate(
         let sidecar = segment.sidecar().expect("only sealed segments are chosen");
         // What can be dropped goes first: the copies made after it would stand in the way of that
         // decision.
-        if !dropping::drop_mortals(parts, segment, sidecar, now_ms, || pace.stops(parts)) {
+        let strays = parts.retention.may_drop_strays(parts.index.digests());
+        if !dropping::drop_mortals(parts, (segment, sidecar), strays, now_ms, |_| !pace.stops(parts)) {
             return Ok(false);
         }
         // As they lie: in the order of their keys every single one would wait for memory, or for

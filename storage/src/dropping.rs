@@ -8,9 +8,16 @@
 //! 2. How new anything is that is dropped and says "absent" is on disk before
 //!    ([`crate::forgotten`]).
 //!
+//! Usually a record is dropped when its segment is compacted. What says "absent" in a segment of which
+//! too little is dead for that, or which is not sealed yet, is forgotten where it lies: the index names
+//! it no more, and its bytes are dead. A start finds it again, as what replicas have agreed on once.
+//!
 //! Owner: compaction's thread. Bounds: 16 bytes of memory a record that can be dropped one day.
 
+use std::cell::Cell;
 use std::sync::Arc;
+
+use koltso_model::KeyHash;
 
 use crate::digest::Leaf;
 use crate::entry::Entry;
@@ -20,6 +27,7 @@ use crate::parts::Parts;
 use crate::read_ahead::ReadAhead;
 use crate::record::Record;
 use crate::retention::Dated;
+use crate::scan::BEHIND_MAX;
 use crate::sidecar::{self, Sidecar};
 
 /// A record that can be dropped one day.
@@ -43,14 +51,11 @@ pub(crate) fn dated(record: &Record<'_>, leaf: Leaf, now_ms: u64) -> Dated {
     Dated { leaf, version: record.version(), flags: record.flags(), absent: record.is_absent(now_ms) }
 }
 
-/// Puts on disk how new the records are that may be dropped from a segment, and say "absent".
-/// Whether that is done, so that they may be.
-fn remembers(parts: &Parts, sidecar: &Sidecar, now_ms: u64) -> bool {
-    let may_go = sidecar.entries().filter(sidecar::Entry::says_absent).filter(|e| {
-        let dated = Dated { leaf: e.leaf, version: e.version, flags: e.flags, absent: true };
-        parts.retention.is_over(&dated, now_ms)
-    });
-    let newest = may_go.map(|e| e.version.clock).max().unwrap_or(0);
+/// Puts on disk how new those of these records are that may be dropped, and say "absent". Whether that
+/// is done, so that they may be.
+fn remembers(parts: &Parts, records: impl Iterator<Item = Dated>, now_ms: u64) -> bool {
+    let may_go = records.filter(|dated| dated.absent && parts.retention.is_over(dated, now_ms));
+    let newest = may_go.map(|dated| dated.version.clock).max().unwrap_or(0);
     let written = parts.retention.forget_up_to(parts.env(), parts.folder.path(), newest);
     if let Err(e) = &written {
         tracing::warn!("deletes cannot be forgotten, since what is forgotten cannot be written down: {e}");
@@ -103,46 +108,94 @@ pub(crate) fn older_elsewhere(
     })
 }
 
-/// Drops those records of a segment that may be; `false` if it was to stop.
+/// Drops those records of a segment that may be, strays if asked for. `goes_on` hears how many records
+/// and segments were looked at, and says whether to go on; `false` if it was to stop.
 pub(crate) fn drop_mortals(
     parts: &Parts,
-    segment: &IndexedSegment,
-    sidecar: &Sidecar,
+    (segment, sidecar): (&IndexedSegment, &Sidecar),
+    strays: bool,
     now_ms: u64,
-    stops: impl Fn() -> bool,
+    mut goes_on: impl FnMut(u64) -> bool,
 ) -> bool {
-    if !remembers(parts, sidecar, now_ms) {
+    let of = |e: sidecar::Entry| Dated { leaf: e.leaf, version: e.version, flags: e.flags, absent: true };
+    if !remembers(parts, sidecar.entries().filter(sidecar::Entry::says_absent).map(of), now_ms) {
         return true;
     }
-    let strays = parts.retention.may_drop_strays(parts.index.digests());
     let (mut read_ahead, mut others) = (ReadAhead::default(), Others::of(parts));
     for mortal in mortals(parts, sidecar, strays) {
-        if stops() {
+        let mut looks = 1;
+        if parts.index.lock(mortal.hash).names(mortal.hash, segment, mortal.offset) {
+            read_ahead.at(segment, mortal.offset);
+            looks += drop_mortal(parts, &mut others, segment, &mortal, now_ms);
+        }
+        if !goes_on(looks) {
             return false;
         }
-        read_ahead.at(segment, mortal.offset);
-        drop_mortal(parts, &mut others, segment, &mortal, now_ms);
     }
     true
 }
 
-/// Forgets a record, if it may be forgotten.
-fn drop_mortal(parts: &Parts, others: &mut Others, segment: &IndexedSegment, mortal: &Mortal, now_ms: u64) {
+/// Forgets what says "absent", and may be forgotten, in a segment that is not sealed; `goes_on` as
+/// above.
+pub(crate) fn forget_unsealed(
+    parts: &Parts,
+    segment: &IndexedSegment,
+    now_ms: u64,
+    mut goes_on: impl FnMut(u64) -> bool,
+) {
+    let Some(runs) = segment.order.snapshot(segment, BEHIND_MAX) else { return };
+    let mut found = Vec::new();
+    for run in &runs {
+        for &offset in run.iter() {
+            let Ok(record) = segment.record(offset) else { continue };
+            if !record.is_absent(now_ms) {
+                continue;
+            }
+            let leaf = Leaf::of(KeyHash::of(record.key()));
+            let (dated, hash) = (dated(&record, leaf, now_ms), parts.index.hash(record.key()));
+            if parts.retention.is_over(&dated, now_ms) && parts.index.lock(hash).names(hash, segment, offset) {
+                found.push((Mortal { offset, leaf, hash }, dated));
+            }
+        }
+        if !goes_on(run.len() as u64 / 8) {
+            return;
+        }
+    }
+    if found.is_empty() || !remembers(parts, found.iter().map(|(_, dated)| *dated), now_ms) {
+        return;
+    }
+    let mut others = Others::of(parts);
+    for (mortal, _) in &found {
+        let looks = drop_mortal(parts, &mut others, segment, mortal, now_ms);
+        if !goes_on(1 + looks) {
+            return;
+        }
+    }
+}
+
+/// Forgets a record, if it may be forgotten. How many other segments were looked at.
+fn drop_mortal(parts: &Parts, others: &mut Others, segment: &IndexedSegment, mortal: &Mortal, now_ms: u64) -> u64 {
     let &Mortal { offset, leaf, hash } = mortal;
+    let asked = Cell::new(0);
+    let asks = |_: &IndexedSegment| {
+        asked.set(asked.get() + 1);
+        true
+    };
     let intact = segment.record(offset).ok().filter(|r| segment.header_intact(offset, r));
-    let Some(record) = intact else { return };
+    let Some(record) = intact else { return 0 };
     let dated = dated(&record, leaf, now_ms);
     // What was agreed on since is not on disk yet.
     let remembered = !dated.absent || dated.version.clock <= parts.retention.forgotten().clock();
     if !remembered || !parts.retention.is_over(&dated, now_ms) {
-        return;
+        return 0;
     }
     loop {
         others.refresh(parts);
         // Most segments do not change, so they are asked without the lock.
         let changing: Vec<_> = others.all.iter().filter(|other| other.sidecar().is_none()).cloned().collect();
-        if older_elsewhere(&others.all, segment, &record, |_| true) {
-            return;
+        // Those first that are likely to stand in the way.
+        if older_elsewhere(&changing, segment, &record, asks) || older_elsewhere(&others.all, segment, &record, asks) {
+            return asked.get();
         }
         let mut stripe = parts.index.lock(hash);
         // A version that came late in between lost against this record and lies in a log now: it
@@ -153,11 +206,12 @@ fn drop_mortal(parts: &Parts, others: &mut Others, segment: &IndexedSegment, mor
             continue;
         }
         if older_elsewhere(&changing, segment, &record, |_| true) {
-            return;
+            return asked.get();
         }
-        if stripe.remove(Entry::new(hash, segment.slot, offset), &record) {
+        // The record itself may have come late, which is counted under this lock.
+        if parts.retention.is_over(&dated, now_ms) && stripe.remove(Entry::new(hash, segment.slot, offset), &record) {
             segment.sub_live(record.size() as u64);
         }
-        return;
+        return asked.get();
     }
 }

@@ -124,14 +124,10 @@ impl Writer {
         self.parts.index.digests().prefetch(item);
         let offset = self.append(draft)?;
         let hash = self.parts.index.hash(draft.key);
-        let applied = self.publish(hash, draft, offset, item);
-        if self.parts.retention.agreements().may_be_late(draft.version.clock) && applied == Applied::Newest {
-            self.count_late(draft, item);
-        }
-        Ok(applied)
+        Ok(self.publish(hash, draft, offset, item))
     }
 
-    /// A record was published that replicas may have agreed to lack.
+    /// A record is published that replicas may have agreed to lack.
     #[cold]
     fn count_late(&self, draft: &Draft<'_>, item: Item) {
         let (leaf, retention) = (item.leaf(), &self.parts.retention);
@@ -144,7 +140,13 @@ impl Writer {
     fn publish(&self, hash: IndexHash, draft: &Draft<'_>, offset: u32, item: Item) -> Applied {
         let (segment, version, size) = (self.tail().segment(), draft.version, draft.size());
         let place = Place { hash, version, segment, offset, size, tombstone: draft.flags.is_tombstone(), item };
-        self.parts.index.lock(hash).offer(draft.key, &place)
+        let mut stripe = self.parts.index.lock(hash);
+        let applied = stripe.offer(draft.key, &place);
+        // Under the lock: who drops it has it, too, and looks at what was agreed on.
+        if self.parts.retention.agreements().may_be_late(draft.version.clock) && applied == Applied::Newest {
+            self.count_late(draft, item);
+        }
+        applied
     }
 
     /// Whether there is room for so many bytes more of the log.

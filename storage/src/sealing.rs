@@ -19,12 +19,16 @@ use crate::threads::{TICK, Urgency};
 
 /// After this long without sorting, the memory that sorting took is given back.
 const QUIET: Duration = Duration::from_secs(1);
+/// A log that has not grown for this long is sorted to its end.
+const STILL: Duration = Duration::from_secs(1);
 
 /// What whoever seals has to know of before.
 #[derive(Default)]
 pub(crate) struct Sorting {
     /// Since when there has been nothing to sort, after there was.
     quiet_since: Option<Instant>,
+    /// How far each log was written, by its segment, and since when.
+    written: Vec<(u64, u32, Instant)>,
 }
 
 /// What to do after a look at what there is to sort and to seal.
@@ -56,11 +60,16 @@ impl Sorting {
         // Not in the head of the loop, or the lock would be held until its end, and the
         // provisioning thread wait for the sorting.
         let logs = parts.logs.all();
+        let before = std::mem::take(&mut self.written);
         for log in logs {
-            // Compaction's log is kept sorted to its end, so that it can tell which keys it does
-            // not have.
+            // Compaction's log is kept sorted to its end, as is one that stands still, so that they
+            // can tell which keys they do not have: a delete is not forgotten before.
             let Some(segment) = log.active.lock().clone() else { continue };
-            if segment.order.extend(&segment, log.privileged) {
+            let known = before.iter().find(|known| (known.0, known.1) == (segment.sequence, segment.written()));
+            let known = known.copied().unwrap_or((segment.sequence, segment.written(), Instant::now()));
+            self.written.push(known);
+            let stands_still = known.2.elapsed() >= STILL;
+            if segment.order.extend(&segment, log.privileged || stands_still) {
                 self.quiet_since = Some(Instant::now());
             }
         }

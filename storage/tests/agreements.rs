@@ -264,3 +264,37 @@ fn late(seed: u64) {
     let (store, _) = Store::open(options()).unwrap();
     assert!(keys.iter().all(|key| value_of(&store, key).is_none()), "something came back");
 }
+
+/// A few deletes among much that is live: no compaction comes by for them.
+#[test]
+fn what_was_agreed_on_is_forgotten_where_little_else_is_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let lazy = || Options { compaction_dead_share: 0.9, ..options(dir.path()) };
+    let (store, _) = Store::open(lazy()).unwrap();
+    let mut writer = store.writer().unwrap();
+    let (flags, gone) = (Flags::new(FROM), |number: u64| number % 20 == 7);
+    for number in 0..400 {
+        write(&mut writer, &key(number), &[1; 3_000], version(number + 1), 0, flags);
+        if gone(number) {
+            write(&mut writer, &key(number), &[], version(1_000 + number), 0, flags.tombstone());
+        }
+    }
+    let is_forgotten =
+        |store: &Store| (0..400).filter(|&number| gone(number)).all(|number| !is_known(store, &key(number)));
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(store.stats().tombstones, 20, "nobody has agreed on anything");
+    agree(&store, version(1_200).clock);
+    soon("those are forgotten that were agreed on", || store.stats().tombstones == 10);
+    agree(&store, version(2_000).clock);
+    soon("all are, in sealed segments and in the active one", || is_forgotten(&store));
+    let stats = store.stats();
+    assert_eq!((stats.tombstones, stats.compacted_segments, stats.records), (0, 0, 380));
+    assert_eq!(store.forgotten(), version(1_387).clock);
+    // A start finds the deletes again, and what they deleted does not come back.
+    drop((writer, store));
+    let (store, _) = Store::open(lazy()).unwrap();
+    assert_eq!(scan(&store, b"k", Some(b"l"), 1).len(), 380);
+    agree(&store, version(2_000).clock);
+    soon("they are forgotten again", || is_forgotten(&store));
+    assert_eq!(scan(&store, b"k", Some(b"l"), 1).len(), 380);
+}
