@@ -13,7 +13,7 @@ use koltso_storage::{Flaw, RealEnv, Verified, verify};
 use serde_json::json;
 
 use crate::logging;
-use crate::member::members_file;
+use crate::member::{members_file, standing};
 use crate::replica::clock;
 
 /// A data folder, and how to say what is in it.
@@ -55,6 +55,9 @@ impl Verify {
 fn look_at_the_node(folder: &Path, found: &mut Verified) {
     for file in members_file::unusable(folder) {
         found.note(file, None, "it is damaged or cannot be read");
+    }
+    if standing::is_unusable(folder) {
+        found.note(standing::FILE, None, "it is damaged or cannot be read");
     }
     if folder.join(clock::FILE).exists() && !clock::left_in(folder).is_ok_and(|left| left.is_some()) {
         found.note(clock::FILE, None, "it is damaged or cannot be read");

@@ -142,7 +142,12 @@ fn check(parts: &Arc<Parts>, partitions: Range<usize>) -> Result<usize, ScanErro
 fn by_sidecars(parts: &Parts, partitions: &Range<usize>) -> Result<Leaves, ScanError> {
     let wanted = Wanted::partitions(partitions);
     let mut leaves = Leaves::new(partitions.clone());
-    for segment in parts.segments.all() {
+    // By their numbers, so that none is held that compaction gives back meanwhile.
+    let sequences: Vec<u64> = parts.segments.all().iter().map(|segment| segment.sequence).collect();
+    for segment in sequences.into_iter().filter_map(|sequence| parts.segments.find(sequence)) {
+        if parts.threads.is_closing() {
+            return Err(ScanError::NotReady);
+        }
         if segment.sidecar().is_none() {
             match segment.order.snapshot(&segment, BEHIND_MAX) {
                 Some(runs) => {

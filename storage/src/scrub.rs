@@ -146,6 +146,8 @@ fn pace(
     parts.scrub.show(round, *left);
     let rate = if hurried { HURRIED_RATE } else { RATE_MAX };
     parts.threads.pause(Duration::from_secs_f64(more as f64 / rate as f64));
+    // A clock that was ahead when the round began would have it rest until that time.
+    round.began_ms = round.began_ms.min(parts.env().now_ms());
     let share = round.bytes as f64 / (round.bytes + *left).max(1) as f64;
     let due_ms = round.began_ms.saturating_add((parts.options.scrub_interval.as_millis() as f64 * share) as u64);
     loop {

@@ -315,11 +315,11 @@ impl Sidecar {
 
     /// Puts the file on disk again as it is in memory.
     pub(crate) fn write_again(&self, env: &dyn Env, folder: &Path, segment: &Segment) -> io::Result<()> {
-        let temporary = path_of(folder, segment.sequence, "idx-new");
-        let file = env.create(&temporary)?;
+        // In its place: the mapping is of that file, and would go on with what the disk has of it.
+        let path = path_of(folder, segment.sequence, "idx");
+        let file = env.open(&path).or_else(|_| env.create(&path))?;
         env.write_at(&file, &self.map, 0)?;
-        env.sync(&file)?;
-        env.rename(&temporary, &path_of(folder, segment.sequence, "idx"))
+        env.sync(&file)
     }
 
     /// Whether the directory is what was written.

@@ -106,8 +106,10 @@ impl Threads {
     /// Stops all threads. More than once is fine.
     pub(crate) fn stop(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        for join in self.joins.lock().drain(..) {
-            join.thread().unpark();
+        let joins: Vec<_> = self.joins.lock().drain(..).collect();
+        // All at once: on a busy machine each takes a while to be woken.
+        joins.iter().for_each(|join| join.thread().unpark());
+        for join in joins {
             // In the server a panic ends the process; elsewhere it must not pass unnoticed.
             assert!(join.join().is_ok() || thread::panicking(), "a storage thread had panicked");
         }

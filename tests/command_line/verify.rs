@@ -31,6 +31,7 @@ fn a_folder_is_whole_or_its_damage_is_listed() {
     assert_success(&output, "a folder after a clean stop");
     assert_ne!(files::listing(&data), before, "it was started meanwhile");
 
+    std::fs::write(data.join("standing"), "koltso-standing 1\nstanding whole 0\n").unwrap();
     let before = files::listing(&data);
     let (log, at) = files::find_in_logs(&data, b"value-of-00123").remove(0);
     files::flip(&log, at, 1);
@@ -39,11 +40,12 @@ fn a_folder_is_whole_or_its_damage_is_listed() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("the value of a record is damaged") && text.contains("identity: it is damaged"), "{text}");
-    assert!(text.contains(": damaged in 2 places; 299 records in "), "{text}");
+    assert!(text.contains("standing: it is damaged"), "{text}");
+    assert!(text.contains(": damaged in 3 places; 299 records in "), "{text}");
     let output = run(&["verify", folder, "--json"]);
     assert_eq!(output.status.code(), Some(1));
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&found["whole"], &found["flaw_count"]), (&false.into(), &2.into()), "{found}");
+    assert_eq!((&found["whole"], &found["flaw_count"]), (&false.into(), &3.into()), "{found}");
     let name = log.file_name().unwrap().to_str().unwrap();
     assert!(found["flaws"].as_array().unwrap().iter().any(|flaw| flaw["file"] == name), "{found}");
     let names = |listing: &[(std::path::PathBuf, u64, std::time::SystemTime)]| {
