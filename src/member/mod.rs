@@ -145,11 +145,12 @@ impl Cluster {
     pub fn start_standing(
         &self,
         folder: &std::path::Path,
-        (has_records, has_lost, lived_ms): (bool, bool, u64),
+        (has_records, lived_ms): (bool, u64),
+        (has_lost, unreadable): (bool, Vec<u64>),
         clock: &Arc<Clock>,
     ) -> Result<(), MembersError> {
         let members = self.topology.peers().map(|node| self.topology.number(node)).collect();
-        let starting = Starting { folder, id: self.id, has_records, has_lost, lived_ms };
+        let starting = Starting { folder, id: self.id, has_records, has_lost, unreadable, lived_ms };
         let standing = Arc::new(OwnStanding::open(starting, members, self.urls_by_number())?);
         standing.start_writing(clock.clone()).map_err(|error| MembersError::io("standing", folder, error))?;
         assert!(self.standing.set(standing).is_ok(), "the folder is started once");

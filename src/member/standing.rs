@@ -8,6 +8,7 @@
 //! koltso-standing 1
 //! standing rebuilding 1700000000000        new, whole or rebuilding, and since when
 //! starts 12                                how often the folder was started
+//! unreadable 5 1f                          segments of which nothing can be read, in hexadecimal digits
 //! peer 17006 0123…cdef 3 1699990000000 9f… 1700000000000
 //! crc32c 1a2b3c4d                          number, identity, starts, lived, process, heard
 //! ```
@@ -53,12 +54,16 @@ struct Kept {
     /// Since when, where it is `Rebuilding`; else 0.
     since_ms: u64,
     starts: u32,
+    /// Segments whose loss this node knows of: it was doubted for it once.
+    unreadable: Vec<u64>,
     remembered: BTreeMap<u16, Remembered>,
 }
 
 fn text_of(kept: &Kept) -> String {
-    let Kept { standing, since_ms, starts, remembered } = kept;
-    let mut text = format!("{HEAD}\nstanding {} {since_ms}\nstarts {starts}\n", standing_name(*standing));
+    let Kept { standing, since_ms, starts, unreadable, remembered } = kept;
+    let mut text = format!("{HEAD}\nstanding {} {since_ms}\nstarts {starts}\nunreadable", standing_name(*standing));
+    unreadable.iter().for_each(|sequence| text += &format!(" {sequence:x}"));
+    text.push('\n');
     for (number, Remembered { process, heard_ms }) in remembered {
         let Process { id, starts, lived_ms, run } = process;
         text += &format!("peer {number} {id} {starts} {lived_ms} {run:x} {heard_ms}\n");
@@ -73,6 +78,9 @@ fn kept_in(text: &str) -> Option<Kept> {
     let standing = all.into_iter().find(|&known| standing_name(known) == standing)?;
     let since_ms = since.parse().ok()?;
     let starts = lines.next()?.strip_prefix("starts ")?.parse().ok()?;
+    let unreadable = lines.next()?.strip_prefix("unreadable")?;
+    let unreadable = unreadable.split_ascii_whitespace().map(|sequence| u64::from_str_radix(sequence, 16));
+    let unreadable = unreadable.collect::<Result<_, _>>().ok()?;
     let mut remembered = BTreeMap::new();
     for line in lines {
         let words: Vec<&str> = line.strip_prefix("peer ")?.split(' ').collect();
@@ -88,7 +96,7 @@ fn kept_in(text: &str) -> Option<Kept> {
             return None;
         }
     }
-    Some(Kept { standing, since_ms, starts, remembered })
+    Some(Kept { standing, since_ms, starts, unreadable, remembered })
 }
 
 /// Whether the folder's file is there and cannot be used.
@@ -105,6 +113,8 @@ pub struct OwnStanding {
     /// the cores, which look at it before each read.
     whole: Arc<AtomicBool>,
     introduction: Introduction,
+    /// Segments of which nothing can be read.
+    unreadable: Vec<u64>,
     folder: PathBuf,
     urls: UrlsByNumber,
     /// What the file has; whoever writes it holds this.
@@ -138,8 +148,10 @@ pub struct Starting<'a> {
     /// Whether it has records, or has had any. A folder with records that does not say how it stands
     /// is one of an earlier build, and whole.
     pub has_records: bool,
-    /// Whether some of it was found lost, and nobody can say of which keys.
+    /// Whether records were found lost, and nobody can say of which keys.
     pub has_lost: bool,
+    /// The segments of which nothing can be read.
+    pub unreadable: Vec<u64>,
     /// Until when it had lived before this start, in ms since the Unix epoch; 0 if never.
     pub lived_ms: u64,
 }
@@ -152,7 +164,7 @@ impl OwnStanding {
     /// The file cannot be read or written, or is damaged. (Where there is no room on the disk, the
     /// start is not counted.)
     pub fn open(
-        Starting { folder, id, has_records, has_lost, lived_ms }: Starting<'_>,
+        Starting { folder, id, has_records, has_lost, unreadable, lived_ms }: Starting<'_>,
         members: Vec<u16>,
         urls: UrlsByNumber,
     ) -> Result<Self, MembersError> {
@@ -161,10 +173,12 @@ impl OwnStanding {
             Some(text) => kept_in(&text).ok_or_else(|| MembersError::damaged(FILE, &folder))?,
             None => {
                 let standing = if has_records { Standing::Whole } else { Standing::New };
-                Kept { standing, since_ms: 0, starts: 0, remembered: BTreeMap::new() }
+                Kept { standing, since_ms: 0, starts: 0, unreadable: Vec::new(), remembered: BTreeMap::new() }
             }
         };
         let was = kept.standing;
+        let is_new = |sequence: &u64| !kept.unreadable.contains(sequence);
+        let has_lost = has_lost || unreadable.iter().any(is_new);
         if has_lost && was != Standing::New && !members.is_empty() {
             // Its word that a key is absent, or old, is worth nothing.
             (kept.standing, kept.since_ms) = (Standing::Rebuilding, now_ms());
@@ -180,6 +194,7 @@ impl OwnStanding {
             now: AtomicU8::new(code(standing)),
             whole: Arc::new(AtomicBool::new(standing == Standing::Whole)),
             introduction,
+            unreadable,
             folder,
             urls,
             written: Mutex::new(&"file of the standing", None),
@@ -228,6 +243,11 @@ impl OwnStanding {
         let thread = std::thread::Builder::new().name("koltso-standing".to_owned()).spawn(write)?;
         let _ = self.writer.set(thread.thread().clone());
         Ok(())
+    }
+
+    /// Whether what it started with is on disk.
+    pub fn is_kept(&self) -> bool {
+        self.written.lock().is_some()
     }
 
     /// How this node's data stands.
@@ -357,7 +377,8 @@ impl OwnStanding {
             let memory = self.memory.lock();
             let remembered = memory.remembered().collect();
             let (standing, since_ms) = (memory.standing(), memory.since_ms());
-            Kept { standing, since_ms, starts: self.introduction.starts, remembered }
+            let unreadable = self.unreadable.clone();
+            Kept { standing, since_ms, starts: self.introduction.starts, unreadable, remembered }
         };
         if written.as_ref() != Some(&kept) {
             members_file::replace(&self.folder, FILE, &text_of(&kept))?;
@@ -402,7 +423,7 @@ mod tests {
     use super::*;
 
     fn starting(folder: &Path) -> Starting<'_> {
-        Starting { folder, id: NodeId(1), has_records: false, has_lost: false, lived_ms: 5 }
+        Starting { folder, id: NodeId(1), has_records: false, has_lost: false, unreadable: Vec::new(), lived_ms: 5 }
     }
 
     fn open_with(starting: Starting<'_>) -> Result<OwnStanding, MembersError> {
@@ -492,6 +513,17 @@ mod tests {
         assert!(!own.whole().load(Ordering::Relaxed));
         drop(own);
         assert_eq!(open(folder.path()).standing(), Standing::Rebuilding, "it is on disk");
+        // What is lost is lost once: the file stays where it is.
+        let unreadable = |sequences: &[u64]| {
+            open_with(Starting { unreadable: sequences.to_vec(), ..starting(folder.path()) }).expect("opened")
+        };
+        open(folder.path()).became_whole();
+        let own = unreadable(&[5, 0x1f]);
+        assert_eq!(own.standing(), Standing::Rebuilding);
+        own.became_whole();
+        own.finish();
+        assert_eq!(unreadable(&[5, 0x1f]).standing(), Standing::Whole, "it has all again");
+        assert_eq!(unreadable(&[5, 0x1f, 0x20]).standing(), Standing::Rebuilding, "another one");
         // Whoever was never whole has lost nothing that it confirmed.
         let fresh = tempfile::tempdir().expect("a folder");
         let own = open_with(Starting { has_lost: true, ..starting(fresh.path()) }).expect("opened");
@@ -502,7 +534,8 @@ mod tests {
     fn what_is_written_reads_back_and_every_flipped_bit_is_noticed() {
         let process = Process { id: NodeId(0xfeed), starts: 4, lived_ms: 5, run: u64::MAX };
         let remembered = [(7, Remembered { process, heard_ms: 6 }), (9, Remembered { process, heard_ms: 0 })].into();
-        let kept = Kept { standing: Standing::Rebuilding, since_ms: 17, starts: 3, remembered };
+        let unreadable = vec![1, 0xfeed];
+        let kept = Kept { standing: Standing::Rebuilding, since_ms: 17, starts: 3, unreadable, remembered };
         let text = text_of(&kept);
         assert_eq!(kept_in(&text), Some(kept));
         for bit in 0..text.len() * 8 {

@@ -137,6 +137,12 @@ impl Reclaiming {
                 return false;
             }
             self.reaping.done(began, candidates.len(), pace, parts.options.reap_interval);
+            if unsealed
+                && candidates.is_empty()
+                && let Some(writer) = &mut self.writer
+            {
+                writer.roll_if_dead();
+            }
         }
         if pace.hurry {
             // Soon there may be better ones.

@@ -56,7 +56,7 @@ pub(crate) struct DamageLog {
     spots: Mutex<Spots>,
     count: AtomicU64,
     repaired: AtomicU64,
-    unreadable_segments: AtomicU64,
+    unreadable_segments: Mutex<Vec<u64>>,
     torn_records: AtomicU64,
     lost_pages: AtomicU64,
 }
@@ -67,7 +67,7 @@ impl Default for DamageLog {
             spots: Mutex::new(&"damaged records", Spots::default()),
             count: AtomicU64::new(0),
             repaired: AtomicU64::new(0),
-            unreadable_segments: AtomicU64::new(0),
+            unreadable_segments: Mutex::new(&"unreadable segments", Vec::new()),
             torn_records: AtomicU64::new(0),
             lost_pages: AtomicU64::new(0),
         }
@@ -86,7 +86,7 @@ impl DamageLog {
     /// stays where it is: another read may find it whole, and so may who repairs it.
     pub(crate) fn found_unreadable(&self, sequence: u64) {
         self.count.fetch_add(1, Ordering::Relaxed);
-        self.unreadable_segments.fetch_add(1, Ordering::Relaxed);
+        self.unreadable_segments.lock().push(sequence);
         tracing::error!(
             "the segment {sequence:016x}.log has no intact header: none of its records is served, and the file is left where it is"
         );
@@ -186,6 +186,11 @@ impl DamageLog {
 
     /// Of the damaged ones, whole segments.
     pub(crate) fn unreadable_segments(&self) -> u64 {
-        self.unreadable_segments.load(Ordering::Relaxed)
+        self.unreadable_segments.lock().len() as u64
+    }
+
+    /// Their sequence numbers.
+    pub(crate) fn unreadable(&self) -> Vec<u64> {
+        self.unreadable_segments.lock().clone()
     }
 }

@@ -54,6 +54,7 @@ mod indexed;
 mod log;
 mod logs;
 mod lookup;
+mod lost;
 mod mending;
 mod options;
 mod order;

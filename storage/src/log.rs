@@ -235,6 +235,21 @@ impl Writer {
         Ok(())
     }
 
+    /// Goes on in another segment where enough of the present one is dead for compaction to have it:
+    /// what is dead in there keeps deletes of its keys from being forgotten. For logs that may stand
+    /// still for long.
+    pub fn roll_if_dead(&mut self) {
+        let Some(tail) = &self.tail else { return };
+        let (used, dead) = (tail.segment().used_bytes(), tail.segment().dead_bytes());
+        if dead > 0
+            && dead as f64 >= self.parts.options.compaction_dead_share * used as f64
+            && !self.parts.room.is_full()
+            && let Err(e) = self.roll(Need::Value)
+        {
+            tracing::debug!("a log of which much is dead goes on in its segment: {e}");
+        }
+    }
+
     #[cold]
     fn make_ready(&self, size: usize, need: Need) -> Result<(), WriteError> {
         let tail = self.tail();

@@ -61,7 +61,8 @@ pub struct Recovered {
     /// Of these, segments: their files are left where they are, and nothing in them is served.
     pub unreadable_segments: u64,
     /// Damaged places of which nobody can say whose they were: what stands for those keys now is older,
-    /// or nothing. (Segments without an intact header are not among them.)
+    /// or nothing. (Segments without an intact header are not among them.) It is told at each start until
+    /// [`crate::Store::loss_is_known`].
     pub nameless: u64,
     /// Bytes of half-written records cut off or skipped.
     pub torn_bytes: u64,

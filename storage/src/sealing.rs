@@ -81,7 +81,11 @@ impl Sorting {
                     Next::Look
                 }
                 Err(e) => {
-                    // It stays as it is, sorted in memory; a full disk gets better.
+                    // It stays as it is, sorted in memory, as are those behind it: ranges need them. A
+                    // full disk gets better.
+                    for behind in parts.seal_queue.all() {
+                        behind.order.extend(&behind, true);
+                    }
                     tracing::warn!("a segment cannot be sealed yet: {e}");
                     Next::TryLater
                 }

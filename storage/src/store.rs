@@ -20,6 +20,7 @@ use crate::index::{Find, Index, Locked};
 use crate::log::Writer;
 use crate::logs::Logs;
 use crate::lookup::{INLINE_MAX, Lookup, Newest, lookup, newest};
+use crate::lost;
 use crate::mending::{self, DamagedRecord};
 use crate::options::Options;
 use crate::partition::PartitionEntries;
@@ -64,7 +65,9 @@ impl Store {
         let space = env.space(folder.path()).map_err(io_error)?;
         let index = Index::new(folder.secret().clone());
         let damage = DamageLog::default();
-        let found = recovery::recover(env, &folder, &index, &damage)?;
+        let mut found = recovery::recover(env, &folder, &index, &damage)?;
+        // Before a segment is sealed without its damage: after that nothing says so any more.
+        found.summary.nameless = lost::remember(env, folder.path(), found.summary.nameless);
         let forgotten = Forgotten::open(env, folder.path(), found.summary.newest_clock).map_err(io_error)?;
         let parts = Arc::new(Parts {
             room: Room::new(space, options.segment_size),
@@ -190,6 +193,18 @@ impl Store {
             }
         };
         read(newest(&self.parts.damage, &segment, offset))
+    }
+
+    /// The sequence numbers of the segments that have no intact header, of which nothing is served.
+    #[must_use]
+    pub fn unreadable_segments(&self) -> Vec<u64> {
+        self.parts.damage.unreadable()
+    }
+
+    /// It is remembered elsewhere that records of unknown keys are lost ([`Recovered::nameless`]): the
+    /// next start does not say so again.
+    pub fn loss_is_known(&self) {
+        lost::forget(self.parts.env(), self.parts.folder.path());
     }
 
     /// The damaged record that has waited longest to be repaired, see [`DamagedRecord`]. Whoever

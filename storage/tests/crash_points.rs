@@ -511,3 +511,27 @@ fn a_writer_that_outlives_the_stop_loses_nothing() {
     assert_eq!(recovered.keys, 2);
     assert_eq!(value_of(&store, b"after"), Some(b"2".to_vec()));
 }
+
+/// The first start seals the segment, and then nothing in it tells of them any more.
+#[test]
+fn that_records_of_unknown_keys_are_lost_is_told_until_somebody_takes_note() {
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, _) = with_flip(dir.path(), 10, &[9; 100], Some(-20));
+    for start in 0..3 {
+        let (store, recovered) = Store::open(small(&folder)).unwrap();
+        assert_eq!(recovered.nameless, 1, "start {start}");
+        assert_eq!(value_of(&store, b"key"), Some(b"older".to_vec()), "nobody knows that there was a newer one");
+        if start == 2 {
+            store.loss_is_known();
+        }
+        store.close().unwrap();
+    }
+    let (store, recovered) = Store::open(small(&folder)).unwrap();
+    assert_eq!(recovered.nameless, 0, "somebody has taken note");
+    drop(store);
+    // Whose key is known answers "damaged", and is not lost unnoticed.
+    fs::remove_dir_all(&folder).unwrap();
+    let (folder, _) = with_flip(dir.path(), 10, &[9; 100], Some(50));
+    let (_store, recovered) = Store::open(small(&folder)).unwrap();
+    assert_eq!((recovered.damaged, recovered.nameless), (1, 0));
+}

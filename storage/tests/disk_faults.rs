@@ -608,3 +608,34 @@ fn a_writer_that_finds_its_segment_made_ready_meanwhile_goes_on() {
     assert!(env.asked.load(Ordering::SeqCst), "the writer never waited for the provisioning thread");
     assert_eq!(scan(&store, b"k", None, 1).len(), 100);
 }
+
+/// A disk on which there is room for no sidecar.
+struct NoRoomForSidecars;
+
+impl Env for NoRoomForSidecars {
+    fn give_way(&self) {}
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        if path.extension().is_some_and(|extension| extension == "idx-new") {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        RealEnv.create(path)
+    }
+}
+
+/// The first segment could not be sealed, and those behind it were not even sorted: a range waited for
+/// room on the disk.
+#[test]
+fn ranges_are_read_while_no_segment_can_be_sealed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(small(dir.path())).unwrap();
+    let mut writers: Vec<_> = (0..3).map(|_| store.writer().unwrap()).collect();
+    for number in 0..90_u64 {
+        let key = format!("key{number:03}");
+        writers[number as usize % 3].put(key.as_bytes(), b"value", version(number + 1), 0).unwrap();
+    }
+    drop((writers, store));
+    let (store, recovered) = Store::open(Options { env: Arc::new(NoRoomForSidecars), ..small(dir.path()) }).unwrap();
+    assert_eq!(recovered.scanned, 3);
+    assert_eq!(scan(&store, b"k", Some(b"l"), 1).len(), 90);
+}

@@ -16,7 +16,7 @@ use koltso_net::replica::blocking::{Connection, DialConfig};
 use koltso_net::replica::frame::exchange::encode_exchange;
 use koltso_net::replica::{LostReason, NoMemory, Purpose};
 use koltso_testkit::cluster::{Cluster, Quorum, Records, numbered};
-use koltso_testkit::{eventually, wall_ms};
+use koltso_testkit::{eventually, files, wall_ms};
 
 use super::{Comparing, Liar, liar, lie_at};
 
@@ -323,4 +323,25 @@ fn a_request_that_stops_half_way_is_given_up() {
     let roots = ExchangeRequest::Roots { told: told(), from: 2 };
     assert!(matches!(pair.dial().exchange(&roots), Ok(ExchangeReply::Roots { .. })));
     assert_eq!(pair.records().get(KEY.as_bytes()).map(Vec::as_slice), Some(&b"value"[..]));
+}
+
+/// Whoever fetches what was found damaged believes no more than others do.
+#[test]
+fn a_damaged_record_is_not_replaced_by_a_lie() {
+    let mut pair =
+        Pair::new(with_one_item(|| version(wall_ms()), || record(KEY, "lie", Version::new(u64::MAX - 7, 1))));
+    pair.store("a value that will be damaged");
+    let honest = pair.honest;
+    pair.cluster.terminate(honest);
+    for (file, at) in files::find_in_logs(pair.cluster.data(honest), b"a value that will be damaged") {
+        files::flip(&file, at + 3, 1);
+    }
+    pair.cluster.start(honest);
+    assert!(pair.records().is_empty(), "a damaged value is served");
+    eventually("the lie is shown", SOON, || pair.refused().contains("a version that no write has"));
+    assert!(pair.records().is_empty(), "the lie was taken");
+    pair.store("another value");
+    let tag = pair.cluster.client(honest).get_of(KEY, ONE).expect(200, "GET 1/2").header("etag").unwrap().to_owned();
+    let clock = u64::from_str_radix(&tag[1..17], 16).unwrap();
+    assert!((clock >> 16).abs_diff(wall_ms()) < 60_000, "a version from another time: {tag}");
 }

@@ -1,6 +1,7 @@
 //! What no hint tells of any more is found by comparing.
 
 use koltso_testkit::cluster::numbered;
+use koltso_testkit::volume;
 
 use crate::{QUORUM, all_have, lose_hints, store, store_at_quorum, three};
 
@@ -46,7 +47,7 @@ fn holders_that_are_killed_right_after_an_acknowledged_write_leave_no_stale_repl
     let mut cluster = three();
     let mut records = numbered("key", 100, "first");
     store(&cluster, &records);
-    for round in 0..3 {
+    for round in 0..volume(3, 20) {
         cluster.kill(2);
         let changed = numbered("key", 100, &format!("round {round}"));
         store_at_quorum(&cluster, round % 2, &changed);

@@ -270,12 +270,15 @@ fn serve(flags: Flags) -> Result<(), Refused> {
         let data = &node.config.data;
         // Before the clock makes the folder look alive.
         let left = clock::left_in(data).map_err(|e| cannot_use_clock(data, &e))?;
-        let has_lost = found.nameless + found.unreadable_segments > 0;
-        let before = (found.segments > 0, has_lost, left.map_or(0, |left| left.alive_ms));
-        cluster.start_standing(data, before, &node.clock).map_err(|e| e.to_string())?;
+        let before = (found.segments > 0, left.map_or(0, |left| left.alive_ms));
+        let lost = (found.nameless > 0, store.unreadable_segments());
+        cluster.start_standing(data, before, lost, &node.clock).map_err(|e| e.to_string())?;
         let cannot = |e| format!("the hints in the data folder cannot be used: {e}");
         cluster.start_hints(&node.config.data).map_err(cannot)?;
         cluster.start_repair(&store, &node.clock, node.config.sync).map_err(cannot_start)?;
+    }
+    if node.cluster.as_ref().and_then(|cluster| cluster.standing()).is_none_or(|standing| standing.is_kept()) {
+        store.loss_is_known();
     }
     go_on_with_the_clock(&node)?;
     node.open(store.clone(), writers);

@@ -3,17 +3,27 @@
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use koltso_cluster::exchange::answering::Answering;
 use koltso_cluster::exchange::pair::Pair;
 use koltso_cluster::placement::NodeIndex;
-use koltso_model::{ExchangeRequest, Outcome, Refused, VALUE_MAX_LIMIT};
+use koltso_cluster::plausibility::is_plausible;
+use koltso_model::{ExchangeReply, ExchangeRequest, Outcome, Refused, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::{self, AnswerConfig};
 use koltso_net::replica::frame::exchange::Asked;
 use koltso_net::replica::{LostReason, PeerIdentity};
 
 use super::Repair;
 use crate::replica::clock::{now_wall, told_ms};
+
+/// How long a peer is kept waiting for the rate, which gives up after a while.
+const REST_MAX: Duration = Duration::from_secs(5);
+
+/// Whether the answer costs what the rate bounds.
+const fn brings_records(request: &ExchangeRequest) -> bool {
+    matches!(request, ExchangeRequest::Fetch { .. } | ExchangeRequest::Give(_))
+}
 
 /// Answers until the connection ends, or until it is to stop.
 pub(super) fn run(
@@ -23,7 +33,7 @@ pub(super) fn run(
     stop: Arc<AtomicBool>,
 ) {
     let identity = repair.cluster.identity();
-    let config = AnswerConfig { identity: &identity, value_max: VALUE_MAX_LIMIT, stop };
+    let config = AnswerConfig { identity: &identity, value_max: VALUE_MAX_LIMIT, stop: stop.clone() };
     let mut connection = blocking::Answering::new(peer, socket, &read_so_far, &config);
     let mut answering = Answering::new(Pair::new(repair.cluster.topology.clone(), node));
     let mut here = repair.here();
@@ -38,11 +48,17 @@ pub(super) fn run(
             }
             Err(lost) => break lost.to_string(),
             Ok(Asked::Ping { clock, .. }) => {
-                repair.clock.observe(clock);
+                if is_plausible(clock, now_wall()) {
+                    repair.clock.observe(clock);
+                }
                 connection.pong(told_ms(), repair.clock.last())
             }
             // Whoever wants a single key asks a core.
             Ok(Asked::Execute(_)) => connection.answer(&Outcome::Refused(Refused::NotReady)),
+            // It would wait for longer than it does for an answer.
+            Ok(Asked::Exchange(request)) if brings_records(&request) && repair.owes() > REST_MAX => {
+                connection.reply(&ExchangeReply::NotReady)
+            }
             Ok(Asked::Exchange(request)) => {
                 if let (ExchangeRequest::Roots { told, .. }, Some(standing)) = (&request, repair.cluster.standing()) {
                     standing.told(&peer, told.standing);
@@ -63,7 +79,10 @@ pub(super) fn run(
                         drop(figures);
                         let replied = connection.reply(&reply);
                         // Afterwards: at a low rate the peer would not wait for so long.
-                        repair.pay(moved.bytes_sent + moved.bytes_received);
+                        let bytes = moved.bytes_sent + moved.bytes_received;
+                        if bytes > 0 {
+                            repair.rest(repair.spend(bytes).min(REST_MAX), &stop);
+                        }
                         replied
                     }
                 }

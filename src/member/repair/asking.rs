@@ -72,7 +72,7 @@ impl Asking {
             match step {
                 Step::Wait(until) => {
                     let left = until.saturating_sub(self.repair.micros());
-                    self.repair.rest(Duration::from_micros(left).min(super::STEP));
+                    self.repair.rest(Duration::from_micros(left).min(super::STEP), &self.repair.stop);
                 }
                 Step::Ask(request) => {
                     let asked = self.ask(&request).and_then(|reply| {

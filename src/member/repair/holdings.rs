@@ -1,6 +1,7 @@
 //! What this node has, as the exchange looks at it.
 //!
-//! Owner: one thread. Bounds: a listing of about as many bytes as it is asked for.
+//! Owner: one thread. Bounds: a listing of about as many bytes as it is asked for, of [`LISTED_MAX`] in
+//! any case.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,8 +18,9 @@ use crate::replica::clock::{now_ms, now_wall};
 /// What a listed key takes beside its bytes, about.
 const ENTRY_BYTES: u64 = 64;
 
-/// The most items of one listing: their frame has room for twice as many.
-const ITEMS_MAX: usize = 1 << 20;
+/// The most that one listing takes, in bytes: that is one and a half million keys at most, for which a frame has
+/// room.
+const LISTED_MAX: u64 = 96 << 20;
 
 pub(super) struct Here {
     repair: Arc<Repair>,
@@ -93,7 +95,7 @@ impl Holdings for Here {
         let leaves = &leaves[..self.as_many_as_fit(leaves, bytes_max)];
         let mut lists: BTreeMap<u16, Vec<Listed>> =
             leaves.iter().map(|&(partition, _)| (partition, Vec::new())).collect();
-        let (now_ms, mut count) = (now_ms(), 0_usize);
+        let (now_ms, mut size) = (now_ms(), 0_u64);
         let mut listing = self.repair.store.leaf_entries(leaves).map_err(|_| NotReady)?;
         while let Some((hash, listed)) = listing.next(|key, version, flags, expires_at_ms| {
             let hash = KeyHash::of(key);
@@ -102,19 +104,13 @@ impl Holdings for Here {
             (hash, Listed { item, key: Bytes::copy_from_slice(key) })
         }) {
             if let Some(list) = lists.get_mut(&(hash.partition() as u16)) {
+                size += listed.key.len() as u64 + ENTRY_BYTES;
                 list.push(listed);
-                count += 1;
             }
-            if count > ITEMS_MAX && leaves.len() > 1 {
-                return self.list(&leaves[..1], bytes_max);
-            }
-            if count > ITEMS_MAX {
-                // Whoever chooses keys can have them in one partition.
-                tracing::warn!(
-                    "partition {} has more than {ITEMS_MAX} keys that differ, and is not compared",
-                    hash.partition()
-                );
-                return Err(NotReady);
+            if size > LISTED_MAX {
+                // Whoever chooses keys can have very many in one partition: then its leaves have to be
+                // listed a few at a time.
+                return if leaves.len() > 1 { self.list(&leaves[..1], bytes_max) } else { Err(NotReady) };
             }
         }
         let lists: Vec<Vec<Listed>> = lists.into_values().collect();

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use koltso_cluster::exchange::answering::believe;
 use koltso_cluster::exchange::{CREDIT, Holdings, leaf_set};
 use koltso_cluster::placement::NodeIndex;
 use koltso_model::{ExchangeReply, ExchangeRequest, KeyHash};
@@ -18,6 +19,7 @@ use koltso_storage::DamagedRecord;
 use super::asking::dial;
 use super::holdings::Here;
 use super::{Repair, STEP};
+use crate::replica::clock::now_wall;
 
 pub(super) struct Mending {
     repair: Arc<Repair>,
@@ -40,7 +42,7 @@ impl Mending {
                 Some(damaged) => self.mend(&damaged),
                 None => {
                     self.connections.iter_mut().for_each(|connection| *connection = None);
-                    self.repair.rest(STEP);
+                    self.repair.rest(STEP, &self.repair.stop);
                 }
             }
         }
@@ -76,18 +78,20 @@ impl Mending {
         };
         let hash = damaged.key.as_ref().map(|key| KeyHash::of(key).0 as u32);
         let items = lists.iter().flatten();
-        let place = items.into_iter().position(|item| match hash {
+        let found = items.into_iter().enumerate().find(|(_, item)| match hash {
             Some(hash) => item.hash == hash && item.version >= damaged.version,
             None => item.version == damaged.version,
         });
-        let Some(place) = place else { return Ok(false) };
+        let Some((place, item)) = found else { return Ok(false) };
         let fetch = ExchangeRequest::Fetch { places: vec![place as u32], credit: CREDIT };
         let ExchangeReply::Records(records) = connection.exchange(&fetch).map_err(|lost| lost.to_string())? else {
             return Ok(false);
         };
         let Some(record) = records.into_iter().flatten().next() else { return Ok(false) };
-        if record.key.hash().partition() != damaged.partition {
-            return Err("it sent another record than it was asked for".to_owned());
+        let believed = believe(&record, (damaged.partition as u16, item.hash), now_wall());
+        if let Err(sentence) = believed {
+            self.repair.cluster.peers.refused(&format!("{} {sentence}", self.repair.cluster.peers.url(node)));
+            return Err(sentence);
         }
         self.repair.pay(record.len() as u64);
         Ok(self.here.apply(&record))

@@ -201,10 +201,10 @@ impl Repair {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Sleeps, unless it is to end.
-    fn rest(&self, time: Duration) {
+    /// Sleeps, unless `stop` says that it is to end.
+    fn rest(&self, time: Duration, stop: &AtomicBool) {
         let until = Instant::now() + time;
-        while !self.stopped() {
+        while !stop.load(Ordering::Relaxed) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -213,10 +213,19 @@ impl Repair {
         }
     }
 
+    /// So many bytes were sent and received: how long the rate asks to rest.
+    fn spend(&self, bytes: u64) -> Duration {
+        Duration::from_micros(self.cluster.budget.spend(self.micros(), bytes))
+    }
+
+    /// How long it would have to rest before anything more is sent.
+    fn owes(&self) -> Duration {
+        self.spend(0)
+    }
+
     /// So many bytes were sent and received: rests as long as the rate asks for.
     fn pay(&self, bytes: u64) {
-        let rest = self.cluster.budget.spend(self.micros(), bytes);
-        self.rest(Duration::from_micros(rest));
+        self.rest(self.spend(bytes), &self.stop);
     }
 
     /// Follows what handshakes have made of this node's standing.
@@ -233,6 +242,9 @@ impl Repair {
     /// After a round: what follows from what was agreed on.
     fn conclude(&self, froms: u64) {
         self.look_at_standing();
+        if let Some(writer) = self.writer.lock().as_mut() {
+            writer.roll_if_dead();
+        }
         let Some(standing) = self.cluster.standing() else { return };
         let (agreed, progress) = {
             let board = self.board.lock();

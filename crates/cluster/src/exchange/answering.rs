@@ -42,7 +42,7 @@ pub struct Given {
 }
 
 /// Why a record is not one that a peer can send, if it is not.
-pub(super) fn plausible(record: &Record<bytes::Bytes>, now: WallTime) -> Result<(), String> {
+fn plausible(record: &Record<bytes::Bytes>, now: WallTime) -> Result<(), String> {
     let clock = record.version.clock;
     if clock == 0 || !plausibility::is_plausible(clock, now) {
         return Err("it sent a record with a version that no write has".to_owned());
@@ -176,10 +176,18 @@ impl Answering {
     }
 }
 
-/// Whether a record is the one that a list said, or a newer one of its key.
-pub(super) fn is_of(record: &Record<bytes::Bytes>, partition: u16, hash: u32) -> bool {
-    let KeyHash(of_key) = record.key.hash();
-    record.key.hash().partition() == usize::from(partition) && of_key as u32 == hash
+/// Whether a record that was fetched is of the key that a list said, and can be one at all.
+///
+/// # Errors
+/// A sentence, if the peer is not to be believed any more.
+pub fn believe(record: &Record<bytes::Bytes>, (partition, hash): (u16, u32), now: WallTime) -> Result<(), String> {
+    plausible(record, now)?;
+    let of_key = record.key.hash();
+    let KeyHash(bits) = of_key;
+    if of_key.partition() != usize::from(partition) || bits as u32 != hash {
+        return Err("it sent another record than it was asked for".to_owned());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

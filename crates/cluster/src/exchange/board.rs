@@ -129,6 +129,7 @@ impl Board {
     /// becoming whole.
     pub fn stands(&mut self, standing: Standing, now: WallTime) {
         match standing {
+            Standing::Whole if self.doubts_since.is_none() => {}
             Standing::Whole => {
                 self.doubts_since = None;
                 self.returned.clear();

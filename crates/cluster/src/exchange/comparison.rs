@@ -15,11 +15,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use bytes::Bytes;
 use koltso_model::{ExchangeReply, ExchangeRequest, LEAVES, LeafSet, Record, Standing, Told, WallTime};
 
-use super::answering::{is_of, plausible};
+use super::answering::believe;
 use super::board::{Look, froms_of};
 use super::decision::{Views, decide};
 use super::pair::Pair;
-use super::{Agreeing, CREDIT, Holdings, LISTING_BYTES, Listed, differing, leaf_set};
+use super::{Agreeing, CREDIT, Holdings, LISTING_BYTES, Listed, YOUNG_MS, differing, leaf_set};
 use crate::Now;
 
 /// Between the beginnings of two rounds that find nothing, in µs.
@@ -36,6 +36,13 @@ const BATCH: usize = 64;
 const FETCH_MAX: usize = 4096;
 /// Records that are given at once.
 const GIVE_MAX: usize = 4096;
+/// After so many rounds in which all that differed in a partition was young, it is listed whole: of a
+/// key that is written all the time two looks are never at the same moment.
+const BUSY: u8 = 3;
+const YOUNG_MICROS: u64 = YOUNG_MS * 1_000;
+/// So often a round halves what is too much for one list. (A node that cannot list anything for a
+/// moment says the same.)
+const HALVINGS_MAX: u32 = 64;
 
 /// What the caller has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,10 +98,14 @@ enum Task {
         from: u8,
         partitions: Vec<u16>,
     },
+    /// `part`: these are not all leaves in which their partitions differ.
     Items {
         purpose: Purpose,
         leaves: Vec<(u16, LeafSet)>,
+        part: bool,
     },
+    /// What the peer has forgotten is asked once more, after it has listed what it has.
+    Decide(Box<Listings>),
     Fetch(VecDeque<Wanted>),
     Give(VecDeque<Bytes>),
 }
@@ -110,34 +121,13 @@ struct Wanted {
 #[derive(Debug)]
 enum Asked {
     Introduce,
-    Look {
-        from: u8,
-        nth: u8,
-        of: Option<Vec<u16>>,
-        look: Look,
-    },
+    Look { from: u8, nth: u8, of: Option<Vec<u16>>, look: Look },
     Tell,
-    Leaves {
-        from: u8,
-        partitions: Vec<u16>,
-    },
-    /// With what had come late, and the root, of each partition that is handed over, before it was
-    /// listed.
-    Items {
-        purpose: Purpose,
-        leaves: Vec<(u16, LeafSet)>,
-        look: Look,
-        before: Vec<(u32, u64)>,
-    },
-    Fetch {
-        asked: usize,
-        rest: VecDeque<Wanted>,
-    },
-    Give {
-        sent: usize,
-        bytes: u64,
-        rest: VecDeque<Bytes>,
-    },
+    Leaves { from: u8, partitions: Vec<u16> },
+    Items(ListAsked),
+    Decide(Box<Listings>),
+    Fetch { asked: usize, rest: VecDeque<Wanted> },
+    Give { sent: usize, bytes: u64, rest: VecDeque<Bytes> },
 }
 
 /// Compares with one peer; see the module.
@@ -161,6 +151,14 @@ pub struct Comparison {
     /// What the peer said of itself in this round.
     told: Told,
     doubts_itself: bool,
+    /// How this node said that it stands, in this round.
+    stood: Option<Standing>,
+    /// Since when it doubts itself, in µs; `None` if it does not.
+    doubts_since: Option<u64>,
+    /// In how many rounds on end all that differed in a partition was young.
+    busy: HashMap<(u8, u16), u8>,
+    /// How often something was too much to be listed at once, in this round.
+    halvings: u32,
     /// What this round found.
     differing: u64,
     repaired: u64,
@@ -186,6 +184,10 @@ impl Comparison {
             handed: HashMap::new(),
             told: Told::default(),
             doubts_itself: false,
+            stood: None,
+            doubts_since: None,
+            busy: HashMap::new(),
+            halvings: 0,
             differing: 0,
             repaired: 0,
             young: 0,
@@ -225,11 +227,18 @@ impl Comparison {
             if self.asked.is_some() {
                 return Step::Wait(u64::MAX);
             }
+            // A handshake has told this node what others think of it: what was planned before would
+            // hand on what it has from the past.
+            if self.stood.is_some_and(|stood| stood != holdings.told().standing) && !self.tasks.is_empty() {
+                self.tasks.clear();
+                self.stood = None;
+                self.tasks.push_back(Task::Introduce);
+            }
             let Some(task) = self.tasks.pop_front() else {
                 if now.micros < self.next_at {
                     return Step::Wait(self.next_at);
                 }
-                self.begin(now.micros, holdings);
+                self.begin(now.micros);
                 continue;
             };
             if let Task::Look { not_before, .. } = &task
@@ -250,12 +259,12 @@ impl Comparison {
         }
     }
 
-    fn begin(&mut self, now: u64, holdings: &dyn Holdings) {
+    fn begin(&mut self, now: u64) {
         self.began_at = now;
         self.woken = false;
         self.round += 1;
         (self.differing, self.repaired, self.young) = (0, 0, 0);
-        self.doubts_itself = holdings.told().standing != Standing::Whole;
+        (self.stood, self.halvings) = (None, 0);
         // Until the round has come to its end.
         self.next_at = u64::MAX;
         self.tasks.push_back(Task::Introduce);
@@ -305,15 +314,20 @@ impl Comparison {
                 self.asked = Some(Asked::Leaves { from, partitions: partitions.clone() });
                 Some(ExchangeRequest::Leaves { from, byte: (self.round % 8) as u8, partitions })
             }
-            Task::Items { purpose, leaves } => {
+            Task::Items { purpose, leaves, part } => {
                 let look = board.look(now, holdings);
-                let before = |&(partition, _): &(u16, LeafSet)| match purpose {
-                    Purpose::Equal(_) => (0, 0),
-                    Purpose::HandOver(from) => (holdings.arrivals(from, partition), holdings.root(from, partition)),
+                let (Purpose::Equal(from) | Purpose::HandOver(from)) = purpose;
+                let before = |&(partition, _): &(u16, LeafSet)| {
+                    // In this order: what comes late in between is in the root.
+                    (holdings.arrivals(from, partition), holdings.root(from, partition))
                 };
                 let before = leaves.iter().map(before).collect();
-                self.asked = Some(Asked::Items { purpose, leaves: leaves.clone(), look, before });
+                self.asked = Some(Asked::Items(ListAsked { purpose, leaves: leaves.clone(), part, look, before }));
                 Some(ExchangeRequest::Items(leaves))
+            }
+            Task::Decide(listings) => {
+                self.asked = Some(Asked::Decide(listings));
+                Some(ExchangeRequest::Roots { told: holdings.told(), from: 0 })
             }
             Task::Fetch(mut wanted) => {
                 let rest = wanted.split_off(wanted.len().min(FETCH_MAX));
@@ -375,9 +389,8 @@ impl Comparison {
     ) -> Result<(), String> {
         match (asked, reply) {
             // The first of them cannot be listed: it is for the next round. The others may be.
-            (Asked::Items { purpose, leaves, .. }, ExchangeReply::NotReady) => {
-                self.young += 1;
-                self.list_those_after(purpose, leaves);
+            (Asked::Items(ListAsked { purpose, leaves, part, .. }), ExchangeReply::NotReady) => {
+                self.list_less(purpose, leaves, part);
                 Ok(())
             }
             // What is left is for the next round.
@@ -388,7 +401,7 @@ impl Comparison {
             (Asked::Introduce, ExchangeReply::Roots { told, roots }) if roots.is_empty() => {
                 board.heard(self.pair.peer(), told);
                 self.told = told;
-                self.plan(now.wall, board, holdings);
+                self.plan(now, board, holdings);
                 Ok(())
             }
             (Asked::Look { from, nth, of, look }, ExchangeReply::Roots { told, roots }) => {
@@ -400,12 +413,24 @@ impl Comparison {
             (Asked::Leaves { from, partitions }, ExchangeReply::Leaves(bytes)) => {
                 self.compare_leaves(from, &partitions, &bytes, holdings)
             }
-            (Asked::Items { purpose, leaves, look, before }, ExchangeReply::Items(theirs)) => {
-                if theirs.is_empty() || theirs.len() > leaves.len() {
+            (Asked::Items(asked), ExchangeReply::Items(theirs)) => {
+                if theirs.is_empty() || theirs.len() > asked.leaves.len() {
                     return Err("it listed other partitions than it was asked for".to_owned());
                 }
-                let asked = ListAsked { purpose, leaves, look, before };
-                self.compare_items(now.wall, asked, &theirs, board, holdings);
+                let listings = Listings { asked, theirs };
+                if self.doubts_itself || matches!(listings.asked.purpose, Purpose::HandOver(_)) {
+                    // What it forgets between what it said last and this list is not among what it
+                    // said.
+                    self.tasks.push_front(Task::Decide(Box::new(listings)));
+                } else {
+                    self.compare_items(now, listings, board, holdings);
+                }
+                Ok(())
+            }
+            (Asked::Decide(listings), ExchangeReply::Roots { told, roots }) if roots.is_empty() => {
+                board.heard(self.pair.peer(), told);
+                self.told = told;
+                self.compare_items(now, *listings, board, holdings);
                 Ok(())
             }
             (Asked::Fetch { asked, rest }, ExchangeReply::Records(records)) => {
@@ -433,8 +458,16 @@ impl Comparison {
     }
 
     /// What this round has to do, once the peer has said how it stands.
-    fn plan(&mut self, now: WallTime, board: &mut dyn Agreeing, holdings: &mut dyn Holdings) {
+    fn plan(&mut self, now: Now, board: &mut dyn Agreeing, holdings: &mut dyn Holdings) {
+        // Now, and not when the round began: the handshake came after that.
         let own = holdings.told();
+        self.stood = Some(own.standing);
+        self.doubts_itself = own.standing != Standing::Whole;
+        self.doubts_since = self.doubts_itself.then(|| self.doubts_since.unwrap_or(now.micros));
+        if self.told.standing != Standing::Whole {
+            // What it had, it may have no more.
+            self.handed.clear();
+        }
         if self.pair.asks(own.standing, self.told.standing) {
             let mut froms = own.froms;
             if own.standing != Standing::Whole || self.told.standing != Standing::Whole {
@@ -445,7 +478,7 @@ impl Comparison {
                 self.tasks.push_back(Task::Look { from, nth: 1, of: None, not_before: 0 });
             }
         }
-        let look = board.look(now, holdings);
+        let look = board.look(now.wall, holdings);
         board.equal_with_itself(look, holdings);
         for from in (1..=64_u8).filter(|from| own.froms & (1 << (from - 1)) != 0) {
             let (mut leaves, mut handed) = (Vec::new(), Vec::new());
@@ -465,7 +498,7 @@ impl Comparison {
             }
             board.equal(self.pair.peer(), from, &handed, look, holdings);
             if !leaves.is_empty() {
-                self.tasks.push_back(Task::Items { purpose: Purpose::HandOver(from), leaves });
+                self.tasks.push_back(Task::Items { purpose: Purpose::HandOver(from), leaves, part: false });
             }
         }
     }
@@ -542,32 +575,52 @@ impl Comparison {
             let own = holdings.leaves(from, partition);
             let set = differing(|leaf| own[leaf].to_le_bytes()[byte] == theirs[leaf]);
             if set != leaf_set(false) {
-                leaves.push((partition, set));
+                let is_busy = self.busy.get(&(from, partition)).is_some_and(|&rounds| rounds >= BUSY);
+                leaves.push((partition, if is_busy { leaf_set(true) } else { set }));
             }
         }
         if !leaves.is_empty() {
-            self.tasks.push_front(Task::Items { purpose: Purpose::Equal(from), leaves });
+            self.tasks.push_front(Task::Items { purpose: Purpose::Equal(from), leaves, part: false });
         }
         Ok(())
     }
 
-    /// Goes on behind a partition that one of the two cannot list.
-    fn list_those_after(&mut self, purpose: Purpose, mut leaves: Vec<(u16, LeafSet)>) {
-        leaves.remove(0);
+    /// One of the two cannot list the first of these partitions, perhaps since it has too many keys:
+    /// half of its leaves at a time, and the others after that.
+    fn list_less(&mut self, purpose: Purpose, mut leaves: Vec<(u16, LeafSet)>, part: bool) {
+        // It is looked at again in the next round, in any case.
+        self.young += 1;
+        let (partition, set) = leaves.remove(0);
         if !leaves.is_empty() {
-            self.tasks.push_front(Task::Items { purpose, leaves });
+            self.tasks.push_front(Task::Items { purpose, leaves, part });
+        }
+        if self.halvings < HALVINGS_MAX
+            && let Some(halves) = halves(&set)
+        {
+            self.halvings += 1;
+            for half in halves {
+                self.tasks.push_front(Task::Items { purpose, leaves: vec![(partition, half)], part: true });
+            }
+        }
+    }
+
+    fn note_busy(&mut self, place: (u8, u16), is_only_young: bool) {
+        if is_only_young {
+            let rounds = self.busy.entry(place).or_default();
+            *rounds = rounds.saturating_add(1);
+        } else {
+            self.busy.remove(&place);
         }
     }
 
     fn compare_items(
         &mut self,
-        now: WallTime,
-        asked: ListAsked,
-        theirs: &[Vec<koltso_model::Item>],
+        now: Now,
+        Listings { asked, theirs }: Listings,
         board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) {
-        let ListAsked { purpose, mut leaves, look, before } = asked;
+        let ListAsked { purpose, mut leaves, part, look, before } = asked;
         let mut rest = leaves.split_off(theirs.len());
         let mut own: Vec<Vec<Listed>> = Vec::new();
         while own.len() < leaves.len() {
@@ -577,16 +630,15 @@ impl Comparison {
             }
         }
         if own.len() < leaves.len() {
-            // The next one is for the next round.
-            self.young += 1;
             let mut after = leaves.split_off(own.len());
             after.append(&mut rest);
-            self.list_those_after(purpose, after);
+            self.list_less(purpose, after, part);
         } else if !rest.is_empty() {
-            self.tasks.push_front(Task::Items { purpose, leaves: rest });
+            self.tasks.push_front(Task::Items { purpose, leaves: rest, part });
         }
         let theirs = &theirs[..own.len()];
         let (mut wanted, mut given, mut first) = (VecDeque::new(), VecDeque::new(), 0);
+        let mut told: BTreeMap<u8, Vec<u16>> = BTreeMap::new();
         for (at, theirs) in theirs.iter().enumerate() {
             let (partition, own) = (leaves[at].0, &own[at]);
             let views = Views {
@@ -595,7 +647,7 @@ impl Comparison {
                 forgotten: holdings.told().forgotten,
                 their_forgotten: self.told.forgotten,
                 doubts_itself: self.doubts_itself && self.told.standing == Standing::Whole,
-                wall: now,
+                wall: now.wall,
             };
             let decision = decide(own, theirs, &views);
             wanted.extend(decision.wanted.iter().map(|&place| {
@@ -614,7 +666,18 @@ impl Comparison {
                     self.repaired += 1;
                 }
             }
-            if !decision.is_settled() {
+            self.young += u64::from(part);
+            if let Purpose::Equal(from) = purpose {
+                self.note_busy((from, partition), decision.is_only_young());
+                let settled_long_ago = self.doubts_since.is_none_or(|since| now.micros >= since + YOUNG_MICROS * 2);
+                if decision.is_only_young() && !part && leaves[at].1 == leaf_set(true) && settled_long_ago {
+                    // All of it was listed, and what differs is younger than any agreement, and than
+                    // what this node may lack.
+                    board.equal(self.pair.peer(), from, &[(partition, before[at].0)], look, holdings);
+                    told.entry(from).or_default().push(partition);
+                }
+            }
+            if part || !decision.is_settled() {
                 continue;
             }
             match purpose {
@@ -632,6 +695,9 @@ impl Comparison {
                     board.equal(self.pair.peer(), from, &[(partition, arrivals)], look, holdings);
                 }
             }
+        }
+        for (from, partitions) in told {
+            self.tasks.push_front(Task::Tell { from, partitions });
         }
         if !given.is_empty() {
             self.tasks.push_front(Task::Give(given));
@@ -653,10 +719,7 @@ impl Comparison {
         for record in records {
             let Some(Wanted { partition, hash, .. }) = rest.pop_front() else { break };
             let Some(record) = record else { continue };
-            plausible(&record, now)?;
-            if !is_of(&record, partition, hash) {
-                return Err("it sent another record than it was asked for".to_owned());
-            }
+            believe(&record, (partition, hash), now)?;
             self.figures.received += 1;
             self.figures.bytes_received += record.len() as u64;
             taken.push(record);
@@ -673,11 +736,30 @@ impl Comparison {
     }
 }
 
+/// What was asked to be listed, and what had come late to each partition, and its root, before.
+#[derive(Debug)]
 struct ListAsked {
     purpose: Purpose,
     leaves: Vec<(u16, LeafSet)>,
+    part: bool,
     look: Look,
     before: Vec<(u32, u64)>,
+}
+
+/// With what the peer has there.
+#[derive(Debug)]
+struct Listings {
+    asked: ListAsked,
+    theirs: Vec<Vec<koltso_model::Item>>,
+}
+
+/// Two halves of a set of several leaves.
+fn halves(set: &LeafSet) -> Option<[LeafSet; 2]> {
+    let has = |leaf: &usize| set[leaf / 64] & (1 << (leaf % 64)) != 0;
+    let leaves: Vec<usize> = (0..LEAVES).filter(has).collect();
+    let (first, second) = leaves.split_at(leaves.len() / 2);
+    let of = |leaves: &[usize]| differing(|leaf| !leaves.contains(&leaf));
+    (!first.is_empty()).then(|| [of(first), of(second)])
 }
 
 fn bytes_of_record(record: &Record<Bytes>) -> u64 {

@@ -44,6 +44,12 @@ impl Decision {
         self.wanted.is_empty() && self.given.is_empty() && self.returned.is_empty() && self.young == 0
     }
 
+    /// Whether what differs is harmless or may be on its way, and some of it is.
+    #[must_use]
+    pub fn is_only_young(&self) -> bool {
+        self.wanted.is_empty() && self.given.is_empty() && self.returned.is_empty() && self.young > 0
+    }
+
     fn no_difference(&mut self, item: &Item) {
         let word = digest_word(item.version);
         match self.harmless.iter_mut().find(|(from, _)| *from == item.from) {

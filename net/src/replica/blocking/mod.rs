@@ -30,6 +30,7 @@ use super::features::Features;
 use super::frame::exchange::{ExchangeFrame, answers, encode_exchange, parse_exchange_reply};
 use super::frame::{Limits, Parsed, Reply, ReplyFrame, Request, encode_request, parse_reply};
 use super::handshake::{Dialer, Dialing, Identity, NONCE, PeerIdentity, Progress, Purpose, Skew};
+use super::link::CONNECT_TIMEOUT;
 use super::lost::LostReason;
 use super::sys;
 use super::wire::USER_TIMEOUT;
@@ -56,7 +57,7 @@ pub struct DialConfig<'a> {
     pub wall_ms: fn() -> u64,
     /// How far the peer's wall clock may be off.
     pub skew_max: Duration,
-    /// For the connect, the handshake, the beginning of a reply, and each pause within a frame.
+    /// For the connect (which takes [`CONNECT_TIMEOUT`] at most), the handshake, the beginning of a reply, and each pause within a frame.
     pub timeout: Duration,
     /// Ends all waits soon after it is set; `None` where they are short anyway.
     pub stop: Option<Arc<AtomicBool>>,
@@ -82,7 +83,8 @@ impl Connection {
     /// # Errors
     /// The reasons that [`LinkHandler::lost`](super::LinkHandler::lost) gets.
     pub fn dial(config: &DialConfig<'_>) -> Result<Self, LostReason> {
-        let stream = TcpStream::connect_timeout(&config.address, config.timeout)?;
+        // (Nothing ends it sooner.)
+        let stream = TcpStream::connect_timeout(&config.address, config.timeout.min(CONNECT_TIMEOUT))?;
         stream.set_nodelay(true)?;
         sys::set_user_timeout(stream.as_raw_fd(), USER_TIMEOUT);
         let mut line = Line::new(stream, &[], config.timeout, config.stop.clone());
