@@ -236,14 +236,14 @@ mod tests {
             agreed_after: None,
             ..Options::new(folder)
         };
-        Store::open(options).unwrap().0
+        Store::open(options).expect("opened").0
     }
 
     fn put(writer: &mut Writer, key: u64, clock: u64, from: u8) {
         let key = format!("key-{key}");
         let (version, flags, value) = (Version::new(clock << 16, 0), Flags::new(from), &[7; 300][..]);
         let key = Key::new(key.as_bytes());
-        writer.apply(&Record { key, value, version, expires_at_ms: 0, flags, attributes: &[] }).unwrap();
+        writer.apply(&Record { key, value, version, expires_at_ms: 0, flags, attributes: &[] }).expect("written");
     }
 
     /// All partitions; those that are not sorted yet again.
@@ -260,14 +260,14 @@ mod tests {
 
     #[test]
     fn a_leaf_that_is_not_what_the_log_says_is_put_right() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a folder");
         let store = open(dir.path());
-        let mut writer = store.writer().unwrap();
+        let mut writer = store.writer().expect("a writer");
         // Sealed ones, unsealed ones, overwritten ones, deletes, and several froms.
         (0..2000).for_each(|key| put(&mut writer, key, key + 1, 1 + key as u8 % 3));
         (0..500).for_each(|key| put(&mut writer, key * 3, key + 10_000, 2));
         for key in 0..100 {
-            writer.delete(format!("key-{key}").as_bytes(), Version::new((20_000 + key) << 16, 1)).unwrap();
+            writer.delete(format!("key-{key}").as_bytes(), Version::new((20_000 + key) << 16, 1)).expect("written");
         }
         assert_eq!((check_all(&store), store.stats().digests.corrected), (0, 0), "nothing is wrong");
 
@@ -296,14 +296,14 @@ mod tests {
     /// wrong all the same is found beside them.
     #[test]
     fn nothing_is_wrong_while_writers_and_compaction_are_at_work() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().expect("a folder");
         let store = open(dir.path());
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             for number in 0..2 {
                 let (store, stop) = (&store, &stop);
                 scope.spawn(move || {
-                    let mut writer = store.writer().unwrap();
+                    let mut writer = store.writer().expect("a writer");
                     let mut clock = 1;
                     while !stop.load(Ordering::Relaxed) {
                         clock += 1;
