@@ -372,7 +372,7 @@ impl Clock {
     /// damaged.
     ///
     /// To be called before the first clock is given out, and once the folder is known to be ours
-    /// and [`away`] was asked.
+    /// and the file was read.
     ///
     /// # Errors
     /// When the file cannot be made, read or written, unless for want of room: then the node goes on
