@@ -24,7 +24,7 @@
 //! others" is, which the exchange decides. Tested in `tests.rs` here, over orders of arrivals,
 //! emptied folders and old copies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use koltso_model::{NodeId, Standing};
 
@@ -103,9 +103,8 @@ pub struct Memory {
     remembered: BTreeMap<u16, Remembered>,
     /// What the members that were met in this life said last.
     met: BTreeMap<u16, Process>,
-    /// Who doubts this node, if it was whole until it was doubted in this life; and whether this node
-    /// knew that process, so that its memory is no older than this node's own.
-    doubters: BTreeMap<u16, bool>,
+    /// Who doubts this node, if it was whole until it was doubted in this life.
+    doubters: BTreeSet<u16>,
 }
 
 impl Memory {
@@ -121,7 +120,7 @@ impl Memory {
     ) -> Self {
         remembered.retain(|number, _| members.contains(number));
         let standing = if members.is_empty() && standing == Standing::New { Standing::Whole } else { standing };
-        Self { own, standing, since_ms, members, remembered, met: BTreeMap::new(), doubters: BTreeMap::new() }
+        Self { own, standing, since_ms, members, remembered, met: BTreeMap::new(), doubters: BTreeSet::new() }
     }
 
     /// How this node's data stands.
@@ -180,7 +179,7 @@ impl Memory {
             self.remembered.insert(number, Remembered { process, heard_ms: now_ms });
         }
         if doubts_me && !is_outdated {
-            return self.doubted(number, judged == Judged::Known && known.is_some(), now_ms);
+            return self.doubted(number, now_ms);
         }
         // This node and those that it has met.
         let nodes = self.members.len() + 1;
@@ -191,10 +190,10 @@ impl Memory {
         if judged == Judged::Known && known != Some(process) { News::Memory } else { News::None }
     }
 
-    fn doubted(&mut self, by: u16, is_known: bool, now_ms: u64) -> News {
+    fn doubted(&mut self, by: u16, now_ms: u64) -> News {
         let was_whole = self.standing == Standing::Whole || !self.doubters.is_empty();
         if was_whole {
-            self.doubters.insert(by, is_known);
+            self.doubters.insert(by);
         }
         if self.standing == Standing::Rebuilding {
             return News::None;
@@ -214,17 +213,13 @@ impl Memory {
     }
 
     /// A member has told how its data stands, as this process. Whoever is whole is remembered from
-    /// then on, whoever was there before. Whoever is not, and was not known before, may remember this
-    /// node as it was before it was replaced: when nobody else doubts it, this node is whole again.
+    /// then on, whoever was there before. Whoever is not may remember this node as it was before it
+    /// was replaced: when nobody else doubts it, this node is whole again.
     pub fn told(&mut self, number: u16, process: Process, standing: Standing, now_ms: u64) -> News {
         let is_last = self.met.get(&number) == Some(&process);
-        let may_be_wrong = self.doubters.get(&number) == Some(&false);
-        if standing != Standing::Whole && is_last && may_be_wrong {
-            self.doubters.remove(&number);
-            if self.doubters.is_empty() {
-                (self.standing, self.since_ms) = (Standing::Whole, 0);
-                return News::Standing;
-            }
+        if standing != Standing::Whole && is_last && self.doubters.remove(&number) && self.doubters.is_empty() {
+            (self.standing, self.since_ms) = (Standing::Whole, 0);
+            return News::Standing;
         }
         let known = self.remembered.get(&number).map(|known| known.process);
         if standing != Standing::Whole || !is_last || known == Some(process) {

@@ -329,21 +329,6 @@ fn the_doubt_of_one_that_is_rebuilding_is_taken_back() {
     cluster.assert_rebuilding(&[0]);
 }
 
-/// It rebuilds for a reason of its own, and its memory is right.
-#[test]
-fn the_doubt_of_one_that_is_rebuilding_and_was_known_stands() {
-    let mut cluster = formed(3);
-    let copy = cluster.nodes[0].folder.clone();
-    cluster.live(OLDER_BY_MS + 1);
-    cluster.nodes[1].folder.standing = (Standing::Rebuilding, cluster.now_ms);
-    cluster.restart(1);
-    cluster.start(0, copy);
-    cluster.meet(0, 1);
-    cluster.assert_rebuilding(&[0, 1]);
-    cluster.tell_all();
-    cluster.assert_rebuilding(&[0, 1]);
-}
-
 #[test]
 fn two_of_three_emptied_are_both_rebuilding_whomever_they_meet_first() {
     for first in [(1, 2), (0, 1), (0, 2)] {
