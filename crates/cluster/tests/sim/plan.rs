@@ -235,8 +235,9 @@ impl Plan {
         if random.one_in(4_u64) {
             faults.push(Kind::Jump);
         }
-        // So that they stay within the bound that is checked for minutes, they drift less.
-        let offsets = plan.clocks.iter().map(|&(offset, drift)| (offset, drift / 10)).cycle();
+        // So that they stay within the bound that is checked for minutes, they drift less, and are set
+        // more exactly: two that are off by 0.24 s each drift beyond it in ten minutes all the same.
+        let offsets = plan.clocks.iter().map(|&(offset, drift)| (offset * 5 / 6, drift / 10)).cycle();
         Self {
             exchanges: true,
             partitions: 8,
@@ -249,6 +250,7 @@ impl Plan {
             fault_every: *random.choose(&[1_500_000, 6_000_000, 20_000_000]),
             faults,
             clocks: offsets.take(nodes).collect(),
+            skew_max: plan.skew_max * 5 / 6,
             hints_max: *random.choose(&[2, 20, 5_000]),
             ..plan
         }
