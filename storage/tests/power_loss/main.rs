@@ -57,6 +57,8 @@ const SMALL: Sizes = Sizes { segment: 16 << 10, value_max: 6 << 10 };
 /// A segment has several slices of blocks, which are allocated one after the other.
 const LARGE: Sizes = Sizes { segment: 3 << 20, value_max: 400 << 10 };
 
+const WORKLOADS_AT_A_TIME: usize = 4;
+
 /// Images that wait to be looked at.
 const WAITING_MAX: usize = 24;
 
@@ -80,6 +82,21 @@ struct Counts {
     torn_records: u64,
     acknowledged: u64,
     compacted: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.workloads += other.workloads;
+        self.lives += other.lives;
+        self.images += other.images;
+        self.without_folder += other.without_folder;
+        self.segments += other.segments;
+        self.scanned += other.scanned;
+        self.torn_bytes += other.torn_bytes;
+        self.torn_records += other.torn_records;
+        self.acknowledged += other.acknowledged;
+        self.compacted += other.compacted;
+    }
 }
 
 /// An environment for looking at images: nothing is lost there, and time stands still.
@@ -373,8 +390,7 @@ impl Workload {
         let folder = self.folder();
         lost.image.write_to(&folder);
         if let Err(what) = self.try_check(lost, &folder, counts) {
-            let kept = std::env::temp_dir().join(format!("koltso-power-loss-{}", std::process::id()));
-            let _ = std::fs::remove_dir_all(&kept);
+            let kept = tempfile::Builder::new().prefix("koltso-power-loss-").tempdir().unwrap().keep().join("image");
             lost.image.write_to(&kept);
             panic!("{what}\nmode {:?}, at {}; the image is kept in {}", self.sync, lost.now_ms, kept.display());
         }
@@ -489,13 +505,32 @@ fn lose(env: &PowerEnv, history: &Mutex<History>, lost: &Mutex<Vec<Lost>>) {
 
 /// Runs workloads until so many images were looked at, and more than so many bytes of them were torn,
 /// which some workloads leave few of.
-fn lose_often(seed: u64, (images, torn_bytes): (u64, u64), workload: impl Fn(u64) -> Workload) -> Counts {
-    let (mut counts, begun) = (Counts::default(), Instant::now());
-    while counts.images < images || (counts.torn_bytes <= torn_bytes && counts.workloads < 20) {
-        let seed = seed.wrapping_add(counts.workloads);
-        println!("workload of KOLTSO_SEED={seed}, after {} images", counts.images);
-        workload(seed).run(&mut counts);
-    }
+///
+/// Workloads have nothing in common, so some of them run at a time.
+fn lose_often(seed: u64, (images, torn_bytes): (u64, u64), workload: impl Fn(u64) -> Workload + Sync) -> Counts {
+    let (counts, begun) = (Mutex::new((0, Counts::default())), Instant::now());
+    let next = || {
+        let (started, counts) = &mut *counts.lock().unwrap();
+        let wanted = counts.images < images || (counts.torn_bytes <= torn_bytes && *started < 20);
+        let seed = seed.wrapping_add(*started);
+        *started += 1;
+        wanted.then(|| {
+            println!("workload of KOLTSO_SEED={seed}, after {} images", counts.images);
+            seed
+        })
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..WORKLOADS_AT_A_TIME {
+            scope.spawn(|| {
+                while let Some(seed) = next() {
+                    let mut found = Counts::default();
+                    workload(seed).run(&mut found);
+                    counts.lock().unwrap().1.add(&found);
+                }
+            });
+        }
+    });
+    let (_, counts) = counts.into_inner().unwrap();
     println!("{counts:?} in {:?}", begun.elapsed());
     counts
 }
