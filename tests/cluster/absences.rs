@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{CAUGHT_UP_WITHIN, ENDS, QUORUM, delete_all, none, pending_of, quickly, some};
+use crate::{CAUGHT_UP_WITHIN, ENDS, PATIENTLY, QUORUM, delete_all, none, pending_of, quickly, some};
 use koltso_testkit::cluster::{Records, numbered};
 use koltso_testkit::{Cluster, Random, eventually, files, volume};
 
@@ -41,7 +41,7 @@ fn a_node_that_returns_serves_what_it_missed_although_its_peers_have_gone() {
 #[test]
 fn missed_values_arrive_whatever_their_size() {
     let mut random = Random::announced("missed_values_arrive_whatever_their_size");
-    let mut cluster = Cluster::of(3);
+    let mut cluster = Cluster::with(3, PATIENTLY);
     cluster.kill(1);
     let records: Records = [0, 1, 5000, 1 << 20, 16 << 20]
         .into_iter()

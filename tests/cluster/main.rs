@@ -27,6 +27,9 @@ const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(10);
 /// 1 s).
 const TIMED_OUT_WITHIN: Duration = Duration::from_millis(2500);
 
+/// For what may take its time: values of many MiB, which three nodes write beside other tests.
+const PATIENTLY: &str = "--replica-timeout 10s";
+
 /// Stops a node in one way or another.
 type End = fn(&mut Cluster, usize);
 

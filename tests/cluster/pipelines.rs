@@ -7,7 +7,7 @@ use koltso_testkit::client::request_bytes;
 use koltso_testkit::cluster::entity_of;
 use koltso_testkit::{Cluster, Random};
 
-use crate::QUORUM;
+use crate::{PATIENTLY, QUORUM};
 
 const ROUNDS: usize = 12;
 const REQUESTS: usize = 80;
@@ -16,7 +16,7 @@ const REQUESTS: usize = 80;
 fn pipelined_requests_of_any_mix_act_in_order_while_a_peer_stalls() {
     let mut random = Random::announced("pipelined_requests_of_any_mix_act_in_order_while_a_peer_stalls");
     // What matters is the order, not how soon.
-    let mut cluster = Cluster::with(3, "--replica-timeout 10s");
+    let mut cluster = Cluster::with(3, PATIENTLY);
     let keys = ["a", "b", "c"];
     let mut stored: HashMap<&str, Vec<u8>> = HashMap::new();
     for round in 0..ROUNDS {

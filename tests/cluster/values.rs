@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{CAUGHT_UP_WITHIN, QUORUM, key_of, pending_of, quickly, some};
+use crate::{CAUGHT_UP_WITHIN, PATIENTLY, QUORUM, key_of, pending_of, quickly, some};
 use koltso_testkit::client::{Framing, request_bytes};
 use koltso_testkit::cluster::{Records, entity_of, numbered};
 use koltso_testkit::{Cluster, Launch, Random, entity, eventually};
@@ -10,7 +10,7 @@ use koltso_testkit::{Cluster, Launch, Random, entity, eventually};
 #[test]
 fn large_and_empty_values_pass_through_a_node_that_does_not_own_them() {
     let mut random = Random::announced("large_and_empty_values");
-    let cluster = Cluster::of(3);
+    let cluster = Cluster::with(3, PATIENTLY);
     let key = key_of(&cluster, 2, b"value");
     for size in [0, 1, 16 << 10, 64 << 10, 1 << 20, (16 << 20) - 1, 16 << 20] {
         let value = random.bytes(size);
