@@ -26,7 +26,8 @@ fn last_hint(path: &Path, records: &Records) -> Option<u64> {
 /// to 32 MiB from a peer.
 #[test]
 fn clients_that_do_not_read_large_values_of_peers_are_bounded() {
-    let cluster = Cluster::with(2, "--max-in-flight-bytes 32MiB");
+    // Thirty values of 8 MiB are asked for at once.
+    let cluster = Cluster::with(2, "--max-in-flight-bytes 32MiB --replica-timeout 10s");
     let value = vec![7; 8 << 20];
     cluster.client(0).put_of("large", &value, (1, 1)).expect(201, "PUT");
     let other = cluster.others(cluster.holders("large")[0])[0];

@@ -234,8 +234,9 @@ fn a_copy_that_is_started_beside_its_original_is_refused() {
             cluster.log(index).contains("one identity, two places")
         });
     }
-    let refused = second.log();
-    assert!(refused.contains("it refused: one identity, two places"), "{refused}");
+    eventually("it says why it is refused", SAID_WITHIN, || {
+        second.log().contains("it refused: one identity, two places")
+    });
     // The first one goes on, and nobody thinks that it lacks something.
     for index in 0..3 {
         assert_eq!(cluster.client(index).value_of("key", QUORUM).as_deref(), Some(&b"value"[..]));

@@ -14,6 +14,8 @@ fn a_folder_is_whole_or_its_damage_is_listed() {
     }
     let data = server.data().to_path_buf();
     let folder = data.to_str().unwrap();
+    // What it appended would otherwise reach the files in between.
+    server.pause();
     let sentence = assert_refused("a folder in use", &["verify", folder], &data);
     assert!(sentence.contains("is in use by another process"), "{sentence}");
     server.kill();

@@ -169,7 +169,13 @@ impl Client {
             self.start = 0;
         }
         let mut block = [0; 64 << 10];
-        let count = self.stream.read(&mut block).map_err(|error| match error.kind() {
+        let count = loop {
+            match self.stream.read(&mut block) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        let count = count.map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "no complete answer in time"),
             _ => error,
         })?;

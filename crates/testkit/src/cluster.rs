@@ -229,18 +229,7 @@ impl Cluster {
     pub fn pause(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         assert_eq!(node.state, State::Running, "SIGSTOP for a node that does not run");
-        let server = node.server.as_ref().unwrap();
-        server.signal(libc::SIGSTOP);
-        // The signal is only sent by then: a thread on another processor may go on for a moment,
-        // and answer.
-        let tasks = format!("/proc/{}/task", server.pid());
-        let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
-            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
-            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
-        };
-        eventually("every thread is stopped", std::time::Duration::from_secs(5), || {
-            std::fs::read_dir(&tasks).unwrap().all(is_stopped)
-        });
+        node.server.as_ref().unwrap().pause();
         node.state = State::Paused;
     }
 

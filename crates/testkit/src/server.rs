@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::Client;
 use crate::json::{json_number, json_object};
 use crate::process::send_signal;
+use crate::{Client, eventually};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const RELEASED_WITHIN: Duration = Duration::from_secs(5);
@@ -352,6 +352,22 @@ impl Server {
     #[track_caller]
     pub fn signal(&self, signal: i32) {
         send_signal(self.pid(), signal);
+    }
+
+    /// SIGSTOP, and waits until no thread runs.
+    #[track_caller]
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+        // The signal is only sent by then: a thread on another processor may go on for a moment,
+        // and answer.
+        let tasks = format!("/proc/{}/task", self.pid());
+        let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        };
+        eventually("every thread is stopped", Duration::from_secs(5), || {
+            std::fs::read_dir(&tasks).unwrap().all(is_stopped)
+        });
     }
 
     /// kill -9, and waits until the process is gone.
