@@ -12,6 +12,8 @@
 
 use std::sync::Arc;
 
+use koltso_instrument::breathe;
+
 use crate::damage::DamageLog;
 use crate::hash::IndexHash;
 use crate::index::{Find, Hit};
@@ -121,6 +123,7 @@ impl Source {
     /// reported.
     fn advance(&mut self, parts: &Parts) -> bool {
         while self.next < self.len {
+            breathe();
             (self.offset, self.hash) = self.offset_at(self.next);
             self.next += 1;
             if self.next + PREFETCH < self.len {
@@ -178,6 +181,7 @@ fn sources(parts: &Parts, start: &[u8], wanted: Option<&Wanted>) -> Result<Vec<S
     let segments = parts.segments.all();
     let mut sources = Vec::with_capacity(segments.len() + 8);
     for segment in &segments {
+        breathe();
         if segment.sidecar().is_some() {
             sources.extend(sealed(segment));
             continue;
@@ -194,6 +198,7 @@ fn sources(parts: &Parts, start: &[u8], wanted: Option<&Wanted>) -> Result<Vec<S
 
 /// Whether a record's key is in one of the wanted leaves.
 fn is_in(wanted: &Wanted, segment: &IndexedSegment, offset: u32) -> bool {
+    breathe();
     segment.record(offset).is_ok_and(|record| wanted.has_key(record.key()))
 }
 

@@ -32,6 +32,7 @@ use std::io;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use koltso_instrument::breathe;
 use koltso_model::{Flags, KeyHash, PARTITIONS, Version};
 use memmap2::Mmap;
 
@@ -290,7 +291,10 @@ impl Sidecar {
             return (0..self.count).filter(|&number| wanted.has(self.entry(number).leaf)).collect();
         }
         let of = wanted.in_partitions();
-        let places = of.into_iter().flat_map(|of| self.first_of(of.start)..self.first_of(of.end));
+        let places = of.into_iter().flat_map(|of| {
+            breathe();
+            self.first_of(of.start)..self.first_of(of.end)
+        });
         let entries = places.map(|at| self.directory_entry(at)).filter(|&(hash, _)| wanted.has(Leaf::of(hash)));
         // Also one that lies with the right checksum names no entry behind the last one.
         let numbers = entries.map(|(_, number)| number).filter(|&number| number < self.count);

@@ -8,15 +8,17 @@
 //! `koltso-profiling`.
 //!
 //! The sampling allocator also uses [`table`], [`walk`] and [`random`], which take no lock and do
-//! not allocate. Deliberately absent: condition variables (parking_lot's accept these guards),
+//! not allocate. [`breathe`] keeps long work from holding up others. Deliberately absent: condition variables (parking_lot's accept these guards),
 //! fairness, deadlock detection, poisoning.
 #![deny(missing_docs)]
 
 mod lock;
 pub mod random;
 pub mod table;
+mod turns;
 pub mod waits;
 pub mod walk;
 
 pub use lock::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+pub use turns::{breathe, work_in_turns};
 pub use waits::{Name, waited_for, waiting};

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use koltso_cluster::exchange::{Holdings, Listed, NotReady, board};
+use koltso_instrument::breathe;
 use koltso_model::{Item, KeyHash, LEAVES, LeafSet, PARTITIONS, Record, Standing, Told, WallTime};
 use koltso_storage::Newest;
 
@@ -72,6 +73,7 @@ impl Holdings for Here {
     }
 
     fn root(&self, from: u8, partition: u16) -> u64 {
+        breathe();
         self.repair.store.digests().root(from, usize::from(partition))
     }
 
@@ -124,6 +126,7 @@ impl Holdings for Here {
     }
 
     fn newest(&mut self, key: &[u8]) -> Option<Record<Bytes>> {
+        breathe();
         self.repair.store.newest(key, |newest| match newest {
             Newest::Record(record) => Some(record.owned()),
             Newest::None | Newest::Damaged => None,
@@ -141,6 +144,7 @@ impl Holdings for Here {
         }
         let Some(writer) = writer.as_mut() else { return vec![false; records.len()] };
         let mut apply = |record: &Record<Bytes>| {
+            breathe();
             self.repair.clock.observe(record.version.clock);
             writer.apply(&record.borrowed()).is_ok()
         };

@@ -8,7 +8,7 @@
 //! - `holdings.rs`: what this node has, for both.
 //!
 //! Owner: the process, behind an `Arc`. Bounds: two threads a peer and one; those of the machines; the rate
-//! of `--repair-rate`, which hints share. What is written here goes to a log of its own.
+//! of `--repair-rate`, which hints share. They work in short turns, so that data cores come first. What is written here goes to a log of its own.
 
 mod answering;
 mod asking;
@@ -27,7 +27,7 @@ use koltso_cluster::exchange::board::{Board, Look};
 use koltso_cluster::exchange::pair::Pair;
 use koltso_cluster::exchange::{Agreeing, Holdings};
 use koltso_cluster::placement::NodeIndex;
-use koltso_instrument::Mutex;
+use koltso_instrument::{Mutex, work_in_turns};
 use koltso_model::{Record, Standing, Told, Version, WallTime};
 use koltso_net::replica::PeerIdentity;
 use koltso_storage::{Store, SyncMode, Writer};
@@ -136,7 +136,10 @@ impl Repair {
     }
 
     fn spawn(&self, name: impl Into<String>, run: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-        let thread = std::thread::Builder::new().name(name.into()).spawn(run)?;
+        let thread = std::thread::Builder::new().name(name.into()).spawn(|| {
+            work_in_turns();
+            run();
+        })?;
         let mut threads = self.threads.lock();
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);

@@ -12,12 +12,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use koltso_instrument::breathe;
+
 use super::super::lost::LostReason;
 use super::super::wire::READ_SIZE;
 
 /// Bytes a second at which a frame must come or be taken: what leaves the largest one about two
 /// minutes.
 const LEAST_RATE: u64 = 256 * 1024;
+/// The most bytes that one system call takes or gives: a kernel that is not preempted lets no data core have the
+/// processor until a call is over, and one of a few MiB takes milliseconds.
+const PIECE: usize = 64 << 10;
 /// How often a wait looks whether it is to end.
 const STEP: Duration = Duration::from_millis(200);
 
@@ -79,9 +84,11 @@ impl Line {
             (since + self.time_for(need)).min(Instant::now() + self.patience)
         };
         loop {
+            breathe();
             let left = self.left_until(deadline)?;
             self.stream.set_read_timeout(Some(left))?;
-            match self.stream.read(&mut self.buffer[self.end..]) {
+            let end = self.buffer.len().min(self.end + PIECE);
+            match self.stream.read(&mut self.buffer[self.end..end]) {
                 Ok(0) => return Err(LostReason::Closed),
                 Ok(count) => {
                     self.end += count;
@@ -114,9 +121,10 @@ impl Line {
         let end = Instant::now() + self.time_for(bytes.len());
         let (mut rest, mut deadline) = (bytes, end.min(Instant::now() + self.patience));
         while !rest.is_empty() {
+            breathe();
             let left = self.left_until(deadline)?;
             self.stream.set_write_timeout(Some(left))?;
-            match self.stream.write(rest) {
+            match self.stream.write(&rest[..rest.len().min(PIECE)]) {
                 Ok(0) => return Err(LostReason::Closed),
                 Ok(count) => {
                     rest = &rest[count..];
