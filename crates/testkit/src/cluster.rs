@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::client::{encode, request_bytes, split_record};
 use crate::server::free_port;
-use crate::{Client, Launch, Response, Server, eventually};
+use crate::{Client, Launch, Response, Server};
 
 const UP_WITHIN: Duration = Duration::from_secs(20);
 
