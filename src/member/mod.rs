@@ -267,7 +267,7 @@ impl Cluster {
             node: self.number(),
             introduction: self.acquaintances().introduction(),
             features: Features::KNOWN,
-            secret: self.config.secret.clone(),
+            secrets: self.config.secrets.clone(),
         }
     }
 

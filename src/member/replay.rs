@@ -155,7 +155,7 @@ mod tests {
             node,
             introduction: Introduction::default(),
             features: Features::KNOWN,
-            secret: Vec::new(),
+            secrets: Default::default(),
         }
     }
 

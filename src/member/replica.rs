@@ -72,6 +72,10 @@ impl Acquaintances for Present {
         }
         cluster.acquaintances().judge(peer, introduction)
     }
+
+    fn heard_ms(&self, peer: u16) -> u64 {
+        self.0.acquaintances().heard_ms(peer)
+    }
 }
 
 struct PeerService {

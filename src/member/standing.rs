@@ -279,7 +279,8 @@ impl OwnStanding {
         let process = process(&peer.introduction);
         let news = {
             let mut memory = self.memory.lock();
-            let news = memory.met(peer.node, process, peer.doubts_us, now_ms());
+            let doubt = peer.doubts_us.then_some(peer.heard_us_ms);
+            let news = memory.met(peer.node, process, doubt, now_ms());
             self.publish(&memory, news);
             news
         };
@@ -412,6 +413,10 @@ impl Acquaintances for OwnStanding {
             Judged::TwoPlaces => wire::Judged::TwoPlaces,
         }
     }
+
+    fn heard_ms(&self, peer: u16) -> u64 {
+        self.memory.lock().heard_ms(peer)
+    }
 }
 
 #[cfg(test)]
@@ -437,7 +442,7 @@ mod tests {
     fn peer(node: u16, id: u128, doubts_us: bool) -> PeerIdentity {
         let introduction = Introduction { id: NodeId(id), starts: 3, lived_ms: 1000, process: 9 };
         let (features, purpose) = (Features::KNOWN, Purpose::Requests);
-        PeerIdentity { node, introduction, features, skew: None, purpose, changed: false, doubts_us }
+        PeerIdentity { node, introduction, features, skew: None, purpose, changed: false, doubts_us, heard_us_ms: 0 }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::given::Given;
 use super::grammar::{FilePath, Grammar};
 use super::places::{Address, Url};
 use super::said::Said;
-use super::secret::{read_own_token, read_secret};
+use super::secret::{read_own_token, read_secrets};
 use super::table::{
     ADMIN_LISTEN, ADMIN_TOKEN_FILE, ALLOWED_HOST, CLUSTER, CLUSTER_NAME, CLUSTER_SECRET_FILE, COMPACTION_RATE,
     CORS_ORIGIN, DATA, IDLE_TIMEOUT, LISTEN, LOG_FORMAT, LOG_LEVEL, LOG_NAME, MAX_CONNECTIONS,
@@ -133,12 +133,12 @@ fn cluster(given: &Given) -> Result<(Option<Cluster>, SocketAddr), String> {
             replica.resolve().map_err(|e| format!("the replica address {replica} of {url} cannot be resolved: {e}"))?
         }
     };
-    let secret = in_file(given, &CLUSTER_SECRET_FILE, read_secret)?.unwrap_or_default();
+    let secrets = in_file(given, &CLUSTER_SECRET_FILE, read_secrets)?.unwrap_or_default();
     // A node alone has no replica listener.
     if nodes.len() == 1 {
         return Ok((None, listen));
     }
-    if secret.is_empty() && !replica_listen.ip().to_canonical().is_loopback() {
+    if secrets.is_empty() && !replica_listen.ip().to_canonical().is_loopback() {
         return Err(format!(
             "the replica listener {replica_listen} is reachable beyond loopback: give --{}",
             CLUSTER_SECRET_FILE.name
@@ -149,7 +149,7 @@ fn cluster(given: &Given) -> Result<(Option<Cluster>, SocketAddr), String> {
         nodes,
         me,
         replica_listen,
-        secret,
+        secrets,
         replica_timeout: given.value(&REPLICA_TIMEOUT)?.0,
         repair_rate: given.value(&REPAIR_RATE)?.0,
     };

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use koltso_net::replica::Secrets;
 use koltso_storage::SyncMode;
 
 use super::address::HostPort;
@@ -85,8 +86,8 @@ pub struct Cluster {
     pub me: usize,
     /// Where this node listens to the others.
     pub replica_listen: SocketAddr,
-    /// What the nodes prove to each other to know; empty when they prove nothing.
-    pub secret: Vec<u8>,
+    /// What the nodes prove to each other to know.
+    pub secrets: Secrets,
     /// How long a coordinator waits for replicas.
     pub replica_timeout: Duration,
     /// Bytes a second for what replicas miss.

@@ -5,6 +5,8 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use koltso_net::replica::Secrets;
+
 /// Bytes of the secret that the nodes share: 128 bits cannot be guessed.
 const SECRET_MIN: usize = 16;
 const SECRET_MAX: usize = 4096;
@@ -59,13 +61,27 @@ fn user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// The secret in a file, any bytes. `said` is where the path comes from, with the path.
-pub(super) fn read_secret(said: &str, path: &Path) -> Result<Vec<u8>, String> {
-    let secret = read_up_to(path, SECRET_MAX).map_err(|e| format!("{said}{e}"))?;
-    if secret.len() < SECRET_MIN || secret.len() > SECRET_MAX {
-        return Err(format!("{said} does not hold a secret of {SECRET_MIN} to {SECRET_MAX} bytes"));
+/// The secrets in a file: one of any bytes, or two lines of text, of which the first is used and both are
+/// accepted. `said` is where the path comes from, with the path.
+///
+/// # Errors
+/// One sentence that begins with `said`.
+pub(super) fn read_secrets(said: &str, path: &Path) -> Result<Secrets, String> {
+    let content = read_up_to(path, 2 * SECRET_MAX + 1).map_err(|e| format!("{said}{e}"))?;
+    // A secret of random bytes may have a line end in it, and any may end in one.
+    let is_text = content.iter().all(|&byte| byte == b'\n' || (b' '..=b'~').contains(&byte));
+    let secrets: Vec<Vec<u8>> = match is_text && content.last() != Some(&b'\n') {
+        true => content.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect(),
+        false => vec![content],
+    };
+    if secrets.len() > 2 {
+        return Err(format!("{said} has {} lines: a secret is one line, and two while it is replaced", secrets.len()));
     }
-    Ok(secret)
+    if secrets.iter().any(|secret| secret.len() < SECRET_MIN || secret.len() > SECRET_MAX) {
+        let each = if secrets.len() > 1 { " in each of its lines" } else { "" };
+        return Err(format!("{said} does not hold a secret of {SECRET_MIN} to {SECRET_MAX} bytes{each}"));
+    }
+    Ok(Secrets::new(secrets))
 }
 
 /// The token in a file, with blanks around it removed. `said` is where the path comes from, with
@@ -108,12 +124,46 @@ mod tests {
 
     const CONTENT: &str = "a secret of enough bytes";
 
+    fn of(secrets: &[&str]) -> Secrets {
+        Secrets::new(secrets.iter().map(|secret| secret.as_bytes().to_vec()).collect())
+    }
+
+    #[test]
+    fn two_lines_are_two_secrets_and_other_bytes_are_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("secret");
+        let read = |content: &[u8]| {
+            fs::write(&path, content).expect("written");
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("changed");
+            read_secrets("--f", &path)
+        };
+        let other = "another one, long enough";
+        assert_eq!(read(format!("{CONTENT}\n").as_bytes()), Ok(of(&[CONTENT])));
+        for end in ["", "\n"] {
+            assert_eq!(read(format!("{CONTENT}\n{other}{end}").as_bytes()), Ok(of(&[CONTENT, other])));
+        }
+        let random = b"\xff random \n bytes of enough \x00 length";
+        assert_eq!(read(random), Ok(Secrets::new(vec![random.to_vec()])));
+        assert_eq!(read(format!("{CONTENT}\n\n").as_bytes()), Ok(of(&[&format!("{CONTENT}\n")])));
+        let longest = "s".repeat(SECRET_MAX);
+        assert_eq!(read(format!("{longest}\n{longest}\n").as_bytes()), Ok(of(&[&longest, &longest])));
+        for (content, why) in [
+            (format!("{CONTENT}\n{other}\n{other}\n"), "--f has 3 lines"),
+            (format!("{CONTENT}\nshort\n"), "16 to 4096 bytes in each of its lines"),
+            (format!("{longest}s"), "16 to 4096 bytes"),
+            (format!("{longest}\n{longest}s"), "16 to 4096 bytes"),
+        ] {
+            let sentence = read(content.as_bytes()).expect_err("refused");
+            assert!(sentence.starts_with("--f ") && sentence.contains(why), "{sentence}");
+        }
+    }
+
     #[test]
     fn a_secret_that_others_may_read_is_refused_with_the_command_that_mends_it() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("secret");
         fs::write(&path, CONTENT).expect("written");
-        let both = |path: &Path| [read_secret("--f", path).map(|_| ()), read_token("--f", path).map(|_| ())];
+        let both = |path: &Path| [read_secrets("--f", path).map(|_| ()), read_token("--f", path).map(|_| ())];
         for mode in [0o644, 0o640, 0o604, 0o660, 0o602, 0o610] {
             fs::set_permissions(&path, Permissions::from_mode(mode)).expect("changed");
             for sentence in both(&path).map(|read| read.expect_err("refused")) {
@@ -123,14 +173,14 @@ mod tests {
         }
         for mode in [0o600, 0o400, 0o700] {
             fs::set_permissions(&path, Permissions::from_mode(mode)).expect("changed");
-            assert_eq!(read_secret("--f", &path).as_deref(), Ok(CONTENT.as_bytes()));
+            assert_eq!(read_secrets("--f", &path), Ok(of(&[CONTENT])));
         }
         // It may be a link, as where it is mounted into a container.
         let link = folder.path().join("link");
         symlink(&path, &link).expect("linked");
-        assert_eq!(read_secret("--f", &link).as_deref(), Ok(CONTENT.as_bytes()));
+        assert_eq!(read_secrets("--f", &link), Ok(of(&[CONTENT])));
         fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("changed");
-        assert!(read_secret("--f", &link).is_err(), "what counts is where it leads");
+        assert!(read_secrets("--f", &link).is_err(), "what counts is where it leads");
     }
 
     #[test]
@@ -140,7 +190,7 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg("-m600").arg(&pipe).status().expect("mkfifo runs");
         assert!(made.success());
         for no_file in [pipe.as_path(), folder.path(), Path::new("/dev/zero")] {
-            let sentence = read_secret("--f", no_file).expect_err("refused");
+            let sentence = read_secrets("--f", no_file).expect_err("refused");
             assert_eq!(sentence, "--f is not a file");
         }
         fs::write(&path, CONTENT).expect("written");

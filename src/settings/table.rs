@@ -361,11 +361,11 @@ settings! {
         name: "cluster-secret-file",
         value: "FILE",
         default: Default::Off,
-        help: "A file with the secret that all nodes share, at least 16 bytes; required if they talk beyond loopback",
+        help: "A file with the secret that all nodes share, at least 16 bytes; required if they talk beyond loopback. Two lines of text are two secrets: the first is used, both are accepted",
         group: Group::Cluster,
         local: Local::Same,
         status: Status::Named("cluster_secret", |config| {
-            of_cluster(config, |cluster| (!cluster.secret.is_empty()).into())
+            of_cluster(config, |cluster| (!cluster.secrets.is_empty()).into())
         }),
         grammar: FilePath,
     };

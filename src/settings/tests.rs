@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use koltso_model::NODES_MAX;
+use koltso_net::replica::Secrets;
 use koltso_storage::{SyncMode, VALUE_MAX_LIMIT};
 
 use super::check::check;
@@ -83,8 +84,8 @@ fn from_file(content: impl AsRef<[u8]>) -> Result<Config, String> {
 }
 
 /// Everything of a configuration that can be compared, the secret included.
-fn everything(config: &Config) -> String {
-    format!("{config:?} {:?}", config.cluster.as_ref().map(|cluster| &cluster.secret))
+fn everything(config: &Config) -> (String, Option<Secrets>) {
+    (format!("{config:?}"), config.cluster.as_ref().map(|cluster| cluster.secrets.clone()))
 }
 
 // --- the table ---
@@ -461,7 +462,7 @@ fn a_cluster_is_the_same_list_whatever_the_order_and_the_spelling() {
     assert_eq!((cluster.me, Some(cluster.replica_listen)), (1, cluster.nodes[1].replica.in_digits()));
     let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.replica.port).collect();
     assert_eq!(ports, [11337, 11338, 11339]);
-    assert_eq!((cluster.name.as_str(), cluster.secret.len()), ("koltso", 0));
+    assert_eq!((cluster.name.as_str(), cluster.secrets.clone()), ("koltso", Secrets::default()));
     assert_eq!(cluster.replica_timeout, Duration::from_secs(1));
 }
 
@@ -528,8 +529,9 @@ fn the_secret_has_a_least_length_and_loses_one_line_end() {
             format!("--cluster 127.0.0.1:1337,127.0.0.1:1338 --replica-listen 0.0.0.0:1 --cluster-secret-file {path}");
         checked(&flags).map(|config| config.cluster.expect("a cluster"))
     };
-    assert_eq!(with(b"0123456789abcde\n\n").expect("16 bytes").secret, b"0123456789abcde\n");
-    assert_eq!(with(&[0xFF; 4096]).expect("any bytes").secret.len(), 4096);
+    let of = |secrets: &[&[u8]]| Secrets::new(secrets.iter().map(|secret| secret.to_vec()).collect());
+    assert_eq!(with(b"0123456789abcde\n\n").expect("16 bytes").secrets, of(&[b"0123456789abcde\n"]));
+    assert_eq!(with(&[0xFF; 4096]).expect("any bytes").secrets, of(&[&[0xFF; 4096]]));
     for wrong in [&b"0123456789abcde\n"[..], b"", &[7; 4097]] {
         assert!(with(wrong).expect_err("refused").contains("16 to 4096 bytes"));
     }

@@ -37,6 +37,32 @@ fn nodes_with_the_same_secret_work_together() {
     }
 }
 
+#[test]
+fn a_secret_is_replaced_node_by_node_while_the_cluster_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = ("the secret that is to be replaced", "the secret that takes its place");
+    let file = |index: usize, content: &str| secret_file(folder.path(), &format!("secret{index}"), content);
+    let mut cluster = Cluster::planned(3, |index, launch, _| {
+        Some(launch.flags(&format!("--cluster-secret-file {}", file(index, old).display())))
+    });
+    cluster.wait_up();
+    let records = numbered("secret", 20, "value");
+    for lines in [format!("{old}\n{new}\n"), format!("{new}\n{old}\n"), format!("{new}\n")] {
+        for index in 0..3 {
+            file(index, &lines);
+            cluster.terminate(index);
+            let other = (index + 1) % 3;
+            cluster.client(other).store_all_of(&records, QUORUM);
+            cluster.start(index);
+            cluster.wait_up();
+            cluster.client(index).put_of("all", "value", (3, 3)).expect(201, "PUT 3/3 after each restart");
+        }
+    }
+    for index in 0..3 {
+        assert!(lines_with(&cluster.log(index), &["secret"]).is_empty(), "{}", cluster.log(index));
+    }
+}
+
 /// Whether a text calls a node by a number: `node 24539`.
 fn names_a_number(text: &str) -> bool {
     text.split("node ").skip(1).any(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))

@@ -20,7 +20,7 @@ use koltso_net::replica::blocking::{AnswerConfig, Answering};
 use koltso_net::replica::frame::exchange::Asked;
 use koltso_net::replica::frame::{Limits, Parsed, encode_reply, parse_request};
 use koltso_net::replica::handshake::{Acceptor, Progress};
-use koltso_net::replica::{Features, Identity, Introduction, NoMemory, PeerIdentity, Purpose, Reply, Request};
+use koltso_net::replica::{Features, Identity, Introduction, NoMemory, PeerIdentity, Purpose, Reply, Request, Secrets};
 use koltso_testkit::cluster::Quorum;
 use koltso_testkit::{Cluster, eventually, wall_ms};
 
@@ -136,7 +136,7 @@ fn liar(topology: &Topology, lie: Lie, comparing: Comparing) -> Liar {
         node: topology.number(topology.me()),
         introduction: Introduction::default(),
         features: Features::KNOWN,
-        secret: Vec::new(),
+        secrets: Secrets::default(),
     };
     Liar { identity, members: topology.numbers().to_vec(), lie, comparing }
 }

@@ -44,6 +44,11 @@ pub enum Judged {
 pub trait Acquaintances: Debug + Send + Sync {
     /// Compares what the member with number `peer` says of itself with what is remembered of it.
     fn judge(&self, peer: u16, introduction: &Introduction) -> Judged;
+
+    /// Until when the process was heard of that is remembered as the member with number `peer`, in
+    /// milliseconds since the Unix epoch; 0 if none is. Of two that doubt each other, the one whose memory is
+    /// older is told so by this.
+    fn heard_ms(&self, peer: u16) -> u64;
 }
 
 /// Remembers nobody, so that whoever comes is known.
@@ -53,5 +58,9 @@ pub struct NoMemory;
 impl Acquaintances for NoMemory {
     fn judge(&self, _: u16, _: &Introduction) -> Judged {
         Judged::Known
+    }
+
+    fn heard_ms(&self, _: u16) -> u64 {
+        0
     }
 }

@@ -23,6 +23,7 @@ mod link;
 mod lost;
 mod outbox;
 pub mod redial;
+mod secrets;
 mod server;
 mod service;
 mod strangers;
@@ -39,6 +40,7 @@ pub use link::{
 };
 pub use lost::LostReason;
 pub use redial::DIAL_GAP;
+pub use secrets::Secrets;
 #[cfg(test)]
 pub(crate) use server::serve_over;
 pub use server::{AcceptConfig, MemberAddresses, STRANGERS_MAX, serve};

@@ -19,7 +19,7 @@ use crate::replica::frame::{self, Limits as FrameLimits, Parsed};
 use crate::replica::handshake::{Dialer, Dialing, Progress};
 use crate::replica::{
     AcceptConfig, Features, Identity, Introduction, NoMemory, Purpose, ReplicaEvent, ReplicaService, Replies, Request,
-    serve_over,
+    Secrets, serve_over,
 };
 use crate::server::{self, Admit, Answered, Event, Fill, Limits, Outcome, Service, Sink, Source};
 
@@ -279,7 +279,7 @@ fn identity(node: u16) -> Identity {
         node,
         introduction: Introduction::default(),
         features: Features::KNOWN,
-        secret: b"secret".to_vec(),
+        secrets: Secrets::new(vec![b"secret".to_vec()]),
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) fn dialer(purpose: Purpose) -> PeerIdentity {
         purpose,
         changed: false,
         doubts_us: false,
+        heard_us_ms: 0,
     }
 }
 

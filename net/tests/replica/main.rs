@@ -25,7 +25,7 @@ use koltso_net::replica::frame::{Limits, ReplyFrame};
 use koltso_net::replica::{
     AcceptConfig, Acquaintances, DeferredReply, Features, Full, Identity, Introduction, Link, LinkConfig, LinkHandler,
     LinkState, Locate, LostReason, NoMemory, NodeId, PeerIdentity, Purpose, ReplicaEvent, ReplicaService, Replies,
-    Reply, Request, serve,
+    Reply, Request, Secrets, serve,
 };
 use koltso_net::server::Shared;
 use koltso_testkit::wall_ms;
@@ -92,7 +92,7 @@ fn identity(node: u16) -> Identity {
         node,
         introduction: introduction(node),
         features: Features::KNOWN,
-        secret: b"secret".to_vec(),
+        secrets: Secrets::new(vec![b"secret".to_vec()]),
     }
 }
 

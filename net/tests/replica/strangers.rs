@@ -13,7 +13,7 @@ use crate::{
 use koltso_model::{Flags, Found, KeyHash, Operation, Outcome, Record, Refused, Tombstone};
 use koltso_net::replica::frame::{HEADER, encode_reply};
 use koltso_net::replica::handshake::Dialer;
-use koltso_net::replica::{Identity, LinkState, Purpose, ReplicaEvent, Reply, Request, frame};
+use koltso_net::replica::{Identity, LinkState, Purpose, ReplicaEvent, Reply, Request, Secrets, frame};
 use koltso_testkit::random::{Random, seed_or};
 use koltso_testkit::wall_ms;
 
@@ -143,7 +143,7 @@ fn those_who_do_not_belong_together_say_so_on_both_sides() {
     let refused_there: [(Change, &str); 5] = [
         (|i| i.cluster = "other".into(), "node 2 and node 1 have different cluster names (--cluster-name)"),
         (|i| i.topology = 8, "the --cluster lists of node 2 and node 1 differ"),
-        (|i| i.secret.clear(), "node 2 has a secret, and node 1 has none"),
+        (|i| i.secrets = Secrets::default(), "node 2 has a secret, and node 1 has none"),
         (|i| i.node = 4, "node 4 is not in the --cluster list of node 2"),
         (|i| i.node = 2, "node 2 is connected to itself, or two nodes have the number 2"),
     ];
@@ -168,7 +168,7 @@ fn those_who_do_not_belong_together_say_so_on_both_sides() {
             server.wait_for(&ReplicaEvent::Refused(sentence.to_owned()));
         }
         let mut us = identity(1);
-        us.secret = b"another".to_vec();
+        us.secrets = Secrets::new(vec![b"another".to_vec()]);
         let sentence = "node 1 and node 2 have different secrets";
         lost(us, sentence.to_owned());
         server.wait_for(&ReplicaEvent::Refused(format!("the other side refused: {sentence}")));

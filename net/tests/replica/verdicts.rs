@@ -21,6 +21,10 @@ impl Acquaintances for Thinks {
         assert_eq!(*said, introduction(peer));
         self.0
     }
+
+    fn heard_ms(&self, _: u16) -> u64 {
+        0
+    }
 }
 
 fn thinks(changed: bool) -> Arc<dyn Acquaintances> {

@@ -331,20 +331,22 @@ impl Board {
     }
 
     /// Up to when this node has agreed with all living replicas on all that is its own, as a clock;
-    /// see [`Told::agreed`].
+    /// see [`Told::agreed`]. Where nothing is, it has it all.
     #[must_use]
     pub fn agreed(&self, own_froms: u64) -> u64 {
-        let mut oldest = None;
+        let (mut oldest, mut is_replica) = (None, false);
         for from in self.froms(own_froms) {
             for partition in 0..self.topology.partitions() {
-                let living = self.others(from, partition).into_iter().flatten();
-                for node in living.filter(|node| self.members[node.at()].lives) {
-                    let at = self.at(from, partition, node);
-                    oldest = Some(oldest.map_or(at, |oldest: u32| oldest.min(at)));
+                for node in self.others(from, partition).into_iter().flatten() {
+                    is_replica = true;
+                    if self.members[node.at()].lives {
+                        let at = self.at(from, partition, node);
+                        oldest = Some(oldest.map_or(at, |oldest: u32| oldest.min(at)));
+                    }
                 }
             }
         }
-        oldest.map_or(0, clock_of)
+        if is_replica { oldest.map_or(0, clock_of) } else { u64::MAX }
     }
 
     /// A whole peer lacks a record that this node has and doubts. Where all whole replicas that live

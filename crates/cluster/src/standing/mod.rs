@@ -161,12 +161,20 @@ impl Memory {
         if process.id == known.id && is_later && lived_on { Judged::Known } else { Judged::Changed }
     }
 
-    /// A handshake with a member is complete. `doubts_me`: it said that this node is not whom it
-    /// remembers.
+    /// Until when the process was heard of that is remembered as a member; 0 if none is.
+    #[must_use]
+    pub fn heard_ms(&self, number: u16) -> u64 {
+        self.remembered.get(&number).map_or(0, |known| known.heard_ms)
+    }
+
+    /// A handshake with a member is complete. `doubt`: it said that this node is not whom it remembers, and
+    /// until when it had heard of that one, in ms since the Unix epoch.
     ///
     /// That counts for nothing where this node knows that the other is an older copy, of its folder or
-    /// of the one before: it remembers this node as it was then, perhaps before its disk was replaced.
-    pub fn met(&mut self, number: u16, process: Process, doubts_me: bool, now_ms: u64) -> News {
+    /// of the one before: it remembers this node as it was then, perhaps before its disk was replaced. If each
+    /// thinks so of the other, the one that heard of the other later is right: the other one's memory is from
+    /// before that.
+    pub fn met(&mut self, number: u16, process: Process, doubt: Option<u64>, now_ms: u64) -> News {
         let judged = self.judge(number, &process);
         if judged == Judged::TwoPlaces || !self.members.contains(&number) {
             return News::None;
@@ -174,11 +182,13 @@ impl Memory {
         self.met.insert(number, process);
         let known = self.remembered.get(&number).map(|known| known.process);
         let is_before = |known: Process| known.id == process.id || born_ms(process.id) < born_ms(known.id);
-        let is_outdated = judged == Judged::Changed && known.is_some_and(is_before);
+        let is_outdated = judged == Judged::Changed
+            && known.is_some_and(is_before)
+            && doubt.is_none_or(|heard_ms| heard_ms <= self.heard_ms(number));
         if judged == Judged::Known {
             self.remembered.insert(number, Remembered { process, heard_ms: now_ms });
         }
-        if doubts_me && !is_outdated {
+        if doubt.is_some() && !is_outdated {
             return self.doubted(number, now_ms);
         }
         // This node and those that it has met.
@@ -212,11 +222,14 @@ impl Memory {
         }
     }
 
-    /// A member has told how its data stands, as this process. Whoever is whole is remembered from
+    /// A member has told how its data stands, as this process, which lives by that. Whoever is whole is remembered from
     /// then on, whoever was there before. Whoever is not may remember this node as it was before it
     /// was replaced: when nobody else doubts it, this node is whole again.
     pub fn told(&mut self, number: u16, process: Process, standing: Standing, now_ms: u64) -> News {
         let is_last = self.met.get(&number) == Some(&process);
+        if is_last {
+            self.heard(number, now_ms);
+        }
         if standing != Standing::Whole && is_last && self.doubters.remove(&number) && self.doubters.is_empty() {
             (self.standing, self.since_ms) = (Standing::Whole, 0);
             return News::Standing;

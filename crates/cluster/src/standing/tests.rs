@@ -99,8 +99,12 @@ impl Cluster {
             return;
         }
         let now_ms = self.now_ms;
-        self.nodes[one].memory.met(other as u16, other_process, of_one == Judged::Changed, now_ms);
-        self.nodes[other].memory.met(one as u16, one_process, of_other == Judged::Changed, now_ms);
+        let doubt = |judged, by: usize, of: usize| {
+            (judged == Judged::Changed).then(|| self.nodes[by].memory.heard_ms(of as u16))
+        };
+        let (of_one, of_other) = (doubt(of_one, other, one), doubt(of_other, one, other));
+        self.nodes[one].memory.met(other as u16, other_process, of_one, now_ms);
+        self.nodes[other].memory.met(one as u16, one_process, of_other, now_ms);
     }
 
     fn meet_all(&mut self) {
@@ -329,6 +333,38 @@ fn the_doubt_of_one_that_is_rebuilding_is_taken_back() {
     cluster.assert_rebuilding(&[0]);
 }
 
+/// Found by the simulation: each took the other for an older copy, and neither gave in. So the delete that
+/// one of them lacked was undone.
+#[test]
+fn of_two_that_doubt_each_other_the_older_memory_gives_in() {
+    let mut cluster = formed(2);
+    let copies = [0, 1].map(|number| cluster.nodes[number].folder.clone());
+    cluster.live(OLDER_BY_MS + 1);
+    let [copy, _] = copies;
+    cluster.start(0, copy);
+    cluster.meet(0, 1);
+    cluster.assert_rebuilding(&[0]);
+    // It remembers node 0 as it was before.
+    cluster.live(1000);
+    let copy = cluster.nodes[1].folder.clone();
+    cluster.rebuilt(0);
+    cluster.live(OLDER_BY_MS + 1);
+    cluster.start(1, copy);
+    cluster.meet(1, 0);
+    cluster.assert_rebuilding(&[1]);
+}
+
+#[test]
+fn whoever_tells_something_is_heard_of() {
+    let mut cluster = formed(2);
+    let copy = cluster.nodes[1].folder.clone();
+    cluster.now_ms += OLDER_BY_MS + 1;
+    cluster.tell_all();
+    cluster.start(1, copy);
+    cluster.meet(1, 0);
+    cluster.assert_rebuilding(&[1]);
+}
+
 #[test]
 fn two_of_three_emptied_are_both_rebuilding_whomever_they_meet_first() {
     for first in [(1, 2), (0, 1), (0, 2)] {
@@ -349,7 +385,7 @@ fn a_folder_at_two_places_is_noticed_by_itself_and_by_others() {
     let process = cluster.nodes[2].process;
     assert_eq!(cluster.nodes[1].memory.judge(2, &process), Judged::TwoPlaces);
     assert_eq!(cluster.nodes[0].memory.judge(2, &process), Judged::TwoPlaces);
-    assert_eq!(cluster.nodes[0].memory.met(2, process, true, cluster.now_ms), News::None);
+    assert_eq!(cluster.nodes[0].memory.met(2, process, Some(0), cluster.now_ms), News::None);
     assert_eq!(cluster.nodes[0].memory.standing(), Standing::Whole);
 }
 

@@ -98,10 +98,13 @@ impl World {
             self.fail("one folder, one place", None, format!("{one} and {other}"));
             return false;
         }
+        // Each says until when it had heard of the other: before either has taken anything in.
+        let heard_ms = [(one, other), (other, one)].map(|(by, of)| self.nodes[by].memory.heard_ms(of as u16));
         for (node, peer, judged) in [(one, other, of_one), (other, one, of_other)] {
             let doubts = judged == Judged::Changed && self.plan.mutation != Mutation::IgnoresDoubts;
+            let doubt = doubts.then_some(heard_ms[usize::from(node == one)]);
             let (process, now_ms) = (self.nodes[peer].process, self.clocks(node).wall.ms());
-            let news = self.nodes[node].memory.met(peer as u16, process, doubts, now_ms);
+            let news = self.nodes[node].memory.met(peer as u16, process, doubt, now_ms);
             self.noted(node, news);
         }
         true

@@ -3,9 +3,7 @@
 //! The layouts are in the folder's `mod.rs`. Bound: lengths that a message claims are compared with
 //! [`SENTENCE_MAX`] before anything else is read.
 
-use hmac::{Hmac, KeyInit, Mac};
 use koltso_model::NodeId;
-use sha2::Sha256;
 
 use super::super::acquaintances::Introduction;
 use super::super::features::Features;
@@ -16,7 +14,7 @@ pub(super) const MESSAGE_HEADER: usize = 16;
 /// Bytes of the longest sentence of a refusal, and of what follows the header of any message.
 pub(super) const SENTENCE_MAX: usize = 512;
 /// Bytes of a hello without its header and the cluster's name.
-const HELLO_FIXED: usize = 108;
+const HELLO_FIXED: usize = 116;
 pub(super) const PROOF_LEN: usize = 32;
 
 pub(super) const HELLO: u8 = 1;
@@ -73,13 +71,15 @@ pub(super) struct Hello {
     pub(super) purpose: Purpose,
     /// Its sender remembers another folder in the place of this node.
     pub(super) doubts_us: bool,
+    /// Until when it heard of whom it remembers there.
+    pub(super) heard_us_ms: u64,
 }
 
 impl Hello {
     /// The node that said it, of which nothing is remembered yet.
     pub(super) const fn peer(&self, skew: Option<Skew>) -> PeerIdentity {
-        let Self { node, introduction, features, purpose, doubts_us, .. } = *self;
-        PeerIdentity { node, introduction, features, skew, purpose, changed: false, doubts_us }
+        let Self { node, introduction, features, purpose, doubts_us, heard_us_ms, .. } = *self;
+        PeerIdentity { node, introduction, features, skew, purpose, changed: false, doubts_us, heard_us_ms }
     }
 }
 
@@ -90,12 +90,12 @@ pub(super) fn hello(
     wall_ms: u64,
     nonce: &[u8; NONCE],
     purpose: Purpose,
-    doubts: bool,
+    (doubts, heard_ms): (bool, u64),
 ) -> Vec<u8> {
     let cluster = identity.cluster.as_bytes();
     assert!(cluster.len() <= CLUSTER_MAX, "the name of a cluster has at most {CLUSTER_MAX} bytes");
     let mut out = Vec::with_capacity(MESSAGE_HEADER + HELLO_FIXED + cluster.len());
-    let has_secret = if identity.secret.is_empty() { 0 } else { HAS_SECRET };
+    let has_secret = if identity.secrets.is_empty() { 0 } else { HAS_SECRET };
     let flags = has_secret | if doubts { DOUBTS } else { 0 };
     begin(&mut out, HELLO, flags, HELLO_FIXED + cluster.len());
     for number in [identity.topology, identity.topology_number, wall_ms, identity.features.0] {
@@ -110,6 +110,7 @@ pub(super) fn hello(
     for number in [identity.node, expected, cluster.len() as u16, purpose.code()] {
         out.extend_from_slice(&number.to_le_bytes());
     }
+    out.extend_from_slice(&heard_ms.to_le_bytes());
     out.extend_from_slice(cluster);
     out
 }
@@ -147,7 +148,7 @@ pub(super) fn read_hello(identity: &Identity, message: &Message<'_>) -> Result<H
     if expected != us {
         return refuse(format!("this is node {us}, and node {node} expected node {expected} at its address"));
     }
-    match (identity.secret.is_empty(), message.flags & HAS_SECRET == 0) {
+    match (identity.secrets.is_empty(), message.flags & HAS_SECRET == 0) {
         (true, false) => return refuse(format!("node {us} has no secret, and node {node} has one")),
         (false, true) => return refuse(format!("node {us} has a secret, and node {node} has none")),
         _ => {}
@@ -161,27 +162,23 @@ pub(super) fn read_hello(identity: &Identity, message: &Message<'_>) -> Result<H
     if introduction.id != NodeId::NONE && introduction.id == identity.introduction.id {
         return refuse(format!("one identity, two places: node {us} and node {node} have copies of one data folder"));
     }
-    let (features, wall_ms, doubts_us) = (Features(u64_at(24)), u64_at(16), message.flags & DOUBTS != 0);
-    Ok(Hello { node, introduction, features, expected, wall_ms, purpose, doubts_us })
+    let (features, wall_ms) = (Features(u64_at(24)), u64_at(16));
+    let (doubts_us, heard_us_ms) = (message.flags & DOUBTS != 0, u64_at(108));
+    Ok(Hello { node, introduction, features, expected, wall_ms, purpose, doubts_us, heard_us_ms })
 }
 
 pub(super) const OF_ACCEPTOR: &[u8] = b"koltso acceptor";
 pub(super) const OF_DIALER: &[u8] = b"koltso dialer";
 
-/// A proof over both hellos and its own flags.
-fn proof(identity: &Identity, label: &[u8], [of_dialer, of_acceptor]: [&[u8]; 2], flags: u8) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(&identity.secret).expect("a key may have any length");
-    mac.update(label);
-    mac.update(of_dialer);
-    mac.update(of_acceptor);
-    mac.update(&[flags]);
-    mac
+/// What a proof is over: both hellos and its own flags.
+const fn proven<'a>(label: &'a [u8], [of_dialer, of_acceptor]: [&'a [u8]; 2], flags: &'a [u8; 1]) -> [&'a [u8]; 4] {
+    [label, of_dialer, of_acceptor, flags]
 }
 
 /// Appends a proof. The hellos are the dialer's and the acceptor's.
 pub(super) fn put_proof(out: &mut Vec<u8>, identity: &Identity, label: &[u8], hellos: [&[u8]; 2], flags: u8) {
     begin(out, PROOF, flags, PROOF_LEN);
-    out.extend_from_slice(&proof(identity, label, hellos, flags).finalize().into_bytes());
+    out.extend_from_slice(&identity.secrets.tag(&proven(label, hellos, &[flags])));
 }
 
 /// Verifies the proof of the other side, in constant time.
@@ -193,7 +190,8 @@ pub(super) fn check_proof(
     message: &Message<'_>,
 ) -> Result<(), HandshakeError> {
     let us = identity.node;
-    proof(identity, label, hellos, message.flags)
-        .verify_slice(message.body)
-        .map_err(|_| HandshakeError::Mismatch(format!("node {us} and node {node} have different secrets")))
+    if identity.secrets.accept(&proven(label, hellos, &[message.flags]), message.body) {
+        return Ok(());
+    }
+    Err(HandshakeError::Mismatch(format!("node {us} and node {node} have different secrets")))
 }

@@ -12,6 +12,9 @@
 //! either: REFUSAL, one of a few sentences, and the end
 //! ```
 //!
+//! The secret of a proof is the sender's first one; whoever reads it accepts any of his own, so that one can
+//! take the place of the other ([`Secrets`]).
+//!
 //! Each hello contains a fresh nonce, so no proof is valid for another connection; the labels
 //! differ, so none can be sent back. Every message begins with the same 16 bytes in all versions,
 //! and a refusal is the same in all versions:
@@ -23,7 +26,8 @@
 //! 11 u8  flags                          96 lived until u64, ms 104 process u64
 //! 12 u32 length of the rest            112 starts u32          116 own number u16
 //!                                      118 number expected u16 120 length of the name u16
-//!                                      122 purpose u16         124 the cluster's name
+//!                                      122 purpose u16         124 heard until u64, ms
+//!                                      132 the cluster's name
 //!                              PROOF    16 32 bytes
 //!                              REFUSAL  16 the sentence
 //! flags  1 of a HELLO: the sender has a secret
@@ -55,6 +59,7 @@ use self::message::{
 use self::refusal::{refusal, telling};
 use super::acquaintances::{Acquaintances, Introduction, Judged};
 use super::features::Features;
+use super::secrets::Secrets;
 
 /// The version of the protocol, frames included.
 pub const VERSION: u16 = 2;
@@ -103,13 +108,12 @@ pub struct Identity {
     pub introduction: Introduction,
     /// What it understands of records.
     pub features: Features,
-    /// The secret that all nodes of the cluster know; empty if there is none.
-    pub secret: Vec<u8>,
+    /// What all nodes of the cluster know.
+    pub secrets: Secrets,
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The secret must not be in any log.
         write!(f, "node {} of cluster {:?}, topology {:016x}", self.node, self.cluster, self.topology)
     }
 }
@@ -158,6 +162,8 @@ pub struct PeerIdentity {
     pub changed: bool,
     /// It has said the same of this node.
     pub doubts_us: bool,
+    /// Until when it had heard of whom it remembers as this node ([`Acquaintances::heard_ms`]).
+    pub heard_us_ms: u64,
 }
 
 /// The result of feeding some bytes.
@@ -231,7 +237,8 @@ impl<'a> Dialer<'a> {
     /// # Panics
     /// If the cluster's name is longer than [`CLUSTER_MAX`].
     pub fn start(dialing: Dialing<'a>, wall_ms: u64, nonce: &[u8; NONCE], out: &mut Vec<u8>) -> Self {
-        let mine = hello(dialing.identity, dialing.expected, wall_ms, nonce, dialing.purpose, false);
+        let heard_ms = dialing.acquaintances.heard_ms(dialing.expected);
+        let mine = hello(dialing.identity, dialing.expected, wall_ms, nonce, dialing.purpose, (false, heard_ms));
         out.extend_from_slice(&mine);
         Self { dialing, wall_ms, mine, theirs: None }
     }
@@ -384,7 +391,8 @@ impl<'a> Acceptor<'a> {
                         )));
                     }
                     let changed = changed(self.identity, self.acquaintances, node, &theirs.introduction)?;
-                    let mine = hello(self.identity, node, wall_ms, &self.nonce, theirs.purpose, changed);
+                    let verdict = (changed, self.acquaintances.heard_ms(node));
+                    let mine = hello(self.identity, node, wall_ms, &self.nonce, theirs.purpose, verdict);
                     out.extend_from_slice(&mine);
                     put_proof(out, self.identity, OF_ACCEPTOR, [whole, &mine], 0);
                     self.said = Some((PeerIdentity { changed, ..theirs.peer(None) }, whole.to_vec(), mine));

@@ -21,14 +21,15 @@ fn identity(node: u16) -> Identity {
         node,
         introduction: introduction(node),
         features: Features(1 << 63 | u64::from(node)),
-        secret: b"secret".to_vec(),
+        secrets: Secrets::new(vec![b"secret".to_vec()]),
     }
 }
 
 /// What each side knows of the other, and what they think of each other.
 fn peer(node: u16, skew: Option<Skew>, purpose: Purpose, [changed, doubts_us]: [bool; 2]) -> PeerIdentity {
     let Identity { introduction, features, .. } = identity(node);
-    PeerIdentity { node, introduction, features, skew, purpose, changed, doubts_us }
+    let heard_us_ms = heard_ms(3 - node);
+    PeerIdentity { node, introduction, features, skew, purpose, changed, doubts_us, heard_us_ms }
 }
 
 /// Thinks this of the one peer that has said this of itself.
@@ -40,6 +41,15 @@ impl Acquaintances for Thinks {
         assert_eq!((peer, *said), (self.0, Introduction { id: said.id, ..introduction(self.0) }));
         self.1
     }
+
+    fn heard_ms(&self, peer: u16) -> u64 {
+        heard_ms(peer)
+    }
+}
+
+/// Until when whoever thinks something of a node heard of it.
+fn heard_ms(node: u16) -> u64 {
+    3 << 56 | u64::from(node)
 }
 
 fn dialing(identity: &Identity, expected: u16, skew_max: Duration) -> Dialing<'_> {
@@ -56,6 +66,10 @@ struct Talk {
     members: Vec<u16>,
     clocks: (u64, u64),
     piece: usize,
+}
+
+fn of(secrets: &[&str]) -> Secrets {
+    Secrets::new(secrets.iter().map(|secret| secret.as_bytes().to_vec()).collect())
 }
 
 type End = Option<Result<PeerIdentity, HandshakeError>>;
@@ -120,15 +134,32 @@ impl Talk {
 #[test]
 fn those_who_fit_find_each_other_whatever_the_pieces() {
     for piece in 1..300 {
-        for secret in [&b""[..], b"s"] {
+        for secret in [Secrets::default(), of(&["s"])] {
             let mut talk = Talk { piece, ..Talk::new() };
-            (talk.dialer.secret, talk.acceptor.secret) = (secret.to_vec(), secret.to_vec());
+            (talk.dialer.secrets, talk.acceptor.secrets) = (secret.clone(), secret);
             let (of_dialer, of_acceptor) = talk.run();
             let skew = Some(Skew { offset_ms: -5, error_ms: 5 });
             assert_eq!(of_dialer, Some(Ok(peer(2, skew, Purpose::Requests, [false; 2]))));
             assert_eq!(of_acceptor, Some(Ok(peer(1, None, Purpose::Requests, [false; 2]))));
         }
     }
+}
+
+#[test]
+fn a_secret_takes_the_place_of_another_in_three_steps_and_no_others_fit() {
+    // Whoever is a step behind or ahead is understood, in either role; two steps are too many, and so is the
+    // new one at once.
+    let steps = [&["old"][..], &["old", "new"], &["new", "old"], &["new"]];
+    for (at, mine) in steps.iter().enumerate() {
+        for (of_peer, theirs) in steps.iter().enumerate() {
+            let mut talk = Talk::new();
+            (talk.dialer.secrets, talk.acceptor.secrets) = (of(mine), of(theirs));
+            let (of_dialer, of_acceptor) = talk.run();
+            let is_done = matches!((&of_dialer, &of_acceptor), (Some(Ok(_)), Some(Ok(_))));
+            assert_eq!(is_done, at.abs_diff(of_peer) <= 1, "{mine:?} to {theirs:?}: {of_dialer:?}, {of_acceptor:?}");
+        }
+    }
+    assert_eq!(format!("{:?}", of(&["old", "new"])), "2 secrets");
 }
 
 #[test]
@@ -171,14 +202,14 @@ fn what_no_node_says_of_itself_is_garbage() {
     let (us, them) = (identity(2), identity(1));
     let garbage = Err(HandshakeError::Garbage);
     let accepted = |bytes: &[u8]| Acceptor::new(&us, &[1, 2], &NoMemory, [2; NONCE]).feed(bytes, 0, &mut Vec::new());
-    let hello_of_dialer = |doubts| hello(&them, 2, 0, &[1; NONCE], Purpose::Requests, doubts);
+    let hello_of_dialer = |doubts| hello(&them, 2, 0, &[1; NONCE], Purpose::Requests, (doubts, 0));
     assert!(accepted(&hello_of_dialer(false)).is_ok());
     assert_eq!(accepted(&hello_of_dialer(true)), garbage, "a verdict on nobody yet");
     let mut unknown = hello_of_dialer(false);
     unknown[122] = 2;
     assert_eq!(accepted(&unknown), garbage, "a purpose that there is not");
     let mut dialer = Dialer::start(dialing(&them, 2, Duration::MAX), 0, &[1; NONCE], &mut Vec::new());
-    let other = hello(&us, 1, 0, &[2; NONCE], Purpose::Exchange, false);
+    let other = hello(&us, 1, 0, &[2; NONCE], Purpose::Exchange, (false, 0));
     assert_eq!(dialer.feed(&other, Duration::ZERO, &mut Vec::new()), garbage, "for something else");
 }
 
@@ -198,8 +229,8 @@ fn those_who_do_not_fit_both_know_why() {
         (&|t| t.expected = 3, "this is node 2, and node 1 expected node 3 at its address"),
         (&|t| t.dialer.node = 2, "node 2 is connected to itself, or two nodes have the number 2"),
         (&|t| t.members = vec![2, 3], "node 1 is not in the --cluster list of node 2"),
-        (&|t| t.dialer.secret = vec![], "node 2 has a secret, and node 1 has none"),
-        (&|t| t.acceptor.secret = vec![], "node 2 has no secret, and node 1 has one"),
+        (&|t| t.dialer.secrets = Secrets::default(), "node 2 has a secret, and node 1 has none"),
+        (&|t| t.acceptor.secrets = Secrets::default(), "node 2 has no secret, and node 1 has one"),
         (
             &|t| t.acceptor.introduction.id = t.dialer.introduction.id,
             "one identity, two places: node 2 and node 1 have copies of one data folder",
@@ -215,7 +246,7 @@ fn those_who_do_not_fit_both_know_why() {
         assert_eq!(of_acceptor, Some(Err(HandshakeError::Mismatch(sentence.to_owned()))));
     }
     let refused_by_dialer: [(Change<'_>, &str); 2] = [
-        (&|t| t.dialer.secret = b"other".to_vec(), "node 1 and node 2 have different secrets"),
+        (&|t| t.dialer.secrets = of(&["other"]), "node 1 and node 2 have different secrets"),
         (
             &|t| t.verdicts[0] = Judged::TwoPlaces,
             "one identity, two places: node 2 has a copy of a data folder that node 1 knows elsewhere",
@@ -243,7 +274,7 @@ fn those_who_do_not_fit_both_know_why() {
 #[test]
 fn another_version_is_refused_in_words_that_every_version_understands() {
     let us = identity(2);
-    let mut bytes = hello(&identity(1), 2, 0, &[0; NONCE], Purpose::Requests, false);
+    let mut bytes = hello(&identity(1), 2, 0, &[0; NONCE], Purpose::Requests, (false, 0));
     // The hello of version 1 is shorter; only its beginning is read.
     bytes.truncate(bytes.len() - 24);
     bytes[12] -= 24;
@@ -262,7 +293,7 @@ fn another_version_is_refused_in_words_that_every_version_understands() {
 #[test]
 fn an_acceptor_believes_no_proof_but_the_right_one() {
     let (us, them) = (identity(2), identity(1));
-    let hellos = hello(&them, 2, 0, &[1; NONCE], Purpose::Requests, false);
+    let hellos = hello(&them, 2, 0, &[1; NONCE], Purpose::Requests, (false, 0));
     let mut answer = Vec::new();
     let mut acceptor = Acceptor::new(&us, &[1, 2], &NoMemory, [2; NONCE]);
     assert!(matches!(acceptor.feed(&hellos, 0, &mut answer), Ok(Progress::More { .. })));
@@ -295,7 +326,7 @@ fn a_dialer_checks_for_itself_who_answers() {
     let mut answered = |node: u16, expected: u16, cluster: &str| {
         let other = Identity { cluster: cluster.to_owned(), ..identity(node) };
         let mut dialer = Dialer::start(dialing(&us, 2, Duration::MAX), 0, &[1; NONCE], &mut Vec::new());
-        dialer.feed(&hello(&other, expected, 0, &[2; NONCE], Purpose::Requests, false), Duration::ZERO, &mut out)
+        dialer.feed(&hello(&other, expected, 0, &[2; NONCE], Purpose::Requests, (false, 0)), Duration::ZERO, &mut out)
     };
     for ((node, expected, cluster), sentence) in [
         ((3, 1, "ring"), "node 1 expected node 2 at this address, and not node 3"),
