@@ -86,6 +86,16 @@ class Node:
             fields = stat.read().rpartition(") ")[2].split()
         return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
+    def threads(self):
+        """CPU seconds by the names of threads, without their numbers."""
+        found = {}
+        for thread in os.listdir(f"/proc/{self.process.pid}/task"):
+            folder = f"/proc/{self.process.pid}/task/{thread}"
+            with open(folder + "/comm") as comm, open(folder + "/schedstat") as stat:
+                name = comm.read().strip().rstrip("0123456789-")
+                found[name] = found.get(name, 0) + int(stat.read().split()[0]) / 1e9
+        return found
+
     def memory(self):
         with open(f"/proc/{self.process.pid}/status") as status:
             return next(int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon"))
@@ -193,11 +203,18 @@ class Bench:
 
     def idle(self):
         self.wait_settled()
-        before, begun = [node.cpu() for node in self.nodes], time.monotonic()
+        before, begun = [node.threads() for node in self.nodes], time.monotonic()
         time.sleep(60)
         took = time.monotonic() - begun
-        shares = [(node.cpu() - cpu) / took * 100 for node, cpu in zip(self.nodes, before)]
-        self.say(f"idle: {', '.join(f'{share:.3f}' for share in shares)} % of a core a node over 60 s")
+        used = {}
+        for node, earlier in zip(self.nodes, before):
+            for name, seconds in node.threads().items():
+                share = (seconds - earlier.get(name, 0)) / took * 100 / NODES
+                used[name] = used.get(name, 0) + share
+        exchange = sum(used.get(name, 0) for name in ("koltso-repair", "koltso-answer", "koltso-mend"))
+        most = sorted(used.items(), key=lambda pair: -pair[1])[:4]
+        self.say(f"idle: exchange {exchange:.3f} % of a core a node over 60 s; all threads {sum(used.values()):.3f} %, "
+                 f"most {', '.join(f'{name} {share:.3f}' for name, share in most)}")
         self.say(f"anonymous memory: {', '.join(f'{node.memory():.0f}' for node in self.nodes)} MiB")
 
     def one(self):
