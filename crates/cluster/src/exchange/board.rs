@@ -11,7 +11,7 @@
 //! - up to when a node has all that it should have ([`Told::agreed`]), which ends the need for repair
 //!   that others noted.
 //!
-//! Owner: one a node, shared by the threads that exchange. Bounds: 8 bytes a partition and peer for
+//! Owner: one a node, shared by the threads that exchange. Bounds: 12 bytes a partition and peer for
 //! each `from` in use; [`RETURNED_MAX`] records that may have been deleted elsewhere.
 //!
 //! Times are whole seconds of the wall clock that the node goes by. An agreement is worth
@@ -49,6 +49,8 @@ struct Seen {
     at: u32,
     /// How many records had come late by then.
     arrivals: u32,
+    /// Up to when nothing could come any more by then that the peer had not, in seconds; 0 for never.
+    settled: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -185,7 +187,8 @@ impl Board {
         let places = self.topology.partitions() * nodes;
         let seen = self.seen.entry(from).or_insert_with(|| vec![Seen::default(); places].into());
         for &(partition, arrivals) in partitions {
-            seen[usize::from(partition) * nodes + peer.at()] = Seen { at: look.at, arrivals };
+            let settled = look.at.saturating_sub(MARGIN_S).min(seconds(WallTime(settled)));
+            seen[usize::from(partition) * nodes + peer.at()] = Seen { at: look.at, arrivals, settled };
         }
         let wider = self.wider(from, holdings.told().froms);
         for &(partition, arrivals) in partitions {
@@ -196,10 +199,10 @@ impl Board {
                 continue;
             }
             let here = replicas.contains(&self.topology.me());
-            let oldest =
-                self.oldest(from, partition).min(if here { self.oldest_of(&wider, partition) } else { u32::MAX });
-            if oldest > 0 {
-                let clock = clock_of(oldest.saturating_sub(MARGIN_S)).min(settled);
+            let (oldest, of_wider) =
+                (self.oldest(from, partition), if here { self.settled_by(&wider, partition) } else { u32::MAX });
+            if oldest > 0 && of_wider > 0 {
+                let clock = clock_of(oldest.saturating_sub(MARGIN_S).min(of_wider)).min(settled);
                 holdings.agreed(from, partition, arrivals, clock);
             }
         }
@@ -218,8 +221,16 @@ impl Board {
         others.map(|&node| self.at(from, usize::from(partition), node)).min().unwrap_or(u32::MAX)
     }
 
-    fn oldest_of(&self, froms: &[u8], partition: u16) -> u32 {
-        froms.iter().map(|&from| self.oldest(from, partition)).min().unwrap_or(u32::MAX)
+    /// Up to when nothing of wider `from`s can come any more, in seconds, 0 if that is not known. Here what counts
+    /// is what was settled when they were seen to be equal: a value that came to one of their other
+    /// replicas since, as a hint, meets no delete there.
+    fn settled_by(&self, wider: &[u8], partition: u16) -> u32 {
+        let seen = |from: u8| {
+            let replicas = self.topology.replicas_of(usize::from(partition), from);
+            let others = replicas.iter().filter(|&&node| node != self.topology.me());
+            others.map(move |&node| self.seen_with(from, usize::from(partition), node).settled)
+        };
+        wider.iter().flat_map(|&from| seen(from)).min().unwrap_or(u32::MAX)
     }
 
     /// Of records with one replica, which is this node, only those count that may still come after
@@ -233,8 +244,8 @@ impl Board {
         let wider = self.wider(1, told.froms);
         for partition in 0..self.topology.partitions() as u16 {
             if self.topology.replicas_of(usize::from(partition), 1) == [self.topology.me()] {
-                let at = look.at.min(self.oldest_of(&wider, partition));
-                let clock = clock_of(at.saturating_sub(MARGIN_S)).min(settled);
+                let at = look.at.saturating_sub(MARGIN_S).min(self.settled_by(&wider, partition));
+                let clock = clock_of(at).min(settled);
                 let arrivals = holdings.arrivals(1, partition);
                 holdings.agreed(1, partition, arrivals, clock);
             }
@@ -267,7 +278,12 @@ impl Board {
     }
 
     fn at(&self, from: u8, partition: usize, node: NodeIndex) -> u32 {
-        self.seen.get(&from).map_or(0, |seen| seen[partition * self.topology.nodes() + node.at()].at)
+        self.seen_with(from, partition, node).at
+    }
+
+    fn seen_with(&self, from: u8, partition: usize, node: NodeIndex) -> Seen {
+        let place = partition * self.topology.nodes() + node.at();
+        self.seen.get(&from).map_or(Seen::default(), |seen| seen[place])
     }
 
     /// The replicas of a partition beside this node, if this is one.
