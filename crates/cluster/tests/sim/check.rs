@@ -231,9 +231,16 @@ impl History {
 
     /// A node lost what it had. Of what less than a quorum confirmed, it may have been the last to
     /// have it; `concerns`: whether it was among the replicas of a `from`.
+    ///
+    /// With what is lost goes what it had replaced. Of what had one replica more, that one may have
+    /// lost it before, and was rebuilt from those that had the newer one.
     pub fn weaken(&mut self, key: usize, concerns: impl Fn(usize) -> bool) {
         for from in (1..self.floors[key].len()).filter(|&from| concerns(from)) {
-            self.floors[key][from][..=(from / 2).max(usize::from(from == 1))].fill(Version::default());
+            let weak = &mut self.floors[key][from][..=(from / 2).max(usize::from(from == 1))];
+            let lost = weak.iter().copied().max().unwrap_or_default();
+            weak.fill(Version::default());
+            let replaced = self.floors[key].get_mut(from + 1).into_iter().flatten().filter(|floor| **floor < lost);
+            replaced.for_each(|floor| *floor = Version::default());
         }
         for op in self.ops.iter_mut().rev().filter(|op| op.key == key && op.open()) {
             let floors = &self.floors[key][usize::from(op.from)];
