@@ -198,9 +198,7 @@ impl Board {
             if others.any(|node| of_partition[node.at()].arrivals != arrivals) {
                 continue;
             }
-            let here = replicas.contains(&self.topology.me());
-            let (oldest, of_wider) =
-                (self.oldest(from, partition), if here { self.settled_by(&wider, partition) } else { u32::MAX });
+            let (oldest, of_wider) = (self.oldest(from, partition), self.settled_by(&wider, partition));
             if oldest > 0 && of_wider > 0 {
                 let clock = clock_of(oldest.saturating_sub(MARGIN_S).min(of_wider)).min(settled);
                 holdings.agreed(from, partition, arrivals, clock);
@@ -221,13 +219,15 @@ impl Board {
         others.map(|&node| self.at(from, usize::from(partition), node)).min().unwrap_or(u32::MAX)
     }
 
-    /// Up to when nothing of wider `from`s can come any more, in seconds, 0 if that is not known. Here what counts
+    /// Up to when nothing of wider `from`s that this node is a replica of can come any more, in seconds, 0 if that is
+    /// not known: also a delete that it has for others keeps such a value away. Here what counts
     /// is what was settled when they were seen to be equal: a value that came to one of their other
     /// replicas since, as a hint, meets no delete there.
     fn settled_by(&self, wider: &[u8], partition: u16) -> u32 {
         let seen = |from: u8| {
             let replicas = self.topology.replicas_of(usize::from(partition), from);
-            let others = replicas.iter().filter(|&&node| node != self.topology.me());
+            let is_here = replicas.contains(&self.topology.me());
+            let others = replicas.iter().filter(move |&&node| is_here && node != self.topology.me());
             others.map(move |&node| self.seen_with(from, usize::from(partition), node).settled)
         };
         wider.iter().flat_map(|&from| seen(from)).min().unwrap_or(u32::MAX)
