@@ -70,9 +70,10 @@ pub(super) fn read_secrets(said: &str, path: &Path) -> Result<Secrets, String> {
     let content = read_up_to(path, 2 * SECRET_MAX + 1).map_err(|e| format!("{said}{e}"))?;
     // A secret of random bytes may have a line end in it, and any may end in one.
     let is_text = content.iter().all(|&byte| byte == b'\n' || (b' '..=b'~').contains(&byte));
-    let secrets: Vec<Vec<u8>> = match is_text && content.last() != Some(&b'\n') {
-        true => content.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect(),
-        false => vec![content],
+    let secrets: Vec<Vec<u8>> = if is_text && content.last() != Some(&b'\n') {
+        content.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect()
+    } else {
+        vec![content]
     };
     if secrets.len() > 2 {
         return Err(format!("{said} has {} lines: a secret is one line, and two while it is replaced", secrets.len()));

@@ -8,8 +8,8 @@
 //! `koltso-profiling`.
 //!
 //! The sampling allocator also uses [`table`], [`walk`] and [`random`], which take no lock and do
-//! not allocate. [`breathe`] keeps long work from holding up others. Deliberately absent: condition variables (parking_lot's accept these guards),
-//! fairness, deadlock detection, poisoning.
+//! not allocate. [`breathe`] keeps long work from holding up others. Deliberately absent: condition
+//! variables (parking_lot's accept these guards), fairness, deadlock detection, poisoning.
 #![deny(missing_docs)]
 
 mod lock;

@@ -1,13 +1,13 @@
 //! Long work in short turns, for threads that share processors with others which must not wait.
 //!
-//! Linux takes the processor from a thread for one that has just been woken only if that one has had less than
-//! its share; otherwise it looks again at the next tick, up to 4 ms later. Measured with three nodes and a load
-//! of 5000/s on two processors: a thread that only computes, at any length of slices, makes p99 4 ms of
-//! 0.17. A thread that gives way by itself leaves it at a few tenths.
+//! Linux takes the processor from a thread for one that has just been woken only if that one has had
+//! less than its share; otherwise it looks again at the next tick, up to 4 ms later. Measured with three
+//! nodes and a load of 5000/s on two processors: two threads that only compute, at any length of slices,
+//! make p99 4 ms instead of 0.17.
 //!
-//! [`work_in_turns`] says so of the calling thread; [`breathe`] belongs into every loop that such threads may
-//! be in for more than a turn, costs a few nanoseconds, and does nothing in other threads. It must not be
-//! called while a lock is held.
+//! [`work_in_turns`] says so of the calling thread; [`breathe`] belongs into every loop that such threads
+//! may be in for more than a turn, and does nothing in other threads. It must not be called with a lock
+//! held that others than such threads wait for.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -23,12 +23,6 @@ impl Secrets {
         self.0.is_empty()
     }
 
-    /// Whether one is taking the other's place.
-    #[must_use]
-    pub const fn are_two(&self) -> bool {
-        self.0.len() > 1
-    }
-
     /// The tag of a text by the secret that is used.
     pub(super) fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
         mac(self.0.first().map_or(&[], Vec::as_slice), parts).finalize().into_bytes().into()

@@ -8,7 +8,8 @@
 //! - `holdings.rs`: what this node has, for both.
 //!
 //! Owner: the process, behind an `Arc`. Bounds: two threads a peer and one; those of the machines; the rate
-//! of `--repair-rate`, which hints share. They work in short turns, so that data cores come first. What is written here goes to a log of its own.
+//! of `--repair-rate`, which hints share. They work in short turns, so that data cores come first. What
+//! is written here goes to a log of its own.
 
 mod answering;
 mod asking;

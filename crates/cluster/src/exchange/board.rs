@@ -186,9 +186,9 @@ impl Board {
         let nodes = self.topology.nodes();
         let places = self.topology.partitions() * nodes;
         let seen = self.seen.entry(from).or_insert_with(|| vec![Seen::default(); places].into());
+        let by_then = look.at.saturating_sub(MARGIN_S).min(seconds(WallTime(settled)));
         for &(partition, arrivals) in partitions {
-            let settled = look.at.saturating_sub(MARGIN_S).min(seconds(WallTime(settled)));
-            seen[usize::from(partition) * nodes + peer.at()] = Seen { at: look.at, arrivals, settled };
+            seen[usize::from(partition) * nodes + peer.at()] = Seen { at: look.at, arrivals, settled: by_then };
         }
         let wider = self.wider(from, holdings.told().froms);
         for &(partition, arrivals) in partitions {
@@ -219,10 +219,10 @@ impl Board {
         others.map(|&node| self.at(from, usize::from(partition), node)).min().unwrap_or(u32::MAX)
     }
 
-    /// Up to when nothing of wider `from`s that this node is a replica of can come any more, in seconds, 0 if that is
-    /// not known: also a delete that it has for others keeps such a value away. Here what counts
-    /// is what was settled when they were seen to be equal: a value that came to one of their other
-    /// replicas since, as a hint, meets no delete there.
+    /// Up to when nothing of wider `from`s that this node is a replica of can come any more, in seconds,
+    /// 0 if that is not known. (A delete that it only has for others keeps such a value away, too.) What
+    /// counts is what was settled when they were seen to be equal: a value that came to one of their
+    /// other replicas since, as a hint, meets no delete there.
     fn settled_by(&self, wider: &[u8], partition: u16) -> u32 {
         let seen = |from: u8| {
             let replicas = self.topology.replicas_of(usize::from(partition), from);

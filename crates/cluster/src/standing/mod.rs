@@ -171,9 +171,9 @@ impl Memory {
     /// until when it had heard of that one, in ms since the Unix epoch.
     ///
     /// That counts for nothing where this node knows that the other is an older copy, of its folder or
-    /// of the one before: it remembers this node as it was then, perhaps before its disk was replaced. If each
-    /// thinks so of the other, the one that heard of the other later is right: the other one's memory is from
-    /// before that.
+    /// of the one before: it remembers this node as it was then, perhaps before its disk was replaced.
+    /// If each thinks so of the other, the one that heard of the other later is right: the other one's
+    /// memory is from before that.
     pub fn met(&mut self, number: u16, process: Process, doubt: Option<u64>, now_ms: u64) -> News {
         let judged = self.judge(number, &process);
         if judged == Judged::TwoPlaces || !self.members.contains(&number) {
@@ -222,9 +222,9 @@ impl Memory {
         }
     }
 
-    /// A member has told how its data stands, as this process, which lives by that. Whoever is whole is remembered from
-    /// then on, whoever was there before. Whoever is not may remember this node as it was before it
-    /// was replaced: when nobody else doubts it, this node is whole again.
+    /// A member has told how its data stands, as this process, which lives by that. Whoever is whole
+    /// is remembered from then on, whoever was there before. Whoever is not may remember this node as it
+    /// was before it was replaced: when nobody else doubts it, this node is whole again.
     pub fn told(&mut self, number: u16, process: Process, standing: Standing, now_ms: u64) -> News {
         let is_last = self.met.get(&number) == Some(&process);
         if is_last {

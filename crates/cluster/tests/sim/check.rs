@@ -232,14 +232,15 @@ impl History {
     /// A node lost what it had. Of what less than a quorum confirmed, it may have been the last to
     /// have it; `concerns`: whether it was among the replicas of a `from`.
     ///
-    /// With what is lost goes what it had replaced. Of what had one replica more, that one may have
-    /// lost it before, and was rebuilt from those that had the newer one.
-    pub fn weaken(&mut self, key: usize, concerns: impl Fn(usize) -> bool) {
+    /// With a version of one replica goes what it had replaced there. `second_lost`: the only other
+    /// replica of what had two lost it before, and was rebuilt from the one that had the newer version.
+    pub fn weaken(&mut self, key: usize, second_lost: bool, concerns: impl Fn(usize) -> bool) {
+        let alone = self.floors[key][1][1];
         for from in (1..self.floors[key].len()).filter(|&from| concerns(from)) {
-            let weak = &mut self.floors[key][from][..=(from / 2).max(usize::from(from == 1))];
-            let lost = weak.iter().copied().max().unwrap_or_default();
-            weak.fill(Version::default());
-            let replaced = self.floors[key].get_mut(from + 1).into_iter().flatten().filter(|floor| **floor < lost);
+            self.floors[key][from][..=(from / 2).max(usize::from(from == 1))].fill(Version::default());
+        }
+        if concerns(1) && second_lost {
+            let replaced = self.floors[key].get_mut(2).into_iter().flatten().filter(|floor| **floor < alone);
             replaced.for_each(|floor| *floor = Version::default());
         }
         for op in self.ops.iter_mut().rev().filter(|op| op.key == key && op.open()) {

@@ -223,7 +223,9 @@ impl World {
         self.nodes[node].given = 0;
         for key in 0..self.plan.keys {
             let ranked = self.ranked[key].clone();
-            self.history.weaken(key, |from| ranked[..from].contains(&node));
+            let second_lost = ranked.get(1).is_some_and(|&second| self.nodes[second].lost_once);
+            self.history.weaken(key, second_lost, |from| ranked[..from].contains(&node));
         }
+        self.nodes[node].lost_once = true;
     }
 }

@@ -44,6 +44,8 @@ pub struct Node {
     /// The greatest clock that its member saw in this life, and that it ever gave out.
     seen: u64,
     pub given: u64,
+    /// Its folder was emptied, or replaced by a copy.
+    pub lost_once: bool,
     pub store: SimStore,
     pub folder: Folder,
     pub memory: Memory,
@@ -109,6 +111,7 @@ impl Node {
             bound,
             seen: 0,
             given: 0,
+            lost_once: false,
             store: SimStore::new(plan.storage),
             folder,
             memory,

@@ -20,8 +20,8 @@ use super::super::wire::READ_SIZE;
 /// Bytes a second at which a frame must come or be taken: what leaves the largest one about two
 /// minutes.
 const LEAST_RATE: u64 = 256 * 1024;
-/// The most bytes that one system call takes or gives: a kernel that is not preempted lets no data core have the
-/// processor until a call is over, and one of a few MiB takes milliseconds.
+/// The most bytes that one system call takes or gives: a kernel that is not preempted lets no data core
+/// have the processor until a call is over, and one of a few MiB takes milliseconds.
 const PIECE: usize = 64 << 10;
 /// How often a wait looks whether it is to end.
 const STEP: Duration = Duration::from_millis(200);
