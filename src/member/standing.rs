@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! koltso-standing 1
-//! standing rebuilding 1700000000000        new, whole or rebuilding, and since when
+//! standing rebuilding 1700000000000        new, whole or rebuilding; when the last rebuilding began
 //! starts 12                                how often the folder was started
 //! unreadable 5 1f                          segments of which nothing can be read, in hexadecimal digits
 //! peer 17006 0123…cdef 3 1699990000000 9f… 1700000000000
@@ -51,8 +51,8 @@ const GATHER: Duration = Duration::from_millis(20);
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Kept {
     standing: Standing,
-    /// Since when, where it is `Rebuilding`; else 0.
-    since_ms: u64,
+    /// When the last rebuilding began, or 0.
+    began_ms: u64,
     starts: u32,
     /// Segments whose loss this node knows of: it was doubted for it once.
     unreadable: Vec<u64>,
@@ -60,8 +60,8 @@ struct Kept {
 }
 
 fn text_of(kept: &Kept) -> String {
-    let Kept { standing, since_ms, starts, unreadable, remembered } = kept;
-    let mut text = format!("{HEAD}\nstanding {} {since_ms}\nstarts {starts}\nunreadable", standing_name(*standing));
+    let Kept { standing, began_ms, starts, unreadable, remembered } = kept;
+    let mut text = format!("{HEAD}\nstanding {} {began_ms}\nstarts {starts}\nunreadable", standing_name(*standing));
     unreadable.iter().for_each(|sequence| text += &format!(" {sequence:x}"));
     text.push('\n');
     for (number, Remembered { process, heard_ms }) in remembered {
@@ -73,10 +73,10 @@ fn text_of(kept: &Kept) -> String {
 
 fn kept_in(text: &str) -> Option<Kept> {
     let mut lines = members_file::unsealed(text, HEAD)?;
-    let (standing, since) = lines.next()?.strip_prefix("standing ")?.split_once(' ')?;
+    let (standing, began) = lines.next()?.strip_prefix("standing ")?.split_once(' ')?;
     let all = [Standing::New, Standing::Whole, Standing::Rebuilding];
     let standing = all.into_iter().find(|&known| standing_name(known) == standing)?;
-    let since_ms = since.parse().ok()?;
+    let began_ms = began.parse().ok()?;
     let starts = lines.next()?.strip_prefix("starts ")?.parse().ok()?;
     let unreadable = lines.next()?.strip_prefix("unreadable")?;
     let unreadable = unreadable.split_ascii_whitespace().map(|sequence| u64::from_str_radix(sequence, 16));
@@ -96,7 +96,7 @@ fn kept_in(text: &str) -> Option<Kept> {
             return None;
         }
     }
-    Some(Kept { standing, since_ms, starts, unreadable, remembered })
+    Some(Kept { standing, began_ms, starts, unreadable, remembered })
 }
 
 /// Whether the folder's file is there and cannot be used.
@@ -173,7 +173,7 @@ impl OwnStanding {
             Some(text) => kept_in(&text).ok_or_else(|| MembersError::damaged(FILE, &folder))?,
             None => {
                 let standing = if has_records { Standing::Whole } else { Standing::New };
-                Kept { standing, since_ms: 0, starts: 0, unreadable: Vec::new(), remembered: BTreeMap::new() }
+                Kept { standing, began_ms: 0, starts: 0, unreadable: Vec::new(), remembered: BTreeMap::new() }
             }
         };
         let was = kept.standing;
@@ -181,10 +181,10 @@ impl OwnStanding {
         let has_lost = has_lost || unreadable.iter().any(is_new);
         if has_lost && was != Standing::New && !members.is_empty() {
             // Its word that a key is absent, or old, is worth nothing.
-            (kept.standing, kept.since_ms) = (Standing::Rebuilding, now_ms());
+            (kept.standing, kept.began_ms) = (Standing::Rebuilding, now_ms());
         }
         let starts = kept.starts.saturating_add(1);
-        let memory = Memory::new(id, (kept.standing, kept.since_ms), members, kept.remembered);
+        let memory = Memory::new(id, (kept.standing, kept.began_ms), members, kept.remembered);
         let mut drawn = [0; 8];
         getrandom::fill(&mut drawn).map_err(|error| MembersError::io(FILE, &folder, std::io::Error::other(error)))?;
         let introduction = Introduction { id, starts, lived_ms, process: u64::from_le_bytes(drawn) };
@@ -377,9 +377,9 @@ impl OwnStanding {
         let kept = {
             let memory = self.memory.lock();
             let remembered = memory.remembered().collect();
-            let (standing, since_ms) = (memory.standing(), memory.since_ms());
+            let (standing, began_ms) = memory.kept();
             let unreadable = self.unreadable.clone();
-            Kept { standing, since_ms, starts: self.introduction.starts, unreadable, remembered }
+            Kept { standing, began_ms, starts: self.introduction.starts, unreadable, remembered }
         };
         if written.as_ref() != Some(&kept) {
             members_file::replace(&self.folder, FILE, &text_of(&kept))?;
@@ -540,7 +540,7 @@ mod tests {
         let process = Process { id: NodeId(0xfeed), starts: 4, lived_ms: 5, run: u64::MAX };
         let remembered = [(7, Remembered { process, heard_ms: 6 }), (9, Remembered { process, heard_ms: 0 })].into();
         let unreadable = vec![1, 0xfeed];
-        let kept = Kept { standing: Standing::Rebuilding, since_ms: 17, starts: 3, unreadable, remembered };
+        let kept = Kept { standing: Standing::Rebuilding, began_ms: 17, starts: 3, unreadable, remembered };
         let text = text_of(&kept);
         assert_eq!(kept_in(&text), Some(kept));
         for bit in 0..text.len() * 8 {

@@ -96,8 +96,11 @@ pub struct Memory {
     /// Of this node's own folder.
     own: NodeId,
     standing: Standing,
-    /// Since when it is rebuilding, in ms since the Unix epoch; 0 unless it is.
-    since_ms: u64,
+    /// When the last rebuilding began, which goes on if the standing says so, in ms since the Unix epoch; 0
+    /// for never.
+    began_ms: u64,
+    /// What that was before this node was doubted in this life.
+    began_before_ms: u64,
     /// The numbers of the other members.
     members: Vec<u16>,
     remembered: BTreeMap<u16, Remembered>,
@@ -108,19 +111,20 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The memory of a folder: its identity, its standing with the time since when that is
-    /// `Rebuilding`, and whom it remembers. `members` are the numbers of the other members; what is
+    /// The memory of a folder: its identity, its standing with the time at which the last rebuilding began
+    /// (0 for never), and whom it remembers. `members` are the numbers of the other members; what is
     /// remembered of nodes that are none any more is forgotten.
     #[must_use]
     pub fn new(
         own: NodeId,
-        (standing, since_ms): (Standing, u64),
+        (standing, began_ms): (Standing, u64),
         members: Vec<u16>,
         mut remembered: BTreeMap<u16, Remembered>,
     ) -> Self {
         remembered.retain(|number, _| members.contains(number));
         let standing = if members.is_empty() && standing == Standing::New { Standing::Whole } else { standing };
-        Self { own, standing, since_ms, members, remembered, met: BTreeMap::new(), doubters: BTreeSet::new() }
+        let (began_before_ms, met, doubters) = (began_ms, BTreeMap::new(), BTreeSet::new());
+        Self { own, standing, began_ms, began_before_ms, members, remembered, met, doubters }
     }
 
     /// How this node's data stands.
@@ -131,8 +135,14 @@ impl Memory {
 
     /// Since when this node is rebuilding, in ms since the Unix epoch; 0 unless it is.
     #[must_use]
-    pub const fn since_ms(&self) -> u64 {
-        self.since_ms
+    pub fn since_ms(&self) -> u64 {
+        if self.standing == Standing::Rebuilding { self.began_ms } else { 0 }
+    }
+
+    /// What the folder has to keep of the standing, for [`Memory::new`].
+    #[must_use]
+    pub const fn kept(&self) -> (Standing, u64) {
+        (self.standing, self.began_ms)
     }
 
     /// What is remembered of the members, by their numbers.
@@ -173,7 +183,8 @@ impl Memory {
     /// That counts for nothing where this node knows that the other is an older copy, of its folder or
     /// of the one before: it remembers this node as it was then, perhaps before its disk was replaced.
     /// If each thinks so of the other, the one that heard of the other later is right: the other one's
-    /// memory is from before that.
+    /// memory is from before that. Nor does it count where the other last heard of whom it remembers before
+    /// this node began to rebuild, and that is done: it has what that one had confirmed.
     pub fn met(&mut self, number: u16, process: Process, doubt: Option<u64>, now_ms: u64) -> News {
         let judged = self.judge(number, &process);
         if judged == Judged::TwoPlaces || !self.members.contains(&number) {
@@ -188,7 +199,8 @@ impl Memory {
         if judged == Judged::Known {
             self.remembered.insert(number, Remembered { process, heard_ms: now_ms });
         }
-        if doubt.is_some() && !is_outdated {
+        let is_answered = self.standing == Standing::Whole && doubt.is_some_and(|heard_ms| heard_ms < self.began_ms);
+        if doubt.is_some() && !is_outdated && !is_answered {
             return self.doubted(number, now_ms);
         }
         // This node and those that it has met.
@@ -208,7 +220,7 @@ impl Memory {
         if self.standing == Standing::Rebuilding {
             return News::None;
         }
-        (self.standing, self.since_ms) = (Standing::Rebuilding, now_ms);
+        (self.standing, self.began_ms) = (Standing::Rebuilding, now_ms);
         News::Standing
     }
 
@@ -231,7 +243,7 @@ impl Memory {
             self.heard(number, now_ms);
         }
         if standing != Standing::Whole && is_last && self.doubters.remove(&number) && self.doubters.is_empty() {
-            (self.standing, self.since_ms) = (Standing::Whole, 0);
+            (self.standing, self.began_ms) = (Standing::Whole, self.began_before_ms);
             return News::Standing;
         }
         let known = self.remembered.get(&number).map(|known| known.process);
@@ -247,7 +259,7 @@ impl Memory {
         if self.standing == Standing::Whole {
             return News::None;
         }
-        (self.standing, self.since_ms) = (Standing::Whole, 0);
+        (self.standing, self.began_before_ms) = (Standing::Whole, self.began_ms);
         self.doubters.clear();
         News::Standing
     }

@@ -68,7 +68,7 @@ impl Cluster {
                 node.memory.heard(number, self.now_ms);
             }
             node.folder.lived_ms = self.now_ms;
-            node.folder.standing = (node.memory.standing(), node.memory.since_ms());
+            node.folder.standing = node.memory.kept();
             node.folder.remembered = node.memory.remembered().collect();
         }
     }
@@ -414,6 +414,37 @@ fn the_bound_of_an_older_copy_is_where_it_says() {
     assert_eq!(after(4, 1_000_000), Judged::Changed);
     assert_eq!(memory.judge(7, &known), Judged::Known, "the same process, however long it lives");
     assert_eq!(memory.judge(7, &Process { run: 3, ..known }), Judged::Changed, "a copy from before its start");
+}
+
+/// Found by the simulation: a node was rebuilt while another one was away, which remembers whoever was
+/// there before; and a third one has to be rebuilt, which needs the first.
+#[test]
+fn a_doubt_from_before_a_rebuilding_that_is_done_moves_nobody() {
+    let mut cluster = formed(3);
+    cluster.live(10 * OLDER_BY_MS);
+    let heard_ms = cluster.nodes[2].memory.heard_ms(0);
+    cluster.now_ms += 10 * OLDER_BY_MS;
+    cluster.wipe(0);
+    cluster.meet(0, 1);
+    cluster.assert_rebuilding(&[0]);
+    cluster.nodes[0].memory.became_whole();
+    let (process, standing) = (cluster.nodes[0].process, cluster.nodes[0].memory.standing());
+    cluster.nodes[1].memory.told(0, process, standing, cluster.now_ms);
+    assert_eq!(cluster.nodes[2].memory.heard_ms(0), heard_ms, "it is away");
+    for _ in 0..2 {
+        cluster.meet(0, 2);
+        cluster.assert_rebuilding(&[]);
+        cluster.live(1);
+        cluster.restart(0);
+    }
+    cluster.meet(0, 2);
+    cluster.tell_all();
+    // Whoever is remembered as it was later than that is doubted as before.
+    let older = cluster.nodes[0].folder.clone();
+    cluster.live(10 * OLDER_BY_MS);
+    cluster.start(0, older);
+    cluster.meet(0, 2);
+    cluster.assert_rebuilding(&[0]);
 }
 
 proptest! {

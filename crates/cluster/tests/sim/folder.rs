@@ -142,7 +142,7 @@ impl World {
 
     fn write_down(&mut self, node: usize) {
         let node = &mut self.nodes[node];
-        node.folder.standing = (node.memory.standing(), node.memory.since_ms());
+        node.folder.standing = node.memory.kept();
         node.folder.remembered = node.memory.remembered().collect();
     }
 
