@@ -120,7 +120,7 @@ fn members_text(membership: &Membership) -> String {
     let mut text = format!("{MEMBERS_HEAD}\nepoch {}\n", membership.epoch());
     let kinds = [("node", membership.nodes()), ("former", membership.former())];
     for (kind, node) in kinds.iter().flat_map(|(kind, nodes)| nodes.iter().map(move |node| (kind, node))) {
-        let MemberNode { id, number, url, zone } = node;
+        let MemberNode { id, number, url, zone, .. } = node;
         let line = format!("{kind} {number} {id} {url} {zone}");
         text.push_str(line.trim_end());
         text.push('\n');
@@ -139,7 +139,7 @@ fn read_members(text: &str) -> Option<Membership> {
         let id = NodeId::parse(words.next()?)?;
         let url = words.next()?.to_owned();
         let zone = words.next().unwrap_or_default().to_owned();
-        let node = MemberNode { id, number, url, zone };
+        let node = MemberNode::listed(id, number, url, zone);
         match kind {
             "node" => nodes.push(node),
             "former" => former.push(node),
@@ -333,7 +333,7 @@ mod tests {
     fn what_is_written_reads_back_and_every_flipped_bit_is_noticed() {
         let mut nodes = Membership::first(&urls(&["a", "b"])).expect("valid").nodes().to_vec();
         nodes[1].zone = "zone with spaces".to_owned();
-        let former = MemberNode { id: NodeId(5), number: 3, url: "http://x:1".into(), zone: String::new() };
+        let former = MemberNode::listed(NodeId(5), 3, "http://x:1".into(), String::new());
         let membership = Membership::from_parts(9, nodes, vec![former]).expect("valid");
         let text = members_text(&membership);
         assert_eq!(read_members(&text), Some(membership));

@@ -110,8 +110,8 @@ impl Cluster {
         let names = names.collect::<std::io::Result<_>>()?;
         let topology = Topology::of(&membership, &urls[config.me]);
         assert_eq!(topology.me().at(), config.me, "the configuration is sorted as the topology is");
-        let peers = Peers::new(urls, topology.numbers(), topology.me(), cores);
-        let repairs = Repairs::new(topology.nodes());
+        let peers = Peers::new(urls, &topology.numbers().collect::<Vec<_>>(), topology.me(), cores);
+        let repairs = Repairs::new(topology.places());
         let listeners = Mutex::new(&"replica listeners", sockets.into_iter().map(Some).collect());
         let topology = Arc::new(topology);
         let (budget, origin) = (Arc::new(Budget::new(config.repair_rate)), Instant::now());
@@ -278,13 +278,12 @@ impl Cluster {
 
     /// What nodes are called for people.
     fn urls_by_number(&self) -> UrlsByNumber {
-        UrlsByNumber::new(self.topology.numbers().iter().copied().zip(Self::urls(&self.config)))
+        UrlsByNumber::new(self.topology.numbers().zip(Self::urls(&self.config)))
     }
 
     /// The peer with this number.
     pub fn by_number(&self, number: u16) -> Option<NodeIndex> {
-        let at = self.topology.numbers().iter().position(|&n| n == number)?;
-        Some(NodeIndex(at as u8))
+        self.topology.by_number(number)
     }
 
     /// Whether a member was at this address when it was last looked for.

@@ -50,7 +50,7 @@ pub(super) fn age_max() -> Duration {
 /// Starts the keeper of this node's hints.
 pub(super) fn start(cluster: &Cluster, data: &Path) -> std::io::Result<Arc<Keeper>> {
     let members = cluster.names.iter().zip(cluster.topology.numbers());
-    let addresses = members.map(|(name, &number)| (name.clone(), number)).collect();
+    let addresses = members.map(|(name, number)| (name.clone(), number)).collect();
     let dialer = Dialer {
         addresses,
         identity: cluster.identity(),

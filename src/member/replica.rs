@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use koltso_cluster::member::{Clocks, Observer};
-use koltso_model::{Found, Key, Operation, Outcome, Record, VALUE_MAX_LIMIT, Want};
+use koltso_model::{Found, Key, Operation, Outcome, Record, Refused, VALUE_MAX_LIMIT, Want};
 use koltso_net::replica::{
     self as wire, AcceptConfig, Acquaintances, DeferredReply, Identity, Introduction, Judged, MemberAddresses,
     PeerIdentity, ReplicaEvent, ReplicaService, Replies, Request,
@@ -139,8 +139,13 @@ impl PeerService {
 }
 
 impl ReplicaService for PeerService {
-    fn request(&self, _from: u16, _epoch: u64, request: Request<'_>, replies: &mut Replies<'_>) {
+    fn request(&self, _from: u16, epoch: u64, request: Request<'_>, replies: &mut Replies<'_>) {
         add(&self.served().requests, 1);
+        if let Request::Execute(operation) = &request
+            && epoch < self.cluster.topology.fence(operation.key().hash())
+        {
+            return replies.answer(&Outcome::<Bytes>::Refused(Refused::Behind));
+        }
         if let Some(turn) = self.turn.as_ref().filter(|_| !matches!(request, Request::Ping { .. })) {
             turn.busy();
         }
@@ -240,7 +245,7 @@ pub(super) async fn serve(
 ) {
     let config = AcceptConfig {
         identity,
-        members: cluster.topology.numbers().to_vec(),
+        members: cluster.topology.numbers().collect(),
         acquaintances: Arc::new(Present(cluster.clone())),
         value_max: VALUE_MAX_LIMIT,
         wall_ms: told_ms,

@@ -112,8 +112,13 @@ impl Node {
     }
 
     /// The number of nodes in the cluster; 1 without one.
-    pub fn nodes(&self) -> u64 {
-        self.cluster.as_ref().map_or(1, |cluster| cluster.topology.nodes() as u64)
+    pub fn nodes(&self) -> usize {
+        self.cluster.as_ref().map_or(1, |cluster| cluster.topology.nodes())
+    }
+
+    /// The most replicas that a key can have; 1 without a cluster.
+    pub fn replicas_max(&self) -> u64 {
+        self.cluster.as_ref().map_or(1, |cluster| cluster.topology.replicas_max() as u64)
     }
 
     /// Whether this node has what it confirmed, for the replicas of its cores, which look at it

@@ -138,7 +138,7 @@ fn liar(topology: &Topology, lie: Lie, comparing: Comparing) -> Liar {
         features: Features::KNOWN,
         secrets: Secrets::default(),
     };
-    Liar { identity, members: topology.numbers().to_vec(), lie, comparing }
+    Liar { identity, members: topology.numbers().collect(), lie, comparing }
 }
 
 /// Lies to all who connect.

@@ -320,6 +320,13 @@ impl Health {
         }
     }
 
+    /// There are peers up to this place, of the new ones of which nothing is known.
+    pub(crate) fn make_room(&mut self, places: usize) {
+        if self.peers.len() < places {
+            self.peers.resize(places, PeerHealth::default());
+        }
+    }
+
     /// What is known of a peer.
     #[must_use]
     pub fn peer(&self, node: NodeIndex) -> &PeerHealth {

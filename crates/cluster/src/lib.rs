@@ -11,7 +11,7 @@
 //!
 //! - [`member`]: one core's part in a cluster, whole; what the program and the simulator drive.
 //! - [`membership`]: who the members are, and their numbers.
-//! - [`placement`]: key → partition → ranked nodes.
+//! - [`placement`]: key → partition → ranked nodes; [`plan`]: how partitions move to others.
 //! - [`coordinator`]: PUT, DELETE and GET with `ack` of `from`.
 //! - [`health`]: latency, silence, circuits, probes, the hedge budget.
 //! - [`clock`]: versions; [`renewal`]: what a write does about a newer one.
@@ -32,6 +32,7 @@ pub mod member;
 pub mod membership;
 pub mod pace;
 pub mod placement;
+pub mod plan;
 pub mod plausibility;
 pub mod renewal;
 pub mod replay;

@@ -57,7 +57,7 @@ struct Store {
 
 impl Store {
     fn is_mine(&self, from: u8, partition: u16) -> bool {
-        self.topology.replicas_of(usize::from(partition), from).contains(&NodeIndex(self.number as u8))
+        self.topology.replicas_of(usize::from(partition), from).contains(NodeIndex(self.number as u8))
     }
 
     fn count(&mut self, record: &Record<Bytes>) {
@@ -231,7 +231,7 @@ impl World {
         let Node { store, board, comparisons } = &mut self.nodes[peer];
         store.now = self.now;
         let (_, answering) = comparisons[asker].as_mut().unwrap();
-        let reply = answering.answer(now.wall, &request, board, store).unwrap();
+        let reply = answering.answer(now.wall, (1, &request), board, store).unwrap();
         let Node { store, board, comparisons } = &mut self.nodes[asker];
         comparisons[peer].as_mut().unwrap().0.answered(now, reply, board, store).unwrap();
         None
@@ -303,7 +303,7 @@ impl World {
         let now_ms = wall(self.now).ms();
         for record in newest.values() {
             let replicas = self.nodes[0].store.topology.replicas_of(record.key.hash().partition(), record.flags.from());
-            for node in replicas {
+            for node in replicas.iter() {
                 let found = self.nodes[node.at()].store.records.get(record.key.bytes());
                 let found = found.filter(|found| !is_absent(found, now_ms));
                 let wanted = (!is_absent(record, now_ms)).then_some(record);
@@ -436,7 +436,7 @@ fn a_node_that_is_doubted_when_it_dials_brings_nothing_back() {
     board.stands(Standing::Rebuilding, now.wall);
     let Node { store, board, comparisons } = &mut world.nodes[1];
     store.now = now.micros;
-    let reply = comparisons[0].as_mut().unwrap().1.answer(now.wall, &introduction, board, store).unwrap();
+    let reply = comparisons[0].as_mut().unwrap().1.answer(now.wall, (1, &introduction), board, store).unwrap();
     let Node { store, board, comparisons } = &mut world.nodes[0];
     comparisons[1].as_mut().unwrap().0.answered(now, reply, board, store).unwrap();
     world.run(120, &[]);

@@ -150,6 +150,14 @@ fn replicas_converge_without_reads() {
     assert!(sums.rebuilt > 0 && sums.forgotten > 0 || number("KOLTSO_SIM_SEEDS").is_some());
 }
 
+/// Others come to hold the data, and others again, with plans that are cancelled at any point, while clients
+/// write and read and nodes fail.
+#[test]
+fn data_moves_while_the_cluster_serves() {
+    let sums = seeds(40, Plan::moving);
+    assert!(sums.plans > 0 && sums.behind > 0 || number("KOLTSO_SIM_SEEDS").is_some());
+}
+
 fn jumps(seed: u64) -> Plan {
     let faults = vec![Kind::Jump, Kind::Jump, Kind::Pause, Kind::CutNode, Kind::Crash, Kind::Break];
     Plan { faults, ..Plan::new(seed, Mode::Stream) }
@@ -283,5 +291,7 @@ noticed! {
     a_node_that_is_whole_too_soon_is_noticed: WholeTooSoon within 400 of
         |seed| Plan { think: 100_000, clients: 3, ..emptied(seed) };
     doubts_that_are_ignored_are_noticed: IgnoresDoubts within 1000 of emptied;
+    replicas_that_answer_those_behind_are_noticed: AnswersThoseBehind within 1000 of Plan::moving;
+    partitions_that_move_too_soon_are_noticed: MovesTooSoon within 100 of Plan::moving;
     digests_that_miss_writes_are_noticed: DigestsMissWrites within 20 of Plan::converging;
 }

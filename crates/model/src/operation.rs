@@ -183,6 +183,8 @@ pub enum Refused {
     /// It may lack what it once confirmed, and does not answer reads until it has compared what it
     /// has with enough others. It takes writes.
     Rebuilding,
+    /// Whoever asks does not know of a change of the members, by which the key may have other replicas.
+    Behind,
     /// No replica says this: its answer came, and the node that asked has no room for the value.
     Busy,
 }

@@ -145,7 +145,7 @@ fn go_on_with_the_clock(node: &Arc<Node>) -> Result<(), Refused> {
         loop {
             for _ in 0..CLOCKS_A_LOOK {
                 std::thread::sleep(CLOCK_EVERY);
-                clock::look(node.nodes() as usize);
+                clock::look(node.nodes());
                 node.clock.refresh(now_ms());
             }
             if let Some(cluster) = &node.cluster {

@@ -208,6 +208,7 @@ const fn useless_text(why: Useless) -> &'static str {
         Useless::Refused(Refused::TooLarge) => "the value is larger than it takes",
         Useless::Refused(Refused::NotReady) => "it is starting or stopping",
         Useless::Refused(Refused::Rebuilding) => "it is rebuilding, and answers no reads until it has what it may lack",
+        Useless::Refused(Refused::Behind) => "it knows of a change of the members that this node does not know of yet",
         Useless::Refused(Refused::Busy) => "this node had no room for its value",
         Useless::Damaged => "its record is damaged",
         Useless::Stale => "it has an older version",
@@ -232,6 +233,9 @@ const fn refusal_of(why: Refused) -> (u16, &'static str) {
         Refused::NotReady => (503, "The node is draining: it finishes what is in flight and stops."),
         Refused::Rebuilding => {
             (503, "The node is rebuilding: it takes writes, and answers reads when it has got back what it may lack.")
+        }
+        Refused::Behind => {
+            (503, "The node does not know of the last change of the members yet; try again in a second.")
         }
         Refused::Busy => (
             503,
@@ -285,7 +289,8 @@ mod tests {
     fn a_full_disk_a_broken_one_and_missing_resources_are_told_apart() {
         let (full, sentence) = refusal_of(Refused::DiskFull);
         assert!(full == 507 && sentence.contains("full"));
-        let others = [Refused::DiskError, Refused::NoResources, Refused::Failed, Refused::Rebuilding].map(refusal_of);
+        let others = [Refused::DiskError, Refused::NoResources, Refused::Failed, Refused::Rebuilding, Refused::Behind];
+        let others = others.map(refusal_of);
         for (number, (status, sentence)) in others.into_iter().enumerate() {
             assert!(status == 503 && !sentence.contains("full"), "{sentence}");
             assert!(others[..number].iter().all(|(_, other)| *other != sentence), "{sentence} is said twice");

@@ -241,7 +241,7 @@ impl Api {
         if kind == RequestKind::Other {
             return self.not_allowed(head, ENTITY_METHODS, reply);
         }
-        match Entity::of(head, self.node.nodes()) {
+        match Entity::of(head, self.node.replicas_max()) {
             Ok(entity) => self.serve_entity(kind, entity, Contents::Borrowed(body), reply),
             Err(refusal) => self.refuse(kind, &refusal, reply),
         }
@@ -390,7 +390,7 @@ impl Service for Api {
             route if head.method == Method::Options => self.options(head, &route, allowed_origin, reply),
             Route::Nowhere => self.nowhere(head, reply),
             Route::Entity if kind(head.method) == RequestKind::Other => self.not_allowed(head, ENTITY_METHODS, reply),
-            Route::Entity => match Entity::of(head, self.node.nodes()) {
+            Route::Entity => match Entity::of(head, self.node.replicas_max()) {
                 Ok(_) if self.dispatch().is_none() => self.refuse(kind(head.method), &recovering(), reply),
                 Ok(entity) => {
                     return Admit::Body(Admitted::Entity { kind: kind(head.method), entity: entity.into_owned() });

@@ -64,7 +64,8 @@ pub(super) fn run(
                     standing.told(&peer, told.standing);
                     repair.look_at_standing();
                 }
-                match answering.answer(now_wall(), &request, &mut repair.board(), &mut here) {
+                let asked = (connection.asker_epoch(), &request);
+                match answering.answer(now_wall(), asked, &mut repair.board(), &mut here) {
                     Err(sentence) => {
                         repair.cluster.peers.refused(&format!("{} {sentence}", repair.cluster.peers.url(node)));
                         return;

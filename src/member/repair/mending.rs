@@ -32,7 +32,7 @@ pub(super) struct Mending {
 impl Mending {
     pub(super) fn new(repair: Arc<Repair>) -> Self {
         let (here, identity) = (repair.here(), repair.cluster.identity());
-        let connections = (0..repair.cluster.topology.nodes()).map(|_| None).collect();
+        let connections = (0..repair.cluster.topology.places()).map(|_| None).collect();
         Self { repair, here, identity, connections }
     }
 
@@ -52,7 +52,7 @@ impl Mending {
     fn mend(&mut self, damaged: &DamagedRecord) {
         let topology = self.repair.cluster.topology.clone();
         let replicas = topology.replicas_of(damaged.partition, damaged.from);
-        for &node in replicas.iter().filter(|&&node| node != topology.me()) {
+        for node in replicas.iter().filter(|&node| node != topology.me()) {
             match self.fetch(node, damaged) {
                 Ok(true) => return,
                 Ok(false) => {}

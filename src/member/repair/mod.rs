@@ -110,7 +110,7 @@ impl Repair {
         let topology = cluster.topology.clone();
         let me = topology.me();
         let of_mine = topology.clone();
-        store.agreements().keep_only(move |from, partition| of_mine.replicas_of(partition, from).contains(&me));
+        store.agreements().keep_only(move |from, partition| of_mine.replicas_of(partition, from).contains(me));
         let repair = Arc::new(Self {
             board: Mutex::new(&"agreements of replicas", Board::new(topology.clone())),
             writer: Mutex::new(&"log of repairs", None),
@@ -119,7 +119,7 @@ impl Repair {
             doubted_since: AtomicU64::new(0),
             became_whole: AtomicU64::new(0),
             stop: Arc::new(AtomicBool::new(false)),
-            answers: Mutex::new(&"threads that answer", vec![VecDeque::new(); topology.nodes()]),
+            answers: Mutex::new(&"threads that answer", vec![VecDeque::new(); topology.places()]),
             threads: Mutex::new(&"threads of repair", Vec::new()),
             syncs: sync == SyncMode::Always,
             cluster,

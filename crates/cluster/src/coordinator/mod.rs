@@ -49,11 +49,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Version, Want};
-use smallvec::SmallVec;
 
 use crate::Now;
-use crate::health::Health;
-use crate::placement::{NodeIndex, Topology};
+use crate::health::{Health, PeerHealth};
+use crate::placement::{NodeIndex, Replicas, Topology};
 use crate::renewal::Renewal;
 
 use self::reads::{Read, Seen};
@@ -65,15 +64,20 @@ use self::writes::Write;
 struct Op {
     token: Option<Token>,
     hash: KeyHash,
-    /// Its replicas by rank, as they were when it began: it keeps them, whatever becomes of the
-    /// members.
-    replicas: SmallVec<[NodeIndex; 16]>,
+    /// Its replicas, of the membership with this epoch. Where its partition moves on before it is answered,
+    /// it begins again with those that it has then.
+    replicas: Replicas,
+    epoch: u64,
+    /// How often that was.
+    attempt: u8,
     quorum: Quorum,
     begun: u64,
     /// Sets of ranks.
     asked: u64,
     answered: u64,
     failed: u64,
+    /// They know of a later membership, in which it has others.
+    behind: u64,
     disk_full: bool,
     busy: bool,
     /// What replicas said instead of doing it, by rank; at most one a replica.
@@ -127,10 +131,6 @@ fn ranks(mut set: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-const fn all(from: u8) -> u64 {
-    if from >= 64 { u64::MAX } else { (1 << from) - 1 }
-}
-
 impl Op {
     /// Asked, and neither answered nor given up.
     const fn pending(&self) -> u64 {
@@ -138,11 +138,11 @@ impl Op {
     }
 
     const fn unasked(&self) -> u64 {
-        all(self.quorum.from()) & !self.asked
+        self.replicas.every() & !self.asked
     }
 
     const fn answers(&self) -> u32 {
-        self.answered.count_ones()
+        self.replicas.count(self.answered)
     }
 
     /// What was wrong with the replicas that answered, once each.
@@ -151,7 +151,7 @@ impl Op {
             self.refused.iter().map(|&(rank, why)| (rank.into(), Useless::Refused(why))).collect();
         if let Work::Read(read) = &self.work {
             let newest = read.newest().and_then(|seen| seen.version).unwrap_or_default();
-            let stale = if self.short() == 0 { read.stale(newest) & self.answered & !read.repaired } else { 0 };
+            let stale = if !self.is_short() { read.stale(newest) & self.answered & !read.repaired } else { 0 };
             let without = read.holders(newest) & (read.fetching | read.fetch_failed);
             let sets = [(read.damaged, Useless::Damaged), (without, Useless::WithoutValue), (stale, Useless::Stale)];
             for (rank, why) in sets.into_iter().flat_map(|(set, why)| ranks(set).map(move |rank| (rank, why))) {
@@ -160,12 +160,21 @@ impl Op {
                 }
             }
         }
-        useless.into_iter().map(|(rank, why)| (self.replicas[rank], why)).collect()
+        useless.into_iter().map(|(rank, why)| (self.replicas.nodes[rank], why)).collect()
     }
 
-    /// How many more replicas must be asked for `ack` answers to be possible.
-    const fn short(&self) -> u32 {
-        (self.quorum.ack() as u32).saturating_sub(self.answers() + self.pending().count_ones())
+    /// How many more replicas of each set must be asked for `ack` answers to be possible.
+    const fn lacking(&self) -> [u32; 2] {
+        self.replicas.lacking(self.answered | self.pending(), self.quorum.ack() as u32)
+    }
+
+    /// Whether any must.
+    const fn is_short(&self) -> bool {
+        self.replicas.count(self.answered | self.pending()) < self.quorum.ack() as u32
+    }
+
+    fn rank_of(&self, node: NodeIndex) -> Option<usize> {
+        self.replicas.nodes.iter().position(|&known| known == node)
     }
 }
 
@@ -174,7 +183,7 @@ impl Coordinator {
     #[must_use]
     pub fn new(topology: Arc<Topology>, settings: Settings) -> Self {
         assert!(settings.in_flight_max < PLACES_MAX);
-        let health = Health::new(topology.nodes(), topology.me());
+        let health = Health::new(topology.places(), topology.me());
         let counters = Counters::default();
         let (slots, free, spare) = (Vec::new(), Vec::new(), Vec::new());
         Self { topology, settings, health, counters, slots, free, spare, bytes: 0, answered: 0 }
@@ -208,12 +217,12 @@ impl Coordinator {
 
     fn op(&self, id: RequestId) -> Option<&Op> {
         let slot = self.slots.get(id.slot()).filter(|slot| slot.generation == id.generation())?;
-        slot.op.as_ref()
+        slot.op.as_ref().filter(|op| op.attempt == id.attempt())
     }
 
     fn live_op_mut(&mut self, id: RequestId) -> Option<&mut Op> {
         let slot = self.slots.get_mut(id.slot()).filter(|slot| slot.generation == id.generation())?;
-        slot.op.as_mut()
+        slot.op.as_mut().filter(|op| op.attempt == id.attempt())
     }
 
     /// Writes a record (or a tombstone) to `from` replicas and answers after `ack`; `from` is at
@@ -232,7 +241,8 @@ impl Coordinator {
         let hash = record.key.hash();
         let bytes = record.value.len();
         let work = || Work::Write(Write { record, renewal: Renewal::default(), awaits_version: false, hinted: 0 });
-        let slot = self.begin(now, token, hash, quorum, (bytes, work), actions)?;
+        let replicas = |topology: &Topology| topology.writers(hash, quorum.from());
+        let slot = self.begin(now, token, (hash, replicas), quorum, (bytes, work), actions)?;
         self.ask_writes(now, slot, actions);
         Ok(())
     }
@@ -271,9 +281,10 @@ impl Coordinator {
                 waited: false,
             })
         };
-        let slot = self.begin(now, token, hash, quorum, (0, work), actions)?;
+        let replicas = |topology: &Topology| topology.readers(hash, quorum.from());
+        let slot = self.begin(now, token, (hash, replicas), quorum, (0, work), actions)?;
         self.health.earn_hedge();
-        self.ask_reads(now, slot, u32::from(quorum.ack()), want, actions);
+        self.ask_enough(now, slot, want, actions);
         Ok(())
     }
 
@@ -284,12 +295,12 @@ impl Coordinator {
         &mut self,
         now: Now,
         token: Token,
-        hash: KeyHash,
+        (hash, replicas): (KeyHash, impl FnOnce(&Topology) -> Replicas),
         quorum: Quorum,
         (bytes, work): (usize, impl FnOnce() -> Work),
         actions: &mut Vec<Action>,
     ) -> Result<usize, Full> {
-        assert!(usize::from(quorum.from()) <= self.topology.nodes(), "the caller checks `from`");
+        assert!(usize::from(quorum.from()) <= self.topology.replicas_max(), "the caller checks `from`");
         if !self.has_room(bytes) {
             self.make_room(actions);
         }
@@ -304,16 +315,18 @@ impl Coordinator {
                 self.slots.len() - 1
             }
         };
-        let replicas = SmallVec::from_slice(&self.topology.ranked(hash)[..usize::from(quorum.from())]);
         self.slots[slot].op = Some(Op {
             token: Some(token),
             hash,
-            replicas,
+            replicas: replicas(&self.topology),
+            epoch: self.topology.epoch(),
+            attempt: 0,
             quorum,
             begun: now.micros,
             asked: 0,
             answered: 0,
             failed: 0,
+            behind: 0,
             disk_full: false,
             busy: false,
             refused: Vec::new(),
@@ -354,7 +367,7 @@ impl Coordinator {
     ) {
         let slot = id.slot();
         let entry = self.slots.get_mut(slot).filter(|slot| slot.generation == id.generation());
-        let op = entry.and_then(|slot| slot.op.as_mut());
+        let op = entry.and_then(|slot| slot.op.as_mut()).filter(|op| op.attempt == id.attempt());
         if node != self.topology.me() {
             let first = id.stage() == Stage::First as u8;
             let latency = op.as_ref().filter(|_| first).map(|op| now.micros.saturating_sub(op.begun));
@@ -366,10 +379,15 @@ impl Coordinator {
         let Some(op) = op else {
             return;
         };
-        let Some(rank) = op.replicas.iter().position(|&n| n == node) else {
+        let Some(rank) = op.rank_of(node) else {
             return;
         };
         let here = bit(rank);
+        if matches!(outcome, Outcome::Refused(Refused::Behind)) {
+            // It is asked again when this node knows what that one does.
+            op.behind |= here;
+            return;
+        }
         op.disk_full |= matches!(outcome, Outcome::Refused(Refused::DiskFull));
         op.busy |= matches!(outcome, Outcome::Refused(Refused::Busy));
         if let Outcome::Refused(why) = outcome
@@ -474,6 +492,66 @@ impl Coordinator {
         }
     }
 
+    /// The members have changed, or what they hold. Operations that others know to have other replicas by
+    /// now begin again; answered ones end as they began.
+    pub fn adopt(&mut self, now: Now, topology: Arc<Topology>, actions: &mut Vec<Action>) {
+        let before = std::mem::replace(&mut self.topology, topology);
+        for node in before.peers() {
+            if self.topology.by_number(before.number(node)) == Some(node) {
+                continue;
+            }
+            self.lost(now, node, actions);
+            *self.health.peer_mut(node) = PeerHealth::default();
+        }
+        self.health.make_room(self.topology.places());
+        for slot in 0..self.slots.len() {
+            let Some(op) = &self.slots[slot].op else { continue };
+            let is_over = op.behind == 0 && op.epoch >= self.topology.fence(op.hash);
+            // Whoever asks for more replicas than there are to be has the old ones, while they answer.
+            let is_possible = usize::from(op.quorum.from()) <= self.topology.replicas_max();
+            if op.token.is_some() && !is_over && is_possible {
+                self.begin_again(now, slot, actions);
+            }
+        }
+    }
+
+    fn begin_again(&mut self, now: Now, slot: usize, actions: &mut Vec<Action>) {
+        let Some(op) = self.slots[slot].op.as_mut() else { return };
+        op.attempt = RequestId::next_attempt(op.attempt);
+        op.epoch = self.topology.epoch();
+        let (hash, from) = (op.hash, op.quorum.from());
+        let replicas = match &op.work {
+            Work::Write(_) => self.topology.writers(hash, from),
+            Work::Read(_) => self.topology.readers(hash, from),
+        };
+        let before = std::mem::replace(&mut op.replicas, replicas);
+        let nodes = &op.replicas.nodes;
+        let kept = |set: u64| {
+            let ranks = ranks(set).filter_map(|rank| nodes.iter().position(|&node| node == before.nodes[rank]));
+            ranks.fold(0, |set, rank| set | bit(rank))
+        };
+        (op.behind, op.failed) = (0, 0);
+        op.refused.clear();
+        match &mut op.work {
+            Work::Write(write) => {
+                // What a replica has confirmed, it has.
+                (op.answered, write.hinted) = (kept(op.answered), kept(write.hinted));
+                op.asked = op.answered;
+                if !write.awaits_version {
+                    self.ask_writes(now, slot, actions);
+                    self.write_on(now, slot, actions);
+                }
+            }
+            Work::Read(read) => {
+                (op.answered, op.asked) = (0, 0);
+                self.bytes -= read.data.take().map_or(0, |data| data.value.len());
+                read.forget();
+                let want = read.want;
+                self.ask_enough(now, slot, want, actions);
+            }
+        }
+    }
+
     /// Something came from a peer, or was taken by it.
     pub fn heard(&mut self, now: Now, node: NodeIndex) {
         self.health.peer_mut(node).heard(now.micros);
@@ -481,17 +559,13 @@ impl Coordinator {
 
     /// The answer to a probe. Returns how long it took, in µs, if it was still awaited.
     pub fn probed(&mut self, now: Now, node: NodeIndex, id: RequestId) -> Option<u64> {
-        self.health.peer_mut(node).probed(now.micros, id.generation())
+        self.health.peer_mut(node).probed(now.micros, id.number())
     }
 
     /// Deadlines, hedges, silence, probes. To be called every few milliseconds.
     pub fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
         let asleep = self.health.asleep(now.micros);
-        for node in 0..self.topology.nodes() {
-            let node = NodeIndex(node as u8);
-            if node == self.topology.me() {
-                continue;
-            }
+        for node in self.topology.peers() {
             let tick = self.health.peer_mut(node).tick(now.micros, asleep);
             if tick.probe {
                 let id = RequestId::ping(self.health.peer(node).last_probe());
@@ -536,11 +610,12 @@ impl Coordinator {
         let Some(op) = &entry.op else {
             return;
         };
-        let to = op.replicas[rank];
+        let to = op.replicas.nodes[rank];
+        let id = RequestId::new((entry.generation, op.attempt), slot, stage);
         if to != self.topology.me() {
             self.health.peer_mut(to).sent(now.micros);
         }
-        out.push(Action::Send { to, id: RequestId::new(entry.generation, slot, stage), operation });
+        out.push(Action::Send { to, id, operation });
     }
 
     fn op_mut(&mut self, slot: usize) -> Option<&mut Op> {
@@ -567,9 +642,9 @@ impl Coordinator {
         let Some(op) = &self.slots[slot].op else {
             return;
         };
-        let concerned = if matches!(op.work, Work::Write(_)) { all(op.quorum.from()) } else { op.asked };
+        let concerned = if matches!(op.work, Work::Write(_)) { op.replicas.every() } else { op.asked };
         // Where enough answered, the value or a repair was what did not come.
-        let missing = ranks(concerned & !op.answered).map(|rank| op.replicas[rank]).collect();
+        let missing = ranks(concerned & !op.answered).map(|rank| op.replicas.nodes[rank]).collect();
         let (disk_full, busy, useless) = (op.disk_full, op.busy, op.useless());
         let shortage = Shortage { needed: op.quorum.ack().into(), missing, disk_full, busy, useless };
         self.answer(slot, Err(shortage), actions);
@@ -591,15 +666,16 @@ impl Coordinator {
             }
             Work::Write(write) => {
                 self.bytes -= write.record.value.len();
-                let missed = if op.answered == 0 { 0 } else { all(op.quorum.from()) & !op.answered & !write.hinted };
-                for to in ranks(missed).map(|rank| op.replicas[rank]).filter(|&to| to != self.topology.me()) {
+                let every = op.replicas.every();
+                let missed = if op.answered == 0 { 0 } else { every & !op.answered & !write.hinted };
+                for to in ranks(missed).map(|rank| op.replicas.nodes[rank]).filter(|&to| to != self.topology.me()) {
                     self.health.peer_mut(to).hints += 1;
                     actions.push(Action::Hint { to, record: write.record.clone() });
                 }
             }
         }
         entry.op = None;
-        entry.generation = entry.generation.wrapping_add(1);
+        entry.generation = RequestId::next_generation(entry.generation);
         self.free.push(slot as u32);
     }
 
@@ -616,19 +692,19 @@ impl Coordinator {
         let Some(op) = self.slots[slot].op.as_mut() else {
             return;
         };
-        let Some(rank) = op.replicas.iter().position(|&n| n == node) else {
+        let Some(rank) = op.rank_of(node) else {
             return;
         };
         let here = bit(rank);
         let mut as_well = 0;
         let is_read = matches!(op.work, Work::Read(_));
-        let is_usable = |rank: &usize| match op.replicas[*rank] {
+        let is_usable = |rank: &usize| match op.replicas.nodes[*rank] {
             node if is_read => self.health.answers_reads(node, now.micros),
             node => self.health.usable(node),
         };
-        let usable = ranks(op.unasked()).filter(is_usable).count() as u32;
+        let usable = ranks(op.unasked()).filter(is_usable).fold(0, |set, rank| set | bit(rank));
         if op.pending() & here != 0 {
-            let others = op.answers() + op.pending().count_ones() - 1 + usable;
+            let others = op.replicas.count(op.answered | (op.pending() & !here) | usable);
             if certain || op.token.is_none() {
                 op.failed |= here;
             } else if op.answers() >= u32::from(op.quorum.ack()) {
@@ -646,7 +722,7 @@ impl Coordinator {
                 Work::Write(_) => self.send_writes(now, slot, as_well, actions),
                 Work::Read(read) => {
                     let want = if read.data.is_none() { read.want } else { Want::Version };
-                    self.ask_reads(now, slot, as_well.count_ones(), want, actions);
+                    self.ask_reads(now, slot, [as_well.count_ones(); 2], want, actions);
                 }
             }
         }
@@ -662,7 +738,7 @@ impl Coordinator {
                     // The value is elsewhere, or enough answers are without those that have it.
                     let holders = read.newest().and_then(|seen| seen.version).map_or(0, |newest| read.holders(newest));
                     let elsewhere = holders & !here & !read.fetch_failed != 0;
-                    let without = ((op.answered & !holders) | (pending & !here)).count_ones() + usable;
+                    let without = op.replicas.count((op.answered & !holders) | (pending & !here) | usable);
                     if certain || elsewhere || without >= u32::from(op.quorum.ack()) {
                         read.fetching &= !here;
                         read.fetch_failed |= here;

@@ -72,6 +72,16 @@ pub(super) struct Read {
 }
 
 impl Read {
+    /// All that it was told.
+    pub(super) fn forget(&mut self) {
+        self.seen.clear();
+        self.data = None;
+        (self.fetching, self.fetch_failed, self.damaged, self.silent) = (0, 0, 0, 0);
+        (self.repair_version, self.repair_stage) = (Version::default(), Stage::Repair as u8);
+        (self.repair_sent, self.repaired, self.repair_failed) = (0, 0, 0);
+        self.hedged = false;
+    }
+
     pub(super) fn note(&mut self, seen: Seen) {
         match self.seen.iter_mut().find(|known| known.rank == seen.rank) {
             Some(known) if known.version <= seen.version => *known = seen,
@@ -116,13 +126,28 @@ impl Read {
 }
 
 impl Coordinator {
-    /// Asks `count` more replicas, or as many as there are, the quickest first; the first of them
-    /// for what is wanted, the others for the version.
-    pub(super) fn ask_reads(&mut self, now: Now, slot: usize, count: u32, want: Want, actions: &mut Vec<Action>) {
+    /// Asks as many replicas as have to answer.
+    pub(super) fn ask_enough(&mut self, now: Now, slot: usize, want: Want, actions: &mut Vec<Action>) {
+        if let Some(op) = &self.slots[slot].op {
+            let lacking = op.lacking();
+            self.ask_reads(now, slot, lacking, want, actions);
+        }
+    }
+
+    /// Asks so many more replicas of each set, or as many as there are, the quickest first; the first of
+    /// them for what is wanted, the others for the version. Whether there were any.
+    pub(super) fn ask_reads(
+        &mut self,
+        now: Now,
+        slot: usize,
+        count: [u32; 2],
+        want: Want,
+        actions: &mut Vec<Action>,
+    ) -> bool {
         let Some(op) = &self.slots[slot].op else {
-            return;
+            return false;
         };
-        let ranked = &op.replicas;
+        let ranked = &op.replicas.nodes;
         let unasked = ranks(op.unasked());
         let mut order: SmallVec<[((ReadRank, u64), usize); 4]> =
             unasked.map(|rank| (self.health.order(ranked[rank], now.micros), rank)).collect();
@@ -133,13 +158,16 @@ impl Coordinator {
             Work::Read(read) => read.key.clone(),
             Work::Write(write) => write.record.key.clone(),
         };
-        for (nth, &(_, rank)) in order.iter().take(count as usize).enumerate() {
+        let chosen = op.replicas.chosen(order.iter().map(|&(_, rank)| rank), count);
+        let ranks = order.iter().map(|&(_, rank)| rank).filter(|&rank| chosen & bit(rank) != 0);
+        for (nth, rank) in ranks.enumerate() {
             if let Some(op) = self.op_mut(slot) {
                 op.asked |= bit(rank);
             }
             let want = if nth == 0 { want } else { Want::Version };
             self.send(now, slot, rank, Stage::First as u8, Operation::Read { key: key.clone(), want }, actions);
         }
+        chosen != 0
     }
 
     pub(super) fn hedge(&mut self, now: Now, slot: usize, actions: &mut Vec<Action>) {
@@ -147,7 +175,7 @@ impl Coordinator {
             return;
         };
         let waited = now.micros.saturating_sub(op.begun);
-        let ranked = &op.replicas;
+        let ranked = &op.replicas.nodes;
         let slow = ranks(op.pending())
             .any(|rank| ranked[rank] != self.topology.me() && waited > self.health.peer(ranked[rank]).hedge_after());
         let other = ranks(op.unasked()).any(|rank| self.health.answers_reads(ranked[rank], now.micros));
@@ -160,7 +188,7 @@ impl Coordinator {
         read.hedged = true;
         let want = if read.data.is_none() { read.want } else { Want::Version };
         let before = actions.len();
-        self.ask_reads(now, slot, 1, want, actions);
+        self.ask_reads(now, slot, [1; 2], want, actions);
         for action in &actions[before..] {
             if let Action::Send { to, .. } = action
                 && *to != self.topology.me()
@@ -174,21 +202,20 @@ impl Coordinator {
         let Some(op) = self.slots[slot].op.as_mut() else {
             return;
         };
-        let (short, quorum) = (op.short(), op.quorum);
+        let (short, lacking, quorum, pending) = (op.is_short(), op.lacking(), op.quorum, op.pending());
         let Work::Read(read) = &mut op.work else {
             return;
         };
-        if op.token.is_some() && short > 0 {
+        if op.token.is_some() && short {
             let want = if read.data.is_none() { read.want } else { Want::Version };
-            let lost = op.pending() == 0 && op.unasked() == 0;
-            self.ask_reads(now, slot, short, want, actions);
-            if lost {
+            let asked = self.ask_reads(now, slot, lacking, want, actions);
+            if !asked && pending == 0 {
                 self.not_enough(slot, actions);
                 // A damaged replica is repaired all the same, or the next read would find as
                 // little.
                 self.conclude(now, slot, 0, actions);
             }
-        } else if op.token.is_none() || op.answered.count_ones() >= u32::from(quorum.ack()) {
+        } else if op.token.is_none() || op.replicas.count(op.answered) >= u32::from(quorum.ack()) {
             let majority = u32::from(Quorum::majority(quorum.from()));
             let required = if quorum.is_majority() { majority } else { 0 };
             self.conclude(now, slot, required, actions);
@@ -212,6 +239,7 @@ impl Coordinator {
             return;
         };
         let (waits, unasked, pending) = (op.token.is_some(), op.unasked(), op.pending());
+        let replicas = &op.replicas;
         let Work::Read(read) = &mut op.work else {
             return;
         };
@@ -231,7 +259,8 @@ impl Coordinator {
             (read.repair_sent, read.repaired, read.repair_failed) = (0, 0, 0);
         }
         let (stale, holders) = (read.stale(version), read.holders(version));
-        let up_to_date = (holders | read.repaired).count_ones();
+        let have_it = holders | read.repaired;
+        let up_to_date = replicas.count(have_it);
         let record = read.record(&newest);
         let wanted = read.want == Want::Value && newest.live;
         let read_sent = read.repair_sent;
@@ -247,14 +276,12 @@ impl Coordinator {
             // After a hedge or a refused repair, those that are still pending are late, or may be too few:
             // one that is slow and never silent must not keep the others from being asked.
             let doubted = if read.hedged || read.repair_failed != 0 { pending } else { 0 };
-            let silent = (coming & (read.silent | doubted)).count_ones();
-            let likely = up_to_date + coming.count_ones() - silent;
-            if likely < required {
-                // Another replica may have it already.
-                let more = (required - likely).min(unasked.count_ones());
-                if more > 0 {
-                    self.ask_reads(now, slot, more, Want::Version, actions);
-                } else if likely + silent < required {
+            let likely = have_it | (coming & !read.silent & !doubted);
+            let (lacking, possible) = (replicas.lacking(likely, required), replicas.count(have_it | coming));
+            // Another replica may have it already.
+            if lacking != [0; 2] {
+                let asked = unasked != 0 && self.ask_reads(now, slot, lacking, Want::Version, actions);
+                if !asked && possible < required {
                     return self.not_enough(slot, actions);
                 }
             }
@@ -288,7 +315,7 @@ impl Coordinator {
         let Some(op) = self.slots[slot].op.as_mut() else {
             return;
         };
-        let ranked = &op.replicas;
+        let ranked = &op.replicas.nodes;
         let Work::Read(read) = &mut op.work else {
             return;
         };
@@ -332,7 +359,7 @@ impl Coordinator {
         let (to_repair, stage) = (stale & !read.repair_sent, read.repair_stage);
         read.repair_sent |= to_repair;
         for rank in ranks(to_repair) {
-            self.health.peer_mut(replicas[rank]).repairs += 1;
+            self.health.peer_mut(replicas.nodes[rank]).repairs += 1;
         }
         for rank in ranks(to_repair) {
             self.send(now, slot, rank, stage, Operation::Write(record.clone()), actions);

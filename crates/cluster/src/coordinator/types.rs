@@ -10,15 +10,32 @@ pub type Token = u64;
 
 /// A request to a replica; its reply carries it back.
 ///
-/// From the top: generation of the operation's slot (32 bits), slot (24), stage (8).
+/// From the top: how often the operation began again (4 bits), generation of its slot (28), slot (24),
+/// stage (8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(pub u64);
 
 pub(super) const PLACES_MAX: usize = 1 << 24;
+const GENERATION_BITS: u32 = 28;
 
 impl RequestId {
-    pub(super) fn new(generation: u32, slot: usize, stage: u8) -> Self {
-        Self(u64::from(generation) << 32 | (slot as u64) << 8 | u64::from(stage))
+    pub(super) fn new((generation, attempt): (u32, u8), slot: usize, stage: u8) -> Self {
+        let number = u32::from(attempt) << GENERATION_BITS | generation;
+        Self(u64::from(number) << 32 | (slot as u64) << 8 | u64::from(stage))
+    }
+
+    pub(super) const fn next_generation(generation: u32) -> u32 {
+        (generation + 1) % (1 << GENERATION_BITS)
+    }
+
+    pub(super) const fn next_attempt(attempt: u8) -> u8 {
+        (attempt + 1) % 16
+    }
+
+    /// The same for all requests of an operation.
+    #[must_use]
+    pub const fn operation(self) -> u64 {
+        (self.0 << 4) >> 12
     }
 
     /// The name of a ping: no operation has its slot.
@@ -31,6 +48,15 @@ impl RequestId {
     }
 
     pub(super) const fn generation(self) -> u32 {
+        self.number() & ((1 << GENERATION_BITS) - 1)
+    }
+
+    pub(super) const fn attempt(self) -> u8 {
+        (self.number() >> GENERATION_BITS) as u8
+    }
+
+    /// Of a ping.
+    pub(super) const fn number(self) -> u32 {
         (self.0 >> 32) as u32
     }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use koltso_model::{Operation, Outcome, Record, Version};
 
 use super::types::{Action, RequestId, Stage};
-use super::{Coordinator, Op, Work, all, bit, ranks};
+use super::{Coordinator, Op, Work, bit, ranks};
 use crate::Now;
 use crate::renewal::Renewal;
 
@@ -24,14 +24,10 @@ impl Coordinator {
         let Some(op) = &self.slots[slot].op else {
             return;
         };
-        let usable = op.replicas.iter().enumerate().filter(|&(_, &node)| self.health.usable(node));
-        let mut to_ask = usable.fold(0, |set, (rank, _)| set | bit(rank));
-        for rank in ranks(all(op.quorum.from()) & !to_ask) {
-            if to_ask.count_ones() >= u32::from(op.quorum.ack()) {
-                break;
-            }
-            to_ask |= bit(rank);
-        }
+        let usable = op.replicas.nodes.iter().enumerate().filter(|&(_, &node)| self.health.usable(node));
+        let mut to_ask = usable.fold(0, |set, (rank, _)| set | bit(rank)) & op.unasked();
+        let lacking = op.replicas.lacking(op.answered | to_ask, op.quorum.ack().into());
+        to_ask |= op.replicas.chosen(ranks(op.unasked() & !to_ask), lacking);
         self.send_writes(now, slot, to_ask, actions);
     }
 
@@ -68,15 +64,14 @@ impl Coordinator {
     /// the others have answered: who holds a hint may be killed in the next moment. One that is to be
     /// done again has another version then.
     fn hint_the_ailing(&mut self, slot: usize, actions: &mut Vec<Action>) {
-        let Some(Op { work: Work::Write(write), token, answered, quorum, replicas, .. }) = &mut self.slots[slot].op
-        else {
+        let Some(Op { work: Work::Write(write), token, answered, replicas, .. }) = &mut self.slots[slot].op else {
             return;
         };
         if *answered == 0 || (token.is_some() && write.renewal.is_due()) {
             return;
         }
-        for rank in ranks(all(quorum.from()) & !*answered & !write.hinted) {
-            let to = replicas[rank];
+        for rank in ranks(replicas.every() & !*answered & !write.hinted) {
+            let to = replicas.nodes[rank];
             if !self.health.usable(to) {
                 write.hinted |= bit(rank);
                 self.health.peer_mut(to).hints += 1;
@@ -96,19 +91,18 @@ impl Coordinator {
         if write.awaits_version {
             return;
         }
-        if op.token.is_some() && op.answered.count_ones() >= u32::from(op.quorum.ack()) {
+        if op.token.is_some() && op.replicas.count(op.answered) >= u32::from(op.quorum.ack()) {
             if let Some(above) = write.renewal.again() {
                 (write.awaits_version, write.hinted) = (true, 0);
-                (op.asked, op.answered, op.failed) = (0, 0, 0);
+                (op.asked, op.answered, op.failed, op.behind) = (0, 0, 0, 0);
                 self.counters.renewed += 1;
-                let id = RequestId::new(entry.generation, slot, Stage::Renewed as u8);
+                let id = RequestId::new((entry.generation, op.attempt), slot, Stage::Renewed as u8);
                 actions.push(Action::Renew { id, above });
                 return;
             }
             self.answer(slot, Ok(Outcome::Applied), actions);
-        } else if op.token.is_some() && op.short() > 0 {
-            let short = op.short() as usize;
-            let more = ranks(op.unasked()).take(short).fold(0, |set, rank| set | bit(rank));
+        } else if op.token.is_some() && op.is_short() {
+            let more = op.replicas.chosen(ranks(op.unasked()), op.lacking());
             // Those that can still answer are waited for, so that the client learns how many did.
             if more != 0 {
                 self.send_writes(now, slot, more, actions);

@@ -4,18 +4,23 @@
 //! [`CREDIT`], whatever credit a peer gives. What a peer asks for that makes no sense is a sentence, after which the
 //! connection is to be closed.
 
+use std::sync::Arc;
+
 use koltso_model::{ExchangeReply, ExchangeRequest, KeyHash, LEAVES, Record, WallTime};
 
 use super::board::Look;
 use super::pair::Pair;
 use super::{Agreeing, CREDIT, Holdings, LISTING_BYTES, Listed};
+use crate::placement::Topology;
 use crate::plausibility;
 
 /// What the last answer about roots was made of.
 struct Looked {
     from: u8,
     look: Look,
-    /// Of the shared partitions, in their order.
+    /// The shared partitions.
+    shared: Vec<u16>,
+    /// Theirs.
     arrivals: Vec<u32>,
 }
 
@@ -58,26 +63,33 @@ impl Answering {
         Self { pair, looked: None, listed: Vec::new(), figures }
     }
 
+    /// The members have changed, or what they hold; the peer is still one.
+    pub fn adopt(&mut self, topology: Arc<Topology>) {
+        self.pair.adopt(topology);
+    }
+
     /// What was sent and received since the last call.
     pub fn take_figures(&mut self) -> Given {
         std::mem::take(&mut self.figures)
     }
 
-    /// Answers a request.
+    /// Answers a request of a peer whose membership has this epoch.
     ///
     /// # Errors
     /// A sentence, if the peer is not to be believed any more.
     pub fn answer(
         &mut self,
         now: WallTime,
-        request: &ExchangeRequest,
+        (epoch, request): (u64, &ExchangeRequest),
         board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) -> Result<ExchangeReply, String> {
         match request {
             ExchangeRequest::Roots { told, from } => {
                 board.heard(self.pair.peer(), *told);
-                Ok(self.roots(now, *from, board, holdings))
+                // By another membership, other partitions are in common.
+                let is_known = *from == 0 || epoch == self.pair.epoch();
+                Ok(if is_known { self.roots(now, *from, board, holdings) } else { ExchangeReply::NotReady })
             }
             ExchangeRequest::Leaves { from, byte, partitions } => {
                 let mut bytes = Vec::with_capacity(partitions.len() * LEAVES);
@@ -127,7 +139,7 @@ impl Answering {
         // What comes late after its count was read must not be covered by what is read then.
         let arrivals = shared.iter().map(|&partition| holdings.arrivals(from, partition)).collect();
         let roots = shared.iter().map(|&partition| holdings.root(from, partition)).collect();
-        self.looked = Some(Looked { from, look, arrivals });
+        self.looked = Some(Looked { from, look, shared, arrivals });
         ExchangeReply::Roots { told, roots }
     }
 
@@ -160,10 +172,9 @@ impl Answering {
         holdings: &mut dyn Holdings,
     ) -> Result<(), String> {
         let looked = self.looked.as_ref().filter(|looked| looked.from == from);
-        let Some(Looked { look, arrivals, .. }) = looked else {
+        let Some(Looked { look, shared, arrivals, .. }) = looked else {
             return Err("it agreed on what it had not looked at".to_owned());
         };
-        let shared = self.pair.shared(from);
         let mut equal = Vec::with_capacity(partitions.len());
         for &partition in partitions {
             let Ok(at) = shared.binary_search(&partition) else {
@@ -257,7 +268,7 @@ mod tests {
         let mut board = Board::new(topology.clone());
         for (size, most) in [(100_000, 11), (10, 1_000), (CREDIT as usize * 2, 1)] {
             let (mut answering, mut holdings) = (Answering::new(Pair::new(topology.clone(), NodeIndex(1))), Many(size));
-            let mut ask = |request: &ExchangeRequest| answering.answer(NOW, request, &mut board, &mut holdings);
+            let mut ask = |request: &ExchangeRequest| answering.answer(NOW, (1, request), &mut board, &mut holdings);
             ask(&ExchangeRequest::Items(vec![(0, [u64::MAX; 4])])).expect("a list");
             let fetch = ExchangeRequest::Fetch { places: (0..1_000).collect(), credit: u32::MAX };
             let Ok(ExchangeReply::Records(records)) = ask(&fetch) else { panic!("records") };

@@ -25,7 +25,8 @@ use bytes::Bytes;
 use koltso_model::{Flags, Key, Record, Standing, Told, Version, WallTime};
 
 use super::Holdings;
-use crate::placement::{NodeIndex, Topology};
+use crate::placement::{NodeIndex, NodeSet, Topology};
+use crate::plan::BATCHES;
 
 /// By how much an agreement is worth less than its moment, in seconds.
 pub const MARGIN_S: u32 = 60;
@@ -40,6 +41,14 @@ pub const RETURNED_MAX: usize = 65_536;
 pub struct Look {
     /// In seconds since the Unix epoch.
     at: u32,
+    /// Of the membership then.
+    epoch: u64,
+}
+
+impl Look {
+    pub(super) const fn epoch(self) -> u64 {
+        self.epoch
+    }
 }
 
 /// When a partition was last seen to be equal with a peer.
@@ -51,6 +60,12 @@ struct Seen {
     arrivals: u32,
     /// Up to when nothing could come any more by then that the peer had not, in seconds; 0 for never.
     settled: u32,
+    /// The epoch of the membership of both then, as far as it fits.
+    epoch: u32,
+}
+
+fn epoch_of(epoch: u64) -> u32 {
+    u32::try_from(epoch).unwrap_or(u32::MAX)
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -114,17 +129,49 @@ pub fn settled(now: WallTime) -> u64 {
     clock_of(seconds(now).saturating_sub(MARGIN_S))
 }
 
+/// The `from`s of a set.
+pub(super) fn all_of(set: u64) -> impl Iterator<Item = u8> {
+    (1..=64_u8).filter(move |from| set & (1 << (from - 1)) != 0)
+}
+
 /// Those of which there are several replicas.
-pub(super) fn froms_of(set: u64) -> impl Iterator<Item = u8> {
-    (2..=64_u8).filter(move |from| set & (1 << (from - 1)) != 0)
+fn froms_of(set: u64) -> impl Iterator<Item = u8> {
+    all_of(set).filter(|&from| from > 1)
 }
 
 impl Board {
     /// Nothing is agreed yet.
     #[must_use]
     pub fn new(topology: Arc<Topology>) -> Self {
-        let members = vec![Member::default(); topology.nodes()];
+        let members = vec![Member::default(); topology.places()];
         Self { topology, members, seen: BTreeMap::new(), returned: HashMap::new(), doubts_since: None }
+    }
+
+    /// The members have changed, or what they hold. What was agreed with a node before it became a replica
+    /// of something says nothing of that.
+    pub fn adopt(&mut self, topology: Arc<Topology>) {
+        let before = std::mem::replace(&mut self.topology, topology);
+        let (places, partitions) = (self.topology.places().max(self.members.len()), self.topology.partitions());
+        for seen in self.seen.values_mut() {
+            let mut larger = vec![Seen::default(); places * partitions];
+            let rows = larger.chunks_exact_mut(places).zip(seen.chunks_exact(self.members.len()));
+            rows.for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+            *seen = larger.into();
+        }
+        self.members.resize(places, Member::default());
+        let others = before.peers().filter(|&node| self.topology.by_number(before.number(node)) != Some(node));
+        let gone: NodeSet = others.collect();
+        gone.iter().for_each(|node| self.members[node.at()] = Member::default());
+        let me = self.topology.me();
+        for (&from, seen) in &mut self.seen {
+            for (partition, row) in seen.chunks_exact_mut(places).enumerate() {
+                let were = before.replicas_of(partition, from).without(gone);
+                let new = self.topology.replicas_of(partition, from).without(were);
+                let forgotten = if new.contains(me) { NodeSet(u64::MAX) } else { new.and(gone) };
+                let nodes = row.iter_mut().zip((0..).map(NodeIndex));
+                nodes.filter(|&(_, node)| forgotten.contains(node)).for_each(|(seen, _)| *seen = Seen::default());
+            }
+        }
     }
 
     /// This node's data stands so from now on. What was agreed before a doubt counts no more for
@@ -164,7 +211,7 @@ impl Board {
 
     /// A comparison begins to look at roots.
     pub fn look(&self, now: WallTime, holdings: &mut dyn Holdings) -> Look {
-        let look = Look { at: seconds(now) };
+        let look = Look { at: seconds(now), epoch: self.topology.epoch() };
         holdings.looks_up_to(clock_of(look.at.saturating_sub(MARGIN_S)));
         look
     }
@@ -183,18 +230,18 @@ impl Board {
             return;
         }
         let settled = self.settled().min(holdings.told().settled);
-        let nodes = self.topology.nodes();
+        let nodes = self.members.len();
         let places = self.topology.partitions() * nodes;
         let seen = self.seen.entry(from).or_insert_with(|| vec![Seen::default(); places].into());
         let by_then = look.at.saturating_sub(MARGIN_S).min(seconds(WallTime(settled)));
         for &(partition, arrivals) in partitions {
-            seen[usize::from(partition) * nodes + peer.at()] = Seen { at: look.at, arrivals, settled: by_then };
+            let seen = &mut seen[usize::from(partition) * nodes + peer.at()];
+            *seen = Seen { at: look.at, arrivals, settled: by_then, epoch: epoch_of(look.epoch) };
         }
         let wider = self.wider(from, holdings.told().froms);
         for &(partition, arrivals) in partitions {
             let of_partition = &self.seen[&from][usize::from(partition) * nodes..][..nodes];
-            let replicas = self.topology.replicas_of(usize::from(partition), from);
-            let mut others = replicas.iter().filter(|&&node| node != self.topology.me());
+            let mut others = self.beside_me(from, usize::from(partition)).iter();
             if others.any(|node| of_partition[node.at()].arrivals != arrivals) {
                 continue;
             }
@@ -214,9 +261,8 @@ impl Board {
 
     /// When the replica that was seen least lately was equal; 0 if one never was.
     fn oldest(&self, from: u8, partition: u16) -> u32 {
-        let replicas = self.topology.replicas_of(usize::from(partition), from);
-        let others = replicas.iter().filter(|&&node| node != self.topology.me());
-        others.map(|&node| self.at(from, usize::from(partition), node)).min().unwrap_or(u32::MAX)
+        let others = self.beside_me(from, usize::from(partition)).iter();
+        others.map(|node| self.at(from, usize::from(partition), node)).min().unwrap_or(u32::MAX)
     }
 
     /// Up to when nothing of wider `from`s that this node is a replica of can come any more, in seconds,
@@ -225,10 +271,8 @@ impl Board {
     /// other replicas since, as a hint, meets no delete there.
     fn settled_by(&self, wider: &[u8], partition: u16) -> u32 {
         let seen = |from: u8| {
-            let replicas = self.topology.replicas_of(usize::from(partition), from);
-            let is_here = replicas.contains(&self.topology.me());
-            let others = replicas.iter().filter(move |&&node| is_here && node != self.topology.me());
-            others.map(move |&node| self.seen_with(from, usize::from(partition), node).settled)
+            let others = self.others(from, usize::from(partition)).into_iter().flat_map(NodeSet::iter);
+            others.map(move |node| self.seen_with(from, usize::from(partition), node).settled)
         };
         wider.iter().flat_map(|&from| seen(from)).min().unwrap_or(u32::MAX)
     }
@@ -243,7 +287,7 @@ impl Board {
         let settled = self.settled().min(told.settled);
         let wider = self.wider(1, told.froms);
         for partition in 0..self.topology.partitions() as u16 {
-            if self.topology.replicas_of(usize::from(partition), 1) == [self.topology.me()] {
+            if self.topology.replicas_of(usize::from(partition), 1) == NodeSet::default().with(self.topology.me()) {
                 let at = look.at.saturating_sub(MARGIN_S).min(self.settled_by(&wider, partition));
                 let clock = clock_of(at).min(settled);
                 let arrivals = holdings.arrivals(1, partition);
@@ -274,7 +318,7 @@ impl Board {
     }
 
     fn widest(&self) -> u64 {
-        1 << (self.topology.nodes().clamp(1, 64) - 1)
+        1 << (self.topology.replicas_max().clamp(1, 64) - 1)
     }
 
     fn at(&self, from: u8, partition: usize, node: NodeIndex) -> u32 {
@@ -282,14 +326,29 @@ impl Board {
     }
 
     fn seen_with(&self, from: u8, partition: usize, node: NodeIndex) -> Seen {
-        let place = partition * self.topology.nodes() + node.at();
+        let place = partition * self.members.len() + node.at();
         self.seen.get(&from).map_or(Seen::default(), |seen| seen[place])
     }
 
+    fn not_me(&self, nodes: NodeSet) -> NodeSet {
+        nodes.without(NodeSet::default().with(self.topology.me()))
+    }
+
+    /// The replicas of a partition, but this node.
+    fn beside_me(&self, from: u8, partition: usize) -> NodeSet {
+        self.not_me(self.topology.replicas_of(partition, from))
+    }
+
     /// The replicas of a partition beside this node, if this is one.
-    fn others(&self, from: u8, partition: usize) -> Option<impl Iterator<Item = NodeIndex> + '_> {
-        let (replicas, me) = (self.topology.replicas_of(partition, from), self.topology.me());
-        replicas.contains(&me).then(|| replicas.iter().copied().filter(move |&node| node != me))
+    fn others(&self, from: u8, partition: usize) -> Option<NodeSet> {
+        let is_here = self.topology.replicas_of(partition, from).contains(self.topology.me());
+        is_here.then(|| self.beside_me(from, partition))
+    }
+
+    /// Those of whom it is known that they have what was confirmed, unless they rebuild, beside this node; if
+    /// this is a replica.
+    fn sources(&self, from: u8, partition: usize) -> Option<NodeSet> {
+        self.others(from, partition).map(|_| self.not_me(self.topology.sources_of(partition, from)))
     }
 
     fn is_whole(&self, node: NodeIndex) -> bool {
@@ -298,7 +357,7 @@ impl Board {
 
     /// How many whole replicas have to be met so that no quorum without this node is missed.
     fn needed(&self, from: u8) -> usize {
-        let from = usize::from(from).min(self.topology.nodes());
+        let from = usize::from(from).min(self.topology.replicas_max());
         from - (from / 2 + 1) + 1
     }
 
@@ -310,10 +369,10 @@ impl Board {
         // A cluster in which nothing was written yet has no `from` in use.
         for from in self.froms(own_froms | self.widest()) {
             for partition in 0..self.topology.partitions() {
-                let Some(others) = self.others(from, partition) else { continue };
+                let Some(others) = self.sources(from, partition) else { continue };
                 progress.all += 1;
                 let (mut whole, mut met, mut missing) = (0, 0, 0);
-                for node in others.filter(|&node| self.is_whole(node)) {
+                for node in others.iter().filter(|&node| self.is_whole(node)) {
                     let is_met = self.at(from, partition, node) >= since.max(1);
                     whole += usize::from(is_met || self.members[node.at()].lives);
                     met += usize::from(is_met);
@@ -324,6 +383,33 @@ impl Board {
             }
         }
         progress
+    }
+
+    /// Whether this node has, of what it is on the way to in a batch of partitions, all that was confirmed
+    /// to the present replicas before the batch's stage began. From then on those refuse what has
+    /// other replicas in mind.
+    #[must_use]
+    pub fn has_received(&self, batch: usize, own_froms: u64) -> bool {
+        // Nobody else knows which `from`s are in use.
+        let known = self.topology.peers().filter(|&peer| self.told(peer).is_some()).count();
+        if known < self.topology.nodes() / 2 {
+            return false;
+        }
+        let me = self.topology.me();
+        let froms = self.in_use(own_froms);
+        (batch..self.topology.partitions()).step_by(BATCHES).all(|partition| {
+            let Some(since) = self.topology.moves_since(partition) else { return true };
+            all_of(froms).all(|from| {
+                let sources = self.topology.sources_of(partition, from);
+                if sources.contains(me) || !self.topology.replicas_of(partition, from).contains(me) {
+                    return true;
+                }
+                let is_met = |&node: &NodeIndex| {
+                    self.is_whole(node) && self.seen_with(from, partition, node).epoch >= epoch_of(since)
+                };
+                sources.iter().filter(is_met).count() >= self.needed(from)
+            })
+        })
     }
 
     /// Of the partitions that this node shares with a peer, each counted for every `from` in use, so
@@ -337,7 +423,7 @@ impl Board {
             let at = |partition| self.at(from, partition, peer);
             let last = (0..self.topology.partitions()).map(at).max().unwrap_or(0);
             for partition in 0..self.topology.partitions() {
-                if self.others(from, partition).is_some_and(|mut others| others.any(|node| node == peer)) {
+                if self.others(from, partition).is_some_and(|others| others.contains(peer)) {
                     all += 1;
                     equal += u64::from(at(partition) >= since && at(partition) + ROUND_S >= last);
                 }
@@ -353,7 +439,7 @@ impl Board {
         let (mut oldest, mut is_replica) = (None, false);
         for from in self.froms(own_froms) {
             for partition in 0..self.topology.partitions() {
-                for node in self.others(from, partition).into_iter().flatten() {
+                for node in self.others(from, partition).into_iter().flat_map(NodeSet::iter) {
                     is_replica = true;
                     if self.members[node.at()].lives {
                         let at = self.at(from, partition, node);
@@ -384,9 +470,9 @@ impl Board {
             *entry = new();
         }
         entry.lacking |= 1 << peer.at();
-        let (lacking, partition) = (entry.lacking, usize::from(entry.partition));
-        let replicas = self.topology.replicas_of(partition, entry.from);
-        let whole = replicas.iter().copied().filter(|&node| node != self.topology.me() && self.is_whole(node));
+        let (lacking, partition, of) = (entry.lacking, usize::from(entry.partition), entry.from);
+        let sources = self.not_me(self.topology.sources_of(partition, of));
+        let whole = sources.iter().filter(|&node| self.is_whole(node));
         let (mut met, mut missing) = (0, 0);
         for node in whole {
             let lacks = lacking & (1 << node.at()) != 0;

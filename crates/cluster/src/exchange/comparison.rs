@@ -11,16 +11,18 @@
 //! differs costs as much as one that does not.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use koltso_model::{ExchangeReply, ExchangeRequest, LEAVES, LeafSet, Record, Standing, Told, WallTime};
 
 use super::answering::believe;
-use super::board::{Look, froms_of};
+use super::board::{Look, all_of};
 use super::decision::{Views, decide};
 use super::pair::Pair;
 use super::{Agreeing, CREDIT, Holdings, LISTING_BYTES, Listed, YOUNG_MS, differing, leaf_set};
 use crate::Now;
+use crate::placement::Topology;
 
 /// Between the beginnings of two rounds that find nothing, in µs.
 pub const INTERVAL_MICROS: u64 = 10_000_000;
@@ -205,6 +207,13 @@ impl Comparison {
     /// Bytes that were sent and received since the last call: the caller holds the rate.
     pub fn take_spent(&mut self) -> u64 {
         std::mem::take(&mut self.spent)
+    }
+
+    /// The members have changed, or what they hold; the peer is still one. The next round begins now.
+    pub fn adopt(&mut self, topology: Arc<Topology>, now: u64) {
+        self.pair.adopt(topology);
+        self.handed.clear();
+        self.wake(now);
     }
 
     /// The peer is there again, or something else says that they may differ: the next round begins
@@ -468,19 +477,21 @@ impl Comparison {
             // What it had, it may have no more.
             self.handed.clear();
         }
-        if self.pair.asks(own.standing, self.told.standing) {
-            let mut froms = own.froms;
-            if own.standing != Standing::Whole || self.told.standing != Standing::Whole {
-                // So that something was compared also where nothing was written.
-                froms |= 1 << (self.pair.nodes().clamp(1, 64) - 1);
-            }
-            for from in froms_of(board.in_use(froms)) {
+        let mut froms = own.froms;
+        if own.standing != Standing::Whole || self.told.standing != Standing::Whole {
+            // So that something was compared also where nothing was written.
+            froms |= 1 << (self.pair.widest() - 1);
+        }
+        // Of one replica there are two while it moves.
+        for from in all_of(board.in_use(froms)) {
+            let shared = self.pair.shared(from);
+            if shared.iter().any(|&partition| self.asks(from, partition)) {
                 self.tasks.push_back(Task::Look { from, nth: 1, of: None, not_before: 0 });
             }
         }
         let look = board.look(now.wall, holdings);
         board.equal_with_itself(look, holdings);
-        for from in (1..=64_u8).filter(|from| own.froms & (1 << (from - 1)) != 0) {
+        for from in all_of(own.froms) {
             let (mut leaves, mut handed) = (Vec::new(), Vec::new());
             for partition in self.pair.strange(from) {
                 let arrivals = holdings.arrivals(from, partition);
@@ -503,6 +514,11 @@ impl Comparison {
         }
     }
 
+    /// Whether this node asks about a partition, as both said that they stand in this round.
+    fn asks(&self, from: u8, partition: u16) -> bool {
+        self.pair.asks((self.stood.unwrap_or_default(), self.told.standing), from, partition)
+    }
+
     fn harmless(&mut self, from: u8) -> &mut [u64] {
         let partitions = self.pair.partitions();
         self.harmless.entry(from).or_insert_with(|| vec![0; partitions].into())
@@ -517,14 +533,21 @@ impl Comparison {
         board: &mut dyn Agreeing,
         holdings: &mut dyn Holdings,
     ) -> Result<(), String> {
+        if look.epoch() != self.pair.epoch() {
+            // By now other partitions are in common.
+            self.young += 1;
+            return Ok(());
+        }
         let shared = self.pair.shared(from);
         if roots.len() != shared.len() {
             return Err("it has other partitions in common with this node than this node with it".to_owned());
         }
+        let asks: Vec<bool> = shared.iter().map(|&partition| self.asks(from, partition)).collect();
+        let is_looked_at = |partition: &u16| of.as_ref().is_none_or(|of| of.binary_search(partition).is_ok());
         let (mut equal, mut differ) = (Vec::new(), Vec::new());
         let harmless = self.harmless(from);
-        for (&partition, &root) in shared.iter().zip(roots) {
-            if of.as_ref().is_some_and(|of| of.binary_search(&partition).is_err()) {
+        for ((&partition, &root), asks) in shared.iter().zip(roots).zip(asks) {
+            if !asks || !is_looked_at(&partition) {
                 continue;
             }
             let arrivals = holdings.arrivals(from, partition);
@@ -539,7 +562,10 @@ impl Comparison {
         }
         board.equal(self.pair.peer(), from, &equal, look, holdings);
         if !differ.is_empty() {
-            let hurry = self.doubts_itself || self.told.standing != Standing::Whole || differ.len() > MANY;
+            let moves =
+                |&partition: &u16| self.pair.is_receiving(from, partition) || self.pair.are_receiving(from, partition);
+            let is_sure = self.doubts_itself || self.told.standing != Standing::Whole || differ.iter().any(moves);
+            let hurry = is_sure || differ.len() > MANY;
             if nth < LOOKS && !hurry {
                 let not_before = now + PAUSE_MICROS;
                 self.tasks.push_front(Task::Look { from, nth: nth + 1, of: Some(differ), not_before });
@@ -644,6 +670,8 @@ impl Comparison {
             let views = Views {
                 is_mine: &|from| self.pair.is_mine(from, partition),
                 is_theirs: &|from| self.pair.is_theirs(from, partition),
+                is_receiving: &|from| self.pair.is_receiving(from, partition),
+                are_receiving: &|from| self.pair.are_receiving(from, partition),
                 forgotten: holdings.told().forgotten,
                 their_forgotten: self.told.forgotten,
                 doubts_itself: self.doubts_itself && self.told.standing == Standing::Whole,

@@ -10,6 +10,10 @@ pub struct Views<'a> {
     pub is_mine: &'a dyn Fn(u8) -> bool,
     /// Whether the peer is one.
     pub is_theirs: &'a dyn Fn(u8) -> bool,
+    /// Whether this node is on the way to being one: it may have had a part of it in another life.
+    pub is_receiving: &'a dyn Fn(u8) -> bool,
+    /// Whether the peer is.
+    pub are_receiving: &'a dyn Fn(u8) -> bool,
     /// The newest clock of anything that said "absent" and that this node has dropped.
     pub forgotten: u64,
     /// The same of the peer.
@@ -118,7 +122,7 @@ fn of_one_hash(mine: &[u32], yours: &[u32], (own, theirs): (&[Listed], &[Item]),
     let is_young = |item: &Item| item.version.unix_ms().abs_diff(views.wall.ms()) < YOUNG_MS;
     // Whoever is no replica of it was never told of a delete, and has nothing that the replicas had not.
     let may_be_deleted = |item: &Item| {
-        let doubted = views.doubts_itself || !(views.is_mine)(item.from);
+        let doubted = views.doubts_itself || !(views.is_mine)(item.from) || (views.is_receiving)(item.from);
         doubted && !item.absent && item.version.clock <= views.their_forgotten
     };
     for &at in &lonely_mine {
@@ -150,7 +154,8 @@ fn of_one_hash(mine: &[u32], yours: &[u32], (own, theirs): (&[Listed], &[Item]),
         if !older && !(views.is_mine)(item.from) {
             continue;
         }
-        if !older && !(views.is_theirs)(item.from) && !item.absent && item.version.clock <= views.forgotten {
+        let is_from_replica = (views.is_theirs)(item.from) && !(views.are_receiving)(item.from);
+        if !older && !is_from_replica && !item.absent && item.version.clock <= views.forgotten {
             // It may have been deleted since: its holder finds out.
             continue;
         }
@@ -190,6 +195,8 @@ mod tests {
         let mut views = Views {
             is_mine: &|from| from != 2,
             is_theirs: &|from| from != 1,
+            is_receiving: &|_| false,
+            are_receiving: &|_| false,
             forgotten: 0,
             their_forgotten: 0,
             doubts_itself: false,

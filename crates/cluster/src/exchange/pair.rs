@@ -21,14 +21,26 @@ impl Pair {
         Self { topology, peer }
     }
 
+    /// The members have changed, or what they hold; the peer is still one.
+    pub fn adopt(&mut self, topology: Arc<Topology>) {
+        self.topology = topology;
+    }
+
+    /// Of the membership by which both have the same partitions in common.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.topology.epoch()
+    }
+
     /// The peer.
     #[must_use]
     pub const fn peer(&self) -> NodeIndex {
         self.peer
     }
 
-    pub(super) fn nodes(&self) -> usize {
-        self.topology.nodes()
+    /// The largest number of replicas.
+    pub(super) fn widest(&self) -> u8 {
+        self.topology.replicas_max().clamp(1, 64) as u8
     }
 
     pub(super) fn partitions(&self) -> usize {
@@ -37,7 +49,27 @@ impl Pair {
 
     /// Whether a node is a replica of a partition's records with this `from`.
     fn is_replica(&self, node: NodeIndex, from: u8, partition: u16) -> bool {
-        self.topology.replicas_of(usize::from(partition), from).contains(&node)
+        self.topology.replicas_of(usize::from(partition), from).contains(node)
+    }
+
+    /// Whether one is on the way to being one, and does not have all that was confirmed yet.
+    fn receives(&self, node: NodeIndex, from: u8, partition: u16) -> bool {
+        let partition = usize::from(partition);
+        self.topology.moves_since(partition).is_some()
+            && self.topology.replicas_of(partition, from).contains(node)
+            && !self.topology.sources_of(partition, from).contains(node)
+    }
+
+    /// Whether this node is on the way to being a replica of a partition's records with this `from`.
+    #[must_use]
+    pub fn is_receiving(&self, from: u8, partition: u16) -> bool {
+        self.receives(self.topology.me(), from, partition)
+    }
+
+    /// Whether the peer is.
+    #[must_use]
+    pub fn are_receiving(&self, from: u8, partition: u16) -> bool {
+        self.receives(self.peer, from, partition)
     }
 
     /// Whether this node is one.
@@ -65,14 +97,15 @@ impl Pair {
         all.filter(move |&partition| !self.is_mine(from, partition) && self.is_theirs(from, partition))
     }
 
-    /// Whether this node is the one that asks. Where just one of the two lacks something for
-    /// certain, that one does.
+    /// Whether this node is the one that asks about a partition that both share. Where just one of the two
+    /// lacks something for certain, that one does.
     #[must_use]
-    pub fn asks(&self, mine: Standing, theirs: Standing) -> bool {
-        match (mine == Standing::Whole, theirs == Standing::Whole) {
-            (false, true) => true,
-            (true, false) => false,
-            _ => self.topology.number(self.topology.me()) < self.topology.number(self.peer),
+    pub fn asks(&self, (mine, theirs): (Standing, Standing), from: u8, partition: u16) -> bool {
+        let lacking = [mine != Standing::Whole, theirs != Standing::Whole];
+        let receiving = [self.is_receiving(from, partition), self.are_receiving(from, partition)];
+        match [lacking, receiving].into_iter().find(|[mine, theirs]| mine != theirs) {
+            Some([mine, _]) => mine,
+            None => self.topology.number(self.topology.me()) < self.topology.number(self.peer),
         }
     }
 
@@ -110,10 +143,10 @@ mod tests {
                 }
                 for mine in [Standing::New, Standing::Whole, Standing::Rebuilding] {
                     for theirs in [Standing::New, Standing::Whole, Standing::Rebuilding] {
-                        assert_ne!(one.asks(mine, theirs), other.asks(theirs, mine));
+                        assert_ne!(one.asks((mine, theirs), 2, 0), other.asks((theirs, mine), 2, 0));
                     }
                 }
-                assert!(one.asks(Standing::Rebuilding, Standing::Whole));
+                assert!(one.asks((Standing::Rebuilding, Standing::Whole), 2, 0));
             }
         }
     }

@@ -152,12 +152,19 @@ impl Member {
         &self.coordinator
     }
 
-    /// Whether this node is one of the first `from` for a key, and so can do something about it
-    /// alone.
+    /// Whether this node is one of the first `from` for a key whose partition does not move, and so can do
+    /// something about it alone.
     #[must_use]
     #[inline]
     pub fn is_replica(&self, key: KeyHash, from: u8) -> bool {
-        self.topology.ranked(key)[..usize::from(from)].contains(&self.topology.me())
+        self.topology.is_own(key, from)
+    }
+
+    /// The members have changed, or what they hold. From now on nothing begins by an earlier membership.
+    pub fn adopt(&mut self, now: Now, topology: Arc<Topology>, host: &mut impl Host) {
+        self.topology = topology.clone();
+        self.coordinator.adopt(now, topology, &mut self.gathered);
+        self.carry_out(now, host);
     }
 
     // ---- clients ----

@@ -9,7 +9,7 @@
 //! lost B                             the connection has ended
 //! failed B                           its oldest request was not sent
 //! pong B
-//! A: applied, newer 9, full, broken, rebuilding  a reply to the oldest request of that node
+//! A: applied, newer 9, full, broken, rebuilding, behind  a reply to the oldest request of that node
 //! A: has 5, deleted 5, nothing, damaged
 //! again B: applied                   one more reply to the last one replied to
 //! put 2/3 at 50, delete, get, head
@@ -17,11 +17,13 @@
 //! why B Stale, C Damaged             what was wrong with answers, at the last shortage
 //! wait 10                            10 ms pass, with a tick every ms
 //! finish                             the node stops
+//! stage Copying                      the move from A, B and C to B, C and D goes on
 //! ```
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod ailing_peers;
+mod moving;
 mod reads;
 mod rebuilding;
 mod writes;
@@ -32,7 +34,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use koltso_cluster::Now;
 use koltso_cluster::coordinator::{Action, Coordinator, Full, RequestId, Settings};
+use koltso_cluster::membership::Membership;
 use koltso_cluster::placement::{NodeIndex, Topology};
+use koltso_cluster::plan::{BATCHES, Stage};
 use koltso_model::{
     Flags, Found, Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Tombstone, Version, WallTime, Want,
 };
@@ -47,6 +51,7 @@ const DEADLINE_MS: u64 = 1000;
 struct Scene {
     coordinator: Coordinator,
     ranked: Vec<NodeIndex>,
+    topology: Arc<Topology>,
     micros: u64,
     tokens: u64,
     waiting: BTreeMap<char, VecDeque<(RequestId, Operation<Bytes>)>>,
@@ -72,14 +77,15 @@ impl Scene {
     fn new(nodes: usize, me: char, in_flight_max: usize) -> Self {
         let names: Vec<String> = (0..nodes).map(|node| format!("http://10.0.0.{node}:1337")).collect();
         let any = Topology::new(&names, &names[0]).unwrap();
-        let ranked = any.ranked(KeyHash::of(&KEY)).to_vec();
+        let ranked = any.readers(KeyHash::of(&KEY), nodes as u8).nodes.to_vec();
         let name = any.name(ranked[me as usize - 'A' as usize]);
         let topology = Arc::new(Topology::new(&names, name).unwrap());
         let settings = Settings { deadline_micros: DEADLINE_MS * 1000, in_flight_max, in_flight_bytes_max: 64 << 20 };
-        let coordinator = Coordinator::new(topology, settings);
+        let coordinator = Coordinator::new(topology.clone(), settings);
         Self {
             coordinator,
             ranked,
+            topology,
             micros: 0,
             tokens: 0,
             waiting: BTreeMap::new(),
@@ -89,6 +95,25 @@ impl Scene {
             pings: false,
             pinged: BTreeMap::new(),
         }
+    }
+
+    /// Four nodes, of which A, B and C hold data, and B, C and D are to.
+    fn moving(me: char) -> Self {
+        let mut scene = Self::new(4, me, 64);
+        let set = |letters: &str| letters.chars().map(|letter| scene.node(letter)).collect();
+        let all = scene.topology.membership();
+        let mut members = all.planned(set("ABC")).unwrap();
+        for stage in [Stage::Copying, Stage::Joint, Stage::Moved] {
+            members = members.advanced(&every_batch(stage)).unwrap();
+        }
+        members = members.planned(set("BCD")).unwrap();
+        scene.change(members);
+        scene
+    }
+
+    fn change(&mut self, members: Membership) {
+        self.topology = Arc::new(self.topology.followed_by(Arc::new(members)));
+        self.coordinator.adopt(self.now(), self.topology.clone(), &mut self.actions);
     }
 
     fn now(&self) -> Now {
@@ -136,6 +161,7 @@ impl Scene {
             "full" => Outcome::Refused(Refused::DiskFull),
             "broken" => Outcome::Refused(Refused::Failed),
             "rebuilding" => Outcome::Refused(Refused::Rebuilding),
+            "behind" => Outcome::Refused(Refused::Behind),
             "nothing" => Outcome::Absent(None),
             "deleted" => Outcome::Absent(Some(Tombstone { version: number(), flags: FLAGS })),
             "damaged" => Outcome::Damaged,
@@ -195,6 +221,12 @@ impl Scene {
             }
             "in" => assert_eq!(self.coordinator.in_flight(), words[2].parse().unwrap(), "{line}"),
             "why" => assert_eq!(self.useless.join(", "), words[1..].join(" "), "{line}"),
+            "stage" => {
+                let all = [Stage::Copying, Stage::Joint, Stage::Moved];
+                let stage = all.into_iter().find(|stage| format!("{stage:?}") == words[1]).unwrap();
+                let members = self.topology.membership().advanced(&every_batch(stage)).unwrap();
+                self.change(members);
+            }
             "finish" => self.coordinator.finish(&mut self.actions),
             "ping" => self.pings = true,
             "again" => self.reply(letters[0], &words[2..], true),
@@ -275,9 +307,24 @@ impl Scene {
     }
 }
 
+fn every_batch(stage: Stage) -> Vec<(usize, Stage)> {
+    (0..BATCHES).map(|batch| (batch, stage)).collect()
+}
+
 /// Plays a script to a coordinator that is A of `nodes` nodes, or another.
 fn play_as(me: char, nodes: usize, script: &str) {
-    let mut scene = Scene::new(nodes, me, 64);
+    play_in(Scene::new(nodes, me, 64), script);
+}
+
+fn play_moving_as(me: char, script: &str) {
+    play_in(Scene::moving(me), script);
+}
+
+fn play_moving(script: &str) {
+    play_moving_as('A', script);
+}
+
+fn play_in(mut scene: Scene, script: &str) {
     for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
         let (event, expected) = line.split_once("->").unwrap_or((line, ""));
         scene.event(event.trim());

@@ -13,7 +13,7 @@ impl World {
         if matches!(self.plan.mode, Mode::Available | Mode::Steady) {
             return if self.plan.ailing_max == 2 { quorum(3, 5) } else { quorum(2, 3) };
         }
-        let nodes = self.plan.nodes as u8;
+        let nodes = self.plan.from_max;
         let usual = self.plan.writes_only || self.random.below(10) < 7;
         let from = if usual { nodes.min(3) } else { self.random.between(1, nodes) };
         let ack = if self.random.below(10) < 8 { from / 2 + 1 } else { self.random.between(1, from) };
@@ -192,8 +192,8 @@ impl World {
             (Err(shortage), _) => {
                 self.stats.not_enough += 1;
                 self.history.ops[token].unsure = true;
-                let replicas = &self.ranked[op.key][..usize::from(op.from)];
-                let foreign = shortage.missing.iter().any(|missing| !replicas.contains(&missing.at()));
+                let may_be = |missing: usize| self.may_hold(missing, op.key, op.from.into());
+                let foreign = shortage.missing.iter().any(|missing| !may_be(missing.at()));
                 let alone = matches!(self.plan.mode, Mode::Available | Mode::Steady) && !op.excused;
                 let grace = self.healed && op.invoked > self.plan.faults_until + GRACE;
                 if foreign || shortage.needed != u32::from(op.ack) {

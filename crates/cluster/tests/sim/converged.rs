@@ -33,6 +33,15 @@ impl World {
     /// All replicas of the newest record of each key have it, and nobody has another. What says
     /// "absent" may have been forgotten by some.
     pub fn all_equal(&mut self) {
+        if let Some(plan) = self.council.topology.membership().plan() {
+            let lacking = |batch: usize| -> Vec<usize> {
+                let target = plan.target.iter().map(|node| node.at());
+                target.filter(|&node| !self.has_received(node, batch)).collect()
+            };
+            let of = |batch: usize| (plan.batches[batch], lacking(batch));
+            let text = format!("{:?} to {:?}", (0..self.plan.partitions).map(of).collect::<Vec<_>>(), plan.target);
+            return self.fail("plans come to their end", None, text);
+        }
         self.nothing_to_repair();
         for key in 0..self.plan.keys {
             let Some(newest) = self.newest_of(key) else { continue };

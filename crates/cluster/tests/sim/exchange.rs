@@ -3,19 +3,21 @@
 //! Each node has one connection to each peer for what it asks, as in the program. What was damaged
 //! is asked for before anything is compared.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use koltso_cluster::Now;
 use koltso_cluster::exchange::answering::Answering;
 use koltso_cluster::exchange::board::Board;
 use koltso_cluster::exchange::comparison::{Comparison, Step};
 use koltso_cluster::exchange::pair::Pair;
-use koltso_cluster::placement::NodeIndex;
+use koltso_cluster::placement::{NodeIndex, Topology};
 use koltso_model::{ExchangeReply, ExchangeRequest, Operation, Record, Standing, Told};
 
 use super::holdings::SimHoldings;
 use super::network::{Lane, Msg, Phase, Via};
 use super::plan::Mutation;
-use super::world::{SECOND, Work, World, topology};
+use super::world::{SECOND, Work, World};
 
 /// Between a connection that ended and the next.
 const REDIAL: u64 = SECOND;
@@ -43,7 +45,7 @@ struct Side {
 
 impl World {
     fn pair(&self, node: usize, peer: usize) -> Pair {
-        Pair::new(topology(&self.plan, node), NodeIndex(peer as u8))
+        Pair::new(self.nodes[node].topology.clone(), NodeIndex(peer as u8))
     }
 
     /// A process begins to exchange.
@@ -59,7 +61,7 @@ impl World {
             lookup_at: 0,
         };
         let sides = (0..self.plan.nodes).map(side).collect();
-        let board = Board::new(topology(&self.plan, node));
+        let board = Board::new(self.nodes[node].topology.clone());
         self.nodes[node].exchange = Some(Box::new(Exchange { board, sides }));
         let standing = self.nodes[node].memory.standing();
         self.stands(node, standing);
@@ -160,7 +162,8 @@ impl World {
                 }
                 Step::Ask(request) => {
                     self.say_unless_usual(node, peer, &request);
-                    return self.ask(node, peer, Msg::Exchange(request));
+                    let epoch = self.nodes[node].topology.epoch();
+                    return self.ask(node, peer, Msg::Exchange(epoch, request));
                 }
             }
         }
@@ -221,7 +224,7 @@ impl World {
     // ---- messages ----
 
     /// A peer asks.
-    pub fn exchange_asked(&mut self, node: usize, via: Via, request: &ExchangeRequest) {
+    pub fn exchange_asked(&mut self, node: usize, via: Via, (epoch, request): (u64, &ExchangeRequest)) {
         let told = match request {
             ExchangeRequest::Roots { told, .. } => Some(*told),
             _ => None,
@@ -235,7 +238,7 @@ impl World {
             dropped = true;
         }
         let reply = self.with_exchange(node, via.asker, |side, board, now, holdings| {
-            side.answering.answer(now.wall, &request, board, holdings)
+            side.answering.answer(now.wall, (epoch, &request), board, holdings)
         });
         self.heard_told(node, via.asker, told);
         match reply {
@@ -295,6 +298,26 @@ impl World {
             self.take_over(node, &Operation::Write(record));
         }
         self.exchange_step(node, peer);
+    }
+
+    /// The members have changed, or what they hold.
+    pub fn exchange_adopts(&mut self, node: usize, topology: &Arc<Topology>) {
+        let (micros, now) = (self.clocks(node).micros, self.now);
+        let Some(exchange) = &mut self.nodes[node].exchange else { return };
+        exchange.board.adopt(topology.clone());
+        for side in &mut exchange.sides {
+            side.comparison.adopt(topology.clone(), micros);
+            side.answering.adopt(topology.clone());
+        }
+        for peer in self.peers(node) {
+            self.exchange_at(node, peer, now);
+        }
+    }
+
+    /// Whether a node has what it is on the way to in a batch.
+    pub fn has_received(&self, node: usize, batch: usize) -> bool {
+        let exchange = self.nodes[node].exchange.as_ref().expect("nobody looks at one that is driven");
+        exchange.board.has_received(batch, self.froms(node))
     }
 
     // ---- progress ----

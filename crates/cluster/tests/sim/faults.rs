@@ -230,7 +230,11 @@ impl World {
             self.nodes[node].watch = Some(WallWatch::starting(self.machine_clocks(node)));
         }
         let (plan, wall, now) = (self.plan.clone(), self.clocks(node).wall, self.now);
-        self.nodes[node].restart(&plan, node, wall);
+        self.nodes[node].restart(&plan, wall);
+        if plan.moves {
+            let at = now + self.random.below(500 * MS);
+            self.on(node, at, Work::Adopt);
+        }
         if plan.exchanges {
             self.start_process(node);
         }

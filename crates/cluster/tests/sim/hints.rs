@@ -109,7 +109,7 @@ impl World {
         match self.history.writer(key, &record) {
             Ok(token) => {
                 let from = usize::from(self.history.ops[token].from);
-                if !self.ranked[key][..from].contains(&to) || to == node {
+                if !self.may_hold(to, key, from) || to == node {
                     self.fail("no replica beyond from", Some(key), format!("{node} keeps a hint of {token} for {to}"));
                 }
                 if usize::from(record.flags.from()) != from {

@@ -43,7 +43,7 @@ fn leaf_of(hash: KeyHash) -> usize {
 
 impl World {
     pub fn is_replica(&self, node: usize, (from, partition): (u8, u16)) -> bool {
-        self.topology.replicas_of(usize::from(partition), from).contains(&NodeIndex(node as u8))
+        self.nodes[node].topology.replicas_of(usize::from(partition), from).contains(NodeIndex(node as u8))
     }
 
     /// A record is about to be taken in: what may be dropped some day and comes late takes the

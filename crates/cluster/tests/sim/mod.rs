@@ -29,11 +29,14 @@
 //! then; a copy is at least 45 s old, and none from before another node was replaced is put back; a
 //! node that was put back and has met nobody may answer as it did then.
 //!
-//! Not here: lies; several cores of one node; nodes that join and leave.
+//! Where a plan says so, others come to hold the data meanwhile, and others again ([`council`]).
+//!
+//! Not here: lies; several cores of one node; the consensus about who the members are.
 
 pub mod check;
 pub mod clients;
 pub mod converged;
+pub mod council;
 pub mod exchange;
 pub mod faults;
 pub mod folder;

@@ -27,6 +27,7 @@ const DIAL_PATIENCE: u64 = 500 * MS;
 #[derive(Clone, Debug)]
 pub enum Msg {
     Request {
+        epoch: u64,
         id: RequestId,
         operation: Operation<Bytes>,
     },
@@ -53,7 +54,8 @@ pub enum Msg {
         at: usize,
         outcome: Outcome<Bytes>,
     },
-    Exchange(ExchangeRequest),
+    /// With the epoch of the asker.
+    Exchange(u64, ExchangeRequest),
     ExchangeReply(ExchangeReply),
     /// The record of a key that is damaged at the asker.
     Lookup(Bytes),

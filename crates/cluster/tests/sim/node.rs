@@ -9,10 +9,10 @@ use koltso_cluster::clock::HybridClock;
 use koltso_cluster::coordinator::{Answer, RequestId, Settings, Token};
 use koltso_cluster::health::{HEDGE_BURST, HEDGE_SHARE};
 use koltso_cluster::member::{Clocks, Host, Member, Observer, QueueFull};
-use koltso_cluster::placement::NodeIndex;
+use koltso_cluster::placement::{NodeIndex, Topology};
 use koltso_cluster::standing::{Memory, Process};
 use koltso_cluster::wall::{WallWatch, Witnesses};
-use koltso_model::{Operation, Outcome, Record, Refused, Version, WallTime};
+use koltso_model::{KeyHash, Operation, Outcome, Record, Refused, Version, WallTime};
 use koltso_testkit::random::mixed;
 
 use super::check::What;
@@ -23,7 +23,7 @@ use super::holdings::Agreements;
 use super::network::{Msg, Via};
 use super::plan::{Mutation, Plan};
 use super::store::SimStore;
-use super::world::{DEADLINE, IDLE_TICK, TICK, Work, World, topology};
+use super::world::{DEADLINE, IDLE_TICK, MS, TICK, Work, World, topology};
 
 /// How far a clock may be ahead without a jump, in ms: skew, small steps, and the bounds of crashes.
 const DRAGGED_MAX_MS: u64 = 20_000;
@@ -37,6 +37,8 @@ pub struct Node {
     pub backlog: Vec<Work>,
     /// Away while it is driven.
     pub member: Option<Box<Member>>,
+    /// As it knows the members, also after a crash.
+    pub topology: Arc<Topology>,
     clock: Arc<HybridClock>,
     observer: Observer,
     /// The clock's bound, as its file has it.
@@ -87,10 +89,10 @@ fn clock(plan: &Plan, bound: &mut u64, newest: u64, wall: WallTime) -> Arc<Hybri
     Arc::new(HybridClock::bounded(last, *bound))
 }
 
-fn member(plan: &Plan, me: usize, clock: &Arc<HybridClock>) -> Option<Box<Member>> {
+fn member(plan: &Plan, topology: &Arc<Topology>, clock: &Arc<HybridClock>) -> Option<Box<Member>> {
     let settings =
         Settings { deadline_micros: DEADLINE, in_flight_max: plan.in_flight_max, in_flight_bytes_max: 64 << 20 };
-    Some(Box::new(Member::new(topology(plan, me), settings, clock.clone())))
+    Some(Box::new(Member::new(topology.clone(), settings, clock.clone())))
 }
 
 impl Node {
@@ -99,13 +101,15 @@ impl Node {
         let clock = clock(plan, &mut bound, 0, wall);
         let mut folder = Folder::made(mixed(plan.seed ^ me as u64), wall.ms());
         let (process, memory) = folder.started(plan, me, 0, wall.ms());
+        let topology = topology(plan, me);
         Self {
             up: true,
             vanished: false,
             life: 0,
             paused: false,
             backlog: Vec::new(),
-            member: member(plan, me, &clock),
+            member: member(plan, &topology, &clock),
+            topology,
             observer: Observer::new(clock.clone()),
             clock,
             bound,
@@ -155,7 +159,7 @@ impl Node {
         }
     }
 
-    pub fn restart(&mut self, plan: &Plan, me: usize, wall: WallTime) {
+    pub fn restart(&mut self, plan: &Plan, wall: WallTime) {
         self.store.reopen();
         let forgets = plan.mutation == Mutation::ForgetsClock;
         let newest = if forgets { 0 } else { self.store.newest_clock() };
@@ -164,7 +168,7 @@ impl Node {
         }
         self.clock = clock(plan, &mut self.bound, newest, wall);
         self.observer = Observer::new(self.clock.clone());
-        self.member = member(plan, me, &self.clock);
+        self.member = member(plan, &self.topology, &self.clock);
         self.up = true;
         self.vanished = false;
         self.seen = 0;
@@ -186,15 +190,17 @@ impl Host for SimHost<'_> {
         let node = self.node;
         self.world.check_send(node, node, id, operation);
         if let Some(at) = self.world.service(node) {
-            self.world.on(node, at, Work::ServeSelf(id, operation.clone()));
+            let epoch = self.world.nodes[node].topology.epoch();
+            self.world.on(node, at, Work::ServeSelf(epoch, id, operation.clone()));
             return None;
         }
-        Some(self.world.execute(node, id, operation))
+        Some(self.world.execute(node, (u64::MAX, id), operation))
     }
 
     fn send(&mut self, to: NodeIndex, id: RequestId, operation: &Operation<Bytes>) -> Result<(), QueueFull> {
         self.world.check_send(self.node, to.at(), id, operation);
-        self.world.queue(self.node, to.at(), Msg::Request { id, operation: operation.clone() })
+        let epoch = self.world.nodes[self.node].topology.epoch();
+        self.world.queue(self.node, to.at(), Msg::Request { epoch, id, operation: operation.clone() })
     }
 
     fn ping(&mut self, to: NodeIndex, id: RequestId, clocks: Clocks) {
@@ -259,9 +265,12 @@ impl World {
     pub fn serve(&mut self, node: usize, via: Via, msg: Msg) {
         let wall = self.clocks(node).wall;
         let answer = match msg {
-            Msg::Request { id, operation } => {
+            Msg::Request { epoch, id, operation } => {
                 let key_hash = operation.key().hash();
-                let outcome = self.admit(node, wall, Some(id), via.asker, &operation);
+                let outcome = match self.is_behind(node, epoch, key_hash) {
+                    true => Outcome::Refused(Refused::Behind),
+                    false => self.admit(node, wall, Some(id), via.asker, &operation),
+                };
                 Msg::Reply { id, key_hash, outcome }
             }
             Msg::Hint { window, at, record } => {
@@ -275,13 +284,18 @@ impl World {
                 let wall_ms = wall_ms.saturating_add_signed(self.jumped_ms(node));
                 Msg::Pong { id, clocks: Clocks { wall_ms, clock } }
             }
-            Msg::Exchange(request) => return self.exchange_asked(node, via, &request),
+            Msg::Exchange(epoch, request) => return self.exchange_asked(node, via, (epoch, &request)),
             Msg::Lookup(key) => return self.looked_up(node, via, &key),
             Msg::Reply { .. } | Msg::HintReply { .. } | Msg::Pong { .. } | Msg::ExchangeReply(_) | Msg::Found(_) => {
                 unreachable!("these are answers")
             }
         };
         self.transmit(via, answer);
+    }
+
+    /// Whether whoever asked with this epoch may have other replicas in mind.
+    fn is_behind(&self, node: usize, epoch: u64, hash: KeyHash) -> bool {
+        epoch < self.nodes[node].topology.fence(hash) && self.plan.mutation != Mutation::AnswersThoseBehind
     }
 
     fn admit(
@@ -312,8 +326,16 @@ impl World {
     }
 
     /// What a node's own replica does for its member.
-    pub fn execute(&mut self, node: usize, id: RequestId, operation: &Operation<Bytes>) -> Outcome<Bytes> {
-        let outcome = self.apply(node, Some(id), node, operation);
+    pub fn execute(
+        &mut self,
+        node: usize,
+        (epoch, id): (u64, RequestId),
+        operation: &Operation<Bytes>,
+    ) -> Outcome<Bytes> {
+        let outcome = match self.is_behind(node, epoch, operation.key().hash()) {
+            true => Outcome::Refused(Refused::Behind),
+            false => self.apply(node, Some(id), node, operation),
+        };
         self.trace_reply(node, id, node, &outcome);
         self.learn(node, outcome)
     }
@@ -376,6 +398,11 @@ impl World {
             Msg::Reply { id, key_hash, outcome } => {
                 self.note(4 ^ id.0.rotate_left(8) ^ node as u64);
                 self.trace_reply(node, id, via.peer, &outcome);
+                if matches!(outcome, Outcome::Refused(Refused::Behind)) {
+                    self.stats.behind += 1;
+                    let at = self.now + MS + self.random.below(MS);
+                    self.on(node, at, Work::Adopt);
+                }
                 let outcome = self.learn(node, outcome);
                 let other = self.credited_too(node, via.peer, id);
                 let done = self.with_member(node, |member, now, host| {
@@ -410,7 +437,7 @@ impl World {
             Msg::HintReply { window, at, outcome } => self.hint_answered(node, via.peer, window, at, &outcome),
             Msg::ExchangeReply(reply) => self.exchange_answered(node, via.peer, reply),
             Msg::Found(record) => self.damage_answered(node, via.peer, record),
-            Msg::Request { .. } | Msg::Hint { .. } | Msg::Ping { .. } | Msg::Exchange(_) | Msg::Lookup(_) => {
+            Msg::Request { .. } | Msg::Hint { .. } | Msg::Ping { .. } | Msg::Exchange(..) | Msg::Lookup(_) => {
                 unreachable!("these are requests")
             }
         }
@@ -421,7 +448,7 @@ impl World {
         if self.plan.mutation != Mutation::CountsRepliesTwice {
             return None;
         }
-        let token = self.owners.get(&(node, self.nodes[node].life, id.0 >> 8))?;
+        let token = self.owners.get(&(node, self.nodes[node].life, id.operation()))?;
         let op = &self.history.ops[*token];
         let replicas = &self.ranked[op.key][..usize::from(op.from)];
         replicas.iter().find(|&&other| other != peer && other != node).map(|&other| NodeIndex(other as u8))
@@ -430,7 +457,7 @@ impl World {
     fn trace_reply(&mut self, node: usize, id: RequestId, peer: usize, outcome: &Outcome<Bytes>) {
         if self.tracing {
             let life = self.nodes[node].life;
-            let owner = self.owners.get(&(node, life, id.0 >> 8)).copied();
+            let owner = self.owners.get(&(node, life, id.operation())).copied();
             let key = owner.map(|token| self.history.ops[token].key);
             self.say(key, || format!("{node} hears of {peer} for {owner:?} stage {}: {outcome:?}", id.0 as u8));
         }
@@ -483,7 +510,7 @@ impl World {
 
     pub fn check_send(&mut self, node: usize, to: usize, id: RequestId, operation: &Operation<Bytes>) {
         self.note(5 ^ id.0.rotate_left(8) ^ (to as u64) << 4 ^ node as u64);
-        let name = (node, self.nodes[node].life, id.0 >> 8);
+        let name = (node, self.nodes[node].life, id.operation());
         let beginning = self.beginning;
         let token = match self.owners.get(&name) {
             Some(&token) => token,
@@ -501,7 +528,7 @@ impl World {
             (op.key, usize::from(op.from), op.what, op.version)
         };
         self.say(Some(key), || format!("{node} asks {to} for {token} stage {}: {operation:?}", id.0 as u8));
-        if *operation.key().shared() != self.keys[key] || !self.ranked[key][..from].contains(&to) {
+        if *operation.key().shared() != self.keys[key] || !self.may_hold(to, key, from) {
             self.fail("no replica beyond from", Some(key), format!("{node} asks {to} for {token}: {operation:?}"));
         }
         let Operation::Write(record) = operation else { return };

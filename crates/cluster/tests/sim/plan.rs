@@ -1,5 +1,6 @@
 //! What a run is: everything about it that is not decided event by event, made from the seed.
 
+use koltso_cluster::placement::{NodeIndex, NodeSet};
 use koltso_model::PARTITIONS;
 use koltso_testkit::Random;
 use koltso_testkit::random::mixed;
@@ -105,6 +106,10 @@ pub enum Mutation {
     IgnoresDoubts,
     /// Digests do not follow writes.
     DigestsMissWrites,
+    /// Replicas answer whoever may have other replicas in mind.
+    AnswersThoseBehind,
+    /// Partitions move before those to which they move have what was confirmed.
+    MovesTooSoon,
 }
 
 #[derive(Clone, Debug)]
@@ -116,6 +121,11 @@ pub struct Plan {
     /// Whether the checks may look into the engines, or at the history only.
     pub looks_inside: bool,
     pub nodes: usize,
+    /// Who holds data at first, and whether that changes.
+    pub holders: NodeSet,
+    pub moves: bool,
+    /// The most replicas that clients ask for: never fewer nodes hold data.
+    pub from_max: u8,
     /// Nodes that ail at a time, in [`Mode::Available`].
     pub ailing_max: usize,
     pub keys: usize,
@@ -153,6 +163,10 @@ pub struct Plan {
     pub partitions: usize,
     /// Requests per second of each healthy node, in [`Mode::Steady`].
     pub rate: u64,
+}
+
+fn all_of(nodes: usize) -> NodeSet {
+    (0..nodes as u8).map(NodeIndex).collect()
 }
 
 impl Plan {
@@ -201,6 +215,9 @@ impl Plan {
             mutation: Mutation::None,
             looks_inside: true,
             nodes,
+            holders: all_of(nodes),
+            moves: false,
+            from_max: nodes as u8,
             ailing_max,
             keys: random.between(1, 5) as usize,
             clients: random.between(2, 10) as usize,
@@ -224,6 +241,28 @@ impl Plan {
             rate: 0,
         }
     }
+
+    /// A run of minutes, in which others come to hold the data, and others again.
+    pub fn moving(seed: u64) -> Self {
+        let plan = Self::converging(seed);
+        let mut random = Random::seeded(mixed(seed ^ 0x6d6f_7669_6e67));
+        let nodes = *random.choose(&[3, 4, 5, 6]);
+        let from_max = random.between(1, nodes.min(4) as u64 - 1) as u8;
+        let holders = (0..random.between(from_max.into(), nodes as u64) as u8).map(NodeIndex).collect();
+        let offsets = plan.clocks.iter().copied().cycle();
+        let excluded = [Kind::Empty, Kind::PutBack, Kind::Damage];
+        Self {
+            nodes,
+            holders,
+            from_max,
+            moves: true,
+            clocks: offsets.take(nodes).collect(),
+            faults: plan.faults.iter().copied().filter(|kind| !excluded.contains(kind)).collect(),
+            think: *random.choose(&[30_000, 100_000, 1_000_000]),
+            ..plan
+        }
+    }
+
     /// A run of minutes, at whose end all replicas must be equal without any read.
     pub fn converging(seed: u64) -> Self {
         let mut random = Random::seeded(mixed(seed ^ 0x636f_6e76_6572_6765));
@@ -243,6 +282,8 @@ impl Plan {
             partitions: 8,
             looks_inside: false,
             nodes,
+            holders: all_of(nodes),
+            from_max: nodes as u8,
             keys: random.between(1, 8) as usize,
             clients: random.between(1, 3) as usize,
             think: *random.choose(&[300_000, 1_000_000, 4_000_000]),

@@ -25,6 +25,9 @@ pub struct Stats {
     /// Nodes that became whole, and records that were forgotten.
     pub rebuilt: u64,
     pub forgotten: u64,
+    /// Plans that came to their end, and requests of nodes that knew of an earlier membership.
+    pub plans: u64,
+    pub behind: u64,
     /// Writes that were seen twice, with another between.
     pub twice: u64,
     /// Of operations at nodes that were well, in µs; of one run.
@@ -54,6 +57,8 @@ impl Stats {
         self.faults += other.faults;
         self.rebuilt += other.rebuilt;
         self.forgotten += other.forgotten;
+        self.plans += other.plans;
+        self.behind += other.behind;
         self.twice += other.twice;
         self.timed += other.latencies.len();
         self.slow += other.latencies.iter().filter(|&&took| took > 300 * MS).count();

@@ -12,13 +12,15 @@ use bytes::Bytes;
 use koltso_cluster::Now;
 use koltso_cluster::coordinator::RequestId;
 use koltso_cluster::membership::Membership;
-use koltso_cluster::placement::Topology;
+use koltso_cluster::placement::{NodeIndex, NodeSet, Topology};
+use koltso_cluster::plan::{BATCHES, Stage};
 use koltso_cluster::wall::{BothClocks, WallWatch};
 use koltso_model::{KeyHash, Operation, Quorum, WallTime};
 use koltso_testkit::Random;
 use koltso_testkit::random::mixed;
 
 use super::check::{Failure, History};
+use super::council::Council;
 use super::faults::Fault;
 use super::network::{Lane, Link, Msg, Via};
 use super::node::Node;
@@ -47,7 +49,8 @@ pub enum Work {
     Deliver(Via, Msg),
     /// A request's turn has come at a slow node.
     Serve(Via, Msg),
-    ServeSelf(RequestId, Operation<Bytes>),
+    /// With the epoch in which it was asked for.
+    ServeSelf(u64, RequestId, Operation<Bytes>),
     Tick,
     /// A link's pause is over, unless it was cut short: then the attempt has another number.
     Dial {
@@ -62,6 +65,8 @@ pub enum Work {
     Exchange(usize),
     /// What is done every few seconds.
     LookAfter,
+    /// What the council has decided last is known to the node.
+    Adopt,
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +77,7 @@ pub enum Event {
     Fault,
     EndFault(usize),
     Heal,
+    Council,
     Scrub,
     Equal,
     Forgotten,
@@ -100,7 +106,9 @@ pub struct World {
     pub keys: Vec<Bytes>,
     pub key_index: HashMap<Bytes, usize>,
     pub ranked: Vec<Vec<usize>>,
-    pub topology: Arc<Topology>,
+    pub council: Council,
+    /// By key and `from`: who may ever have been asked about it.
+    pub allowed: Vec<Vec<NodeSet>>,
     pub history: History,
     /// Which operation a request belongs to: by node, life, and the id without its stage.
     pub owners: HashMap<(usize, u32, u64), usize>,
@@ -122,17 +130,25 @@ pub struct World {
     pub stats: Stats,
 }
 
-/// Topologies take milliseconds to make, and depend on nothing but the number of nodes.
+/// Topologies take milliseconds to make, and depend on nothing but the number of nodes and who holds data.
 pub fn topology(plan: &Plan, me: usize) -> Arc<Topology> {
-    type Cache = BTreeMap<(usize, usize, usize), Arc<Topology>>;
+    type Cache = BTreeMap<(usize, usize, u64, usize), Arc<Topology>>;
     static CACHE: Mutex<Cache> = Mutex::new(BTreeMap::new());
-    let (nodes, partitions) = (plan.nodes, plan.partitions);
-    let made = CACHE.lock().unwrap().get(&(nodes, partitions, me)).cloned();
+    let (nodes, partitions, holders) = (plan.nodes, plan.partitions, plan.holders);
+    let known = (nodes, partitions, holders.0, me);
+    let made = CACHE.lock().unwrap().get(&known).cloned();
     made.unwrap_or_else(|| {
         let names: Vec<String> = (0..nodes).map(|node| format!("http://node-{node}:1337")).collect();
-        let members = Membership::first(&names).unwrap();
+        let mut members = Membership::first(&names).unwrap();
+        if holders != members.holders() {
+            members = members.planned(holders).unwrap();
+            for stage in [Stage::Copying, Stage::Joint, Stage::Moved] {
+                let all: Vec<_> = (0..BATCHES).map(|batch| (batch, stage)).collect();
+                members = members.advanced(&all).unwrap();
+            }
+        }
         let topology = Arc::new(Topology::of_partitions(&members, &names[me], partitions));
-        CACHE.lock().unwrap().insert((nodes, partitions, me), topology.clone());
+        CACHE.lock().unwrap().insert(known, topology.clone());
         topology
     })
 }
@@ -170,7 +186,8 @@ impl World {
         let keys: Vec<Bytes> =
             names.filter(|name| KeyHash::of(name).partition() < plan.partitions).take(plan.keys).collect();
         let order = topology(&plan, 0);
-        let ranks = |key: &Bytes| order.ranked(KeyHash::of(key)).iter().map(|node| node.at()).collect();
+        let rank = |key: &Bytes| order.readers(KeyHash::of(key), order.replicas_max() as u8).nodes;
+        let ranks = |key: &Bytes| rank(key).iter().map(|node| node.at()).collect();
         let mut world = Self {
             random: Random::seeded(mixed(plan.seed ^ 0x6b6f_6c74_736f)),
             now: 0,
@@ -181,7 +198,8 @@ impl World {
             cut: vec![0; count * count],
             key_index: keys.iter().cloned().enumerate().map(|(index, key)| (key, index)).collect(),
             ranked: keys.iter().map(ranks).collect(),
-            topology: order.clone(),
+            council: Council::new(order.as_seen_by(NodeIndex(0))),
+            allowed: vec![vec![NodeSet::default(); usize::from(plan.from_max) + 1]; keys.len()],
             history: History::new(keys.len(), count),
             keys,
             owners: HashMap::new(),
@@ -222,6 +240,10 @@ impl World {
             for node in 0..count {
                 world.at(200 * MS + node as u64, Event::Arrival(node));
             }
+        }
+        world.allow();
+        if world.plan.moves {
+            world.at(SECOND, Event::Council);
         }
         let until = world.plan.faults_until;
         if !world.plan.faults.is_empty() {
@@ -331,6 +353,7 @@ impl World {
             Event::Fault => self.fault(),
             Event::EndFault(index) => self.end_fault(index),
             Event::Heal => self.heal(),
+            Event::Council => self.council(),
             Event::Equal => self.all_equal(),
             Event::Forgotten => self.all_forgotten(),
             Event::Scrub if self.plan.writes_only => {}
@@ -355,8 +378,8 @@ impl World {
         match work {
             Work::Deliver(via, msg) => self.deliver(node, via, msg),
             Work::Serve(via, msg) => self.take(node, via, msg),
-            Work::ServeSelf(id, operation) => {
-                let outcome = self.execute(node, id, &operation);
+            Work::ServeSelf(epoch, id, operation) => {
+                let outcome = self.execute(node, (epoch, id), &operation);
                 self.with_member(node, |member, now, host| member.executed(now, id, outcome, host));
             }
             Work::Tick => self.tick(node),
@@ -366,6 +389,7 @@ impl World {
             Work::Begin(token) => self.begin(node, token),
             Work::Exchange(peer) => self.exchange(node, peer),
             Work::LookAfter => self.look_after(node),
+            Work::Adopt => self.adopt(node),
         }
     }
 }

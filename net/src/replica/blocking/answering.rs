@@ -53,6 +53,8 @@ pub struct Answering {
     epoch: u64,
     /// The number of the request that has no reply yet, and the hash of its key.
     asked: Option<(u64, KeyHash)>,
+    /// Of the peer's membership, when it made the last request.
+    asker_epoch: u64,
     out: Vec<u8>,
 }
 
@@ -64,13 +66,19 @@ impl Answering {
         let line = Line::new(socket, read_so_far, PATIENCE, Some(Arc::clone(&config.stop)));
         let limits = Limits { value_max: config.value_max, features: peer.features };
         let Identity { features, topology_number: epoch, .. } = *config.identity;
-        Self { line, limits, peer, features, epoch, asked: None, out: Vec::new() }
+        Self { line, limits, peer, features, epoch, asked: None, asker_epoch: 0, out: Vec::new() }
     }
 
     /// Who asks.
     #[must_use]
     pub const fn peer(&self) -> &PeerIdentity {
         &self.peer
+    }
+
+    /// The epoch of the peer's membership, by the last request.
+    #[must_use]
+    pub const fn asker_epoch(&self) -> u64 {
+        self.asker_epoch
     }
 
     /// Waits for the next request.
@@ -95,6 +103,7 @@ impl Answering {
                         Asked::Exchange(_) | Asked::Ping { .. } => KeyHash(0),
                     };
                     self.asked = Some((frame.number, key_hash));
+                    self.asker_epoch = frame.epoch;
                     return Ok(frame.what);
                 }
                 Parsed::Partial { need } => self.line.read(need, begun, idle_until)?,

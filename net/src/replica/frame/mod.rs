@@ -123,12 +123,13 @@ const fn refusal_code(refused: Refused) -> Option<u8> {
         Refused::DiskError => Some(5),
         Refused::NoResources => Some(6),
         Refused::Rebuilding => Some(7),
+        Refused::Behind => Some(8),
         Refused::Busy => None,
     }
 }
 
 /// The reasons that a node can give to another.
-const REFUSALS: [Refused; 7] = [
+const REFUSALS: [Refused; 8] = [
     Refused::DiskFull,
     Refused::Failed,
     Refused::TooLarge,
@@ -136,6 +137,7 @@ const REFUSALS: [Refused; 7] = [
     Refused::DiskError,
     Refused::NoResources,
     Refused::Rebuilding,
+    Refused::Behind,
 ];
 
 fn refusal_of(code: u8) -> Option<Refused> {

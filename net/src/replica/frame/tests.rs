@@ -381,7 +381,7 @@ fn what_is_wrong_behind_a_right_checksum_is_said() {
         (with(said(Outcome::Superseded(gone.version)), 38, 1), Violation::NotZero(SUPERSEDED)),
         (with(said(Outcome::Applied), 36, 1), Violation::NotZero(APPLIED)),
         (with(said(Outcome::Applied), 34, 1), Violation::NotZero(APPLIED)),
-        (with(said(Outcome::Refused(Refused::Failed)), 33, 8), Violation::Marks { kind: REFUSED, marks: 8 }),
+        (with(said(Outcome::Refused(Refused::Failed)), 33, 9), Violation::Marks { kind: REFUSED, marks: 9 }),
         (with(said(Outcome::Refused(Refused::Failed)), 33, 0), Violation::Marks { kind: REFUSED, marks: 0 }),
     ] {
         assert_eq!(parse_reply(&bytes, LIMITS), Parsed::Bad(expected));
