@@ -38,7 +38,7 @@ use koltso_cluster::placement::{NodeIndex, Topology};
 use koltso_hints::Keeper;
 use koltso_instrument::Mutex;
 use koltso_model::Standing;
-use koltso_net::replica::{Features, Identity, NodeId, PeerIdentity};
+use koltso_net::replica::{Epoch, Features, Identity, NodeId, PeerIdentity};
 use koltso_net::server::Shared;
 use koltso_storage::{Store, SyncMode};
 use socket2::Socket;
@@ -263,7 +263,7 @@ impl Cluster {
         Identity {
             cluster: self.config.name.clone(),
             topology: self.topology.id(),
-            topology_number: self.membership.epoch(),
+            epoch: Epoch::new(self.topology.epoch()),
             node: self.number(),
             introduction: self.acquaintances().introduction(),
             features: Features::KNOWN,

@@ -12,7 +12,7 @@ use koltso_hints::{Dial, Keeper, Options, PeerAddress, Target, Verdict};
 use koltso_model::{KeyHash, Operation, Record, Standing, VALUE_MAX_LIMIT};
 use koltso_net::replica::blocking::{Connection, DialConfig};
 use koltso_net::replica::frame::{ReplyFrame, encode_request};
-use koltso_net::replica::{Acquaintances, Features, Identity, Purpose, Reply, Request};
+use koltso_net::replica::{Acquaintances, Epoch, Features, Identity, Purpose, Reply, Request};
 
 use super::Cluster;
 use super::names::PeerName;
@@ -37,8 +37,6 @@ struct Line {
     connection: Connection,
     /// What this node announced: the peer takes nothing else from it.
     features: Features,
-    /// Of this node's membership.
-    epoch: u64,
     buffer: Vec<u8>,
 }
 
@@ -84,8 +82,7 @@ impl Dial for Dialer {
         if let Some(standing) = &self.standing {
             standing.met(connection.peer());
         }
-        let Identity { features, topology_number: epoch, .. } = self.identity;
-        Ok(Box::new(Line { connection, features, epoch, buffer: Vec::new() }))
+        Ok(Box::new(Line { connection, features: self.identity.features, buffer: Vec::new() }))
     }
 
     /// Not those of a folder that is another's or an older copy, which this dial or an earlier one
@@ -106,7 +103,7 @@ impl Target for Line {
         let waiting = confirmed.iter().filter(|verdict| verdict.is_none()).count();
         for (number, record) in records.iter().enumerate().filter(|(number, _)| confirmed[*number].is_none()) {
             let write = Request::Execute(Operation::Write(record.borrowed()));
-            encode_request(&mut self.buffer, number as u64, self.epoch, &write);
+            encode_request(&mut self.buffer, number as u64, Epoch::ANY, &write);
         }
         self.connection.send(&self.buffer).map_err(|e| e.to_string())?;
         // Replies come in any order.
@@ -151,7 +148,7 @@ mod tests {
         Identity {
             cluster: "ring".to_owned(),
             topology: 1,
-            topology_number: 1,
+            epoch: Epoch::new(1),
             node,
             introduction: Introduction::default(),
             features: Features::KNOWN,

@@ -245,7 +245,7 @@ pub(super) async fn serve(
 ) {
     let config = AcceptConfig {
         identity,
-        members: cluster.topology.numbers().collect(),
+        members: Rc::new(RefCell::new(cluster.topology.numbers().collect())),
         acquaintances: Arc::new(Present(cluster.clone())),
         value_max: VALUE_MAX_LIMIT,
         wall_ms: told_ms,

@@ -442,7 +442,17 @@ mod tests {
     fn peer(node: u16, id: u128, doubts_us: bool) -> PeerIdentity {
         let introduction = Introduction { id: NodeId(id), starts: 3, lived_ms: 1000, process: 9 };
         let (features, purpose) = (Features::KNOWN, Purpose::Requests);
-        PeerIdentity { node, introduction, features, skew: None, purpose, changed: false, doubts_us, heard_us_ms: 0 }
+        PeerIdentity {
+            node,
+            introduction,
+            features,
+            skew: None,
+            purpose,
+            changed: false,
+            doubts_us,
+            heard_us_ms: 0,
+            epoch: 1,
+        }
     }
 
     #[test]

@@ -20,7 +20,9 @@ use koltso_net::replica::blocking::{AnswerConfig, Answering};
 use koltso_net::replica::frame::exchange::Asked;
 use koltso_net::replica::frame::{Limits, Parsed, encode_reply, parse_request};
 use koltso_net::replica::handshake::{Acceptor, Progress};
-use koltso_net::replica::{Features, Identity, Introduction, NoMemory, PeerIdentity, Purpose, Reply, Request, Secrets};
+use koltso_net::replica::{
+    Epoch, Features, Identity, Introduction, NoMemory, PeerIdentity, Purpose, Reply, Request, Secrets,
+};
 use koltso_testkit::cluster::Quorum;
 use koltso_testkit::{Cluster, eventually, wall_ms};
 
@@ -132,7 +134,7 @@ fn liar(topology: &Topology, lie: Lie, comparing: Comparing) -> Liar {
     let identity = Identity {
         cluster: "koltso".to_owned(),
         topology: topology.id(),
-        topology_number: 1,
+        epoch: Epoch::new(1),
         node: topology.number(topology.me()),
         introduction: Introduction::default(),
         features: Features::KNOWN,

@@ -241,7 +241,7 @@ impl<H: LinkHandler> Link<H> {
     /// The epoch of the frames.
     #[inline]
     fn epoch(&self) -> u64 {
-        self.config.identity.topology_number
+        self.config.identity.epoch.now()
     }
 
     #[inline]

@@ -16,6 +16,7 @@
 
 mod acquaintances;
 pub mod blocking;
+mod epoch;
 mod features;
 pub mod frame;
 pub mod handshake;
@@ -31,6 +32,7 @@ mod sys;
 mod wire;
 
 pub use acquaintances::{Acquaintances, Introduction, Judged, NoMemory};
+pub use epoch::Epoch;
 pub use features::Features;
 pub use frame::{Reply, Request};
 pub use handshake::{Identity, PeerIdentity, Purpose, Skew};

@@ -23,6 +23,7 @@
 //! Deliberately absent: storage, deadlines of requests, a limit for one peer. Tested in
 //! `tests/replica/`.
 
+use std::cell::{OnceCell, RefCell};
 use std::fmt::Debug;
 use std::future::poll_fn;
 use std::io;
@@ -80,8 +81,8 @@ impl MemberAddresses for Vec<IpAddr> {
 pub struct AcceptConfig {
     /// The identity of this node.
     pub identity: Rc<Identity>,
-    /// The numbers of all nodes.
-    pub members: Vec<u16>,
+    /// The numbers of all nodes, which may change.
+    pub members: Rc<RefCell<Vec<u16>>>,
     /// Whom this node remembers in their places.
     pub acquaintances: Arc<dyn Acquaintances>,
     /// Bytes of the largest value; the same on all nodes, or more than any node sends.
@@ -205,7 +206,7 @@ impl<S: ReplicaService> ReplicaCore<S> {
             Err(()) => return self.service.event(ReplicaEvent::Limit),
         }
         let identity = &self.config.identity;
-        let desk = Desk::new(identity.topology_number, identity.features);
+        let desk = Desk::new(identity.epoch.clone(), identity.features);
         let room = Room { max: self.config.connections_max, of_origin: None };
         let Ok(guard) = SeatGuard::take(self, &stream, room, (Phase::Stranger, Instant::now()), desk) else {
             return self.service.event(ReplicaEvent::Limit);
@@ -275,6 +276,7 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
     async fn shake_hands(&mut self, inbox: &mut Inbox) -> Result<PeerIdentity, Option<String>> {
         let core = Rc::clone(&self.guard.host);
         let AcceptConfig { identity, members, acquaintances, wall_ms, .. } = &core.config;
+        let known = OnceCell::new();
         let mut acceptor = None;
         let mut out = Outbox::default();
         loop {
@@ -292,7 +294,8 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
                 none => {
                     let mut nonce = [0; NONCE];
                     getrandom::fill(&mut nonce).map_err(|error| Some(format!("there is no randomness: {error}")))?;
-                    none.insert(Acceptor::new(identity, members, &**acquaintances, nonce))
+                    let known = known.get_or_init(|| members.borrow().clone());
+                    none.insert(Acceptor::new(identity, known, &**acquaintances, nonce))
                 }
             };
             let fed = acceptor.feed(inbox.bytes(), wall_ms(), &mut out.bytes);

@@ -25,6 +25,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use koltso_model::{Found, KeyHash, Outcome, Refused};
 
+use super::epoch::Epoch;
 use super::features::Features;
 use super::frame::{self, Reply, Request};
 use super::handshake::PeerIdentity;
@@ -109,13 +110,13 @@ pub(super) struct Desk {
     /// Whether the connection has ended, so that no reply leaves any more.
     closed: Cell<bool>,
     /// The epoch of the frames.
-    epoch: u64,
+    epoch: Epoch,
     /// What the frames may contain.
     features: Features,
 }
 
 impl Desk {
-    pub(super) fn new(epoch: u64, features: Features) -> Rc<Self> {
+    pub(super) fn new(epoch: Epoch, features: Features) -> Rc<Self> {
         Rc::new(Self {
             outbox: RefCell::default(),
             bell: Bell::default(),
@@ -169,13 +170,13 @@ impl Desk {
             return self.encode(number, key_hash, &Reply::Outcome(Outcome::Found(found)));
         }
         let mut outbox = self.outbox.borrow_mut();
-        frame::encode_found_head(&mut outbox.bytes, number, self.epoch, key_hash, found, &value);
+        frame::encode_found_head(&mut outbox.bytes, number, self.epoch.now(), key_hash, found, &value);
         outbox.push_value(value);
     }
 
     #[inline]
     fn encode(&self, number: u64, key_hash: KeyHash, reply: &Reply<'_>) {
-        frame::encode_reply(&mut self.outbox.borrow_mut().bytes, number, self.epoch, key_hash, reply);
+        frame::encode_reply(&mut self.outbox.borrow_mut().bytes, number, self.epoch.now(), key_hash, reply);
     }
 
     /// Refuses to pass on a record of a build that knew more, since this build cannot say what is

@@ -1,6 +1,7 @@
 //! Both protocols over a transport that changes every byte: whatever got past it would be nonsense
 //! to the other end.
 
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
@@ -18,8 +19,8 @@ use crate::http::{Head, Reply};
 use crate::replica::frame::{self, Limits as FrameLimits, Parsed};
 use crate::replica::handshake::{Dialer, Dialing, Progress};
 use crate::replica::{
-    AcceptConfig, Features, Identity, Introduction, NoMemory, Purpose, ReplicaEvent, ReplicaService, Replies, Request,
-    Secrets, serve_over,
+    AcceptConfig, Epoch, Features, Identity, Introduction, NoMemory, Purpose, ReplicaEvent, ReplicaService, Replies,
+    Request, Secrets, serve_over,
 };
 use crate::server::{self, Admit, Answered, Event, Fill, Limits, Outcome, Service, Sink, Source};
 
@@ -275,7 +276,7 @@ fn identity(node: u16) -> Identity {
     Identity {
         cluster: "ring".to_owned(),
         topology: 7,
-        topology_number: 1,
+        epoch: Epoch::new(1),
         node,
         introduction: Introduction::default(),
         features: Features::KNOWN,
@@ -289,7 +290,7 @@ fn no_byte_of_the_replica_protocol_gets_past_the_transport() {
         let server = Server::start(uring, |listener, shared| async move {
             let config = AcceptConfig {
                 identity: Rc::new(identity(2)),
-                members: vec![1, 2],
+                members: Rc::new(RefCell::new(vec![1, 2])),
                 acquaintances: Arc::new(NoMemory),
                 value_max: LARGE,
                 wall_ms: || 0,

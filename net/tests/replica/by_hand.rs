@@ -45,6 +45,7 @@ pub(crate) fn dialer(purpose: Purpose) -> PeerIdentity {
         changed: false,
         doubts_us: false,
         heard_us_ms: 0,
+        epoch: 1,
     }
 }
 

@@ -23,9 +23,9 @@ use bytes::Bytes;
 use koltso_model::{Flags, Found, Key, KeyHash, Operation, Outcome, Record, Version, Want};
 use koltso_net::replica::frame::{Limits, ReplyFrame};
 use koltso_net::replica::{
-    AcceptConfig, Acquaintances, DeferredReply, Features, Full, Identity, Introduction, Link, LinkConfig, LinkHandler,
-    LinkState, Locate, LostReason, NoMemory, NodeId, PeerIdentity, Purpose, ReplicaEvent, ReplicaService, Replies,
-    Reply, Request, Secrets, serve,
+    AcceptConfig, Acquaintances, DeferredReply, Epoch, Features, Full, Identity, Introduction, Link, LinkConfig,
+    LinkHandler, LinkState, Locate, LostReason, NoMemory, NodeId, PeerIdentity, Purpose, ReplicaEvent, ReplicaService,
+    Replies, Reply, Request, Secrets, serve,
 };
 use koltso_net::server::Shared;
 use koltso_testkit::wall_ms;
@@ -88,7 +88,7 @@ fn identity(node: u16) -> Identity {
     Identity {
         cluster: "ring".to_owned(),
         topology: 7,
-        topology_number: 1,
+        epoch: Epoch::new(1),
         node,
         introduction: introduction(node),
         features: Features::KNOWN,
@@ -285,7 +285,7 @@ impl Server {
         let thread = on(driver, move || async move {
             let (deferred, asked) = (RefCell::default(), Cell::new(0));
             let service = TestService { events: its_events, when, deferred, asked, given: its_given };
-            let (identity, members) = (Rc::new(identity), vec![1, 2, 3]);
+            let (identity, members) = (Rc::new(identity), Rc::new(RefCell::new(vec![1, 2, 3])));
             let config = AcceptConfig {
                 identity,
                 members,

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use koltso_model::{ExchangeReply, KeyHash, Outcome, Refused};
 
+use super::super::epoch::Epoch;
 use super::super::features::Features;
 use super::super::frame::exchange::{Asked, encode_exchange_reply, parse_asked};
 use super::super::frame::{Limits, Parsed, Reply, encode_reply};
@@ -50,7 +51,7 @@ pub struct Answering {
     limits: Limits,
     peer: PeerIdentity,
     features: Features,
-    epoch: u64,
+    epoch: Epoch,
     /// The number of the request that has no reply yet, and the hash of its key.
     asked: Option<(u64, KeyHash)>,
     /// Of the peer's membership, when it made the last request.
@@ -65,8 +66,17 @@ impl Answering {
     pub fn new(peer: PeerIdentity, socket: TcpStream, read_so_far: &[u8], config: &AnswerConfig<'_>) -> Self {
         let line = Line::new(socket, read_so_far, PATIENCE, Some(Arc::clone(&config.stop)));
         let limits = Limits { value_max: config.value_max, features: peer.features };
-        let Identity { features, topology_number: epoch, .. } = *config.identity;
-        Self { line, limits, peer, features, epoch, asked: None, asker_epoch: 0, out: Vec::new() }
+        let Identity { features, epoch, .. } = config.identity;
+        Self {
+            line,
+            limits,
+            peer,
+            features: *features,
+            epoch: epoch.clone(),
+            asked: None,
+            asker_epoch: 0,
+            out: Vec::new(),
+        }
     }
 
     /// Who asks.
@@ -125,7 +135,7 @@ impl Answering {
     /// If there is no request, or the reply does not fit into a frame.
     pub fn reply(&mut self, reply: &ExchangeReply) -> Result<(), LostReason> {
         let (number, _) = self.answered();
-        encode_exchange_reply(&mut self.out, number, self.epoch, self.features, reply);
+        encode_exchange_reply(&mut self.out, number, self.epoch.now(), self.features, reply);
         self.send_out()
     }
 
@@ -140,7 +150,7 @@ impl Answering {
         let (number, key_hash) = self.answered();
         let outcome =
             if self.features.cover_outcome(outcome) { outcome.borrowed() } else { Outcome::Refused(Refused::Failed) };
-        encode_reply(&mut self.out, number, self.epoch, key_hash, &Reply::Outcome(outcome));
+        encode_reply(&mut self.out, number, self.epoch.now(), key_hash, &Reply::Outcome(outcome));
         self.send_out()
     }
 
@@ -154,7 +164,7 @@ impl Answering {
     /// If there is no request.
     pub fn pong(&mut self, wall_ms: u64, clock: u64) -> Result<(), LostReason> {
         let (number, key_hash) = self.answered();
-        encode_reply(&mut self.out, number, self.epoch, key_hash, &Reply::Pong { wall_ms, clock });
+        encode_reply(&mut self.out, number, self.epoch.now(), key_hash, &Reply::Pong { wall_ms, clock });
         self.send_out()
     }
 

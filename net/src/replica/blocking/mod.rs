@@ -26,6 +26,7 @@ use koltso_model::{ExchangeReply, ExchangeRequest, Operation, Outcome, Record};
 pub use self::answering::{AnswerConfig, Answering, IDLE_MAX};
 use self::line::Line;
 use super::acquaintances::Acquaintances;
+use super::epoch::Epoch;
 use super::features::Features;
 use super::frame::exchange::{ExchangeFrame, answers, encode_exchange, parse_exchange_reply};
 use super::frame::{Limits, Parsed, Reply, ReplyFrame, Request, encode_request, parse_reply};
@@ -71,7 +72,7 @@ pub struct Connection {
     peer: PeerIdentity,
     /// What this node has announced, and the epoch of its frames.
     features: Features,
-    epoch: u64,
+    epoch: Epoch,
     /// The number of the last request of [`Connection::exchange`] and its like.
     number: u64,
     out: Vec<u8>,
@@ -90,8 +91,8 @@ impl Connection {
         let mut line = Line::new(stream, &[], config.timeout, config.stop.clone());
         let peer = shake_hands(&mut line, config)?;
         let limits = Limits { value_max: config.value_max, features: peer.features };
-        let Identity { features, topology_number: epoch, .. } = *config.identity;
-        Ok(Self { line, limits, peer, features, epoch, number: 0, out: Vec::new() })
+        let Identity { features, epoch, .. } = config.identity;
+        Ok(Self { line, limits, peer, features: *features, epoch: epoch.clone(), number: 0, out: Vec::new() })
     }
 
     /// What the peer said of itself, and what both sides think of each other.
@@ -153,7 +154,7 @@ impl Connection {
             return self.give_some(records);
         }
         self.number += 1;
-        encode_exchange(&mut self.out, self.number, self.epoch, request);
+        encode_exchange(&mut self.out, self.number, self.epoch.now(), request);
         self.send_out()?;
         let begun = Instant::now();
         loop {
@@ -228,7 +229,7 @@ impl Connection {
     ) -> Result<R, LostReason> {
         self.number += 1;
         let number = self.number;
-        encode_request(&mut self.out, number, self.epoch, request);
+        encode_request(&mut self.out, number, self.epoch.now(), request);
         self.send_out()?;
         self.receive(|frame| {
             if frame.number == number {

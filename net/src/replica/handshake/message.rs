@@ -73,13 +73,14 @@ pub(super) struct Hello {
     pub(super) doubts_us: bool,
     /// Until when it heard of whom it remembers there.
     pub(super) heard_us_ms: u64,
+    pub(super) epoch: u64,
 }
 
 impl Hello {
     /// The node that said it, of which nothing is remembered yet.
     pub(super) const fn peer(&self, skew: Option<Skew>) -> PeerIdentity {
-        let Self { node, introduction, features, purpose, doubts_us, heard_us_ms, .. } = *self;
-        PeerIdentity { node, introduction, features, skew, purpose, changed: false, doubts_us, heard_us_ms }
+        let Self { node, introduction, features, purpose, doubts_us, heard_us_ms, epoch, .. } = *self;
+        PeerIdentity { node, introduction, features, skew, purpose, changed: false, doubts_us, heard_us_ms, epoch }
     }
 }
 
@@ -98,7 +99,7 @@ pub(super) fn hello(
     let has_secret = if identity.secrets.is_empty() { 0 } else { HAS_SECRET };
     let flags = has_secret | if doubts { DOUBTS } else { 0 };
     begin(&mut out, HELLO, flags, HELLO_FIXED + cluster.len());
-    for number in [identity.topology, identity.topology_number, wall_ms, identity.features.0] {
+    for number in [identity.topology, identity.epoch.now(), wall_ms, identity.features.0] {
         out.extend_from_slice(&number.to_le_bytes());
     }
     let Introduction { id, starts, lived_ms, process } = identity.introduction;
@@ -142,7 +143,7 @@ pub(super) fn read_hello(identity: &Identity, message: &Message<'_>) -> Result<H
     if node == us {
         return refuse(format!("node {us} is connected to itself, or two nodes have the number {us}"));
     }
-    if u64_at(0) != identity.topology || u64_at(8) != identity.topology_number {
+    if u64_at(0) != identity.topology {
         return refuse(format!("the --cluster lists of node {us} and node {node} differ"));
     }
     if expected != us {
@@ -162,9 +163,9 @@ pub(super) fn read_hello(identity: &Identity, message: &Message<'_>) -> Result<H
     if introduction.id != NodeId::NONE && introduction.id == identity.introduction.id {
         return refuse(format!("one identity, two places: node {us} and node {node} have copies of one data folder"));
     }
-    let (features, wall_ms) = (Features(u64_at(24)), u64_at(16));
+    let (features, wall_ms, epoch) = (Features(u64_at(24)), u64_at(16), u64_at(8));
     let (doubts_us, heard_us_ms) = (message.flags & DOUBTS != 0, u64_at(108));
-    Ok(Hello { node, introduction, features, expected, wall_ms, purpose, doubts_us, heard_us_ms })
+    Ok(Hello { node, introduction, features, expected, wall_ms, purpose, doubts_us, heard_us_ms, epoch })
 }
 
 pub(super) const OF_ACCEPTOR: &[u8] = b"koltso acceptor";

@@ -20,7 +20,7 @@
 //! and a refusal is the same in all versions:
 //!
 //! ```text
-//!  0 8 bytes KOLTSORP          HELLO    16 topology u64         24 topology number u64
+//!  0 8 bytes KOLTSORP          HELLO    16 topology u64         24 epoch u64
 //!  8 u16 version                        32 wall clock u64, ms   40 features u64
 //! 10 u8  kind                           48 identity, 16 bytes   64 nonce, 32 bytes
 //! 11 u8  flags                          96 lived until u64, ms 104 process u64
@@ -58,6 +58,7 @@ use self::message::{
 };
 use self::refusal::{refusal, telling};
 use super::acquaintances::{Acquaintances, Introduction, Judged};
+use super::epoch::Epoch;
 use super::features::Features;
 use super::secrets::Secrets;
 
@@ -97,11 +98,10 @@ impl Purpose {
 pub struct Identity {
     /// The name of its cluster, at most [`CLUSTER_MAX`] bytes.
     pub cluster: String,
-    /// A hash of the list of nodes.
+    /// A hash of the list of nodes with which the cluster was formed.
     pub topology: u64,
-    /// The number of that list, for lists that change; also the epoch of the frames that the node
-    /// sends.
-    pub topology_number: u64,
+    /// The epoch of the frames that it sends.
+    pub epoch: Epoch,
     /// The number of the node in the list.
     pub node: u16,
     /// Its data folder.
@@ -164,6 +164,8 @@ pub struct PeerIdentity {
     pub doubts_us: bool,
     /// Until when it had heard of whom it remembers as this node ([`Acquaintances::heard_ms`]).
     pub heard_us_ms: u64,
+    /// The epoch of its membership when it said hello.
+    pub epoch: u64,
 }
 
 /// The result of feeding some bytes.
