@@ -333,6 +333,12 @@ impl Health {
         &self.peers[node.at()]
     }
 
+    /// What is known of a peer; `None` if this core does not know that there is one.
+    #[must_use]
+    pub fn known(&self, node: NodeIndex) -> Option<&PeerHealth> {
+        self.peers.get(node.at())
+    }
+
     pub(crate) fn peer_mut(&mut self, node: NodeIndex) -> &mut PeerHealth {
         &mut self.peers[node.at()]
     }

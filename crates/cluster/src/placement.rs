@@ -383,6 +383,14 @@ impl Topology {
         self.membership.members().without(NodeSet::default().with(self.me)).iter()
     }
 
+    /// Whether both have the same node at a place, or none.
+    #[must_use]
+    pub fn has_same(&self, other: &Self, node: NodeIndex) -> bool {
+        let number = |topology: &Self| topology.numbers.get(node.at()).copied();
+        let is_member = |topology: &Self| topology.membership.members().contains(node);
+        is_member(self) == is_member(other) && (!is_member(self) || number(self) == number(other))
+    }
+
     /// A node's address.
     #[must_use]
     pub fn name(&self, node: NodeIndex) -> &str {

@@ -20,14 +20,14 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use koltso_cluster::budget::Budget;
 use koltso_cluster::replay::Verdict;
 use koltso_instrument::Mutex;
@@ -35,7 +35,7 @@ use koltso_model::{Record, WallTime};
 
 use crate::log::{Bounds, Log};
 use crate::queue::{Item, Shared};
-use crate::syncer;
+use crate::syncer::{self, Job};
 use crate::worker::Worker;
 
 /// The shortest pause after a failure, so that a thread that keeps failing does not spin.
@@ -150,11 +150,58 @@ struct Queue {
     thread: Thread,
 }
 
+/// What the queue of another peer is made with.
+struct Making {
+    folder: PathBuf,
+    dial: Arc<dyn Dial>,
+    options: Options,
+    jobs: Sender<Job>,
+}
+
 /// Keeps hints for peers. Dropping it also stops the threads, but waits for nothing.
 pub struct Keeper {
-    queues: Vec<Queue>,
+    /// Changed when the members are others; a node that keeps a hint waits for nobody who reads it.
+    queues: RwLock<Vec<Arc<Queue>>>,
     /// It ends after the threads of the peers.
     syncer: Thread,
+    /// `None` after a stop.
+    making: Mutex<Option<Making>>,
+}
+
+impl Queue {
+    /// Takes a peer's folder, and starts its thread.
+    fn start(peer: PeerAddress, Making { folder, dial, options, jobs }: &Making) -> io::Result<Self> {
+        let bounds = Bounds {
+            bytes_max: options.bytes_max,
+            age_max_ms: options.age_max.as_millis().try_into().unwrap_or(u64::MAX),
+            segment_size: options.segment_size,
+        };
+        let PeerAddress { node, url } = peer;
+        let mut log = Log::open(&folder.join(folder_name(&url)), &url, bounds).map_err(io::Error::other)?;
+        log.sync = options.sync;
+        let (shared, queue) = Shared::new();
+        let shared = Arc::new(shared);
+        let (ended, has_ended) = crossbeam_channel::bounded(0);
+        let address = (node, url.clone());
+        let worker = Worker::new(address, (queue, shared.clone()), log, (dial.clone(), jobs.clone()), options)?;
+        let thread = thread::Builder::new().name(format!("koltso-hints-{node}")).spawn(move || {
+            worker.run();
+            drop(ended);
+        })?;
+        Ok(Self { node, url, shared, thread: Mutex::new(&"threads of hints", Some((thread, has_ended))) })
+    }
+
+    fn tell_to_stop(&self) {
+        if !self.shared.stopping.swap(true, Ordering::SeqCst) {
+            let _ = self.shared.sender().send(Item::Stop);
+        }
+    }
+
+    fn wait(&self, deadline: Instant) {
+        if !join(&self.thread, deadline) {
+            tracing::warn!("the hints for {} are not all on disk yet: their thread is left behind", self.url);
+        }
+    }
 }
 
 /// The name of the folder for a peer's hints: its URL's host and port, with `_` for anything
@@ -183,45 +230,61 @@ impl Keeper {
         options: Options,
     ) -> io::Result<Arc<Self>> {
         let options = Options { retry: options.retry.max(RETRY_MIN), ..options };
-        let mut names: Vec<String> = Vec::new();
-        let mut logs = Vec::new();
-        for peer in peers {
+        let (jobs, to_sync) = crossbeam_channel::unbounded();
+        let syncer = Mutex::new(&"threads of hints", Some(syncer::start(to_sync)?));
+        let making = Some(Making { folder: folder.to_path_buf(), dial, options, jobs });
+        let making = Mutex::new(&"what hints are kept with", making);
+        let keeper = Arc::new(Self { queues: RwLock::default(), syncer, making });
+        keeper.peers_are(peers)?;
+        Ok(keeper)
+    }
+
+    /// The peers are these from now on. The hints for others stay in their folders, and their threads end;
+    /// those of new ones start.
+    ///
+    /// # Errors
+    /// As [`Keeper::start`]; the peers are those of before then. After [`Self::stop`] nothing happens.
+    pub fn peers_are(&self, peers: Vec<PeerAddress>) -> io::Result<()> {
+        let making = self.making.lock();
+        let Some(making) = &*making else { return Ok(()) };
+        let before = self.queues().clone();
+        let stays = |queue: &&Arc<Queue>| peers.iter().any(|peer| (peer.node, &peer.url) == (queue.node, &queue.url));
+        let (mut queues, gone): (Vec<_>, Vec<_>) = before.iter().cloned().partition(|queue| stays(&queue));
+        let mut names: Vec<String> = queues.iter().map(|queue| folder_name(&queue.url)).collect();
+        let is_new = |peer: &PeerAddress| queues.iter().all(|queue| (peer.node, &peer.url) != (queue.node, &queue.url));
+        let new: Vec<PeerAddress> = peers.iter().filter(|peer| is_new(peer)).cloned().collect();
+        for peer in &new {
             let name = folder_name(&peer.url);
             if name.bytes().all(|byte| byte == b'.') || names.contains(&name) {
                 let sentence = format!("hints for {} have no folder of their own: `{name}`", peer.url);
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, sentence));
             }
-            let bounds = Bounds {
-                bytes_max: options.bytes_max,
-                age_max_ms: options.age_max.as_millis().try_into().unwrap_or(u64::MAX),
-                segment_size: options.segment_size,
-            };
-            let mut log = Log::open(&folder.join(&name), &peer.url, bounds).map_err(io::Error::other)?;
-            log.sync = options.sync;
-            logs.push((log, peer));
             names.push(name);
         }
-        let (jobs, to_sync) = crossbeam_channel::unbounded();
-        let syncer = Mutex::new(&"threads of hints", Some(syncer::start(to_sync)?));
-        let mut queues = Vec::new();
-        for (log, peer) in logs {
-            let (shared, queue) = Shared::new();
-            let shared = Arc::new(shared);
-            let (ended, has_ended) = crossbeam_channel::bounded(0);
-            let address = (peer.node, peer.url.clone());
-            let worker = Worker::new(address, (queue, shared.clone()), log, (dial.clone(), jobs.clone()), &options)?;
-            let thread = thread::Builder::new().name(format!("koltso-hints-{}", peer.node)).spawn(move || {
-                worker.run();
-                drop(ended);
-            })?;
-            let thread = Mutex::new(&"threads of hints", Some((thread, has_ended)));
-            queues.push(Queue { node: peer.node, url: peer.url, shared, thread });
+        // One of them may come back at another place.
+        let deadline = Instant::now() + STOP_MAX;
+        gone.iter().for_each(|queue| queue.tell_to_stop());
+        gone.iter().for_each(|queue| queue.wait(deadline));
+        let kept = queues.len();
+        for peer in new {
+            match Queue::start(peer, making) {
+                Ok(queue) => queues.push(Arc::new(queue)),
+                Err(error) => {
+                    queues[kept..].iter().for_each(|queue| queue.tell_to_stop());
+                    return Err(error);
+                }
+            }
         }
-        Ok(Arc::new(Self { queues, syncer }))
+        *self.queues.write().unwrap_or_else(PoisonError::into_inner) = queues;
+        Ok(())
     }
 
-    fn queue(&self, node: usize) -> Option<&Queue> {
-        self.queues.iter().find(|queue| queue.node == node)
+    fn queues(&self) -> RwLockReadGuard<'_, Vec<Arc<Queue>>> {
+        self.queues.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self, node: usize) -> Option<Arc<Queue>> {
+        self.queues().iter().find(|queue| queue.node == node).cloned()
     }
 
     /// Keeps a record that a peer missed. Any thread may call it, and it never blocks. If the
@@ -231,11 +294,9 @@ impl Keeper {
     /// The record's buffers live until it is appended, normally for about a millisecond. Nothing is
     /// kept for a node that is not a peer.
     pub fn keep(&self, node: usize, record: Record<Bytes>) {
-        let Some(queue) = self.queue(node) else {
-            debug_assert!(false, "node {node} is no peer");
-            return;
-        };
-        queue.shared.keep(record);
+        if let Some(queue) = self.queues().iter().find(|queue| queue.node == node) {
+            queue.shared.keep(record);
+        }
     }
 
     /// Marks a peer as needing repair, for a reason that this crate cannot know, such as that it
@@ -275,16 +336,14 @@ impl Keeper {
     /// and as long as those of an earlier process have not been read, it is 0.
     #[must_use]
     pub fn oldest_ms(&self) -> Option<u64> {
-        let clocks = self.queues.iter().filter_map(|queue| queue.shared.oldest_clock());
+        let queues = self.queues();
+        let clocks = queues.iter().filter_map(|queue| queue.shared.oldest_clock());
         clocks.min().map(|clock| WallTime(clock).ms())
     }
 
     fn tell_to_stop(&self) {
-        for Queue { shared, .. } in &self.queues {
-            if !shared.stopping.swap(true, Ordering::SeqCst) {
-                let _ = shared.sender().send(Item::Stop);
-            }
-        }
+        *self.making.lock() = None;
+        self.queues().iter().for_each(|queue| queue.tell_to_stop());
     }
 
     /// Appends the hints in the queues, syncs, writes the positions, and ends the threads, within
@@ -293,11 +352,7 @@ impl Keeper {
     pub fn stop(&self) {
         self.tell_to_stop();
         let deadline = Instant::now() + STOP_MAX;
-        for queue in &self.queues {
-            if !join(&queue.thread, deadline) {
-                tracing::warn!("the hints for {} are not all on disk yet: their thread is left behind", queue.url);
-            }
-        }
+        self.queues().iter().for_each(|queue| queue.wait(deadline));
         join(&self.syncer, deadline);
     }
 }

@@ -507,10 +507,14 @@ impl Coordinator {
         for slot in 0..self.slots.len() {
             let Some(op) = &self.slots[slot].op else { continue };
             let is_over = op.behind == 0 && op.epoch >= self.topology.fence(op.hash);
-            // Whoever asks for more replicas than there are to be has the old ones, while they answer.
-            let is_possible = usize::from(op.quorum.from()) <= self.topology.replicas_max();
-            if op.token.is_some() && !is_over && is_possible {
+            if op.token.is_none() || is_over {
+                continue;
+            }
+            if usize::from(op.quorum.from()) <= self.topology.replicas_max() {
                 self.begin_again(now, slot, actions);
+            } else {
+                // It asks for more replicas than there are to be.
+                self.expire(slot, actions);
             }
         }
     }

@@ -135,6 +135,10 @@ impl Answering {
             return ExchangeReply::Roots { told, roots: Vec::new() };
         }
         let look = board.look(now, holdings);
+        if look.epoch() != self.pair.epoch() {
+            // What would be agreed on now would count for a membership that this connection does not know.
+            return ExchangeReply::NotReady;
+        }
         let shared = self.pair.shared(from);
         // What comes late after its count was read must not be covered by what is read then.
         let arrivals = shared.iter().map(|&partition| holdings.arrivals(from, partition)).collect();

@@ -147,6 +147,12 @@ impl Board {
         Self { topology, members, seen: BTreeMap::new(), returned: HashMap::new(), doubts_since: None }
     }
 
+    /// The topology that it goes by.
+    #[must_use]
+    pub const fn topology(&self) -> &Arc<Topology> {
+        &self.topology
+    }
+
     /// The members have changed, or what they hold. What was agreed with a node before it became a replica
     /// of something says nothing of that.
     pub fn adopt(&mut self, topology: Arc<Topology>) {

@@ -26,6 +26,12 @@ impl Pair {
         self.topology = topology;
     }
 
+    /// The topology that it goes by.
+    #[must_use]
+    pub const fn topology(&self) -> &Arc<Topology> {
+        &self.topology
+    }
+
     /// Of the membership by which both have the same partitions in common.
     #[must_use]
     pub fn epoch(&self) -> u64 {

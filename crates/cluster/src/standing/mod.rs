@@ -127,6 +127,14 @@ impl Memory {
         Self { own, standing, began_ms, began_before_ms, members, remembered, met, doubters }
     }
 
+    /// The numbers of the other members are these from now on. What is remembered of nodes that are none any
+    /// more is forgotten, and so are their doubts.
+    pub fn members_are(&mut self, members: Vec<u16>) {
+        self.remembered.retain(|number, _| members.contains(number));
+        self.met.retain(|number, _| members.contains(number));
+        self.members = members;
+    }
+
     /// How this node's data stands.
     #[must_use]
     pub const fn standing(&self) -> Standing {
