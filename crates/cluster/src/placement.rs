@@ -366,6 +366,13 @@ impl Topology {
         self.target.as_ref().map_or(self.current.width, |target| target.width.min(self.current.width))
     }
 
+    /// Whether there are as many nodes that hold data, or are to.
+    #[must_use]
+    pub fn is_narrow(&self, from: u8) -> bool {
+        let widest = self.target.as_ref().map_or(0, |target| target.width).max(self.current.width);
+        usize::from(from) <= widest
+    }
+
     /// Number of partitions that have keys: [`PARTITIONS`], except in simulations.
     #[must_use]
     pub const fn partitions(&self) -> usize {

@@ -245,7 +245,7 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
             Ok(peer) => {
                 sys::set_user_timeout(self.transport.fd(), USER_TIMEOUT);
                 self.guard.host.service.event(ReplicaEvent::Connected(peer));
-                if peer.purpose == Purpose::Exchange {
+                if peer.purpose != Purpose::Requests {
                     return self.give_away(peer, inbox);
                 }
                 drop(self.stranger);
@@ -259,7 +259,7 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
         }
     }
 
-    /// Gives the socket to the service, so that no core compares replicas.
+    /// Gives the socket to the service, so that no core compares replicas or waits for an agreement.
     fn give_away(self, peer: PeerIdentity, inbox: Inbox) {
         drop(self.stranger);
         let service = Rc::clone(&self.guard.host.service);
@@ -267,7 +267,10 @@ impl<S: ReplicaService, T: Transport> Connection<S, T> {
         drop(self.guard);
         let socket = self.transport.into_socket();
         if !is_draining && socket.set_nonblocking(false).is_ok() {
-            service.exchange(peer, socket, inbox.bytes().to_vec());
+            match peer.purpose {
+                Purpose::Council => service.council(peer, socket, inbox.bytes().to_vec()),
+                _ => service.exchange(peer, socket, inbox.bytes().to_vec()),
+            }
         }
     }
 

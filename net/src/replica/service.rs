@@ -58,6 +58,12 @@ pub trait ReplicaService: 'static {
         drop((peer, socket, read_so_far));
     }
 
+    /// Takes over a connection for agreeing on who the members are, as [`exchange`](Self::exchange) does one
+    /// for comparing. Whoever takes it speaks its own protocol over it.
+    fn council(&self, peer: PeerIdentity, socket: TcpStream, read_so_far: Vec<u8>) {
+        drop((peer, socket, read_so_far));
+    }
+
     /// A task of the core continues after it has waited; `now` has just been read.
     #[inline]
     fn resumed(&self, now: Instant) {

@@ -71,8 +71,8 @@ pub struct Repair {
 struct Shared<'a>(&'a Mutex<Board>);
 
 impl Agreeing for Shared<'_> {
-    fn heard(&mut self, peer: NodeIndex, told: Told) {
-        self.0.lock().heard(peer, told);
+    fn heard(&mut self, peer: NodeIndex, told: Told, epoch: u64) {
+        self.0.lock().heard(peer, told, epoch);
     }
 
     fn look(&mut self, now: WallTime, holdings: &mut dyn Holdings) -> Look {

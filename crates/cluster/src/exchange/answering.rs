@@ -86,7 +86,7 @@ impl Answering {
     ) -> Result<ExchangeReply, String> {
         match request {
             ExchangeRequest::Roots { told, from } => {
-                board.heard(self.pair.peer(), *told);
+                board.heard(self.pair.peer(), *told, epoch);
                 // By another membership, other partitions are in common.
                 let is_known = *from == 0 || epoch == self.pair.epoch();
                 Ok(if is_known { self.roots(now, *from, board, holdings) } else { ExchangeReply::NotReady })

@@ -71,6 +71,8 @@ fn epoch_of(epoch: u64) -> u32 {
 #[derive(Clone, Copy, Debug, Default)]
 struct Member {
     told: Option<Told>,
+    /// It told so by a membership with this epoch, or a later one.
+    epoch: u64,
     lives: bool,
 }
 
@@ -199,9 +201,10 @@ impl Board {
         self.seen.clear();
     }
 
-    /// A peer lives, and says this of itself.
-    pub fn heard(&mut self, peer: NodeIndex, told: Told) {
-        self.members[peer.at()] = Member { told: Some(told), lives: true };
+    /// A peer lives, and says this of itself, by a membership with this epoch or a later one.
+    pub fn heard(&mut self, peer: NodeIndex, told: Told, epoch: u64) {
+        let member = &mut self.members[peer.at()];
+        *member = Member { told: Some(told), epoch: epoch.max(member.epoch), lives: true };
     }
 
     /// There is no connection to a peer.
@@ -394,24 +397,27 @@ impl Board {
     /// Whether this node has, of what it is on the way to in a batch of partitions, all that was confirmed
     /// to the present replicas before the batch's stage began. From then on those refuse what has
     /// other replicas in mind.
+    ///
+    /// That is so where this node was equal with enough of them since then, or where they said since then
+    /// that they have never had a record with that number of replicas.
     #[must_use]
     pub fn has_received(&self, batch: usize, own_froms: u64) -> bool {
-        // Nobody else knows which `from`s are in use.
-        let known = self.topology.peers().filter(|&peer| self.told(peer).is_some()).count();
-        if known < self.topology.nodes() / 2 {
-            return false;
-        }
-        let me = self.topology.me();
-        let froms = self.in_use(own_froms);
+        let (me, in_use) = (self.topology.me(), self.in_use(own_froms));
+        let froms = || (1..=64_u8).filter(|&from| self.topology.is_narrow(from) || in_use & (1 << (from - 1)) != 0);
         (batch..self.topology.partitions()).step_by(BATCHES).all(|partition| {
             let Some(since) = self.topology.moves_since(partition) else { return true };
-            all_of(froms).all(|from| {
+            froms().all(|from| {
                 let sources = self.topology.sources_of(partition, from);
                 if sources.contains(me) || !self.topology.replicas_of(partition, from).contains(me) {
                     return true;
                 }
+                let has_none = |node: NodeIndex| {
+                    let Member { told, epoch, .. } = self.members[node.at()];
+                    epoch >= since && told.is_some_and(|told| told.froms & (1 << (from - 1)) == 0)
+                };
                 let is_met = |&node: &NodeIndex| {
-                    self.is_whole(node) && self.seen_with(from, partition, node).epoch >= epoch_of(since)
+                    let is_equal = self.seen_with(from, partition, node).epoch >= epoch_of(since);
+                    self.is_whole(node) && (is_equal || has_none(node))
                 };
                 sources.iter().filter(is_met).count() >= self.needed(from)
             })

@@ -408,13 +408,15 @@ impl Comparison {
                 Ok(())
             }
             (Asked::Introduce, ExchangeReply::Roots { told, roots }) if roots.is_empty() => {
-                board.heard(self.pair.peer(), told);
+                // Whatever its epoch is, it answers.
+                board.heard(self.pair.peer(), told, 0);
                 self.told = told;
                 self.plan(now, board, holdings);
                 Ok(())
             }
             (Asked::Look { from, nth, of, look }, ExchangeReply::Roots { told, roots }) => {
-                board.heard(self.pair.peer(), told);
+                // It answers only by the membership that it was asked by.
+                board.heard(self.pair.peer(), told, look.epoch().min(self.pair.epoch()));
                 self.told = told;
                 self.compare_roots(now.micros, from, (nth, of), (look, &roots), board, holdings)
             }
@@ -437,7 +439,7 @@ impl Comparison {
                 Ok(())
             }
             (Asked::Decide(listings), ExchangeReply::Roots { told, roots }) if roots.is_empty() => {
-                board.heard(self.pair.peer(), told);
+                board.heard(self.pair.peer(), told, 0);
                 self.told = told;
                 self.compare_items(now, *listings, board, holdings);
                 Ok(())

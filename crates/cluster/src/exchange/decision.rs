@@ -119,7 +119,12 @@ fn of_one_hash(mine: &[u32], yours: &[u32], (own, theirs): (&[Listed], &[Item]),
     // Of one on either side the newer wins, as if they were of one key; if they are not, the next
     // comparison sees it. Of several it cannot be told which are of one key.
     let are_several = lonely_mine.len() > 1 || lonely_yours.len() > 1;
-    let is_young = |item: &Item| item.version.unix_ms().abs_diff(views.wall.ms()) < YOUNG_MS;
+    // What a node is on the way to it has only when nothing is missing: there, nobody waits for what may be
+    // on its way.
+    let is_young = |item: &Item| {
+        let moves = (views.is_receiving)(item.from) || (views.are_receiving)(item.from);
+        !moves && item.version.unix_ms().abs_diff(views.wall.ms()) < YOUNG_MS
+    };
     // Whoever is no replica of it was never told of a delete, and has nothing that the replicas had not.
     let may_be_deleted = |item: &Item| {
         let doubted = views.doubts_itself || !(views.is_mine)(item.from) || (views.is_receiving)(item.from);
@@ -236,6 +241,34 @@ mod tests {
         let mut ahead = item(5, 0, 3);
         ahead.version.clock = WallTime::from_ms(NOW_MS + 3_600_000).0;
         assert_eq!(decided(&[ahead], &[], nothing).given, [0]);
+    }
+
+    #[test]
+    fn a_node_that_receives_gets_what_is_young_and_doubts_what_it_had() {
+        let (young, old) = (item(5, 100, 3), item(6, 60_000, 3));
+        let receiving = |own: &[Item], theirs: &[Item], mine: &dyn Fn(u8) -> bool, yours: &dyn Fn(u8) -> bool| {
+            let own: Vec<Listed> = own.iter().map(|&item| Listed { item, key: Bytes::new() }).collect();
+            let clock = clock(60_000);
+            let views = Views {
+                is_mine: &|_| true,
+                is_theirs: &|_| true,
+                is_receiving: mine,
+                are_receiving: yours,
+                forgotten: clock,
+                their_forgotten: clock,
+                doubts_itself: false,
+                wall: WallTime::from_ms(NOW_MS),
+            };
+            decide(&own, theirs, &views)
+        };
+        let (no, yes) = (|_: u8| false, |from: u8| from == 3);
+        assert_eq!(receiving(&[], &[young], &yes, &no).wanted, [0]);
+        assert_eq!(receiving(&[young], &[], &no, &yes).given, [0]);
+        assert_eq!(receiving(&[], &[young], &no, &no).young, 1);
+        // What it had in another life may have been deleted since, and the delete forgotten.
+        assert_eq!(receiving(&[old], &[], &yes, &no).returned, [0]);
+        assert!(receiving(&[], &[old], &no, &yes).is_settled(), "its holder finds out");
+        assert_eq!(receiving(&[], &[old], &yes, &no).wanted, [0]);
     }
 
     #[test]

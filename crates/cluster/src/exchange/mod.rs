@@ -106,7 +106,7 @@ pub trait Holdings {
 /// Where it is noted what was agreed on: a [`Board`], which a program may share.
 pub trait Agreeing {
     /// See [`Board::heard`].
-    fn heard(&mut self, peer: NodeIndex, told: Told);
+    fn heard(&mut self, peer: NodeIndex, told: Told, epoch: u64);
 
     /// See [`Board::look`].
     fn look(&mut self, now: WallTime, holdings: &mut dyn Holdings) -> Look;
@@ -125,8 +125,8 @@ pub trait Agreeing {
 }
 
 impl Agreeing for Board {
-    fn heard(&mut self, peer: NodeIndex, told: Told) {
-        Self::heard(self, peer, told);
+    fn heard(&mut self, peer: NodeIndex, told: Told, epoch: u64) {
+        Self::heard(self, peer, told, epoch);
     }
 
     fn look(&mut self, now: WallTime, holdings: &mut dyn Holdings) -> Look {

@@ -51,6 +51,12 @@ impl Line {
         Self { stream, buffer, start: 0, end: read_so_far.len(), patience, stop }
     }
 
+    /// The socket, and what was read from it and is not consumed.
+    pub(super) fn into_socket(self) -> (TcpStream, Vec<u8>) {
+        let read = self.bytes().to_vec();
+        (self.stream, read)
+    }
+
     /// The longest pause within a frame.
     pub(super) const fn patience(&self) -> Duration {
         self.patience

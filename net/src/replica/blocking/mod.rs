@@ -95,6 +95,13 @@ impl Connection {
         Ok(Self { line, limits, peer, features: *features, epoch: epoch.clone(), number: 0, out: Vec::new() })
     }
 
+    /// The socket, for another protocol than that of frames ([`Purpose::Council`]); and what the peer has
+    /// sent already. Nothing may be unanswered.
+    #[must_use]
+    pub fn into_socket(self) -> (TcpStream, Vec<u8>) {
+        self.line.into_socket()
+    }
+
     /// What the peer said of itself, and what both sides think of each other.
     #[must_use]
     pub const fn peer(&self) -> &PeerIdentity {

@@ -78,6 +78,8 @@ pub enum Purpose {
     Requests,
     /// Comparing replicas: a thread beside the data plane answers.
     Exchange,
+    /// Agreeing on who the members are: whoever gets the socket speaks its own protocol over it.
+    Council,
 }
 
 impl Purpose {
@@ -85,11 +87,12 @@ impl Purpose {
         match self {
             Self::Requests => 0,
             Self::Exchange => 1,
+            Self::Council => 2,
         }
     }
 
     fn of_code(code: u16) -> Option<Self> {
-        [Self::Requests, Self::Exchange].into_iter().find(|purpose| purpose.code() == code)
+        [Self::Requests, Self::Exchange, Self::Council].into_iter().find(|purpose| purpose.code() == code)
     }
 }
 
