@@ -23,7 +23,7 @@ use koltso_cluster::coordinator::{Answer, Full, RequestId, Settings, Token};
 use koltso_cluster::member::{Clocks, Host, Member, Observer, QueueFull};
 use koltso_cluster::placement::NodeIndex;
 use koltso_cluster::skew::{ClockSkew, SKEW_MAX_MS};
-use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, VALUE_MAX_LIMIT, Want};
+use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, VALUE_MAX_LIMIT, WallTime, Want};
 use koltso_net::replica::frame::ReplyFrame;
 use koltso_net::replica::{self as wire, Link, LinkConfig, LinkHandler, LostReason, PeerIdentity};
 use monoio::task::JoinHandle;
@@ -429,6 +429,7 @@ impl LinkHandler for MemberDriver {
                 member.replied(now, node, RequestId(frame.number), frame.key_hash, outcome, buffer)
             }
             wire::Reply::Pong { wall_ms, clock } => {
+                self.cluster.peers.lived_until(node, WallTime(clock).ms());
                 let Some(skew) = member.ponged(now, node, RequestId(frame.number), Clocks { wall_ms, clock }) else {
                     return Ok(());
                 };

@@ -238,8 +238,10 @@ impl Cluster {
             return;
         };
         for node in self.topology.peers() {
-            if let Some(standing) = self.standing().filter(|_| self.peers.state(node) == PeerState::Up) {
-                standing.heard(self.topology.number(node));
+            let lived_ms = self.peers.lived_ms(node);
+            if let Some(standing) = self.standing().filter(|_| lived_ms > 0 && self.peers.state(node) == PeerState::Up)
+            {
+                standing.heard(self.topology.number(node), lived_ms);
             }
             let needs_repair = hints.figures(node.at()).needs_repair;
             if !needs_repair && self.peers.away(node) > replay::age_max() {

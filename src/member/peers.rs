@@ -76,6 +76,8 @@ struct Peer {
     logged: Mutex<Option<(String, Instant)>>,
     skew_ms: AtomicI64,
     skew_error_ms: AtomicU64,
+    /// Until when it has lived, by its own clock, in ms since the Unix epoch.
+    lived_ms: AtomicU64,
 }
 
 /// What one core did for peers that coordinate.
@@ -131,6 +133,7 @@ impl Peers {
             logged: Mutex::new(&"log lines about a peer", None),
             skew_ms: AtomicI64::new(0),
             skew_error_ms: AtomicU64::new(u64::MAX),
+            lived_ms: AtomicU64::new(0),
         };
         Self {
             peers: urls.into_iter().map(peer).collect(),
@@ -225,6 +228,16 @@ impl Peers {
         let peer = &self.peers[node.at()];
         peer.skew_ms.store(skew_ms, Ordering::Relaxed);
         peer.skew_error_ms.store(error_ms, Ordering::Relaxed);
+    }
+
+    /// A peer has said what its clock says, in ms since the Unix epoch.
+    pub fn lived_until(&self, node: NodeIndex, ms: u64) {
+        self.peers[node.at()].lived_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Until when a peer has lived, as it said last; 0 if it has not said so.
+    pub fn lived_ms(&self, node: NodeIndex) -> u64 {
+        self.peers[node.at()].lived_ms.load(Ordering::Relaxed)
     }
 
     /// Somebody connected here and was refused, or broke the protocol.

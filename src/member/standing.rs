@@ -29,9 +29,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
 
+use koltso_cluster::exchange::board;
 use koltso_cluster::standing::{Judged, Memory, News, Process, Remembered};
 use koltso_instrument::Mutex;
-use koltso_model::{NodeId, Standing};
+use koltso_model::{NodeId, Standing, Told};
 use koltso_net::replica::{self as wire, Acquaintances, Introduction, PeerIdentity};
 
 use super::figures::standing_name;
@@ -297,10 +298,11 @@ impl OwnStanding {
 
     /// A peer that was met has told how its data stands. Whom this node remembers from then on is on
     /// disk at the end, so not for a core.
-    pub fn told(&self, peer: &PeerIdentity, standing: Standing) {
+    pub fn told(&self, peer: &PeerIdentity, told: &Told) {
+        let lived_ms = board::lived_ms(told).min(now_ms());
         let news = {
             let mut memory = self.memory.lock();
-            let news = memory.told(peer.node, process(&peer.introduction), standing, now_ms());
+            let news = memory.told(peer.node, process(&peer.introduction), told.standing, lived_ms);
             self.publish(&memory, news);
             news
         };
@@ -316,9 +318,9 @@ impl OwnStanding {
         }
     }
 
-    /// The member with this number is well.
-    pub fn heard(&self, number: u16) {
-        self.memory.lock().heard(number, now_ms());
+    /// The member with this number has lived until then, by its own clock, in ms since the Unix epoch.
+    pub fn heard(&self, number: u16, lived_ms: u64) {
+        self.memory.lock().heard(number, lived_ms.min(now_ms()));
     }
 
     /// All that this node keeps was compared with enough others, and is equal.
@@ -501,9 +503,9 @@ mod tests {
         let emptied = peer(7, 71, false);
         own.met(&PeerIdentity { changed: true, ..emptied });
         assert_eq!(own.judge(7, &emptied.introduction), wire::Judged::Changed);
-        own.told(&emptied, Standing::Rebuilding);
+        own.told(&emptied, &Told { standing: Standing::Rebuilding, ..Told::default() });
         assert_eq!(own.judge(7, &emptied.introduction), wire::Judged::Changed);
-        own.told(&emptied, Standing::Whole);
+        own.told(&emptied, &Told { standing: Standing::Whole, ..Told::default() });
         assert_eq!(own.judge(7, &emptied.introduction), wire::Judged::Known);
     }
 

@@ -135,9 +135,9 @@ fn disk_errors(seed: u64) -> Plan {
 #[test]
 fn replicas_converge_without_reads() {
     let sums = seeds(40, Plan::converging);
-    // Two copies that took each other for the older one, nodes that are replicas of nothing, and one that
-    // remembered whom another had replaced since.
-    for found_by in [21_001_546, 22_001_685, 209_000_369] {
+    // Two copies that took each other for the older one, nodes that are replicas of nothing, one that
+    // remembered whom another had replaced since, and one that read what it was told after it had been paused.
+    for found_by in [21_001_546, 22_001_685, 209_000_369, 219_001_884] {
         must_hold(&Plan::converging(found_by));
     }
     // A value that came as a hint to one of its replicas after a delete with a narrower `from` was compared.

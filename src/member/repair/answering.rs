@@ -61,7 +61,7 @@ pub(super) fn run(
             }
             Ok(Asked::Exchange(request)) => {
                 if let (ExchangeRequest::Roots { told, .. }, Some(standing)) = (&request, repair.cluster.standing()) {
-                    standing.told(&peer, told.standing);
+                    standing.told(&peer, told);
                     repair.look_at_standing();
                 }
                 let asked = (connection.asker_epoch(), &request);

@@ -97,7 +97,7 @@ impl Asking {
         let reply =
             waiting(&"answer of a comparison", || connection.exchange(request)).map_err(|lost| lost.to_string())?;
         if let (ExchangeReply::Roots { told, .. }, Some(standing)) = (&reply, self.repair.cluster.standing()) {
-            standing.told(connection.peer(), told.standing);
+            standing.told(connection.peer(), told);
             self.repair.look_at_standing();
         }
         Ok(reply)

@@ -131,6 +131,12 @@ pub fn settled(now: WallTime) -> u64 {
     clock_of(seconds(now).saturating_sub(MARGIN_S))
 }
 
+/// Until when a node that said this had lived at least, in ms since the Unix epoch, by its own clock.
+#[must_use]
+pub fn lived_ms(told: &Told) -> u64 {
+    WallTime(told.settled).ms() + u64::from(MARGIN_S) * 1000
+}
+
 /// The `from`s of a set.
 pub(super) fn all_of(set: u64) -> impl Iterator<Item = u8> {
     (1..=64_u8).filter(move |from| set & (1 << (from - 1)) != 0)

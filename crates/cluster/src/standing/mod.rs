@@ -232,23 +232,25 @@ impl Memory {
         News::Standing
     }
 
-    /// The last process that was met as this member is well.
-    pub fn heard(&mut self, number: u16, now_ms: u64) {
+    /// The last process that was met as this member has lived until then, in ms since the Unix epoch: by what
+    /// it said of its own clock. (What it said may have waited for this node for as long as that was paused.)
+    pub fn heard(&mut self, number: u16, lived_ms: u64) {
         if let Some(known) = self.remembered.get_mut(&number)
             && self.met.get(&number) == Some(&known.process)
         {
             // A clock that was wrong and is set back counts, too: the others' go back with it.
-            known.heard_ms = now_ms;
+            known.heard_ms = lived_ms;
         }
     }
 
-    /// A member has told how its data stands, as this process, which lives by that. Whoever is whole
+    /// A member has told how its data stands, as this process, which has lived until `lived_ms` by that. Whoever is whole
     /// is remembered from then on, whoever was there before. Whoever is not may remember this node as it
     /// was before it was replaced: when nobody else doubts it, this node is whole again.
-    pub fn told(&mut self, number: u16, process: Process, standing: Standing, now_ms: u64) -> News {
+    pub fn told(&mut self, number: u16, process: Process, standing: Standing, lived_ms: u64) -> News {
         let is_last = self.met.get(&number) == Some(&process);
         if is_last {
-            self.heard(number, now_ms);
+            let known = self.remembered.get(&number).map_or(0, |known| known.heard_ms);
+            self.heard(number, lived_ms.max(known));
         }
         if standing != Standing::Whole && is_last && self.doubters.remove(&number) && self.doubters.is_empty() {
             (self.standing, self.began_ms) = (Standing::Whole, self.began_before_ms);
@@ -258,7 +260,7 @@ impl Memory {
         if standing != Standing::Whole || !is_last || known == Some(process) {
             return News::None;
         }
-        self.remembered.insert(number, Remembered { process, heard_ms: now_ms });
+        self.remembered.insert(number, Remembered { process, heard_ms: lived_ms });
         News::Memory
     }
 

@@ -277,7 +277,7 @@ impl World {
 
     fn heard_told(&mut self, node: usize, peer: usize, told: Option<Told>) {
         if let Some(told) = told {
-            self.standing_told(node, peer, told.standing);
+            self.standing_told(node, peer, &told);
         }
     }
 

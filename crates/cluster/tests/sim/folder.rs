@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use koltso_cluster::exchange::board;
 use koltso_cluster::standing::{Judged, Memory, News, Process, Remembered};
-use koltso_model::{NodeId, Record, Standing};
+use koltso_model::{NodeId, Record, Standing, Told};
 
 use super::network::Via;
 use super::node::Node;
@@ -111,9 +112,10 @@ impl World {
     }
 
     /// A peer has told how its data stands.
-    pub fn standing_told(&mut self, node: usize, peer: usize, standing: Standing) {
+    pub fn standing_told(&mut self, node: usize, peer: usize, told: &Told) {
         let (process, now_ms) = (self.nodes[peer].process, self.clocks(node).wall.ms());
-        let news = self.nodes[node].memory.told(peer as u16, process, standing, now_ms);
+        let lived_ms = board::lived_ms(told).min(now_ms);
+        let news = self.nodes[node].memory.told(peer as u16, process, told.standing, lived_ms);
         self.noted(node, news);
     }
 
