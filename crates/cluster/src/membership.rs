@@ -52,6 +52,9 @@ pub enum MembershipError {
     /// A member that holds data, or is to, cannot leave.
     #[error("{0} holds data: drain it first")]
     HoldsData(String),
+    /// No member is known by an identity, and none without one is at the address.
+    #[error("no member has the identity {0}: join it first")]
+    Stranger(NodeId),
 }
 
 /// One node.
@@ -276,6 +279,28 @@ impl Membership {
 
     fn changed(&self) -> Self {
         Self { epoch: self.epoch + 1, ..self.clone() }
+    }
+
+    /// The same members with the next epoch, for a change of what is agreed on beside them.
+    #[must_use]
+    pub fn touched(&self) -> Self {
+        self.changed()
+    }
+
+    /// With a member at another address. It is known by its identity and keeps its number, place and
+    /// seed, so no data moves. A listed member whose identity is not known yet is known by its address
+    /// and gets the identity.
+    ///
+    /// # Errors
+    /// See [`MembershipError`].
+    pub fn readdressed(&self, id: NodeId, url: &str) -> Result<Self, MembershipError> {
+        let mut next = self.changed();
+        let known = next.nodes.iter().position(|node| node.id == id && id != NodeId::NONE);
+        let unknown = || next.nodes.iter().position(|node| node.url == url && node.id == NodeId::NONE);
+        let Some(at) = known.or_else(unknown) else { return Err(MembershipError::Stranger(id)) };
+        next.nodes[at].id = id;
+        url.clone_into(&mut next.nodes[at].url);
+        next.checked()
     }
 
     /// With another member, which holds no data yet. One that was a member once has its number again.
@@ -555,6 +580,31 @@ mod tests {
             .into_iter()
             .fold(back, |members, stage| members.advanced(&[(0, stage)]).expect("the next stage"));
         assert_eq!((done.holders(), done.plan(), done.fence()), (three, None, done.epoch()));
+    }
+
+    #[test]
+    fn a_member_at_another_address_keeps_its_number_place_and_seed() {
+        let first = Membership::first(&urls(&[1, 2, 3])).expect("valid");
+        let claimed = first.readdressed(NodeId(9), "http://node-2:1337").expect("listed, with no identity yet");
+        let before = claimed.at("http://node-2:1337").expect("listed").clone();
+        assert_eq!((before.id, claimed.epoch()), (NodeId(9), first.epoch() + 1));
+        let moved = claimed.readdressed(NodeId(9), "http://moved:1").expect("known by its identity");
+        let expected = MemberNode { url: "http://moved:1".to_owned(), ..before };
+        assert_eq!((moved.at("http://moved:1"), moved.nodes().len()), (Some(&expected), 3));
+        assert_eq!((moved.holders(), moved.epoch()), (first.holders(), first.epoch() + 2));
+        for (id, url) in [(8, "http://node-9:1"), (8, "http://moved:1"), (0, "http://node-9:1")] {
+            assert_eq!(moved.readdressed(NodeId(id), url), Err(MembershipError::Stranger(NodeId(id))));
+        }
+        let taken = "http://node-1:1337";
+        assert_eq!(moved.readdressed(NodeId(9), taken), Err(MembershipError::Duplicate(taken.to_owned())));
+    }
+
+    #[test]
+    fn a_touched_membership_differs_in_its_epoch_only() {
+        let first = Membership::first(&urls(&[1, 2, 3])).expect("valid");
+        let touched = first.touched();
+        assert_eq!(touched.epoch(), first.epoch() + 1);
+        assert_eq!(Membership { epoch: first.epoch(), ..touched }, first);
     }
 
     #[test]
