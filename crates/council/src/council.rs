@@ -2,14 +2,14 @@
 //! own list of members in step with the document.
 //!
 //! ```text
-//!  the folder knows its number ───────────────────────────────┐
-//!  a first list, and the folder is empty: number by URL ──────┼─▶ Raft runs ─▶ document ─▶ claim
-//!  neither: waits until a leader calls it by its identity ────┘                (identity, addresses)
+//!  the folder knows its number ───────────────────────────┐
+//!  a first list, and the folder is empty: number by URL ──┼─▶ Raft runs ─▶ document ─▶ claim
+//!  neither: waits until a leader calls it by its identity ┘              (identity, addresses)
 //! ```
 //!
-//! Owner: one runtime; [`Council`] may be shared. Dropping it ends its tasks and closes its files, as a
-//! crash would; [`Council::stop`] waits for that. Bounds: one message to each member at a time by Raft,
-//! one proposal by each call. Deliberately absent: a thread. Tested in `tests/`.
+//! Owner: one runtime; [`Council`] may be shared. Dropping it ends its tasks and closes its files,
+//! as a crash would; [`Council::stop`] waits for that. Bounds: one message to each member at a time
+//! by Raft, one proposal by each call. Deliberately absent: a thread. Tested in `tests/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -53,10 +53,11 @@ const CLAIM_AGAIN: Duration = Duration::from_millis(500);
 const SEATING_MAX: Duration = Duration::from_secs(3);
 /// A member may lack so many entries and still get a vote.
 const LAG_MAX: u64 = 64;
-/// After so many entries the log is compacted.
-const SNAPSHOT_ENTRIES: u64 = 512;
-/// So many entries are kept although a snapshot has them: a member that was away shortly needs no snapshot.
-const KEPT_ENTRIES: u64 = 64;
+/// After so many entries the log is compacted, unless the settings say otherwise.
+pub const COMPACT_AFTER: u64 = 512;
+/// Of so many entries that a snapshot has, one is kept: a member that was away shortly needs no
+/// snapshot.
+const KEPT_ONE_IN: u64 = 8;
 /// So many entries are sent at once, at most.
 const PAYLOAD_ENTRIES: u64 = 300;
 
@@ -66,8 +67,8 @@ const _: () = assert!(PAYLOAD_ENTRIES <= ENTRIES_MAX as u64);
 /// it is.
 pub trait Transport: Send + Sync + 'static {
     /// Sends a request to a member, and has its answer ([`Council::serve`] there). The address is
-    /// `HOST:PORT`, or empty if nobody has said it: then only the list by which the node was started
-    /// may know it. An error is a sentence. The future may be dropped at any time.
+    /// `HOST:PORT`, or empty if nobody has said it: then only the list by which the node was
+    /// started may know it. An error is a sentence. The future may be dropped at any time.
     fn call(
         &self,
         to: u16,
@@ -112,8 +113,8 @@ pub struct Timings {
 }
 
 impl Default for Timings {
-    /// A new leader is there about 1.2 to 2 s after one is lost; if the first election fails, too, about
-    /// 1 s later. (openraft waits for `election_max`, and then for the random time.)
+    /// A new leader is there about 1.2 to 2 s after one is lost; if the first election fails, too,
+    /// about 1 s later. (openraft waits for `election_max`, and then for the random time.)
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self { heartbeat: ms(150), election_min: ms(400), election_max: ms(800) }
@@ -127,11 +128,13 @@ pub struct Settings {
     pub folder: PathBuf,
     /// Who this node is.
     pub me: Me,
-    /// The list of the cluster's first start. Ignored by a folder that knows a cluster already; `None`
-    /// for a node that waits until it is joined.
+    /// The list of the cluster's first start. Ignored by a folder that knows a cluster already;
+    /// `None` for a node that waits until it is joined.
     pub first: Option<First>,
     /// How fast a lost leader is noticed.
     pub timings: Timings,
+    /// After so many entries the log is compacted: [`COMPACT_AFTER`].
+    pub compact_after: u64,
 }
 
 /// Why a council does not start.
@@ -228,6 +231,7 @@ struct Inner {
     me: Me,
     first: Option<First>,
     timings: Timings,
+    config: Arc<openraft::Config>,
     peers: Peers,
     raft: OnceLock<Node>,
     /// Held while Raft starts.
@@ -253,8 +257,9 @@ impl Drop for Council {
 }
 
 impl Council {
-    /// Starts a member. Its folder knows what it is; or `first` says it, and forms the cluster; or it
-    /// waits until a leader adds it, after somebody has proposed [`Change::Join`] with its identity.
+    /// Starts a member. Its folder knows what it is; or `first` says it, and forms the cluster; or
+    /// it waits until a leader adds it, after somebody has proposed [`Change::Join`] with its
+    /// identity.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -262,8 +267,8 @@ impl Council {
     /// # Panics
     /// Outside of a tokio runtime.
     pub async fn start(settings: Settings, transport: Arc<dyn Transport>) -> Result<Self, StartError> {
-        let Settings { folder, me, first, timings } = settings;
-        raft_config(timings)?;
+        let Settings { folder, me, first, timings, compact_after } = settings;
+        let config = raft_config(timings, compact_after)?;
         let mut store = Store::open(&folder)?;
         if let Some(Owner { number, id }) = store.owner() {
             if id != me.id || me.number.is_some_and(|expected| expected != number) {
@@ -285,6 +290,7 @@ impl Council {
             me,
             first,
             timings,
+            config,
             peers,
             raft: OnceLock::new(),
             starting: tokio::sync::Mutex::new(()),
@@ -319,8 +325,8 @@ impl Council {
         self.inner.number()
     }
 
-    /// Who leads, as far as this member knows: a leader that reaches a majority, or that it has heard of
-    /// lately.
+    /// Who leads, as far as this member knows: a leader that reaches a majority, or that it has
+    /// heard of lately.
     #[must_use]
     pub fn leader(&self) -> Option<u16> {
         self.inner.leader()
@@ -339,8 +345,9 @@ impl Council {
         metrics.iter().flat_map(|members| members.voter_ids().filter_map(|id| u16::try_from(id).ok())).collect()
     }
 
-    /// Changes the document that has the epoch `base_epoch`, and has the document after it. A member
-    /// that does not lead asks the leader. What is returned is on the disks of a majority of the voters.
+    /// Changes the document that has the epoch `base_epoch`, and has the document after it. A
+    /// member that does not lead asks the leader. What is returned is on the disks of a majority of
+    /// the voters.
     ///
     /// It takes [`PROPOSE_MAX`] at most. If the future is dropped, the change may be made or not.
     ///
@@ -350,8 +357,8 @@ impl Council {
         self.inner.propose(base_epoch, change).await
     }
 
-    /// Answers a message of another member. `from` is who it is by the transport's authentication, if
-    /// that knows it. The bytes may be anything.
+    /// Answers a message of another member. `from` is who it is by the transport's authentication,
+    /// if that knows it. The bytes may be anything.
     pub async fn serve(&self, from: Option<u16>, request: &[u8]) -> Vec<u8> {
         self.inner.serve(from, request).await.unwrap_or_else(Answer::Error).written()
     }
@@ -367,7 +374,7 @@ impl Council {
     }
 }
 
-fn raft_config(timings: Timings) -> Result<Arc<openraft::Config>, StartError> {
+fn raft_config(timings: Timings, compact_after: u64) -> Result<Arc<openraft::Config>, StartError> {
     let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let config = openraft::Config {
         cluster_name: "koltso".to_owned(),
@@ -376,9 +383,9 @@ fn raft_config(timings: Timings) -> Result<Arc<openraft::Config>, StartError> {
         election_timeout_max: ms(timings.election_max),
         install_snapshot_timeout: 2000,
         max_payload_entries: PAYLOAD_ENTRIES,
-        replication_lag_threshold: 2 * SNAPSHOT_ENTRIES,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
-        max_in_snapshot_log_to_keep: KEPT_ENTRIES,
+        replication_lag_threshold: compact_after.saturating_mul(2),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(compact_after.max(1)),
+        max_in_snapshot_log_to_keep: compact_after / KEPT_ONE_IN,
         ..openraft::Config::default()
     };
     config.validate().map(Arc::new).map_err(|e| StartError::Timings(e.to_string()))
@@ -398,7 +405,7 @@ impl Inner {
         let (store, published) = (self.peers.store.clone(), self.peers.published.clone());
         let raft = Node::new(
             number.into(),
-            raft_config(self.timings)?,
+            self.config.clone(),
             self.peers.clone(),
             Log(store.clone()),
             Machine::new(store, published),
@@ -412,8 +419,9 @@ impl Inner {
                 replica: first.replicas.get(number).cloned().unwrap_or_default(),
                 id: NodeId::NONE,
             };
-            // All write the same first entry, so it does not matter who is the first. Whoever has been
-            // asked for a vote before, or knows a cluster, is not allowed to, which is as good.
+            // All write the same first entry, so it does not matter who is the first. Whoever has
+            // been asked for a vote before, or knows a cluster, is not allowed to, which is as
+            // good.
             if voters.contains(&number) {
                 let seats: BTreeMap<u64, Seat> =
                     voters.iter().map(|number| (u64::from(*number), seat(number))).collect();
@@ -487,8 +495,10 @@ impl Inner {
                     self.follow(document.epoch()).await;
                     return Ok(Arc::new(*document));
                 }
-                // The entry that it is known from can be older than this one, if an earlier attempt was
-                // made: then it has been found by its tag. So an error is about this proposal.
+                // Whoever is here now has not got what an earlier attempt has sent.
+                Attempt::Done(Err(ProposeError::NoMajority)) if may_be_made => return Err(ProposeError::Unknown),
+                // If an earlier attempt was made, this one would have been known again by its tag;
+                // and if it arrives later, it finds this epoch or another one, and is refused, too.
                 Attempt::Done(Err(error)) => return Err(error),
                 Attempt::Nothing => {}
                 Attempt::Unknown => may_be_made = true,
@@ -509,7 +519,8 @@ impl Inner {
         let Some(raft) = self.raft.get() else { return Attempt::Nothing };
         match timeout_at(deadline, raft.client_write(Command::Propose(proposal))).await {
             Ok(Ok(written)) => Attempt::of(written.data),
-            // It may be that it led when it took the proposal, and another leader replaces the entry, or not.
+            // It may be that it led when it took the proposal, and another leader replaces the
+            // entry, or not.
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Attempt::Unknown,
             Ok(Err(_)) | Err(_) => Attempt::Unknown,
         }
@@ -590,7 +601,8 @@ impl Inner {
         self.led.lock().led.elapsed() > self.patience()
     }
 
-    /// Refuses whoever is no member any more, or is not who the document says, or of another cluster.
+    /// Refuses whoever is no member any more, or is not who the document says, or of another
+    /// cluster.
     fn check_sender(&self, request: &Request) -> Result<(), String> {
         let Some(document) = self.peers.document() else { return Ok(()) };
         if request.cluster != NodeId::NONE && request.cluster != document.cluster {

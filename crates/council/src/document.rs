@@ -56,8 +56,8 @@ pub struct Document {
     pub paused: bool,
     /// How fast partitions move, in bytes a second; `None` leaves it to each member.
     pub move_rate: Option<u64>,
-    /// Where each member listens to the others, `HOST:PORT` by its number. A member of the first list
-    /// of which nobody said it has none until it has claimed its place.
+    /// Where each member listens to the others, `HOST:PORT` by its number. A member of the first
+    /// list of which nobody said it has none until it has claimed its place.
     pub replicas: BTreeMap<u16, String>,
     /// How the last plans ended, the latest last; at most [`ENDED_MAX`].
     pub ended: Vec<EndedPlan>,

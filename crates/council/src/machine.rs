@@ -1,11 +1,11 @@
 //! The store as openraft wants it: a log, and a machine that applies it.
 //!
-//! The calls block while the disk writes: a document is small, and changes are rare. The state after
-//! each batch of entries is on disk before anybody hears of it, so a member that is started again
-//! knows its document without asking anybody. A snapshot is that state, in memory.
+//! The calls block while the disk writes: a document is small, and changes are rare. The state
+//! after each batch of entries is on disk before anybody hears of it, so a member that is started
+//! again knows its document without asking anybody. A snapshot is that state, in memory.
 //!
-//! Owner: openraft's tasks. Invariant: a document is published after it is on disk. Tested through the
-//! council, in `tests/`.
+//! Owner: openraft's tasks. Invariant: a document is published after it is on disk. Tested through
+//! the council, in `tests/`.
 
 #![allow(clippy::result_large_err, reason = "the error is openraft's")]
 

@@ -1,5 +1,5 @@
-//! The messages between members, as JSON: a request says from whom it is and for whom, by number and
-//! identity, and each gets an answer.
+//! The messages between members, as JSON: a request says from whom it is and for whom, by number
+//! and identity, and each gets an answer.
 //!
 //! Bounds: [`MESSAGE_BYTES_MAX`], checked before anything is read; [`ENTRIES_MAX`]. Invariant: what
 //! [`checked`] lets through cannot break an assumption of openraft, in which a violation would be a

@@ -1,7 +1,8 @@
 //! How a member reaches the others: openraft's network over the caller's transport.
 //!
 //! Where a member is and who it is says the newest document; Raft's own list, which says it too,
-//! may be older. Owner: openraft's tasks and the council's. Tested through the council, in `tests/`.
+//! may be older. Owner: openraft's tasks and the council's. Tested through the council, in
+//! `tests/`.
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -43,24 +43,26 @@ pub struct Report {
     pub unconfirmed: usize,
     /// The epoch of the document with which it goes on.
     pub epoch: u64,
-    /// Members of the document that are neither this one nor survivors. Data that only they hold is not
-    /// served; they have to be removed, or to come back.
+    /// Members of the document that are neither this one nor survivors. Data that only they hold is
+    /// not served; they have to be removed, or to come back.
     pub absent: Vec<u16>,
 }
 
 /// Makes a member go on alone, **and gives up whatever it has not heard of**. For a cluster whose
 /// majority of voters is lost for good; offline, while neither this node nor any other runs.
 ///
-/// What may be lost: each change that the lost voters have agreed on without this member. If partitions
-/// moved in such a change, this document names replicas that do not have the newest data, or no
-/// data, and **reads may miss acknowledged writes until the members have compared them**. What this member had
-/// in its log and nobody had confirmed to it becomes true. Choose the survivor with the highest epoch.
+/// What may be lost: each change that the lost voters have agreed on without this member. If
+/// partitions moved in such a change, this document names replicas that do not have the newest
+/// data, or no data, and **reads may miss acknowledged writes until the members have compared
+/// them**. What this member had in its log and nobody had confirmed to it becomes true. Choose the
+/// survivor with the highest epoch.
 ///
 /// The document keeps everything else: the members, who holds data, and the plan. Its epoch goes on
-/// [`RECOVERY_LEAP`] higher, so that nobody takes an older document for a newer one. The survivors take
-/// over this document when they start, whatever they had. So does any other member that comes back,
-/// **except** if a majority of the old voters comes back together and goes on by itself: then there are
-/// two clusters under one name. Never start those again with their folders before they can reach this one.
+/// [`RECOVERY_LEAP`] higher, so that nobody takes an older document for a newer one. The survivors
+/// take over this document when they start, whatever they had. So does any other member that comes
+/// back, **except** if a majority of the old voters comes back together and goes on by itself: then
+/// there are two clusters under one name. Never start those again with their folders before they
+/// can reach this one.
 ///
 /// It may be repeated if it was interrupted.
 ///
@@ -84,7 +86,8 @@ pub fn recover(folder: &Path, survivors: &[u16]) -> Result<Report, RecoverError>
     }
     let epoch = old.epoch() + RECOVERY_LEAP;
     let membership = Membership::restored(
-        // Whoever knows an older epoch only may know other replicas than these, so all have to learn it.
+        // Whoever knows an older epoch only may know other replicas than these, so all have to
+        // learn it.
         (epoch, epoch),
         (old.nodes().to_vec(), old.former().to_vec()),
         (old.holders(), old.plan().cloned()),

@@ -7,20 +7,20 @@
 //! *.new      a file that was not finished before it was renamed to its name: removed
 //! ```
 //!
-//! What is written together is one line, written at once and synced before anybody hears of it. A last
-//! line without its end, or with bytes that never arrived (zeros), is a write that a crash has torn:
-//! nobody has heard of it, and it is cut off. Any other line whose checksum is wrong is damage, which
-//! is an error: what follows it, or it itself, may have been promised to others.
+//! What is written together is one line, written at once and synced before anybody hears of it. A
+//! last line without its end, or with bytes that never arrived (zeros), is a write that a crash has
+//! torn: nobody has heard of it, and it is cut off. Any other line whose checksum is wrong is
+//! damage, which is an error: what follows it, or it itself, may have been promised to others.
 //!
-//! The log is written anew, into another file that then takes its name, when entries are purged that
-//! the document file has, and when votes and cuts have made it [`WASTE_BYTES_MAX`] larger than it
-//! must be. Files are 0600 and the folder 0700.
+//! The log is written anew, into another file that then takes its name, when entries are purged
+//! that the document file has, and when votes and cuts have made it [`WASTE_BYTES_MAX`] larger than
+//! it must be. Files are 0600 and the folder 0700.
 //!
-//! Owner: one process (`lock`), in it [`SharedStore`]. Bounds: [`FILE_BYTES_MAX`] a file; the entries
-//! are in memory, of which openraft keeps `KEPT_ENTRIES` and some hundred more.
-//! Invariants: the vote is no older than the last applied entry; entries follow each other without a
-//! hole, after the one purged last; after a failed write nothing is written until the folder is opened
-//! again. Tested below and in `tests/damage.rs`.
+//! Owner: one process (`lock`), in it [`SharedStore`]. Bounds: [`FILE_BYTES_MAX`] a file; the
+//! entries are in memory, of which a compaction ([`crate::COMPACT_AFTER`]) keeps the last.
+//! Invariants: the vote is no older than the last applied entry; entries follow each other without
+//! a hole, after the one purged last; after a failed write nothing is written until the folder is
+//! opened again. Tested in `tests/damage.rs`, and in all other tests there by kills.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -180,8 +180,8 @@ fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
 /// The JSON of a line without its end, if the checksum is right.
 fn json_of(line: &[u8]) -> Option<&[u8]> {
     let (sum, json) = line.split_at_checked(9)?;
-    let sum = std::str::from_utf8(sum).ok()?.strip_suffix(' ')?;
-    (u32::from_str_radix(sum, 16).ok()? == crc32c::crc32c(json)).then_some(json)
+    // As it is written: digits in upper case would have the same value, and be damage.
+    (sum == format!("{:08x} ", crc32c::crc32c(json)).as_bytes()).then_some(json)
 }
 
 fn sync_folder(folder: &Path) -> Result<(), StoreError> {
@@ -349,7 +349,8 @@ impl Store {
 
     fn forget(&mut self, id: LogId) {
         self.entries = self.entries.split_off(&(id.index + 1));
-        // Entries of an older leader behind it are of another log: that of a snapshot has none of them.
+        // Entries of an older leader behind it are of another log: that of a snapshot has none of
+        // them.
         if self.entries.values().next().is_some_and(|entry| entry.log_id.leader_id < id.leader_id) {
             self.entries.clear();
         }

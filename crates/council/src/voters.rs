@@ -1,8 +1,9 @@
-//! Who votes: up to [`VOTERS_MAX`] members, spread over the zones. All others learn what was decided.
+//! Who votes: up to [`VOTERS_MAX`] members, spread over the zones. All others learn what was
+//! decided.
 //!
-//! Functions of who is there, so that each leader comes to the same choice. They change as little as
-//! they can: a voter is replaced only when it has left, or when another zone gets a voter for it that
-//! makes the spread more even. A voter that is dead stays one until somebody removes it.
+//! Functions of who is there, so that each leader comes to the same choice. They change as little
+//! as they can: a voter is replaced only when it has left, or when another zone gets a voter for it
+//! that makes the spread more even. A voter that is dead stays one until somebody removes it.
 //!
 //! Tested below.
 

@@ -1,7 +1,7 @@
 //! How the values of the other crates are written as JSON: on disk, in the log, and in messages.
 //!
-//! Those crates know nothing of serde, so this has a mirror of each of their types. Whatever is read
-//! is hostile until it has become such a value: [`Membership::restored`] checks it.
+//! Those crates know nothing of serde, so this has a mirror of each of their types. Whatever is
+//! read is hostile until it has become such a value: [`Membership::restored`] checks it.
 //!
 //! Tested by the round trips below, and by hostile bytes in `tests/damage.rs`.
 

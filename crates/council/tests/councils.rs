@@ -8,7 +8,7 @@ use koltso_cluster::plan::{BATCHES, Stage};
 use koltso_council::{Change, Ending, ProposeError, RECOVERY_LEAP, RecoverError, StartError, recover};
 use koltso_model::NodeId;
 use koltso_testkit::random::Random;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 #[test]
 fn a_single_node_forms_a_cluster_and_goes_on_after_a_restart() {
@@ -388,16 +388,28 @@ fn a_survivor_of_a_lost_majority_is_recovered_and_goes_on_with_the_others() {
 }
 
 #[test]
-fn a_council_that_was_stopped_says_so() {
+fn a_council_that_was_stopped_has_closed_its_files_and_starts_again() {
     run(async {
         let mut cluster = Cluster::formed(&mut Random::announced("stop"), &["", ""]).await;
-        let council = cluster.nodes[0].council.take().unwrap();
-        let told = timeout(5 * SECOND, council.serve(Some(1), b"{}")).await.unwrap();
-        assert!(String::from_utf8(told).unwrap().contains("error"));
-        cluster.nodes[0].council = Some(council);
-        cluster.kill(0).await;
+        cluster.stop(0).await;
         cluster.start(0).await;
         cluster.settle().await;
         cluster.change(0, Change::Pause(true)).await;
+    });
+}
+
+#[test]
+fn after_its_disk_has_failed_a_member_says_so_and_promises_nothing_more() {
+    run(async {
+        let cluster = Cluster::formed(&mut Random::announced("disk"), &[""]).await;
+        let epoch = cluster.document(0).epoch();
+        // The next document finds no folder.
+        std::fs::remove_dir_all(cluster.folder(0)).unwrap();
+        let error = cluster.council(0).propose(epoch, Change::Pause(true)).await.unwrap_err();
+        assert!(matches!(error, ProposeError::Unknown | ProposeError::Stopped), "{error}");
+        assert_eq!(cluster.document(0).epoch(), epoch, "it is not on disk");
+        let error = cluster.council(0).propose(epoch, Change::Pause(true)).await;
+        assert_eq!(error, Err(ProposeError::Stopped));
+        assert_eq!(cluster.council(0).leader(), None);
     });
 }

@@ -1,7 +1,7 @@
 //! A cluster of councils on one runtime, with a network between them that cuts, loses and delays.
 //!
-//! The clock is the paused one of tokio: it goes on when nobody has anything to do. So seconds pass at
-//! once, and waits do not depend on the machine. Files are real.
+//! The clock is the paused one of tokio: it goes on when nobody has anything to do. So seconds pass
+//! at once, and waits do not depend on the machine. Files are real.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses a part")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use koltso_cluster::membership::{MemberNode, Membership};
-use koltso_council::{Change, Council, Document, First, Me, ProposeError, Settings, StartError, Timings, Transport};
+use koltso_council::{
+    COMPACT_AFTER, Change, Council, Document, First, Me, ProposeError, Settings, StartError, Timings, Transport,
+};
 use koltso_model::NodeId;
 use koltso_testkit::random::Random;
 use tempfile::TempDir;
@@ -39,7 +41,11 @@ struct Network {
     running: BTreeMap<String, Vec<JoinHandle<()>>>,
     /// Every document that any node has had, by its epoch.
     history: BTreeMap<u64, Arc<Document>>,
+    /// Requests that were sent, at most [`TAPPED_MAX`].
+    tapped: Vec<Vec<u8>>,
 }
+
+const TAPPED_MAX: usize = 2000;
 
 struct Wire {
     network: Arc<Mutex<Network>>,
@@ -59,6 +65,9 @@ impl Transport for Wire {
         Box::pin(async move {
             let (delay, is_lost, is_lost_back, hangs) = {
                 let mut network = network.lock().unwrap();
+                if network.tapped.len() < TAPPED_MAX {
+                    network.tapped.push(request.clone());
+                }
                 let (lost, delay) = (network.lost, network.delay_max_ms);
                 let random = &mut network.random;
                 (random.between(0, delay), random.per_million(lost), random.per_million(lost), random.one_in(2_u64))
@@ -115,6 +124,7 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     pub first: First,
     pub timings: Timings,
+    pub compact_after: u64,
 }
 
 impl Cluster {
@@ -148,9 +158,16 @@ impl Cluster {
             random: random.fork(),
             running: BTreeMap::new(),
             history: BTreeMap::new(),
+            tapped: Vec::new(),
         };
         let network = Arc::new(Mutex::new(network));
-        Self { network, nodes, first: First { membership, replicas }, timings: Timings::default() }
+        Self {
+            network,
+            nodes,
+            first: First { membership, replicas },
+            timings: Timings::default(),
+            compact_after: COMPACT_AFTER,
+        }
     }
 
     /// As many nodes as that, all listed and started.
@@ -174,6 +191,7 @@ impl Cluster {
             },
             first: node.is_first.then(|| self.first.clone()),
             timings: self.timings,
+            compact_after: self.compact_after,
         }
     }
 
@@ -223,7 +241,19 @@ impl Cluster {
 
     /// Ends a node without stopping it.
     pub async fn kill(&mut self, at: usize) {
-        let Some(council) = self.nodes[at].council.take() else { return };
+        drop(self.taken(at).await);
+    }
+
+    /// Ends a node as a program does that is asked to end.
+    pub async fn stop(&mut self, at: usize) {
+        if let Some(council) = self.taken(at).await {
+            Arc::into_inner(council).expect("nobody else has it").stop().await;
+        }
+    }
+
+    /// Takes a node out of the network, with all that runs in it.
+    async fn taken(&mut self, at: usize) -> Option<Arc<Council>> {
+        let council = self.nodes[at].council.take()?;
         let tasks = {
             let mut network = self.network.lock().unwrap();
             network.up.remove(&self.nodes[at].replica);
@@ -233,7 +263,7 @@ impl Cluster {
         while Arc::strong_count(&council) > 1 {
             tokio::task::yield_now().await;
         }
-        drop(council);
+        Some(council)
     }
 
     pub fn council(&self, at: usize) -> &Arc<Council> {
@@ -284,6 +314,11 @@ impl Cluster {
 
     pub fn record(&self, document: Arc<Document>) {
         record(&self.network, document);
+    }
+
+    /// What members have sent so far, the first of it.
+    pub fn tapped(&self) -> Vec<Vec<u8>> {
+        self.network.lock().unwrap().tapped.clone()
     }
 
     pub fn history(&self) -> BTreeMap<u64, Arc<Document>> {
