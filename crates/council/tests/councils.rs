@@ -202,6 +202,35 @@ fn a_leader_that_leaves_is_followed_by_another() {
 }
 
 #[test]
+fn a_dead_voter_that_is_removed_is_replaced_by_another_member() {
+    run(async {
+        let mut cluster = Cluster::formed(&mut Random::announced("dead one leaves"), &[""; 6]).await;
+        let all = cluster.numbers(&[0, 1, 2, 3, 4, 5]);
+        cluster.voters(0, &all[..5]).await;
+        let dead = (0..6).find(|&at| cluster.council(at).number() == Some(all[1])).unwrap();
+        cluster.kill(dead).await;
+        let (leader, _) = cluster.leader(&cluster.running()).await;
+        sleep(5 * SECOND).await;
+        assert_eq!(cluster.council(leader).voters(), &all[..5], "as long as it is a member, it may come back");
+        let others: Vec<u16> = all.iter().copied().filter(|&number| number != all[1]).collect();
+        cluster.change(leader, Change::Plan { target: others.clone() }).await;
+        for stage in [Stage::Copying, Stage::Joint, Stage::Moved] {
+            let batches = (0..BATCHES).map(|batch| (batch, stage)).collect();
+            cluster.change(leader, Change::Advance { batches }).await;
+        }
+        cluster.change(leader, Change::Leave { number: all[1] }).await;
+        cluster.voters(leader, &others).await;
+        // If it comes back, it is told that it has left, or nothing, and disturbs nobody.
+        let epoch = cluster.document(leader).epoch();
+        cluster.start(dead).await;
+        sleep(10 * SECOND).await;
+        assert_eq!(cluster.leader_among(&[dead]), None);
+        cluster.change(leader, Change::Pause(true)).await;
+        assert_eq!(cluster.document(leader).epoch(), epoch + 1);
+    });
+}
+
+#[test]
 fn a_node_joins_while_a_voter_is_dead_and_a_dead_one_gets_no_vote() {
     run(async {
         let mut cluster = Cluster::new(&mut Random::announced("dead voter"), &["", "", "", "", ""], 3);

@@ -102,7 +102,7 @@ fn damage_is_an_error_with_a_sentence_that_names_the_file() {
         assert!(error.contains("log is damaged (it is missing"), "{error}");
         let later = fs::read_to_string(&aside).unwrap().replacen("\"version\":1", "\"version\":2", 1);
         let (first, rest) = later.split_once('\n').unwrap();
-        let first = format!("{:08x} {}", crc32c::crc32c(first[9..].as_bytes()), &first[9..]);
+        let first = format!("{:08x} {}", crc32c::crc32c(&first.as_bytes()[9..]), &first[9..]);
         fs::write(&log, format!("{first}\n{rest}")).unwrap();
         let error = cluster.try_start(0).await.unwrap_err();
         assert!(matches!(error, StartError::Store(StoreError::Format { format: 2, .. })), "{error}");
