@@ -11,7 +11,8 @@
 //!
 //! - [`member`]: one core's part in a cluster, whole; what the program and the simulator drive.
 //! - [`membership`]: who the members are, and their numbers.
-//! - [`placement`]: key → partition → ranked nodes; [`plan`]: how partitions move to others.
+//! - [`placement`]: key → partition → ranked nodes; [`plan`]: how partitions move to others;
+//!   [`mover`]: when their next stage begins.
 //! - [`coordinator`]: PUT, DELETE and GET with `ack` of `from`.
 //! - [`health`]: latency, silence, circuits, probes, the hedge budget.
 //! - [`clock`]: versions; [`renewal`]: what a write does about a newer one.
@@ -30,6 +31,7 @@ pub mod exchange;
 pub mod health;
 pub mod member;
 pub mod membership;
+pub mod mover;
 pub mod pace;
 pub mod placement;
 pub mod plan;

@@ -165,7 +165,7 @@ impl Replicas {
 
 /// The order in which partitions prefer the nodes that hold data.
 #[derive(Debug)]
-struct Rows {
+pub(crate) struct Rows {
     /// Whom they are of: place, seed and zone.
     of: Vec<(NodeIndex, u64, String)>,
     /// How many these are.
@@ -232,13 +232,22 @@ impl Rows {
         Self { width: of.len(), of, ranking: ranking.into() }
     }
 
+    /// Of some members of a membership. What is known of the same ones is not made again.
+    pub(crate) fn among(membership: &Membership, of: NodeSet, partitions: usize, known: &[Arc<Self>]) -> Arc<Self> {
+        let of = membership.nodes().iter().filter(|node| of.contains(node.place));
+        let of: Vec<_> = of.map(|node| (node.place, node.seed, node.zone.clone())).collect();
+        let same = known.iter().find(|rows| rows.of == of && rows.ranking.len() == rows.width * partitions);
+        same.cloned().unwrap_or_else(|| Arc::new(Self::new(of, partitions)))
+    }
+
+    /// All of them for a partition, by rank.
     #[inline]
-    fn of(&self, partition: usize) -> &[NodeIndex] {
+    pub(crate) fn of(&self, partition: usize) -> &[NodeIndex] {
         &self.ranking[partition * self.width..][..self.width]
     }
 
     /// All of them, if these are fewer than `from`.
-    fn first(&self, partition: usize, from: u8) -> &[NodeIndex] {
+    pub(crate) fn first(&self, partition: usize, from: u8) -> &[NodeIndex] {
         let row = self.of(partition);
         &row[..usize::from(from).min(row.len())]
     }
@@ -314,12 +323,7 @@ impl Topology {
 
     fn made(membership: Arc<Membership>, me: NodeIndex, partitions: usize, known: &[Arc<Rows>]) -> Self {
         let nodes = membership.nodes();
-        let rows = |of: NodeSet| {
-            let of = nodes.iter().filter(|node| of.contains(node.place));
-            let of: Vec<_> = of.map(|node| (node.place, node.seed, node.zone.clone())).collect();
-            let same = known.iter().find(|rows| rows.of == of);
-            same.cloned().unwrap_or_else(|| Arc::new(Rows::new(of, partitions)))
-        };
+        let rows = |of: NodeSet| Rows::among(&membership, of, partitions, known);
         let current = rows(membership.holders());
         let target = membership.plan().map(|plan| rows(plan.target));
         let places = nodes.last().map_or(0, |node| node.place.at() + 1);
