@@ -238,6 +238,10 @@ impl World {
         if plan.exchanges {
             self.start_process(node);
         }
+        if plan.moves {
+            let at = now + self.random.below(SECOND);
+            self.on(node, at, Work::Tell);
+        }
         self.on(node, now, Work::Tick);
         self.dial_all(node);
     }
@@ -278,6 +282,10 @@ impl World {
         self.say(None, || "all is well from here".to_owned());
         for index in 0..self.faults.len() {
             self.end_fault(index);
+        }
+        for node in if self.plan.moves { 0..self.plan.nodes } else { 0..0 } {
+            let at = self.now + self.random.below(SECOND);
+            self.on(node, at, Work::Adopt);
         }
         self.notice_all();
     }

@@ -1,5 +1,6 @@
 //! What a run is: everything about it that is not decided event by event, made from the seed.
 
+use koltso_cluster::mover::MoverSettings;
 use koltso_cluster::placement::{NodeIndex, NodeSet};
 use koltso_model::PARTITIONS;
 use koltso_testkit::Random;
@@ -110,6 +111,10 @@ pub enum Mutation {
     AnswersThoseBehind,
     /// Partitions move before those to which they move have what was confirmed.
     MovesTooSoon,
+    /// What was received before a stage in which reads ask both counts as if it had been since.
+    SkipsJoint,
+    /// When a plan is done, replicas answer those who do not know of it.
+    ForgetsFence,
 }
 
 #[derive(Clone, Debug)]
@@ -124,6 +129,8 @@ pub struct Plan {
     /// Who holds data at first, and whether that changes.
     pub holders: NodeSet,
     pub moves: bool,
+    /// How plans are driven.
+    pub mover: MoverSettings,
     /// The most replicas that clients ask for: never fewer nodes hold data.
     pub from_max: u8,
     /// Nodes that ail at a time, in [`Mode::Available`].
@@ -217,6 +224,7 @@ impl Plan {
             nodes,
             holders: all_of(nodes),
             moves: false,
+            mover: MoverSettings { at_once: 1, patience_micros: 0, gone_micros: 0 },
             from_max: nodes as u8,
             ailing_max,
             keys: random.between(1, 5) as usize,
@@ -256,6 +264,11 @@ impl Plan {
             holders,
             from_max,
             moves: true,
+            mover: MoverSettings {
+                at_once: random.between(2, 8) as usize,
+                patience_micros: *random.choose(&[0, 0, 300_000, 3_000_000, 12_000_000]),
+                gone_micros: *random.choose(&[1_000_000, 5_000_000, 20_000_000]),
+            },
             clocks: offsets.take(nodes).collect(),
             faults: plan.faults.iter().copied().filter(|kind| !excluded.contains(kind)).collect(),
             think: *random.choose(&[30_000, 100_000, 1_000_000]),

@@ -28,6 +28,8 @@ pub struct Stats {
     /// Plans that came to their end, and requests of nodes that knew of an earlier membership.
     pub plans: u64,
     pub behind: u64,
+    /// Changes of the membership.
+    pub changes: u64,
     /// Writes that were seen twice, with another between.
     pub twice: u64,
     /// Of operations at nodes that were well, in µs; of one run.
@@ -59,6 +61,7 @@ impl Stats {
         self.forgotten += other.forgotten;
         self.plans += other.plans;
         self.behind += other.behind;
+        self.changes += other.changes;
         self.twice += other.twice;
         self.timed += other.latencies.len();
         self.slow += other.latencies.iter().filter(|&&took| took > 300 * MS).count();

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use koltso_cluster::Now;
 use koltso_cluster::coordinator::RequestId;
 use koltso_cluster::membership::Membership;
+use koltso_cluster::mover::Telling;
 use koltso_cluster::placement::{NodeIndex, NodeSet, Topology};
 use koltso_cluster::plan::{BATCHES, Stage};
 use koltso_cluster::wall::{BothClocks, WallWatch};
@@ -67,17 +68,25 @@ pub enum Work {
     LookAfter,
     /// What the council has decided last is known to the node.
     Adopt,
+    /// It tells the mover how far it is.
+    Tell,
 }
 
 #[derive(Clone, Debug)]
 pub enum Event {
-    Node { node: usize, life: u32, work: Work },
+    Node {
+        node: usize,
+        life: u32,
+        work: Work,
+    },
     Client(usize),
     Arrival(usize),
     Fault,
     EndFault(usize),
     Heal,
     Council,
+    /// What a node has told comes to the mover.
+    Told(usize, Telling),
     Scrub,
     Equal,
     Forgotten,
@@ -198,7 +207,7 @@ impl World {
             cut: vec![0; count * count],
             key_index: keys.iter().cloned().enumerate().map(|(index, key)| (key, index)).collect(),
             ranked: keys.iter().map(ranks).collect(),
-            council: Council::new(order.as_seen_by(NodeIndex(0))),
+            council: Council::new(order.as_seen_by(NodeIndex(0)), &plan),
             allowed: vec![vec![NodeSet::default(); usize::from(plan.from_max) + 1]; keys.len()],
             history: History::new(keys.len(), count),
             keys,
@@ -244,6 +253,10 @@ impl World {
         world.allow();
         if world.plan.moves {
             world.at(SECOND, Event::Council);
+            for node in 0..count {
+                let at = world.random.below(SECOND);
+                world.on(node, at, Work::Tell);
+            }
         }
         let until = world.plan.faults_until;
         if !world.plan.faults.is_empty() {
@@ -354,6 +367,7 @@ impl World {
             Event::EndFault(index) => self.end_fault(index),
             Event::Heal => self.heal(),
             Event::Council => self.council(),
+            Event::Told(node, telling) => self.council_hears(node, telling),
             Event::Equal => self.all_equal(),
             Event::Forgotten => self.all_forgotten(),
             Event::Scrub if self.plan.writes_only => {}
@@ -390,6 +404,7 @@ impl World {
             Work::Exchange(peer) => self.exchange(node, peer),
             Work::LookAfter => self.look_after(node),
             Work::Adopt => self.adopt(node),
+            Work::Tell => self.tell(node),
         }
     }
 }
