@@ -24,12 +24,12 @@ use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::document::{Change, Document};
 use crate::machine::{Log, Machine, Published};
-use crate::messages::{Answer, Body, ENTRIES_MAX, Request, checked, read};
+use crate::messages::{Answer, Body, ENTRIES_MAX, Request, checked, fits, read};
 use crate::network::{Peers, identity_of};
 use crate::raft::{Command, Node, Outcome, Proposal, Seat, Snapshot};
 use crate::store::{Owner, SharedStore, Store, StoreError};
@@ -475,6 +475,7 @@ impl Inner {
     async fn propose(&self, base: u64, change: Change) -> Result<Arc<Document>, ProposeError> {
         let deadline = Instant::now() + PROPOSE_MAX;
         let proposal = Proposal { tag: random_id(), base, change };
+        fits(&proposal).map_err(ProposeError::Refused)?;
         let mut may_be_made = false;
         while Instant::now() < deadline {
             let Some(number) = self.number() else {
@@ -583,6 +584,9 @@ impl Inner {
     }
 
     async fn serve_proposal(&self, proposal: Proposal) -> Answer {
+        if let Err(why) = fits(&proposal) {
+            return Answer::Outcome(Box::new(Outcome::Refused { why }));
+        }
         if self.leader().is_none_or(|leader| Some(leader) != self.number()) {
             let leads = self.raft.get().is_some_and(|raft| raft.metrics().borrow().state == ServerState::Leader);
             return if leads && self.is_forsaken() { Answer::NoMajority } else { Answer::NotLeader };
@@ -756,7 +760,9 @@ impl Inner {
         Ok(())
     }
 
-    /// Who shall vote. A member that would get a vote is asked first whether it is there.
+    /// Who shall vote. Members are asked first whether they are there: nobody absent gets a vote, and
+    /// nothing changes unless a majority of the next voters is there, since without them the change, and
+    /// all that follows it, would never be decided.
     async fn next_voters(
         &self,
         document: &Document,
@@ -770,22 +776,32 @@ impl Inner {
             let matching = metrics.replication.as_ref().and_then(|all| all.get(&number.into()).copied().flatten());
             matching.is_some_and(|id| id.index + LAG_MAX >= metrics.last_log_index.unwrap_or(0))
         };
-        let mut absent = BTreeSet::new();
-        loop {
-            let next = chosen(&zones, &current, |number| is_up_to_date(number) && !absent.contains(&number));
-            let mut silent = None;
-            for &number in next.difference(&current) {
-                let answer = self.peers.ask(number, &self.seat_of(number), Body::Ping, PING_MAX).await;
-                if !matches!(answer, Ok(Answer::Pong)) {
-                    silent = Some(number);
-                    break;
-                }
-            }
-            match silent {
-                Some(number) => absent.insert(number),
-                None => return next.into_iter().map(u64::from).collect(),
-            };
+        let wanted = chosen(&zones, &current, is_up_to_date);
+        if wanted == current {
+            return voters.clone();
         }
+        let asked = zones.iter().map(|&(number, _)| number).filter(|&n| current.contains(&n) || is_up_to_date(n));
+        let present = self.present(asked).await;
+        let next = chosen(&zones, &current, |number| is_up_to_date(number) && present.contains(&number));
+        if next.intersection(&present).count() * 2 <= next.len() {
+            tracing::debug!("the voters stay as they are: no majority of {next:?} is there");
+            return voters.clone();
+        }
+        next.into_iter().map(u64::from).collect()
+    }
+
+    /// Which of these members answer, this one included; all are asked at once.
+    async fn present(&self, numbers: impl Iterator<Item = u16>) -> BTreeSet<u16> {
+        let mut asked = JoinSet::new();
+        for number in numbers {
+            let (peers, seat, is_me) = (self.peers.clone(), self.seat_of(number), self.number() == Some(number));
+            asked.spawn(async move {
+                let is_there =
+                    is_me || matches!(peers.ask(number, &seat, Body::Ping, PING_MAX).await, Ok(Answer::Pong));
+                is_there.then_some(number)
+            });
+        }
+        asked.join_all().await.into_iter().flatten().collect()
     }
 }
 

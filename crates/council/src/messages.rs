@@ -2,7 +2,7 @@
 //! and identity, and each gets an answer.
 //!
 //! Bounds: [`MESSAGE_BYTES_MAX`], checked before anything is read; [`ENTRIES_MAX`]. Invariant: what
-//! [`checked`] lets through cannot break an assumption of openraft, in which a violation would be a
+//! [`checked`] and [`checked_answer`] let through cannot break an assumption of openraft, in which a violation would be a
 //! panic. Tested by hostile bytes in `tests/damage.rs`.
 
 use koltso_model::NodeId;
@@ -20,6 +20,8 @@ pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 pub(crate) const ENTRIES_MAX: usize = 1024;
 /// Of the entries that are sent together, those after this many bytes wait for the next message.
 pub(crate) const ENTRIES_BYTES_MAX: usize = 1 << 20;
+/// No proposal is larger: a change names at most all nodes and batches, and each text in it is bounded.
+pub(crate) const PROPOSAL_BYTES_MAX: usize = 64 << 10;
 /// Terms and indexes stay below, so that what is one more never overflows.
 const NUMBER_MAX: u64 = 1 << 62;
 
@@ -90,18 +92,48 @@ pub(crate) fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String>
     serde_json::from_slice(bytes).map_err(|e| format!("a message cannot be read: {e}"))
 }
 
+/// Refuses a proposal whose entry would have no place in a message or in the log.
+pub(crate) fn fits(proposal: &Proposal) -> Result<(), String> {
+    let bytes = serde_json::to_vec(proposal).map_err(|e| format!("the change cannot be written: {e}"))?.len();
+    match bytes > PROPOSAL_BYTES_MAX {
+        true => Err(format!("the change has {bytes} bytes, more than {PROPOSAL_BYTES_MAX}")),
+        false => Ok(()),
+    }
+}
+
+/// Refuses what no member answers.
+pub(crate) fn checked_answer(answer: &Answer) -> Result<(), String> {
+    let vote = match answer {
+        Answer::Vote(VoteResponse { vote, last_log_id, .. }) => {
+            sane(last_log_id)?;
+            vote
+        }
+        Answer::Append(AppendResponse::HigherVote(vote)) | Answer::Snapshot(SnapshotResponse { vote }) => vote,
+        // Entries are sent and taken as a whole.
+        Answer::Append(AppendResponse::PartialSuccess(_)) => return Err("a part of what was sent was taken".to_owned()),
+        _ => return Ok(()),
+    };
+    if vote.leader_id.term >= NUMBER_MAX {
+        return Err("a term is too high".to_owned());
+    }
+    Ok(())
+}
+
+fn sane(id: &Option<LogId>) -> Result<(), String> {
+    match id {
+        Some(id) if id.index >= NUMBER_MAX || id.leader_id.term >= NUMBER_MAX => {
+            Err("an entry's index or term is too high".to_owned())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses what no member sends.
 pub(crate) fn checked(request: &Request) -> Result<(), String> {
     let sender = |vote: &Vote| match vote.leader_id.node_id == u64::from(request.from) {
         true if vote.leader_id.term < NUMBER_MAX => Ok(()),
         true => Err("a term is too high".to_owned()),
         false => Err(format!("{} speaks for {}", request.from, vote.leader_id.node_id)),
-    };
-    let sane = |id: &Option<LogId>| match id {
-        Some(id) if id.index >= NUMBER_MAX || id.leader_id.term >= NUMBER_MAX => {
-            Err("an entry's index or term is too high".to_owned())
-        }
-        _ => Ok(()),
     };
     let committed = |vote: &Vote| match vote.committed {
         true => Ok(()),
@@ -146,5 +178,40 @@ pub(crate) fn checked(request: &Request) -> Result<(), String> {
                 _ => Err("a snapshot that is of no leader's log".to_owned()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::Change;
+    use koltso_cluster::plan::Stage;
+
+    #[test]
+    fn a_change_that_no_member_would_send_is_refused_before_it_is_in_the_log() {
+        let proposal = |change| Proposal { tag: NodeId(1), base: 1, change };
+        assert_eq!(fits(&proposal(Change::Plan { target: (0..64).collect() })), Ok(()));
+        assert_eq!(
+            fits(&proposal(Change::Advance { batches: (0..64).map(|batch| (batch, Stage::Moved)).collect() })),
+            Ok(())
+        );
+        let refused = fits(&proposal(Change::Plan { target: vec![60_000; 20_000] })).unwrap_err();
+        assert!(refused.ends_with("more than 65536"), "{refused}");
+    }
+
+    #[test]
+    fn an_answer_that_openraft_would_fall_over_is_refused() {
+        let vote = |term| Vote { leader_id: openraft::LeaderId::new(term, 2), committed: false };
+        let answered = |answer: AppendResponse| checked_answer(&Answer::Append(answer));
+        assert_eq!(answered(AppendResponse::Success), Ok(()));
+        assert_eq!(answered(AppendResponse::HigherVote(vote(7))), Ok(()));
+        assert!(answered(AppendResponse::HigherVote(vote(u64::MAX))).is_err());
+        assert!(answered(AppendResponse::PartialSuccess(None)).is_err());
+        assert!(checked_answer(&Answer::Snapshot(SnapshotResponse { vote: vote(u64::MAX) })).is_err());
+        let granted = |term| VoteResponse { vote: vote(term), vote_granted: true, last_log_id: None };
+        assert!(
+            checked_answer(&Answer::Vote(granted(7))).is_ok()
+                && checked_answer(&Answer::Vote(granted(1 << 62))).is_err()
+        );
     }
 }

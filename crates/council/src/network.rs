@@ -18,7 +18,7 @@ use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use crate::council::Transport;
 use crate::document::Document;
 use crate::machine::Published;
-use crate::messages::{Answer, Body, MESSAGE_BYTES_MAX, Request, read};
+use crate::messages::{Answer, Body, MESSAGE_BYTES_MAX, Request, checked_answer, read};
 use crate::raft::{
     AppendRequest, AppendResponse, Config, Seat, Snapshot, SnapshotResponse, Vote, VoteRequest, VoteResponse,
 };
@@ -63,7 +63,7 @@ impl Peers {
         let answer = tokio::time::timeout(limit, self.transport.call(to, &address, bytes)).await;
         match read(&answer.map_err(|_| format!("member {to} has not answered within {limit:?}"))??)? {
             Answer::Error(why) => Err(format!("member {to}: {why}")),
-            answer => Ok(answer),
+            answer => checked_answer(&answer).map(|()| answer).map_err(|why| format!("member {to}: {why}")),
         }
     }
 }

@@ -63,8 +63,8 @@ pub enum StoreError {
     InUse(PathBuf),
     /// What is in a file is not what was written there.
     #[error(
-        "{path} is damaged ({what}): restore the folder of this member from a backup of the whole node, or remove the \
-         member, empty its data folder and let it join again",
+        "{path} is damaged ({what}): remove this member, empty its data folder and let it join again; never put an older \
+         copy of the file in its place, which has forgotten what this member has promised",
         path = path.display()
     )]
     Damaged {
@@ -251,7 +251,22 @@ impl Store {
         };
         store.read_log()?;
         store.read_document()?;
+        store.sync()?;
         Ok(store)
+    }
+
+    /// What was read may be in the page cache only, if the process before this one was killed before
+    /// its sync; from now on this member stands by it.
+    fn sync(&self) -> Result<(), StoreError> {
+        for name in [LOG, DOCUMENT] {
+            let path = self.folder.join(name);
+            match File::open(&path) {
+                Ok(file) => at(&path, file.sync_all())?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(StoreError::Io { path, error }),
+            }
+        }
+        sync_folder(&self.folder)
     }
 
     fn damaged(&self, name: &str, what: impl Into<String>) -> StoreError {

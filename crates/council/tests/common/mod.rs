@@ -41,6 +41,8 @@ struct Network {
     running: BTreeMap<String, Vec<JoinHandle<()>>>,
     /// Every document that any node has had, by its epoch.
     history: BTreeMap<u64, Arc<Document>>,
+    /// The newest epoch that each node has had.
+    newest: BTreeMap<String, u64>,
     /// Requests that were sent, at most [`TAPPED_MAX`].
     tapped: Vec<Vec<u8>>,
 }
@@ -158,6 +160,7 @@ impl Cluster {
             random: random.fork(),
             running: BTreeMap::new(),
             history: BTreeMap::new(),
+            newest: BTreeMap::new(),
             tapped: Vec::new(),
         };
         let network = Arc::new(Mutex::new(network));
@@ -205,13 +208,11 @@ impl Cluster {
         let wire = Wire { network: self.network.clone(), from, from_number: from_number.clone() };
         let council = Arc::new(Council::start(self.settings(at), Arc::new(wire)).await?);
         let mut changes = council.changes();
-        let (network, observed) = (self.network.clone(), Arc::downgrade(&council));
+        let (network, observed, of) = (self.network.clone(), Arc::downgrade(&council), replica.clone());
         let observer = tokio::spawn(async move {
-            let mut before = 0;
             loop {
                 if let Some(document) = changes.borrow_and_update().clone() {
-                    assert!(document.epoch() >= before, "a member went back from {before} to {}", document.epoch());
-                    before = document.epoch();
+                    seen(&network, &of, document.epoch());
                     record(&network, document);
                 }
                 *from_number.lock().unwrap() = observed.upgrade().and_then(|council| council.number());
@@ -397,6 +398,15 @@ impl Cluster {
 }
 
 /// Two documents never have one epoch.
+/// Notes an epoch that a node has, which never goes back, not even after a crash. (A panic with the
+/// lock held fails whatever uses the network next.)
+fn seen(network: &Mutex<Network>, node: &str, epoch: u64) {
+    let mut network = network.lock().unwrap();
+    let newest = network.newest.entry(node.to_owned()).or_default();
+    assert!(epoch >= *newest, "{node} went back from {newest} to {epoch}");
+    *newest = epoch;
+}
+
 fn record(network: &Mutex<Network>, document: Arc<Document>) {
     let mut network = network.lock().unwrap();
     let known = network.history.entry(document.epoch()).or_insert_with(|| document.clone());
