@@ -429,7 +429,8 @@ impl LinkHandler for MemberDriver {
                 member.replied(now, node, RequestId(frame.number), frame.key_hash, outcome, buffer)
             }
             wire::Reply::Pong { wall_ms, clock } => {
-                self.cluster.peers.lived_until(node, WallTime(clock).ms());
+                // (The clock of versions stands still where nobody writes.)
+                self.cluster.peers.lived_until(node, wall_ms.max(WallTime(clock).ms()));
                 let Some(skew) = member.ponged(now, node, RequestId(frame.number), Clocks { wall_ms, clock }) else {
                     return Ok(());
                 };

@@ -207,7 +207,9 @@ impl Memory {
         if judged == Judged::Known {
             self.remembered.insert(number, Remembered { process, heard_ms: now_ms });
         }
-        let is_answered = self.standing == Standing::Whole && doubt.is_some_and(|heard_ms| heard_ms < self.began_ms);
+        // (A rebuilding that began by a clock that was ahead answers nothing.)
+        let has_rebuilt = self.standing == Standing::Whole && self.began_ms <= now_ms;
+        let is_answered = has_rebuilt && doubt.is_some_and(|heard_ms| heard_ms < self.began_ms);
         if doubt.is_some() && !is_outdated && !is_answered {
             return self.doubted(number, now_ms);
         }

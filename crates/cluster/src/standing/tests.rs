@@ -447,6 +447,20 @@ fn a_doubt_from_before_a_rebuilding_that_is_done_moves_nobody() {
     cluster.assert_rebuilding(&[0]);
 }
 
+#[test]
+fn a_rebuilding_that_began_by_a_clock_that_was_ahead_answers_no_doubt() {
+    let now_ms = 1_000_000;
+    let doubted = |began_ms| {
+        let mut memory = Memory::new(NodeId(1), (Standing::Whole, began_ms), vec![7], [].into());
+        let process = Process { id: NodeId(2), starts: 5, lived_ms: now_ms, run: 1 };
+        memory.met(7, process, Some(now_ms - 10), now_ms);
+        memory.standing()
+    };
+    assert_eq!(doubted(now_ms - 9), Standing::Whole);
+    assert_eq!(doubted(now_ms - 10), Standing::Rebuilding);
+    assert_eq!(doubted(now_ms + 1), Standing::Rebuilding);
+}
+
 proptest! {
     #[test]
     fn a_first_start_ends_whole_whatever_the_order(

@@ -420,7 +420,7 @@ impl World {
             Msg::Pong { id, clocks } => {
                 self.nodes[node].seen = self.nodes[node].seen.max(clocks.clock);
                 let now_ms = self.clocks(node).wall.ms();
-                let lived_ms = WallTime(clocks.clock).ms().min(now_ms);
+                let lived_ms = clocks.wall_ms.max(WallTime(clocks.clock).ms()).min(now_ms);
                 self.nodes[node].memory.heard(via.peer as u16, lived_ms);
                 let skew = self.with_member(node, |member, now, _| member.ponged(now, peer, id, clocks));
                 let jump_ms = self.jumped_ms(node);
