@@ -115,6 +115,8 @@ pub const RULES: Rules = Rules {
         ("koltso_hints", Some(EXCHANGE)),
         ("koltso_cluster", Some(COORDINATOR)),
         ("koltso_storage", Some(STORAGE)),
+        // It works on no core.
+        ("koltso_council", None),
         // These work for their callers.
         ("koltso_net::transport", None),
         ("koltso_model", None),
@@ -158,6 +160,7 @@ pub const RULES: Rules = Rules {
     own: &[
         "koltso",
         "koltso_cluster",
+        "koltso_council",
         "koltso_hints",
         "koltso_instrument",
         "koltso_model",

@@ -27,6 +27,10 @@ const BACKLOG: i32 = 4096;
 /// Entries of a ring; if there are more operations than this at once, they are submitted in several
 /// steps.
 const RING_ENTRIES: u32 = 1024;
+/// A smaller ring is not made.
+const RING_ENTRIES_MIN: u32 = 256;
+/// How long the kernel may have no memory for a ring until that is reported as an error.
+const RING_PATIENCE: Duration = Duration::from_secs(2);
 /// How long an address may be in use before that is reported as an error.
 const BIND_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a core checks whether the storage is open.
@@ -45,7 +49,7 @@ fn best_ring() -> io_uring::Builder {
 /// Makes a ring as the cores do and has it do nothing, once: a sandbox may allow a ring to be made
 /// and not to be used.
 fn try_ring(builder: &io_uring::Builder) -> io::Result<()> {
-    let mut ring = builder.build(RING_ENTRIES)?;
+    let mut ring = with_memory(|entries| builder.build(entries))?;
     let nothing = io_uring::opcode::Nop::new().build();
     #[allow(unsafe_code)]
     // SAFETY: the entry refers to no memory.
@@ -56,6 +60,23 @@ fn try_ring(builder: &io_uring::Builder) -> io::Result<()> {
         Some(done) if done.result() >= 0 => Ok(()),
         Some(done) => Err(io::Error::from_raw_os_error(-done.result())),
         None => Err(io::Error::other("a ring completes nothing")),
+    }
+}
+
+/// Makes a ring with as many entries as there is memory for. The kernel wants pages in a row, of which a
+/// machine with memory to spare can have none for a moment.
+fn with_memory<R>(make: impl Fn(u32) -> io::Result<R>) -> io::Result<R> {
+    let begun = Instant::now();
+    let mut entries = RING_ENTRIES;
+    loop {
+        match make(entries) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOMEM) && entries > RING_ENTRIES_MIN => entries /= 2,
+            Err(e) if e.raw_os_error() == Some(libc::ENOMEM) && begun.elapsed() < RING_PATIENCE => {
+                thread::sleep(Duration::from_millis(20));
+                entries = RING_ENTRIES;
+            }
+            result => return result,
+        }
     }
 }
 
@@ -204,9 +225,10 @@ async fn measure_lag(metrics: Arc<CoreMetrics>, turn: Option<Rc<Turn>>) {
 fn run(node: Arc<Node>, core: usize, listener: TcpListener) -> io::Result<()> {
     match node.runtime {
         Runtime::IoUring(flags) => {
-            let ring = if flags == "default" { io_uring::IoUring::builder() } else { best_ring() };
-            let builder = RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring).with_entries(RING_ENTRIES);
-            builder.enable_timer().build()?.block_on(serve(node, core, listener))
+            let ring = || if flags == "default" { io_uring::IoUring::builder() } else { best_ring() };
+            let builder = |entries| RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring()).with_entries(entries);
+            let mut runtime = with_memory(|entries| builder(entries).enable_timer().build())?;
+            runtime.block_on(serve(node, core, listener))
         }
         Runtime::Epoll => {
             RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?.block_on(serve(node, core, listener))
@@ -234,4 +256,35 @@ pub fn spawn(node: &Arc<Node>, listeners: Vec<TcpListener>) -> io::Result<Vec<Jo
         threads.push(thread::Builder::new().name(format!("koltso-core-{core}")).spawn(body)?);
     }
     Ok(threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// How many entries were asked for, if those attempts found no memory.
+    fn asked(without_memory: usize) -> (Vec<u32>, io::Result<u32>) {
+        let asked = RefCell::new(Vec::new());
+        let made = with_memory(|entries| {
+            asked.borrow_mut().push(entries);
+            let has_memory = asked.borrow().len() > without_memory;
+            has_memory.then_some(entries).ok_or(io::Error::from_raw_os_error(libc::ENOMEM))
+        });
+        (asked.into_inner(), made)
+    }
+
+    #[test]
+    fn a_moment_without_memory_ends_no_core() {
+        assert_eq!(asked(0).0, [1024]);
+        assert_eq!(asked(2).0, [1024, 512, 256]);
+        let (entries, made) = asked(4);
+        assert_eq!((&entries[..], made.ok()), (&[1024, 512, 256, 1024, 512][..], Some(512)));
+        let code = |made: io::Result<u32>| made.err().and_then(|e| e.raw_os_error());
+        let began = Instant::now();
+        assert_eq!(code(asked(usize::MAX).1), Some(libc::ENOMEM));
+        assert!(began.elapsed() >= RING_PATIENCE);
+        let refused = with_memory(|_| Err(io::Error::from_raw_os_error(libc::EPERM)));
+        assert_eq!(code(refused), Some(libc::EPERM));
+    }
 }

@@ -285,8 +285,11 @@ fn serve(flags: Flags) -> Result<(), Refused> {
     while !node.all_joined() && !threads.iter().any(std::thread::JoinHandle::is_finished) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    say_what_starts(&node, &store);
-    logging::say(&format!("ready http://{}", node.config.listen));
+    // (A core that has ended already could not serve: what stopped it is said below.)
+    if node.all_joined() {
+        say_what_starts(&node, &store);
+        logging::say(&format!("ready http://{}", node.config.listen));
+    }
 
     for thread in threads {
         match thread.join() {
