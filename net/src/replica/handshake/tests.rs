@@ -206,7 +206,7 @@ fn what_no_node_says_of_itself_is_garbage() {
     assert!(accepted(&hello_of_dialer(false)).is_ok());
     assert_eq!(accepted(&hello_of_dialer(true)), garbage, "a verdict on nobody yet");
     let mut unknown = hello_of_dialer(false);
-    unknown[122] = 2;
+    unknown[122] = 3;
     assert_eq!(accepted(&unknown), garbage, "a purpose that there is not");
     let mut dialer = Dialer::start(dialing(&them, 2, Duration::MAX), 0, &[1; NONCE], &mut Vec::new());
     let other = hello(&us, 1, 0, &[2; NONCE], Purpose::Exchange, (false, 0));
