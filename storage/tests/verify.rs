@@ -145,8 +145,10 @@ fn a_torn_end_is_no_flaw() {
     let dir = tempfile::tempdir().unwrap();
     written(dir.path(), false);
     let end_of = |log: &Path| fs::read(log).unwrap().iter().rposition(|&byte| byte != 0).unwrap();
-    // (The very last one is a spare, with nothing in it.)
-    let log = files(dir.path(), "log").into_iter().rfind(|log| end_of(log) > 1_000).unwrap();
+    // The one that was being written: not a sealed one, and not a spare, which has nothing in it. (Its number need
+    // not be the highest: a spare that comes late is used after one that was made meanwhile.)
+    let is_open = |log: &Path| !log.with_extension("idx").exists() && end_of(log) > 1_000;
+    let log = files(dir.path(), "log").into_iter().find(|log| is_open(log)).unwrap();
     let (last, mut bytes) = (end_of(&log), fs::read(&log).unwrap());
     bytes[last - 100..=last].fill(0);
     fs::write(&log, bytes).unwrap();
