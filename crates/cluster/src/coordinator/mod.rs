@@ -52,7 +52,7 @@ use koltso_model::{Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Ve
 
 use crate::Now;
 use crate::health::{Health, PeerHealth};
-use crate::placement::{NodeIndex, Replicas, Topology};
+use crate::placement::{NodeIndex, NodeSet, Replicas, Topology};
 use crate::renewal::Renewal;
 
 use self::reads::{Read, Seen};
@@ -496,10 +496,9 @@ impl Coordinator {
     /// now begin again; answered ones end as they began.
     pub fn adopt(&mut self, now: Now, topology: Arc<Topology>, actions: &mut Vec<Action>) {
         let before = std::mem::replace(&mut self.topology, topology);
-        for node in before.peers() {
-            if self.topology.by_number(before.number(node)) == Some(node) {
-                continue;
-            }
+        let gone: NodeSet =
+            before.peers().filter(|&node| self.topology.by_number(before.number(node)) != Some(node)).collect();
+        for node in gone.iter() {
             self.lost(now, node, actions);
             *self.health.peer_mut(node) = PeerHealth::default();
         }
@@ -511,7 +510,7 @@ impl Coordinator {
                 continue;
             }
             if usize::from(op.quorum.from()) <= self.topology.replicas_max() {
-                self.begin_again(now, slot, actions);
+                self.begin_again(now, slot, gone, actions);
             } else {
                 // It asks for more replicas than there are to be.
                 self.expire(slot, actions);
@@ -519,7 +518,8 @@ impl Coordinator {
         }
     }
 
-    fn begin_again(&mut self, now: Now, slot: usize, actions: &mut Vec<Action>) {
+    /// `gone`: in these places is nobody now, or another node, who has confirmed nothing.
+    fn begin_again(&mut self, now: Now, slot: usize, gone: NodeSet, actions: &mut Vec<Action>) {
         let Some(op) = self.slots[slot].op.as_mut() else { return };
         op.attempt = RequestId::next_attempt(op.attempt);
         op.epoch = self.topology.epoch();
@@ -531,7 +531,8 @@ impl Coordinator {
         let before = std::mem::replace(&mut op.replicas, replicas);
         let nodes = &op.replicas.nodes;
         let kept = |set: u64| {
-            let ranks = ranks(set).filter_map(|rank| nodes.iter().position(|&node| node == before.nodes[rank]));
+            let stayed = ranks(set).map(|rank| before.nodes[rank]).filter(|&node| !gone.contains(node));
+            let ranks = stayed.filter_map(|stayed| nodes.iter().position(|&node| node == stayed));
             ranks.fold(0, |set, rank| set | bit(rank))
         };
         (op.behind, op.failed) = (0, 0);

@@ -18,6 +18,7 @@
 //! wait 10                            10 ms pass, with a tick every ms
 //! finish                             the node stops
 //! stage Copying                      the move from A, B and C to B, C and D goes on
+//! replace B                          B has left, and another node is in its place, learned at once
 //! ```
 
 #![allow(missing_docs, clippy::unwrap_used)]
@@ -35,10 +36,10 @@ use bytes::Bytes;
 use koltso_cluster::Now;
 use koltso_cluster::coordinator::{Action, Coordinator, Full, RequestId, Settings};
 use koltso_cluster::membership::Membership;
-use koltso_cluster::placement::{NodeIndex, Topology};
+use koltso_cluster::placement::{NodeIndex, NodeSet, Topology};
 use koltso_cluster::plan::{BATCHES, Stage};
 use koltso_model::{
-    Flags, Found, Key, KeyHash, Operation, Outcome, Quorum, Record, Refused, Tombstone, Version, WallTime, Want,
+    Flags, Found, Key, KeyHash, NodeId, Operation, Outcome, Quorum, Record, Refused, Tombstone, Version, WallTime, Want,
 };
 
 const KEY: Bytes = Bytes::from_static(b"planet");
@@ -114,6 +115,28 @@ impl Scene {
     fn change(&mut self, members: Membership) {
         self.topology = Arc::new(self.topology.followed_by(Arc::new(members)));
         self.coordinator.adopt(self.now(), self.topology.clone(), &mut self.actions);
+    }
+
+    /// Learns at once that a node has left, and that another one has its place and is a replica.
+    fn replace(&mut self, letter: char) {
+        let place = self.node(letter);
+        let all = self.topology.membership();
+        let moved = |members: Membership, to| {
+            let stages = [Stage::Copying, Stage::Joint, Stage::Moved].map(every_batch);
+            stages.iter().fold(members.planned(to).unwrap(), |members, stage| members.advanced(stage).unwrap())
+        };
+        let others = all.holders().without(NodeSet::default().with(place));
+        let without = moved((**all).clone(), others).left(place).unwrap();
+        let replaced = (0..1000).map(|other| {
+            let joined = without.joined(NodeId(9), &format!("http://10.0.1.{other}:1337"), "").unwrap();
+            moved(joined, all.holders())
+        });
+        let is_replica = |members: &Membership| {
+            let topology = self.topology.followed_by(Arc::new(members.clone()));
+            topology.readers(KeyHash::of(&KEY), 3).nodes.contains(&place)
+        };
+        let members = replaced.into_iter().find(is_replica).unwrap();
+        self.change(members);
     }
 
     fn now(&self) -> Now {
@@ -227,6 +250,7 @@ impl Scene {
                 let members = self.topology.membership().advanced(&every_batch(stage)).unwrap();
                 self.change(members);
             }
+            "replace" => self.replace(letters[0]),
             "finish" => self.coordinator.finish(&mut self.actions),
             "ping" => self.pings = true,
             "again" => self.reply(letters[0], &words[2..], true),

@@ -1,6 +1,6 @@
 //! A key whose replicas move from A, B and C to B, C and D while it is written and read.
 
-use crate::{play_moving, play_moving_as};
+use crate::{play, play_moving, play_moving_as};
 
 #[test]
 fn a_write_reaches_a_quorum_of_both_and_a_read_asks_those_that_have_it_all() {
@@ -173,5 +173,20 @@ fn a_node_that_a_key_comes_to_answers_for_it_with_one_of_those_that_have_it_all(
          D: has 50
          A: has 50     -> found 50
          in flight 0",
+    );
+}
+
+#[test]
+fn what_a_node_has_confirmed_that_left_counts_not_for_the_one_in_its_place() {
+    play(
+        4,
+        "up B C D
+         put 2/3 at 50 -> write A 50, write B 50, write C 50
+         B: applied
+         replace B     -> write A 50, write C 50
+         A: applied
+         A: applied    -> hint B 50
+         C: applied
+         C: applied    -> written",
     );
 }
