@@ -360,20 +360,21 @@ impl Board {
         is_here.then(|| self.beside_me(from, partition))
     }
 
-    /// Those of whom it is known that they have what was confirmed, unless they rebuild, beside this node; if
-    /// this is a replica.
+    /// Those of whom it is known that they have what was confirmed, unless they rebuild; if this node is a
+    /// replica.
     fn sources(&self, from: u8, partition: usize) -> Option<NodeSet> {
-        self.others(from, partition).map(|_| self.not_me(self.topology.sources_of(partition, from)))
+        let is_here = self.topology.replicas_of(partition, from).contains(self.topology.me());
+        is_here.then(|| self.topology.sources_of(partition, from))
     }
 
     fn is_whole(&self, node: NodeIndex) -> bool {
         self.told(node).is_some_and(|told| told.standing == Standing::Whole)
     }
 
-    /// How many whole replicas have to be met so that no quorum without this node is missed.
-    fn needed(&self, from: u8) -> usize {
-        let from = usize::from(from).min(self.topology.replicas_max());
-        from - (from / 2 + 1) + 1
+    /// How many of these replicas, of which this node may be one, have to be met so that no quorum without
+    /// this node is missed.
+    const fn needed(of: NodeSet) -> usize {
+        of.len() - of.len() / 2
     }
 
     /// How far this node is with becoming whole; `own_froms` as in [`Told`].
@@ -384,7 +385,8 @@ impl Board {
         // A cluster in which nothing was written yet has no `from` in use.
         for from in self.froms(own_froms | self.widest()) {
             for partition in 0..self.topology.partitions() {
-                let Some(others) = self.sources(from, partition) else { continue };
+                let Some(sources) = self.sources(from, partition) else { continue };
+                let (others, needed) = (self.not_me(sources), Self::needed(sources));
                 progress.all += 1;
                 let (mut whole, mut met, mut missing) = (0, 0, 0);
                 for node in others.iter().filter(|&node| self.is_whole(node)) {
@@ -393,8 +395,8 @@ impl Board {
                     met += usize::from(is_met);
                     missing += usize::from(!is_met && self.members[node.at()].lives);
                 }
-                progress.done += u32::from(missing == 0 && met >= self.needed(from));
-                progress.possible &= whole >= self.needed(from);
+                progress.done += u32::from(missing == 0 && met >= needed);
+                progress.possible &= whole >= needed;
             }
         }
         progress
@@ -425,7 +427,7 @@ impl Board {
                     let is_equal = self.seen_with(from, partition, node).epoch >= epoch_of(since);
                     self.is_whole(node) && (is_equal || has_none(node))
                 };
-                sources.iter().filter(is_met).count() >= self.needed(from)
+                sources.iter().filter(is_met).count() >= Self::needed(sources)
             })
         })
     }
@@ -489,15 +491,16 @@ impl Board {
         }
         entry.lacking |= 1 << peer.at();
         let (lacking, partition, of) = (entry.lacking, usize::from(entry.partition), entry.from);
-        let sources = self.not_me(self.topology.sources_of(partition, of));
-        let whole = sources.iter().filter(|&node| self.is_whole(node));
+        let sources = self.topology.sources_of(partition, of);
+        let others = self.not_me(sources);
+        let whole = others.iter().filter(|&node| self.is_whole(node));
         let (mut met, mut missing) = (0, 0);
         for node in whole {
             let lacks = lacking & (1 << node.at()) != 0;
             met += usize::from(lacks);
             missing += usize::from(!lacks && self.members[node.at()].lives);
         }
-        if missing > 0 || met < self.needed(from) {
+        if missing > 0 || met < Self::needed(sources) {
             return None;
         }
         self.returned.remove(key);
@@ -513,5 +516,30 @@ impl Board {
             flags: Flags::new(from).tombstone(),
             attributes: Bytes::new(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::Membership;
+
+    #[test]
+    fn while_fewer_come_to_hold_data_a_rebuilding_asks_as_many_as_ever() {
+        let urls: Vec<String> = (1..=5).map(|node| format!("http://node-{node}:1337")).collect();
+        let five = Membership::first(&urls).expect("valid");
+        let first = |from| Topology::of_partitions(&five, &urls[0], 1).sources_of(0, from);
+        let planned = five.planned(first(3)).expect("valid");
+        let me = five.nodes().iter().find(|node| first(1).contains(node.place)).expect("the first replica");
+        let mut board = Board::new(Arc::new(Topology::of_partitions(&planned, &me.url, 1)));
+        board.stands(Standing::Rebuilding, WallTime::from_ms(1_000_000));
+        let mut is_possible_with = |peers: NodeSet| {
+            let told = Told { standing: Standing::Whole, ..Told::default() };
+            peers.iter().for_each(|peer| board.heard(peer, told, 1));
+            board.progress(1 << 4).possible
+        };
+        let of_both = first(3).without(first(1));
+        assert!(!is_possible_with(of_both), "this node and the other two may have confirmed a write");
+        assert!(is_possible_with(first(4).without(first(3))));
     }
 }
