@@ -243,13 +243,18 @@ impl Keeper {
     /// those of new ones start.
     ///
     /// # Errors
-    /// As [`Keeper::start`]; the peers are those of before then. After [`Self::stop`] nothing happens.
+    /// As [`Keeper::start`]; hints for those of the peers of before that stay are kept on, and the others'
+    /// are dropped and counted until a call succeeds. After [`Self::stop`] nothing happens.
     pub fn peers_are(&self, peers: Vec<PeerAddress>) -> io::Result<()> {
         let making = self.making.lock();
         let Some(making) = &*making else { return Ok(()) };
         let before = self.queues().clone();
-        let stays = |queue: &&Arc<Queue>| peers.iter().any(|peer| (peer.node, &peer.url) == (queue.node, &queue.url));
-        let (mut queues, gone): (Vec<_>, Vec<_>) = before.iter().cloned().partition(|queue| stays(&queue));
+        // (One that was stopped takes no hints any more: a call before this one has failed.)
+        let stays = |queue: &Queue| {
+            let is_peer = peers.iter().any(|peer| (peer.node, &peer.url) == (queue.node, &queue.url));
+            is_peer && !queue.shared.stopping.load(Ordering::Relaxed)
+        };
+        let (mut queues, gone): (Vec<_>, Vec<_>) = before.iter().cloned().partition(|queue| stays(queue));
         let mut names: Vec<String> = queues.iter().map(|queue| folder_name(&queue.url)).collect();
         let is_new = |peer: &PeerAddress| queues.iter().all(|queue| (peer.node, &peer.url) != (queue.node, &queue.url));
         let new: Vec<PeerAddress> = peers.iter().filter(|peer| is_new(peer)).cloned().collect();

@@ -183,9 +183,12 @@ fn options() -> Options {
     Options { retry: Duration::from_millis(10), ..Options::new(wall_ms) }
 }
 
+fn peers<const N: usize>(nodes: [usize; N]) -> Vec<PeerAddress> {
+    nodes.map(|node| PeerAddress { node, url: URLS[node].to_owned() }).to_vec()
+}
+
 fn start(folder: &Path, net: &Arc<Net>, options: Options) -> Arc<Keeper> {
-    let peers = [1, 2].map(|node| PeerAddress { node, url: URLS[node].to_owned() }).to_vec();
-    Keeper::start(folder, peers, Arc::new(Dialer(net.clone())), options).unwrap()
+    Keeper::start(folder, peers([1, 2]), Arc::new(Dialer(net.clone())), options).unwrap()
 }
 
 fn net(up: bool) -> Arc<Net> {
@@ -234,6 +237,42 @@ fn what_a_peer_missed_reaches_it_in_order_when_it_is_back() {
     let figures = keeper.figures(1);
     assert_eq!((figures.replayed, figures.oldest_ms, figures.last_error), (1_000, 0, None));
     keeper.stop();
+    keeper.stop();
+}
+
+#[test]
+fn hints_for_a_peer_that_goes_and_comes_wait_in_its_folder() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    (0..100).for_each(|number| keeper.keep(1, record(number, 100)));
+    until("all are kept", || keeper.figures(1).pending == 100);
+    keeper.peers_are(peers([2])).unwrap();
+    keeper.keep(1, record(100, 100));
+    keeper.keep(2, record(100, 100));
+    assert_eq!(keeper.figures(1), koltso_hints::Figures::default(), "it is no peer");
+    until("the one that stays keeps its own", || keeper.figures(2).pending == 1);
+    keeper.peers_are(peers([1, 2])).unwrap();
+    until("they are found", || keeper.figures(1).pending == 100);
+    assert_eq!(keeper.figures(2).pending, 1);
+    net.state.lock().up = true;
+    until("all is replayed", || keeper.figures(1).pending + keeper.figures(2).pending == 0);
+    assert_eq!(net.state.lock().taken.len(), 101);
+    keeper.stop();
+}
+
+#[test]
+fn after_a_change_of_peers_that_failed_another_one_is_as_good_as_ever() {
+    let (dir, net) = (tempfile::tempdir().unwrap(), net(false));
+    let keeper = start(dir.path(), &net, options());
+    keeper.keep(1, record(0, 100));
+    until("it is kept", || keeper.figures(1).pending == 1);
+    fs::write(dir.path().join(folder_name(URLS[0])), "no folder").unwrap();
+    keeper.peers_are(peers([0, 2])).unwrap_err();
+    keeper.peers_are(peers([1, 2])).unwrap();
+    keeper.keep(1, record(1, 100));
+    keeper.keep(2, record(1, 100));
+    until("all are kept", || (keeper.figures(1).pending, keeper.figures(2).pending) == (2, 1));
+    assert_eq!((keeper.figures(1).dropped, keeper.figures(2).dropped), (0, 0));
     keeper.stop();
 }
 
