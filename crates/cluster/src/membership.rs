@@ -353,7 +353,8 @@ impl Membership {
         next.checked()
     }
 
-    /// With batches at the stages that follow those they have. Where all have moved, the plan is done.
+    /// With batches, each named once, at the stages that follow those they have. Where all have moved, the
+    /// plan is done.
     ///
     /// # Errors
     /// See [`MembershipError`].
@@ -361,7 +362,9 @@ impl Membership {
         let mut next = self.changed();
         let Some(plan) = &mut next.plan else { return Err(MembershipError::NoPlan) };
         for &(number, stage) in batches {
-            let follows = match plan.batches.get(number).map(|batch| batch.stage) {
+            // (No two stages have one epoch: of each, those who do not know it are refused.)
+            let at = plan.batches.get(number).filter(|batch| batch.began < next.epoch).map(|batch| batch.stage);
+            let follows = match at {
                 Some(Stage::Current) => Stage::Copying,
                 Some(Stage::Copying) => Stage::Joint,
                 Some(Stage::Joint) => Stage::Moved,
@@ -557,6 +560,7 @@ mod tests {
         assert_eq!(planned.planned(holders(&[0, 2])), Err(MembershipError::PlanUnderWay));
         assert_eq!(planned.advanced(&[(5, Stage::Joint)]), Err(MembershipError::Stage(5)));
         assert_eq!(planned.advanced(&[(64, Stage::Copying)]), Err(MembershipError::Stage(64)));
+        assert_eq!(planned.advanced(&[(5, Stage::Copying), (5, Stage::Joint)]), Err(MembershipError::Stage(5)));
         assert_eq!(planned.cancelled().expect("taken back").plan(), None);
     }
 

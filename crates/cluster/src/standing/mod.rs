@@ -128,7 +128,7 @@ impl Memory {
     }
 
     /// The numbers of the other members are these from now on. What is remembered of nodes that are none any
-    /// more is forgotten, and so are their doubts.
+    /// more is forgotten. A doubt of theirs stands: nobody else can take it back.
     pub fn members_are(&mut self, members: Vec<u16>) {
         self.remembered.retain(|number, _| members.contains(number));
         self.met.retain(|number, _| members.contains(number));
