@@ -1,5 +1,5 @@
-//! A member of the council: starts, proposes, answers the others, and, while it leads, keeps Raft's
-//! own list of members in step with the document.
+//! A member of the council: starts, answers the others, says where it is; `proposing.rs` proposes, and
+//! `seating.rs`, while it leads, keeps Raft's own list of members in step with the document.
 //!
 //! ```text
 //!  the folder knows its number ───────────────────────────┐
@@ -11,6 +11,9 @@
 //! as a crash would; [`Council::stop`] waits for that. Bounds: one message to each member at a time
 //! by Raft, one proposal by each call. Deliberately absent: a thread. Tested in `tests/`.
 
+mod proposing;
+mod seating;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::path::PathBuf;
@@ -20,39 +23,27 @@ use std::time::Duration;
 
 use koltso_cluster::membership::Membership;
 use koltso_model::NodeId;
-use openraft::error::{ClientWriteError, RaftError};
-use openraft::{ChangeMembers, ServerState, SnapshotPolicy};
+use openraft::error::RaftError;
+use openraft::{ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::document::{Change, Document};
 use crate::machine::{Log, Machine, Published};
-use crate::messages::{Answer, Body, ENTRIES_MAX, Request, checked, fits, read};
+use crate::messages::{Answer, Body, ENTRIES_MAX, Request, checked, read};
 use crate::network::{Peers, identity_of};
-use crate::raft::{Command, Node, Outcome, Proposal, Seat, Snapshot};
+use crate::raft::{AppendResponse, Node, Seat, Snapshot};
 use crate::store::{Owner, SharedStore, Store, StoreError};
 use crate::voters::chosen;
 
-/// A proposal is answered within this time, whatever happens.
-pub const PROPOSE_MAX: Duration = Duration::from_secs(3);
-/// A leader that was asked by another member gives up earlier, so that its answer still arrives.
-const FORWARDED_MAX: Duration = Duration::from_millis(2500);
-/// A proposal waits this long until the document that it led to is applied here, too.
-const FOLLOW_MAX: Duration = Duration::from_secs(1);
+pub use self::proposing::PROPOSE_MAX;
+
 /// How often a member looks whether there is something for it to do.
 const TICK: Duration = Duration::from_millis(100);
-/// A member that is asked whether it is there answers within this time, or counts as absent.
-const PING_MAX: Duration = Duration::from_millis(500);
-/// A member that has left hears of it for so long before nothing is sent to it any more.
-const FAREWELL: Duration = Duration::from_secs(1);
 /// Before a member claims its place again that it could not claim.
 const CLAIM_AGAIN: Duration = Duration::from_millis(500);
-/// Raft's own list changes within this time, or the change is tried again.
-const SEATING_MAX: Duration = Duration::from_secs(3);
-/// A member may lack so many entries and still get a vote.
-const LAG_MAX: u64 = 64;
 /// After so many entries the log is compacted, unless the settings say otherwise.
 pub const COMPACT_AFTER: u64 = 512;
 /// Of so many entries that a snapshot has, one is kept: a member that was away shortly needs no
@@ -197,26 +188,6 @@ pub enum ProposeError {
     /// This council has been stopped, or its disk has failed.
     #[error("the council of this node has stopped: start the node again")]
     Stopped,
-}
-
-/// What came of an attempt of a proposal.
-enum Attempt {
-    Done(Result<Box<Document>, ProposeError>),
-    /// Nothing was changed; another time it may be.
-    Nothing,
-    /// It may have been made.
-    Unknown,
-}
-
-impl Attempt {
-    fn of(outcome: Outcome) -> Self {
-        Self::Done(match outcome {
-            Outcome::Made(document) => Ok(document),
-            Outcome::Behind { epoch } => Err(ProposeError::Behind { epoch }),
-            Outcome::Refused { why } => Err(ProposeError::Refused(why)),
-            Outcome::Nothing => return Self::Unknown,
-        })
-    }
 }
 
 /// When this member last knew of a leader.
@@ -470,89 +441,10 @@ impl Inner {
         }
     }
 
-    // ---- proposals ----
-
-    async fn propose(&self, base: u64, change: Change) -> Result<Arc<Document>, ProposeError> {
-        let deadline = Instant::now() + PROPOSE_MAX;
-        let proposal = Proposal { tag: random_id(), base, change };
-        fits(&proposal).map_err(ProposeError::Refused)?;
-        let mut may_be_made = false;
-        while Instant::now() < deadline {
-            let Some(number) = self.number() else {
-                let is_open = self.peers.store.is_open();
-                return Err(if is_open { ProposeError::NoMajority } else { ProposeError::Stopped });
-            };
-            let attempt = match self.leader() {
-                None if self.is_ended() => {
-                    return Err(if may_be_made { ProposeError::Unknown } else { ProposeError::Stopped });
-                }
-                None if self.led.lock().led.elapsed() > self.patience() => break,
-                None => Attempt::Nothing,
-                Some(leader) if leader == number => self.attempt(proposal.clone(), deadline).await,
-                Some(leader) => self.forward(leader, proposal.clone(), deadline).await,
-            };
-            match attempt {
-                Attempt::Done(Ok(document)) => {
-                    self.follow(document.epoch()).await;
-                    return Ok(Arc::new(*document));
-                }
-                // Whoever is here now has not got what an earlier attempt has sent.
-                Attempt::Done(Err(ProposeError::NoMajority)) if may_be_made => return Err(ProposeError::Unknown),
-                // If an earlier attempt was made, this one would have been known again by its tag;
-                // and if it arrives later, it finds this epoch or another one, and is refused, too.
-                Attempt::Done(Err(error)) => return Err(error),
-                Attempt::Nothing => {}
-                Attempt::Unknown => may_be_made = true,
-            }
-            sleep_until(deadline.min(Instant::now() + TICK / 4)).await;
-        }
-        Err(if may_be_made { ProposeError::Unknown } else { ProposeError::NoMajority })
-    }
-
-    /// Whether Raft has ended, by itself or because it was stopped.
-    fn is_ended(&self) -> bool {
-        let is_running = self.raft.get().is_none_or(|raft| raft.metrics().borrow().running_state.is_ok());
-        !is_running || !self.peers.store.is_open()
-    }
-
-    /// Proposes as the leader.
-    async fn attempt(&self, proposal: Proposal, deadline: Instant) -> Attempt {
-        let Some(raft) = self.raft.get() else { return Attempt::Nothing };
-        match timeout_at(deadline, raft.client_write(Command::Propose(proposal))).await {
-            Ok(Ok(written)) => Attempt::of(written.data),
-            // It may be that it led when it took the proposal, and another leader replaces the
-            // entry, or not.
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Attempt::Unknown,
-            Ok(Err(_)) | Err(_) => Attempt::Unknown,
-        }
-    }
-
-    /// Asks the leader to propose.
-    async fn forward(&self, leader: u16, proposal: Proposal, deadline: Instant) -> Attempt {
-        let limit = deadline.saturating_duration_since(Instant::now());
-        match self.peers.ask(leader, &self.seat_of(leader), Body::Propose(proposal), limit).await {
-            Ok(Answer::Outcome(outcome)) => Attempt::of(*outcome),
-            Ok(Answer::NotLeader) => Attempt::Nothing,
-            Ok(Answer::NoMajority) => Attempt::Done(Err(ProposeError::NoMajority)),
-            Ok(_) => Attempt::Unknown,
-            Err(why) => {
-                tracing::debug!("a proposal was not answered: {why}");
-                Attempt::Unknown
-            }
-        }
-    }
-
     fn seat_of(&self, number: u16) -> Seat {
         let members = self.raft.get().map(|raft| raft.metrics().borrow().membership_config.clone());
         let seat = members.and_then(|members| members.membership().get_node(&number.into()).cloned());
         seat.unwrap_or_default()
-    }
-
-    /// Waits, for a moment, until a document is applied here.
-    async fn follow(&self, epoch: u64) {
-        let mut changes = self.peers.published.subscribe();
-        let applied = changes.wait_for(|document| document.as_ref().is_some_and(|document| document.epoch() >= epoch));
-        drop(timeout(FOLLOW_MAX, applied).await);
     }
 
     // ---- messages ----
@@ -570,33 +462,21 @@ impl Inner {
             Body::Ping => Ok(Answer::Pong),
             Body::Vote(vote) => raft.vote(vote).await.map(Answer::Vote).map_err(|e| stopped(&e)),
             Body::Append(append) => {
-                self.led.lock().heard = Instant::now();
-                raft.append_entries(append).await.map(Answer::Append).map_err(|e| stopped(&e))
+                let answer = raft.append_entries(append).await.map_err(|e| stopped(&e))?;
+                if !matches!(answer, AppendResponse::HigherVote(_)) {
+                    self.led.lock().heard = Instant::now();
+                }
+                Ok(Answer::Append(answer))
             }
             Body::Snapshot { vote, meta, state } => {
-                self.led.lock().heard = Instant::now();
                 let snapshot = Snapshot { meta, snapshot: state };
-                let installed = raft.install_full_snapshot(vote, snapshot).await;
-                installed.map(Answer::Snapshot).map_err(|e| stopped(&e))
+                let answer = raft.install_full_snapshot(vote, snapshot).await.map_err(|e| stopped(&e))?;
+                if answer.vote == vote {
+                    self.led.lock().heard = Instant::now();
+                }
+                Ok(Answer::Snapshot(answer))
             }
             Body::Propose(proposal) => Ok(self.serve_proposal(proposal).await),
-        }
-    }
-
-    async fn serve_proposal(&self, proposal: Proposal) -> Answer {
-        if let Err(why) = fits(&proposal) {
-            return Answer::Outcome(Box::new(Outcome::Refused { why }));
-        }
-        if self.leader().is_none_or(|leader| Some(leader) != self.number()) {
-            let leads = self.raft.get().is_some_and(|raft| raft.metrics().borrow().state == ServerState::Leader);
-            return if leads && self.is_forsaken() { Answer::NoMajority } else { Answer::NotLeader };
-        }
-        match self.attempt(proposal, Instant::now() + FORWARDED_MAX).await {
-            Attempt::Done(Ok(document)) => Answer::Outcome(Box::new(Outcome::Made(document))),
-            Attempt::Done(Err(ProposeError::Behind { epoch })) => Answer::Outcome(Box::new(Outcome::Behind { epoch })),
-            Attempt::Done(Err(ProposeError::Refused(why))) => Answer::Outcome(Box::new(Outcome::Refused { why })),
-            Attempt::Done(Err(_)) | Attempt::Unknown => Answer::Unknown,
-            Attempt::Nothing => Answer::NotLeader,
         }
     }
 
@@ -688,120 +568,6 @@ impl Inner {
                 },
             }
         }
-    }
-
-    // ---- Raft's own members ----
-
-    async fn keep_the_seats(self: Arc<Self>) {
-        let mut changes = self.peers.published.subscribe();
-        // Members that have left, and since when that is known here.
-        let mut leaving: BTreeMap<u64, Instant> = BTreeMap::new();
-        loop {
-            drop(timeout(TICK, changes.changed()).await);
-            let Some(raft) = self.raft.get() else { continue };
-            let leads = self.leader().is_some_and(|leader| Some(leader) == self.number());
-            if !leads {
-                leaving.clear();
-                continue;
-            }
-            match timeout(SEATING_MAX, self.seat_members(raft, &mut leaving)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!("Raft's members stay as they are for now: {error}"),
-                Err(_) => tracing::debug!("Raft's members stay as they are for now: no majority"),
-            }
-        }
-    }
-
-    /// Makes the next change that brings Raft's members to those of the document, if there is one.
-    async fn seat_members(
-        &self,
-        raft: &Node,
-        leaving: &mut BTreeMap<u64, Instant>,
-    ) -> Result<(), RaftError<u64, ClientWriteError<u64, Seat>>> {
-        let Some(document) = self.peers.document() else {
-            if let Some(First { membership, replicas }) = self.first.clone() {
-                let document = Document::founded(random_id(), membership, replicas);
-                raft.client_write(Command::Found(Box::new(document))).await?;
-            }
-            return Ok(());
-        };
-        let metrics = raft.metrics().borrow().clone();
-        let members = metrics.membership_config.membership();
-        let configs = members.get_joint_config();
-        let voters = configs.last().cloned().unwrap_or_default();
-        if configs.len() > 1 {
-            // The leader before this one was lost between the two steps of a change.
-            raft.change_membership(voters, true).await?;
-            return Ok(());
-        }
-        let nodes = document.membership.nodes();
-        if let Some(node) = nodes.iter().find(|node| members.get_node(&node.number.into()).is_none()) {
-            let replica = document.replicas.get(&node.number).cloned().unwrap_or_default();
-            raft.add_learner(node.number.into(), Seat { replica, id: node.id }, false).await?;
-            return Ok(());
-        }
-        let is_member = |id: u64| nodes.iter().any(|node| u64::from(node.number) == id);
-        let gone = members.nodes().map(|(&id, _)| id).filter(|&id| !is_member(id));
-        let now = Instant::now();
-        let gone: BTreeSet<u64> = gone.filter(|&id| leaving.entry(id).or_insert(now).elapsed() >= FAREWELL).collect();
-        // One that has left and still votes, for the time of its farewell, is replaced afterwards.
-        if voters.iter().all(|id| is_member(*id) || gone.contains(id)) {
-            let next = self.next_voters(&document, &voters, &metrics).await;
-            if next != voters {
-                raft.change_membership(next, true).await?;
-                return Ok(());
-            }
-        }
-        let gone: BTreeSet<u64> = gone.into_iter().filter(|id| !voters.contains(id)).collect();
-        if !gone.is_empty() {
-            raft.change_membership(ChangeMembers::RemoveNodes(gone), true).await?;
-        }
-        leaving.retain(|id, _| members.get_node(id).is_some());
-        Ok(())
-    }
-
-    /// Who shall vote. Members are asked first whether they are there: nobody absent gets a vote, and
-    /// nothing changes unless a majority of the next voters is there, since without them the change, and
-    /// all that follows it, would never be decided.
-    async fn next_voters(
-        &self,
-        document: &Document,
-        voters: &BTreeSet<u64>,
-        metrics: &openraft::RaftMetrics<u64, Seat>,
-    ) -> BTreeSet<u64> {
-        let zones: Vec<(u16, &str)> =
-            document.membership.nodes().iter().map(|node| (node.number, &node.zone[..])).collect();
-        let current: BTreeSet<u16> = voters.iter().filter_map(|&id| u16::try_from(id).ok()).collect();
-        let is_up_to_date = |number: u16| {
-            let matching = metrics.replication.as_ref().and_then(|all| all.get(&number.into()).copied().flatten());
-            matching.is_some_and(|id| id.index + LAG_MAX >= metrics.last_log_index.unwrap_or(0))
-        };
-        let wanted = chosen(&zones, &current, is_up_to_date);
-        if wanted == current {
-            return voters.clone();
-        }
-        let asked = zones.iter().map(|&(number, _)| number).filter(|&n| current.contains(&n) || is_up_to_date(n));
-        let present = self.present(asked).await;
-        let next = chosen(&zones, &current, |number| is_up_to_date(number) && present.contains(&number));
-        if next.intersection(&present).count() * 2 <= next.len() {
-            tracing::debug!("the voters stay as they are: no majority of {next:?} is there");
-            return voters.clone();
-        }
-        next.into_iter().map(u64::from).collect()
-    }
-
-    /// Which of these members answer, this one included; all are asked at once.
-    async fn present(&self, numbers: impl Iterator<Item = u16>) -> BTreeSet<u16> {
-        let mut asked = JoinSet::new();
-        for number in numbers {
-            let (peers, seat, is_me) = (self.peers.clone(), self.seat_of(number), self.number() == Some(number));
-            asked.spawn(async move {
-                let is_there =
-                    is_me || matches!(peers.ask(number, &seat, Body::Ping, PING_MAX).await, Ok(Answer::Pong));
-                is_there.then_some(number)
-            });
-        }
-        asked.join_all().await.into_iter().flatten().collect()
     }
 }
 

@@ -230,6 +230,38 @@ fn a_dead_voter_that_is_removed_is_replaced_by_another_member() {
     });
 }
 
+/// What is agreed on goes on, whoever leaves: of {1..5} with two dead, a live one that left votes until
+/// the dead have been removed, or are back.
+#[test]
+fn a_live_voter_that_leaves_while_others_are_dead_costs_no_majority() {
+    run(async {
+        let mut cluster = Cluster::formed(&mut Random::announced("live one leaves"), &[""; 5]).await;
+        let (leader, _) = cluster.leader(&cluster.running()).await;
+        let others: Vec<usize> = (0..5).filter(|&at| at != leader).collect();
+        let (leaves, dead) = (others[0], &others[1..3]);
+        let number = cluster.council(leaves).number().unwrap();
+        let all = cluster.numbers(&[0, 1, 2, 3, 4]);
+        for &at in dead {
+            cluster.kill(at).await;
+        }
+        let stay: Vec<u16> = all.iter().copied().filter(|&other| other != number).collect();
+        cluster.change(leader, Change::Plan { target: stay.clone() }).await;
+        for stage in [Stage::Copying, Stage::Joint, Stage::Moved] {
+            let batches = (0..BATCHES).map(|batch| (batch, stage)).collect();
+            cluster.change(leader, Change::Advance { batches }).await;
+        }
+        cluster.change(leader, Change::Leave { number }).await;
+        sleep(10 * SECOND).await;
+        cluster.change(leader, Change::Pause(true)).await;
+        assert_eq!(cluster.council(leader).voters(), all);
+        for &at in dead {
+            cluster.start(at).await;
+        }
+        cluster.voters(leader, &stay).await;
+        cluster.change(leader, Change::Pause(false)).await;
+    });
+}
+
 #[test]
 fn a_node_joins_while_a_voter_is_dead_and_a_dead_one_gets_no_vote() {
     run(async {
